@@ -1,0 +1,77 @@
+"""Step 2 of the embedded base: encode the training clips once.
+
+    python recipes/embedded/encode.py --vae runs/embedded/vae/vae --out runs/embedded/latents
+
+Writes shards of 256 normalised latents (float16 [256, 32, 5, 8, 8]) with their captions. A shard that is there is kept,
+so the command resumes, and several copies (`--part 0/2`, `--part 1/2`) share the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pusa.embedded.world import render, sample
+
+SHARD = 256
+FIRST_SEED = 1_000_000
+"""The latents' seeds do not overlap those that the autoencoder saw."""
+
+
+def encode(vae: AutoencoderKLWan, clips: np.ndarray) -> Tensor:
+    """uint8 [B, N, H, W, 3] -> normalised latents float32 [B, C, F, h, w]."""
+    x = torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    with torch.no_grad():
+        z = vae.encode(x).latent_dist.mode()
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
+    return (z - mean) / std
+
+
+def load_shards(folder: Path) -> tuple[Tensor, list[str]]:
+    """All latents [N, C, F, h, w] (float16) and captions, in seed order."""
+    latents, captions = [], []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as shard:
+            latents.append(shard.get_tensor("latents"))
+            captions += json.loads(shard.metadata()["captions"])
+    return torch.cat(latents), captions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vae", type=Path, default=Path("runs/embedded/vae/vae"))
+    parser.add_argument("--out", type=Path, default=Path("runs/embedded/latents"))
+    parser.add_argument("--clips", type=int, default=8192)
+    parser.add_argument("--part", default="0/1", help="I/N: this process takes every N-th shard")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    vae = AutoencoderKLWan.from_pretrained(args.vae).eval()
+    args.out.mkdir(parents=True, exist_ok=True)
+    part, parts = map(int, args.part.split("/"))
+    started = time.monotonic()
+    for index in range(part, args.clips // SHARD, parts):
+        path = args.out / f"{index:05d}.safetensors"
+        if path.exists():
+            continue
+        seeds = range(FIRST_SEED + index * SHARD, FIRST_SEED + (index + 1) * SHARD)
+        scenes = [sample(seed) for seed in seeds]
+        latents = [encode(vae, np.stack([render(s) for s in scenes[i : i + 8]])) for i in range(0, SHARD, 8)]
+        partial = path.with_suffix(".partial")
+        captions = json.dumps([s.caption for s in scenes])
+        save_file({"latents": torch.cat(latents).half()}, partial, metadata={"captions": captions})
+        partial.rename(path)
+        print(f"{path.name} {time.monotonic() - started:.0f}s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""One text-to-video model, one timestep per frame: text-to-video, image-to-video, keyframes, extension, transitions.
+
+    pipe = pusa.load("tiny")
+    clip = pipe.generate("a red circle moves right", conditions=[pusa.Image("start.png")])
+    clip.save("circle.mp4")
+
+All of them are the same call with a different `TimestepMatrix`: the noise level of every frame at every step.
+Names load on first use, so that `import pusa` (and `pusa --help`) does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pusa.core.timesteps import TimestepMatrix as TimestepMatrix
+    from pusa.errors import Cancelled as Cancelled
+    from pusa.errors import InputError as InputError
+    from pusa.errors import PusaError as PusaError
+    from pusa.generation.conditions import Clip as Clip
+    from pusa.generation.conditions import Image as Image
+    from pusa.generation.extension import extend as extend
+    from pusa.generation.extension import transition as transition
+    from pusa.generation.pipeline import Pipeline as Pipeline
+    from pusa.generation.pipeline import load as load
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Cancelled": "pusa.errors",
+    "Clip": "pusa.generation.conditions",
+    "Image": "pusa.generation.conditions",
+    "InputError": "pusa.errors",
+    "Pipeline": "pusa.generation.pipeline",
+    "PusaError": "pusa.errors",
+    "TimestepMatrix": "pusa.core.timesteps",
+    "extend": "pusa.generation.extension",
+    "load": "pusa.generation.pipeline",
+    "transition": "pusa.generation.extension",
+}
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pusa' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,95 @@
+"""The command line. One file per verb; a verb's typed signature is its interface.
+
+Verbs are registered by name and imported when they are used, and none of them imports torch at the top of its file, so
+`--help` answers at once. `main` turns every outcome into an exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+from cyclopts.exceptions import UnusedCliTokensError
+
+from pusa import __version__
+from pusa.cli.habits import translate
+from pusa.cli.terminal import Report
+from pusa.errors import PusaError
+
+VERBS = {
+    "generate": "Make a clip from a prompt and from pictures or clips at any frames.",
+    "extend": "Go on with a clip, forwards or backwards.",
+    "transition": "Join two clips with new frames between them.",
+    "demo": "Run every task on real input and write a page that shows them.",
+    "info": "Show versions, the device, and what a model is.",
+}
+
+
+app = App(
+    name="pusa",
+    help="Every frame of a clip has its own timestep: text, images and clips become video with one call.",
+    version=__version__,
+    help_format="plaintext",
+    help_epilogue="""Start with `pusa demo`, or `pusa generate "a red circle moves left on a black background"`.""",
+    suppress_keyboard_interrupt=False,
+)
+for _place, (_verb, _help) in enumerate(VERBS.items()):
+    app.command(f"pusa.cli.{_verb}:{_verb}", help=_help, sort_key=_place, help_epilogue="")
+
+
+def run(tokens: Sequence[str]) -> Report | None:
+    """Run one command line in this process and return what it did; None when it only printed help.
+
+    Raises what went wrong instead of printing it: `PusaError`, or `CycloptsError` for wrong usage.
+    """
+    result: Report | None = app(
+        translate(tokens), exit_on_error=False, print_error=False, result_action="return_value"
+    )
+    return result
+
+
+def main(tokens: Sequence[str] | None = None) -> int:
+    """The console command: run, print, and return the exit code."""
+    tokens = sys.argv[1:] if tokens is None else tokens
+    as_json = "--json" in tokens
+    try:
+        report = run(tokens)
+        if report:
+            report.print(as_json)
+        return 0
+    except BaseException as error:
+        if isinstance(error, SystemExit | GeneratorExit):
+            raise
+        if "--debug" in tokens or os.environ.get("PUSA_DEBUG", "0") not in ("", "0"):
+            import traceback
+
+            traceback.print_exc()
+        sentence, code = explain(error)
+        if as_json:
+            import json
+
+            print(json.dumps({"error": {"message": sentence, "exit_code": code}}, ensure_ascii=False))
+        print(f"pusa: {sentence}", file=sys.stderr)
+        return code
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """An exception as one sentence and an exit code."""
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        extra = " ".join(error.unused_tokens)
+        return f"{extra!r} is one argument too many; a prompt of several words goes in quotes.", 2
+    if isinstance(error, CycloptsError):
+        return str(error), 2
+    if isinstance(error, PusaError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; no file was left half written.", 130
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}.", 1
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory; use fewer --frames, a smaller --size, or close other programs.", 1
+    summary = str(error).strip().splitlines()
+    detail = f"{type(error).__name__}: {summary[0]}" if summary else type(error).__name__
+    return f"{detail} (unexpected: run again with --debug to see where it comes from).", 1

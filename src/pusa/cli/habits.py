@@ -1,0 +1,60 @@
+"""Flags that people type from habit, rewritten to ours before parsing.
+
+The names come from diffusers, the Wan scripts, musubi-tuner, LightX2V and the official Pusa scripts. They stay out of
+`--help`, which shows one name for one thing; `docs/generate.md` lists them. Underscores need no entry: `--negative_prompt`
+and `--negative-prompt` are the same flag anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+SYNONYMS: dict[str, Sequence[str]] = {
+    "--frames": ("--num-frames", "--frame-num", "--video-length"),
+    "--size": ("--resolution",),
+    "--steps": ("--num-inference-steps", "--infer-steps", "--sample-steps", "--sampling-steps"),
+    "--guidance": ("--cfg", "--cfg-scale", "--guidance-scale", "--sample-guide-scale"),
+    "--shift": ("--flow-shift", "--sample-shift", "--sigma-shift", "--discrete-flow-shift"),
+    "--seed": ("--base-seed",),
+    "--solver": ("--sample-solver", "--scheduler"),
+    "--negative-prompt": ("--n-prompt",),
+    "--image": ("--first-image", "--first-frame", "--start-image", "--image-path"),
+    "--last-image": ("--end-image", "--last-frame"),
+    "--video": ("--video-path",),
+    "--count": ("--num-videos", "--num-outputs"),
+    "--model": ("--base-dir", "--t2v-model-dir", "--ckpt-dir", "--model-path"),
+    "--lora": ("--lora-path", "--lora-weight"),
+    "--lora-scale": ("--lora-alpha", "--lora-strength", "--lora-multiplier"),
+    "--out": ("--output", "--output-path", "--output-dir", "--save-file", "-o"),
+}
+OURS = {habit: flag for flag, habits in SYNONYMS.items() for habit in habits}
+
+
+def translate(tokens: Iterable[str]) -> list[str]:
+    """The tokens with habitual flags renamed, and `--width W --height H` joined into `--size WxH`."""
+    renamed: list[str] = []
+    given = iter(tokens)
+    for token in given:
+        if token == "--":
+            renamed += [token, *given]
+            break
+        flag, equals, value = token.partition("=")
+        flag = OURS.get(flag.replace("_", "-"), flag) if flag.startswith("-") else flag
+        renamed.append(flag + equals + value)
+    return _join_size(renamed)
+
+
+def _join_size(tokens: list[str]) -> list[str]:
+    kept: list[str] = []
+    sides: dict[str, str] = {}
+    end = tokens.index("--") if "--" in tokens else len(tokens)
+    given = iter(tokens[:end])
+    for token in given:
+        flag, equals, value = token.partition("=")
+        if flag in ("--width", "--height"):
+            sides[flag] = value if equals else next(given, "?")
+        else:
+            kept.append(token)
+    if sides:
+        kept += ["--size", f"{sides.get('--width', '?')}x{sides.get('--height', '?')}"]
+    return kept + tokens[end:]

@@ -1,0 +1,113 @@
+"""Options that several verbs share, each group a frozen dataclass; their docstrings are the help text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from pusa.cli.arguments import lora, slug
+from pusa.errors import InputError
+
+CONDITIONS = Group.create_ordered("Conditions")
+CLIP = Group.create_ordered("Clip")
+SAMPLING = Group.create_ordered("Sampling")
+MODEL = Group.create_ordered("Model")
+OUTPUT = Group.create_ordered("Output")
+OFFICIAL = Group.create_ordered(
+    "Flags of the official scripts", help="With their meaning there: positions are latent frames, not pixel frames."
+)
+
+Many = Parameter(negative="", show_default=False)
+"""A repeatable option."""
+Switch = Parameter(negative="", show_default=False)
+"""An option without a value."""
+
+
+@Parameter(name="*", group=SAMPLING)
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the sampler walks from noise to clip."""
+
+    steps: int = 10
+    """Sampling steps."""
+    guidance: Annotated[float | None, Parameter(show_default=lambda _: "the model's own")] = None
+    """Classifier-free guidance scale; 1 asks the model once a step instead of twice."""
+    shift: float = 5.0
+    """Timestep shift: higher spends more steps at high noise."""
+    seed: int = 0
+    """The same seed gives the same clip."""
+    negative_prompt: Annotated[str, Parameter(show_default=False)] = ""
+    """What the clip should not show."""
+    solver: Literal["euler", "dpm++2m"] = "euler"
+    """ODE solver."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `Pipeline.generate`."""
+        given = {
+            "steps": self.steps,
+            "shift": self.shift,
+            "seed": self.seed,
+            "negative_prompt": self.negative_prompt,
+            "solver": self.solver,
+        }
+        return given if self.guidance is None else given | {"guidance": self.guidance}
+
+
+@Parameter(name="*", group=MODEL)
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Which networks run."""
+
+    model: str = "tiny"
+    """`tiny` (embedded), `tiny-base` (without its adapter), a diffusers folder, or a hub id."""
+    lora: Annotated[tuple[str, ...], Many, Parameter(name="--lora", metavar="PATH[:SCALE]")] = ()
+    """A LoRA file and its strength, for example `pusa_v1.safetensors:1.4`. Repeatable."""
+    lora_scale: float = 1.0
+    """Strength of every LoRA that names none of its own."""
+
+    def loras(self) -> tuple[tuple[Path, float], ...]:
+        return tuple(lora(text, self.lora_scale) for text in self.lora)
+
+
+@Parameter(name="*", group=OUTPUT)
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where the result goes and how much is said."""
+
+    out: Annotated[Path | None, Parameter(show_default=lambda _: "outputs/<prompt>_<seed>_<WxHxF>.mp4")] = None
+    """An .mp4 file, or a folder that gets the default name."""
+    overwrite: Annotated[bool, Switch] = False
+    """Replace a file that is already there."""
+    json: Annotated[bool, Switch] = False
+    """Print one JSON object on stdout, also for errors."""
+    quiet: Annotated[bool, Switch, Parameter(alias="-q")] = False
+    """Say nothing but the result."""
+    debug: Annotated[bool, Switch] = False
+    """Show the traceback of an error."""
+
+    @property
+    def talkative(self) -> bool:
+        return not (self.quiet or self.json)
+
+    def check(self) -> None:
+        """Refuse an --out that cannot be a clip, before any work is done."""
+        if self.out is None or self.out.is_dir() or self.out.suffix == "":
+            return
+        if self.out.suffix.lower() != ".mp4":
+            raise InputError(f"--out {self.out}: clips are written as .mp4; use {self.out.with_suffix('.mp4')}.")
+        self.free(self.out)
+
+    def path(self, prompt: str, seed: int, frames: int, width: int, height: int, *, one_of: int = 1) -> Path:
+        """The file for one clip; with several clips of one --out the seed joins the name."""
+        out = self.out or Path("outputs")
+        if out.suffix.lower() != ".mp4" or out.is_dir():
+            return self.free(out / f"{slug(prompt)}_{seed}_{width}x{height}x{frames}.mp4")
+        return self.free(out if one_of == 1 else out.with_stem(f"{out.stem}_{seed}"))
+
+    def free(self, path: Path) -> Path:
+        if path.exists() and not self.overwrite:
+            raise InputError(f"{path} exists already; give --overwrite to replace it, or another --out.")
+        return path

@@ -1,0 +1,95 @@
+"""What a verb says: notes and a progress bar on stderr, its result on stdout.
+
+stdout carries only the result (the path of each clip, or one JSON object), so that a script can read it; everything
+meant for eyes goes to stderr, and the bar only when stderr is a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pusa.core.sampler import Step
+    from pusa.generation import Clip
+
+
+@dataclass
+class Report:
+    """What a verb did: `record` for `--json`, `text` for people, and the clips for callers in the same process."""
+
+    record: dict[str, Any]
+    text: str = ""
+    clips: list[Clip] = field(default_factory=list)
+
+    def print(self, as_json: bool) -> None:
+        if as_json:
+            print(json.dumps(self.record, ensure_ascii=False))
+        elif self.text:
+            print(self.text)
+
+
+class Terminal:
+    """The person's side of a run; `talkative` is False under --quiet and --json."""
+
+    def __init__(self, talkative: bool) -> None:
+        self.talkative = talkative
+        self.drawing = talkative and sys.stderr.isatty()
+
+    def note(self, text: str) -> None:
+        """One line on stderr."""
+        if self.talkative:
+            print(text, file=sys.stderr)
+
+    @contextmanager
+    def status(self, text: str) -> Iterator[None]:
+        """A spinner beside `text` while something without steps runs."""
+        if not self.drawing:
+            yield
+            return
+        with _console().status(f"[dim]{text}[/]"):
+            yield
+
+    @contextmanager
+    def steps(self, text: str) -> Iterator[Callable[[Step], None]]:
+        """A progress bar; yields the sampler's callback. It appears with the first step, as the total is known then."""
+        if not self.drawing:
+            yield lambda step: None
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=32),
+            MofNCompleteColumn(),
+            TextColumn("[dim]{task.fields[pace]}[/]"),
+        )
+        with Progress(*columns, console=_console(), transient=True) as progress:
+            task = progress.add_task(text, total=None, pace="")
+            started = time.perf_counter()
+
+            def advance(step: Step) -> None:
+                done = step.index + 1
+                seconds = (time.perf_counter() - started) / done
+                progress.update(task, completed=done, total=step.steps, pace=pace(seconds, step.steps - done))
+
+            yield advance
+
+
+def pace(seconds: float, left: int) -> str:
+    """Speed and time left, in the unit that reads well: `3.4 steps/s, 0:02 left` or `12.1 s/step, 4:50 left`."""
+    speed = f"{1 / seconds:.1f} steps/s" if 0 < seconds < 1 else f"{seconds:.1f} s/step"
+    minutes, rest = divmod(round(seconds * left), 60)
+    return f"{speed}, {minutes}:{rest:02d} left" if left else speed
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True)

@@ -1,0 +1,26 @@
+"""The method, on torch alone. Read in this order: sigmas, timesteps, schedules, objectives, sampler.
+
+matrix = schedules.conditioned(schedules.synchronous(sigmas.grid(10), frames=21), {0: 0.0})
+clip = sample(velocity, latents, matrix, context)
+"""
+
+from __future__ import annotations
+
+from pusa.core import objectives, schedules, sigmas
+from pusa.core.objectives import Velocity, flow_matching_loss, interpolate
+from pusa.core.sampler import Step, add_noise, guided, sample
+from pusa.core.timesteps import TimestepMatrix
+
+__all__ = [
+    "Step",
+    "TimestepMatrix",
+    "Velocity",
+    "add_noise",
+    "flow_matching_loss",
+    "guided",
+    "interpolate",
+    "objectives",
+    "sample",
+    "schedules",
+    "sigmas",
+]

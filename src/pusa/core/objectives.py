@@ -1,0 +1,113 @@
+"""Frame-aware flow matching (arXiv 2507.16116, eq. 5–11): the path, its velocity and the training loss.
+
+Every frame f of a clip has its own level σ_f, and the straight path between data and noise is taken frame by frame:
+
+    x_σ = (1 − σ) ⊙ x0 + σ ⊙ ε            dx/dσ = ε − x0            L = E ‖v(x_σ, σ) − (ε − x0)‖²
+
+The target does not depend on σ, so one network can be asked about any combination of levels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pusa.core.sigmas import grid
+from pusa.errors import InputError
+
+Velocity = Callable[[Tensor, Tensor, Any], Tensor]
+"""velocity(latents [B, C, F, H, W], sigma float32 [B, F], context) -> [B, C, F, H, W], the prediction of ε − x0."""
+
+
+def per_frame(values: Tensor) -> Tensor:
+    """[B, F] -> [B, 1, F, 1, 1], ready to multiply latents."""
+    return values[:, None, :, None, None]
+
+
+def interpolate(x0: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
+    """The point (1 − σ) x0 + σ ε of the path, eq. 7. x0, noise: [B, C, F, H, W]; sigma: [B, F] or one number.
+
+    Computed in float32 at least and returned in the dtype of x0. Frames with σ = 0 come back bit-identical.
+    """
+    batch, _, frames = _check_latents(x0, noise)
+    exact = torch.promote_types(x0.dtype, torch.float32)
+    level = torch.as_tensor(sigma, device=x0.device)
+    if level.shape not in ((), (batch, frames)):
+        raise InputError(
+            f"sigma has shape {list(level.shape)}; give one number or one per clip and frame, {[batch, frames]}"
+        )
+    if not ((level >= 0) & (level <= 1)).all():
+        raise InputError("sigma holds a value outside [0, 1]; 0 is clean and 1 is pure noise")
+    wide = per_frame(level.to(exact).expand(batch, frames))
+    mixed = (1 - wide) * x0.to(exact) + wide * noise.to(exact)
+    return torch.where(wide == 0, x0, mixed.to(x0.dtype))
+
+
+def flow_matching_loss(
+    velocity: Velocity,
+    x0: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    context: Any = None,
+    *,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """The frame-aware flow-matching loss of eq. 10, a float32 scalar.
+
+    Args:
+        velocity: the model. It gets x_σ in the dtype of x0, σ in float32 and `context`.
+        x0, noise: [B, C, F, H, W].
+        sigma: [B, F], one level per clip and frame.
+        mask: bool [B, F], the frames that are learnt (default all). The rest are seen but have no loss and no gradient.
+        weight: [B, F], multiplies each frame's mean squared error; see `WEIGHTINGS`.
+
+    The mean runs over the learnt frames; the weights are not normalised again.
+    """
+    batch, _, frames = _check_latents(x0, noise)
+    for name, values in (("sigma", sigma), ("mask", mask), ("weight", weight)):
+        if values is not None and values.shape != (batch, frames):
+            raise InputError(
+                f"{name} has shape {list(values.shape)}; give one value per clip and frame, {[batch, frames]}"
+            )
+    error = velocity(interpolate(x0, noise, sigma), sigma.float(), context).float() - (noise.float() - x0.float())
+    learnt = torch.ones_like(sigma, dtype=torch.bool) if mask is None else mask
+    if not learnt.any():
+        raise InputError("the mask leaves no frame to learn; mark at least one as True")
+    loss = torch.where(per_frame(learnt), error, 0).square().mean(dim=(1, 3, 4))
+    if weight is not None:
+        loss = loss * weight.float()
+    return loss.sum() / learnt.sum()
+
+
+def no_weight(sigma: Tensor) -> Tensor:
+    """1 for every frame: the paper's objective."""
+    return torch.ones_like(sigma)
+
+
+def bell(sigma: Tensor, shift: float = 5.0) -> Tensor:
+    """A bell over σ for each frame, float [B, F]: 0 at both ends, highest at ½, mean 1 over `grid(1000, shift)`."""
+    levels = grid(1000, shift)[:-1]
+    return _bump(sigma) / float(_bump(levels).mean())
+
+
+def bell_of_clip(sigma: Tensor) -> Tensor:
+    """As the official code: the bell, averaged over a clip's frames, weighs the clip as a whole, MSE · mean_f w."""
+    return bell(sigma).mean(dim=1, keepdim=True).expand_as(sigma)
+
+
+WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {"none": no_weight, "bell": bell, "official": bell_of_clip}
+
+
+def _bump(sigma: Tensor) -> Tensor:
+    return torch.exp(-2 * (sigma - 0.5).square()) - math.exp(-0.5)
+
+
+def _check_latents(x0: Tensor, noise: Tensor) -> tuple[int, int, int]:
+    if x0.ndim != 5 or noise.shape != x0.shape:
+        raise InputError(f"latents {list(x0.shape)} and noise {list(noise.shape)} must both be [B, C, F, H, W]")
+    return x0.shape[0], x0.shape[1], x0.shape[2]

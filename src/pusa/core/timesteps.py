@@ -1,0 +1,192 @@
+"""The central type: which noise level every latent frame carries at every step of a sampling run.
+
+A usual video sampler walks one list of noise levels. Here the list is a matrix with a column per latent frame, the
+vectorized timestep variable of arXiv 2507.16116 laid out over time, and a task is a pattern in it: a column of zeros is
+a given frame, a slanted band is a rolling window. `schedules` builds matrices, `sampler` walks them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pusa.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class TimestepMatrix:
+    """Noise levels for S steps and F latent frames; validated when made, then constant.
+
+    Attributes:
+        state: float64 [S + 1, F], the σ ∈ [0, 1] each frame carries before step s; the last row is what comes out.
+        told: float64 [S, F], the σ the model is told; equal to `state[:-1]` unless a method hides noise from it.
+        visible: bool [S, F], the frames that are in the sequence at step s. A hidden frame cannot change.
+        renoise: bool [S], how step s moves: False along the ODE, x + (σ' − σ) v; True by predicting x0 and adding
+            fresh noise up to σ', as few-step distilled models do.
+
+    A frame whose σ is the same in two consecutive rows is held: that step leaves it bit-identical. Rows may also rise.
+    """
+
+    state: Tensor
+    told: Tensor
+    visible: Tensor
+    renoise: Tensor
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            kind = torch.float64 if field.name in ("state", "told") else torch.bool
+            values = getattr(self, field.name).detach().to("cpu", kind, copy=True)
+            object.__setattr__(self, field.name, values)
+        self._check_shapes()
+        for name in ("state", "told"):
+            values = getattr(self, name)
+            if at := _first(~((values >= 0) & (values <= 1))):
+                raise InputError(f"{name} is {values[at]:g} at {_place(*at)}; noise levels lie between 0 and 1")
+        if at := _first(self.moves & ~self.visible):
+            raise InputError(f"a frame changes while it is hidden, at {_place(*at)}; make it visible there or hold it")
+        if at := _first(~self.visible.any(dim=1)):
+            raise InputError(f"no frame is visible at step {at[0]}; leave that step out")
+        if at := _first(~self.visible.any(dim=0)):
+            raise InputError(f"frame {at[0]} is never visible; show it in at least one step or leave it out")
+
+    def _check_shapes(self) -> None:
+        if self.state.ndim != 2 or self.state.shape[0] < 2 or self.state.shape[1] < 1:
+            raise InputError(
+                f"state has shape {list(self.state.shape)}; it needs a column per latent frame and a row before each "
+                "step and after the last, [S + 1, F] with S and F at least 1"
+            )
+        steps, frames = self.state.shape[0] - 1, self.state.shape[1]
+        for name, needed in (("told", [steps, frames]), ("visible", [steps, frames]), ("renoise", [steps])):
+            if (shape := list(getattr(self, name).shape)) != needed:
+                raise InputError(f"{name} has shape {shape}; beside a state of {steps + 1} rows it must be {needed}")
+
+    @classmethod
+    def from_state(
+        cls,
+        state: Tensor,
+        told: Tensor | None = None,
+        visible: Tensor | None = None,
+        renoise: Tensor | None = None,
+    ) -> TimestepMatrix:
+        """A matrix from the σ that the frames carry, [S + 1, F]; by default told the truth, all visible, all ODE."""
+        rows = state[:-1] if state.ndim else state
+        return cls(
+            state=state,
+            told=rows if told is None else told,
+            visible=torch.ones_like(rows, dtype=torch.bool) if visible is None else visible,
+            renoise=torch.zeros(rows.shape[:1], dtype=torch.bool) if renoise is None else renoise,
+        )
+
+    @property
+    def steps(self) -> int:
+        """S, the number of steps: the model runs once (or twice, with guidance) in each."""
+        return self.told.shape[0]
+
+    @property
+    def frames(self) -> int:
+        """F, the number of latent frames."""
+        return self.told.shape[1]
+
+    @property
+    def moves(self) -> Tensor:
+        """bool [S, F]: the frames that step s changes."""
+        return self.state[1:] != self.state[:-1]
+
+    @property
+    def master(self) -> Tensor:
+        """float64 [S]: one σ for the whole step, the largest that a visible frame is told.
+
+        Models that switch experts at a boundary (Wan2.2: high noise from σ = 0.875 up) decide by this number.
+        """
+        return torch.where(self.visible, self.told, 0).amax(dim=1)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TimestepMatrix):
+            return NotImplemented
+        return all(torch.equal(getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, ready for JSON; a field that says only what `from_state` would assume is left out."""
+        plain = TimestepMatrix.from_state(self.state)
+        return {
+            field.name: getattr(self, field.name).tolist()
+            for field in fields(self)
+            if field.name == "state" or not torch.equal(getattr(self, field.name), getattr(plain, field.name))
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TimestepMatrix:
+        """The matrix that `to_dict` wrote, exactly."""
+        known = {field.name for field in fields(cls)}
+        if "state" not in data or not set(data) <= known:
+            raise InputError(
+                f"a timestep matrix has 'state' and may have {sorted(known - {'state'})}; got {list(data)}"
+            )
+        try:
+            arrays = {name: torch.tensor(rows, dtype=torch.float64) for name, rows in data.items()}
+        except (TypeError, ValueError) as error:
+            raise InputError(f"a timestep matrix is made of rows of numbers of equal length: {error}") from error
+        return cls.from_state(**arrays)
+
+    def __str__(self) -> str:
+        """A table of noise levels; equal neighbouring frames share a column."""
+        first = [f for f in range(self.frames) if f == 0 or not self._same_column(f - 1, f)]
+        spans = list(zip(first, [f - 1 for f in first[1:]] + [self.frames - 1], strict=True))
+        heads = [f"f{a}" if a == b else f"f{a}-{b}" for a, b in spans]
+        lines = [
+            [f"{s}{'~' if self.renoise[s] else ''}", *(self._cell(s, f) for f in first)] for s in range(self.steps)
+        ]
+        if len(lines) > 16:
+            lines[8:-8] = [["..."] * (len(first) + 1)]
+        lines = [["step", *heads], *lines, ["out", *(f"{self.state[-1, f]:.3f}" for f in first)]]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(heads) + 1)]
+        table = ["  ".join(text.rjust(w) for text, w in zip(line, widths, strict=True)) for line in lines]
+        legend = "(.) hidden, carried/told, ~ predict and re-noise"
+        return "\n".join([f"TimestepMatrix of {self.steps} steps and {self.frames} frames; {legend}", *table])
+
+    def _same_column(self, a: int, b: int) -> bool:
+        return all(torch.equal(x[:, a], x[:, b]) for x in (self.state, self.told, self.visible))
+
+    def _cell(self, s: int, f: int) -> str:
+        if not self.visible[s, f]:
+            return "."
+        carried, told = f"{self.state[s, f]:.3f}", f"{self.told[s, f]:.3f}"
+        return carried if self.state[s, f] == self.told[s, f] else f"{carried}/{told}"
+
+    def image(self, cell: int = 16) -> Tensor:
+        """A heat map, uint8 [S·cell, F·cell, 3]: a row per step, a column per frame, pale clean and dark noisy.
+
+        Hidden frames are grey. Where the model is told something else, the middle of the cell has the told colour.
+        """
+        if cell < 4:
+            raise InputError(f"cell is {cell} pixels; give at least 4")
+        outer, middle = _colour(self.state[:-1]), _colour(self.told)
+        for picture in (outer, middle):
+            picture[~self.visible] = 0.82
+        along = torch.arange(cell)
+        inside, edge = (along >= cell // 4) & (along < cell - cell // 4), along == cell - 1
+        big, big_middle = (x.repeat_interleave(cell, 0).repeat_interleave(cell, 1) for x in (outer, middle))
+        at = inside.repeat(self.steps)[:, None] & inside.repeat(self.frames)
+        big[at] = big_middle[at]
+        big[edge.repeat(self.steps)[:, None] | edge.repeat(self.frames)] = 1.0
+        return (big * 255).round().to(torch.uint8)
+
+
+def _first(mistakes: Tensor) -> tuple[int, ...] | None:
+    found = mistakes.nonzero()
+    return tuple(found[0].tolist()) if len(found) else None
+
+
+def _place(step: int, frame: int) -> str:
+    return f"step {step}, frame {frame}"
+
+
+def _colour(sigma: Tensor) -> Tensor:
+    anchors = torch.tensor([[0.99, 0.95, 0.83], [0.93, 0.47, 0.36], [0.17, 0.10, 0.34]], dtype=torch.float64)
+    below = (sigma * 2).floor().clamp(max=1)
+    part = (sigma * 2 - below)[..., None]
+    index = below.long()
+    return anchors[index] * (1 - part) + anchors[index + 1] * part

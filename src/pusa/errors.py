@@ -1,0 +1,25 @@
+"""One family of exceptions, each saying in one sentence what is wrong, where, and what to do.
+
+Messages are written for the person at the keyboard: the command line prints them bare, without a traceback, and exits
+with the `exit_code` of the class.
+"""
+
+from __future__ import annotations
+
+
+class PusaError(Exception):
+    """Something failed that the user may need to know about (a full disk, a read-only folder)."""
+
+    exit_code = 1
+
+
+class InputError(PusaError, ValueError):
+    """What the user gave is wrong; the message says which thing, why, and what would be accepted."""
+
+    exit_code = 2
+
+
+class Cancelled(PusaError):
+    """A callback asked to stop."""
+
+    exit_code = 130

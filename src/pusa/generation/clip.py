@@ -1,0 +1,119 @@
+"""A generated clip: its frames, the latents they were decoded from, and the recipe that makes it again.
+
+Saved, it is three files of one stem: `clip.mp4`, `clip.json` (the recipe) and `clip.latents.safetensors`. A later
+extension or transition starts from those latents, so no decode-encode round trip shifts the colours; they carry hashes
+of the video and of the autoencoder, so that latents which no longer belong to the video are never used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pusa.core.timesteps import TimestepMatrix
+from pusa.errors import InputError
+from pusa.media import Frames, replacing, write_json, write_video
+from pusa.models.lora import sha256
+
+
+@dataclass(eq=False)
+class GeneratedClip:
+    """What `Pipeline.generate` returns.
+
+    Attributes:
+        frames: uint8 [N, H, W, 3].
+        latents: float32 [1, C, F, h, w] on the CPU, normalised, N = 4(F-1)+1.
+        fps: frames per second.
+        matrix: the timestep matrix that was walked; of an extension or transition, that of the sampled window.
+        recipe: JSON-able, everything that `regenerate` needs.
+        prompt: the text it was made from.
+        saved: the path and hashes of the files it was saved to last, or None.
+    """
+
+    frames: Frames
+    latents: Tensor
+    fps: float
+    matrix: TimestepMatrix
+    recipe: dict[str, Any]
+    prompt: str
+    saved: dict[str, str] | None = None
+
+    def save(self, path: str | Path) -> Path:
+        """Write the mp4 at `path`, its recipe (.json) and its latents (.latents.safetensors) beside it; return `path`.
+
+        All three are finished before the first takes its place. Missing folders are made. Raises InputError for a name
+        that does not end in .mp4, a read-only folder or a full disk.
+        """
+        path = Path(path)
+        if path.suffix != ".mp4":
+            raise InputError(f"A clip cannot be saved to {path}: the name must end in .mp4.")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"A clip cannot be saved to {path}: {error.strerror}; write elsewhere.") from error
+        with (
+            replacing(path) as video,
+            replacing(latents_path(path)) as latents,
+            replacing(path.with_suffix(".json")) as recipe,
+        ):
+            write_video(video, self.frames, self.fps)
+            hashes = {"sha256": sha256(video)}
+            content = {"format": "pt", "video_sha256": hashes["sha256"], "vae": self.recipe["model"]["vae"]}
+            save_file({"latents": self.latents.contiguous()}, str(latents), metadata=content)
+            hashes["latents_sha256"] = sha256(latents)
+            size = [self.frames.shape[2], self.frames.shape[1]]
+            write_json(recipe, {**self.recipe, "result": {"frames": len(self.frames), "size": size, **hashes}})
+        self.saved = {"path": str(path.resolve()), **hashes}
+        return path
+
+
+def latents_path(video: Path) -> Path:
+    """Where the latents of a saved clip lie."""
+    return video.with_suffix(".latents.safetensors")
+
+
+def kept_latents(video: Path, vae: AutoencoderKLWan) -> Tensor | None:
+    """The latents saved with a clip, float32 [1, C, F, h, w]; None when there are none or they are another autoencoder's.
+
+    Latents that belong to an earlier version of the video are not used, and a UserWarning says so. InputError when the
+    file is damaged.
+    """
+    path = latents_path(video)
+    if not video.is_file() or not path.is_file():
+        return None
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata = file.metadata() or {}
+            latents: Tensor = file.get_tensor("latents")
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} is damaged ({reason}); delete it to work from the pixels of {video.name}.") from error
+    if metadata.get("vae") != vae_fingerprint(vae):
+        return None
+    if metadata.get("video_sha256") != sha256(video):
+        warnings.warn(
+            f"{video} has changed since {path.name} was written, so its pixels are used; delete the latents to hear no "
+            "more of it.",
+            stacklevel=3,
+        )
+        return None
+    return latents
+
+
+def vae_fingerprint(vae: AutoencoderKLWan) -> str:
+    """A short hash that tells autoencoders apart: config and outer convolutions."""
+    config = {key: value for key, value in vae.config.items() if not key.startswith("_")}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for layer in (vae.encoder.conv_in, vae.quant_conv, vae.post_quant_conv, vae.decoder.conv_out):
+        digest.update(layer.weight.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
