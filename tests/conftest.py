@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -23,7 +26,7 @@ PROMPTS = (
 
 
 def build_tiny(folder: Path) -> Path:
-    """Write a random text-to-video pipeline (5 slots of 4x4 latents for 17 frames of 32x32) that stock diffusers loads."""
+    """Write a random text-to-video pipeline (17 frames of 32x32 pixels are 5 slots of 4x4 latents)."""
     import torch
     from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -89,3 +92,21 @@ def tiny_pipe(tiny_folder: Path) -> Pipeline:
     from pusa.generation.pipeline import load
 
     return load(str(tiny_folder), device="cpu")
+
+
+@pytest.fixture
+def noise_frames() -> Callable[..., NDArray[np.uint8]]:
+    """noise_frames(count, seed=0, size=(32, 32)) -> uint8 [count, H, W, 3]: smooth random colours, slowly changing."""
+
+    def make(count: int, seed: int = 0, size: tuple[int, int] = (32, 32)) -> NDArray[np.uint8]:
+        rng = np.random.default_rng(seed)
+        corners = rng.integers(0, 256, (2, 2, 2, 3))
+        t, y, x = (np.linspace(0, 1, n) for n in (count, size[1], size[0]))
+        for along, axis in ((t, 0), (y, 1), (x, 2)):
+            first, last = np.take(corners, [0], axis), np.take(corners, [1], axis)
+            shape = [1, 1, 1, 1]
+            shape[axis] = -1
+            corners = first + (last - first) * along.reshape(shape)
+        return corners.round().astype(np.uint8)
+
+    return make

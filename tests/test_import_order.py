@@ -1,4 +1,4 @@
-"""The rooms of docs/architecture.md from the ground up: a file imports only from its own room and from rooms before it."""
+"""The rooms of docs/architecture.md from the ground up: a file imports from its own room and from those before it."""
 
 from __future__ import annotations
 

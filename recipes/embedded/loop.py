@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from muon import Muon
 from torch import Tensor, nn
 
 
@@ -50,18 +51,25 @@ def train(
     warmup: int = 100,
     ema_decay: float = 0.998,
     weight_decay: float = 0.0,
+    muon: Callable[[str], bool] = lambda name: False,
+    muon_lr: float = 0.02,
     save_every: int = 100,
     after_save: Callable[[int, dict[str, Tensor]], None] | None = None,
 ) -> dict[str, Tensor]:
     """Minimise `loss(step, generator)` for `steps` and return the exponential moving average of the trained weights.
 
     `out` gets `state.pt` (weights, average, optimiser, step) and `log.jsonl` (step, loss, lr, seconds of work so far).
+    The weight matrices whose names `muon` accepts are trained by Muon at `muon_lr`, the rest by AdamW at `lr`.
     `after_save(step, average)` runs at each checkpoint.
     """
     out.mkdir(parents=True, exist_ok=True)
     trained = set(map(id, parameters if parameters is not None else model.parameters()))
     named = {n: p for n, p in model.named_parameters() if id(p) in trained}
-    optimiser = torch.optim.AdamW(named.values(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
+    hidden = [p for n, p in named.items() if muon(n) and p.ndim >= 2]
+    others = [p for n, p in named.items() if not (muon(n) and p.ndim >= 2)]
+    optimisers: list[torch.optim.Optimizer] = [Muon(hidden, muon_lr)] if hidden else []
+    optimisers.append(torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay))
+    peaks = [optimiser.param_groups[0]["lr"] for optimiser in optimisers]
     average = {n: p.detach().clone() for n, p in named.items()}
     first, elapsed = 0, 0.0
     state_path = out / "state.pt"
@@ -72,19 +80,21 @@ def train(
             for n, p in named.items():
                 p.copy_(state["weights"][n])
         average = state["average"]
-        optimiser.load_state_dict(state["optimiser"])
+        for optimiser, values in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(values)
         print(f"{out.name}: resuming at step {first} of {steps}", flush=True)
     log = (out / "log.jsonl").open("a")
     started, running = time.monotonic() - elapsed, None
     for step in range(first, steps):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, lr, warmup)
+        for optimiser, peak in zip(optimisers, peaks, strict=True):
+            optimiser.param_groups[0]["lr"] = learning_rate(step, steps, peak, warmup)
         value = loss(step, generator(seed, step))
         value.backward()
         norm = nn.utils.clip_grad_norm_(named.values(), 1.0)
-        if torch.isfinite(norm):
-            optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        for optimiser in optimisers:
+            if torch.isfinite(norm):
+                optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         with torch.no_grad():
             decay = min(ema_decay, (step + 1) / (step + 10))
             for n, p in named.items():
@@ -100,7 +110,7 @@ def train(
         if (step + 1) % save_every == 0 or step == steps - 1:
             weights = {n: p.detach() for n, p in named.items()}
             state = {"step": step + 1, "elapsed": elapsed, "weights": weights, "average": average}
-            save_atomic(state | {"optimiser": optimiser.state_dict()}, state_path)
+            save_atomic(state | {"optimisers": [o.state_dict() for o in optimisers]}, state_path)
             if after_save is not None:
                 after_save(step + 1, average)
     return average

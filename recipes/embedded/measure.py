@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from pusa.core import sampler, schedules, sigmas
 from pusa.embedded import judge, world
-from pusa.models import checkpoints, latents
+from pusa.models import checkpoints, latents, lora
 
 STEPS, GUIDANCE, SHIFT = 20, 3.0, 3.0
 BATCH = 16
@@ -151,15 +152,48 @@ def measure(model: Model, plain: Model, count: int) -> dict[str, object]:
     return numbers
 
 
+def curve(adapters: Sequence[Path], count: int) -> list[dict[str, float]]:
+    """Image-to-video and text-to-video after each adapter checkpoint, and before the first."""
+    scenes = [world.sample(seed, "heldout", "shape") for seed in range(count)]
+    truth, captions = [world.render(s) for s in scenes], [s.caption for s in scenes]
+    points = []
+    for path in [None, *adapters]:
+        model = Model("tiny-base")
+        samples = 0
+        if path is not None:
+            lora.load(model.parts.transformer, path, name="pusa")
+            with safe_open(path, "pt") as file:
+                samples = int(file.metadata()["samples"])
+        z = model.encode(truth)
+        clips = model.decode(model.sample(captions, z, [0]))
+        plain = model.decode(model.sample(captions))
+        points.append(
+            {
+                "samples": samples,
+                "i2v_db": mean_psnr(clips, truth, slice(1, None)),
+                "i2v_motion": rates(clips, scenes)["motion"],
+                "t2v_motion": rates(plain, scenes)["motion"],
+            }
+        )
+        print(json.dumps(points[-1]), flush=True)
+    return points
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--base", default="tiny-base")
     parser.add_argument("--clips", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("runs/embedded/numbers.json"))
+    parser.add_argument("--curve", type=Path, nargs="*", help="adapter files: measure these instead, as a curve")
+    parser.add_argument("--out", type=Path, help="default runs/embedded/numbers.json, or curve.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.curve:
+        out = args.out or Path("runs/embedded/curve.json")
+        out.write_text(json.dumps(curve(args.curve, args.clips), indent=2) + "\n")
+        return
+    args.out = args.out or Path("runs/embedded/numbers.json")
     numbers = measure(Model(args.model), Model(args.base), args.clips)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(numbers, indent=2) + "\n")

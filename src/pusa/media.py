@@ -90,7 +90,7 @@ def read_image(path: str | Path) -> Image:
         try:
             return to_rgb(picture)
         except InputError as error:
-            raise InputError(f"{path} {error}") from error
+            raise InputError(f"{path}: {error}") from error
         except Exception as error:
             raise _unreadable(path, "picture", error) from error
 
@@ -100,11 +100,11 @@ def to_rgb(picture: PILImage.Image) -> Image:
     picture.load()
     picture = ImageOps.exif_transpose(picture)
     if picture.mode == "F":
-        raise InputError("stores floating-point pixels, whose range is unknown; convert it to 8 or 16 bits")
+        raise InputError("the picture stores floating-point pixels, whose range is unknown; convert it to 8 or 16 bits")
     if picture.mode.startswith("I"):
         grey = np.asarray(picture).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65_535:
-            raise InputError("stores 32-bit pixels, whose range is unknown; convert it to 8 or 16 bits")
+            raise InputError("the picture stores 32-bit pixels, whose range is unknown; convert it to 8 or 16 bits")
         return np.repeat(((grey + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
     if picture.has_transparency_data:
         return _over_white(np.asarray(picture.convert("RGBA")))
@@ -146,7 +146,7 @@ def read_video(path: str | Path, fps: float | None = None) -> tuple[Frames, floa
 
 def _decode(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
     """All frames, their times in seconds (ascending) and the rate that the file states (0 if none)."""
-    with av.open(str(path)) as container:
+    with av.open(_plain(path)) as container:
         if _holds_a_picture(container):
             raise InputError(f"{path} is a picture where a video is needed; give it as an image")
         if container.format.name in _TEXT_DEMUXERS:
@@ -222,9 +222,14 @@ def _existing_file(path: str | Path) -> Path:
     return path
 
 
+def _plain(path: Path) -> str:
+    """A name that FFmpeg cannot take for an address, as it would `12:30.mp4`."""
+    return str(path.absolute())
+
+
 def _is_video(path: Path) -> bool:
     try:
-        with av.open(str(path)) as container:
+        with av.open(_plain(path)) as container:
             return not _holds_a_picture(container) and container.format.name not in _TEXT_DEMUXERS
     except (av.FFmpegError, LookupError, ValueError):
         return False
@@ -384,7 +389,7 @@ def write_video(path: str | Path, frames: Frames, fps: float, *, crf: int = 12) 
     rate = Fraction(fps).limit_denominator(1001)
     with (
         replacing(path) as part,
-        av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+        av.open(_plain(part), "w", format="mp4", options={"movflags": "+faststart"}) as container,
     ):
         stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf), "threads": "1"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -399,7 +404,7 @@ def write_video(path: str | Path, frames: Frames, fps: float, *, crf: int = 12) 
 
 
 def _to_yuv420p(picture: Image) -> NDArray[np.uint8]:
-    """BT.709 limited range, planes below one another [3H/2, W]; chroma sits between rows, on even columns (as H.264)."""
+    """BT.709 limited range, planes below one another [3H/2, W]; chroma between rows, on even columns (as in H.264)."""
     r, g, b = (picture[..., i].astype(np.float32) / 255 for i in range(3))
     luma = 0.2126 * r + 0.7152 * g + 0.0722 * b
     planes = [16 + 219 * luma]
@@ -408,7 +413,7 @@ def _to_yuv420p(picture: Image) -> NDArray[np.uint8]:
         left = np.concatenate([rows[:, :1], rows[:, 1:-1:2]], axis=1)
         planes.append(0.25 * left + 0.5 * rows[:, ::2] + 0.25 * rows[:, 1::2])
     flat = np.concatenate([plane.ravel() for plane in planes])
-    return np.rint(flat).astype(np.uint8).reshape(-1, picture.shape[1])
+    return np.asarray(np.rint(flat), np.uint8).reshape(-1, picture.shape[1])
 
 
 def write_image(path: str | Path, image: Image) -> None:

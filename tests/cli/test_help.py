@@ -1,6 +1,7 @@
 """The help of every verb is frozen in tests/cli/help/, and answers without the heavy imports.
 
-After a deliberate change, refresh the files with `UPDATE_HELP=1 python -m pytest tests/cli/test_help.py` and read the diff.
+After a deliberate change, refresh the files with `UPDATE_HELP=1 python -m pytest tests/cli/test_help.py` and read the
+diff.
 """
 
 from __future__ import annotations

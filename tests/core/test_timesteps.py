@@ -93,7 +93,7 @@ def test_the_table_shows_levels_holds_and_hidden_frames() -> None:
     assert head == ["step", "f0", "f1-19", "f20"]
     assert rows[1] == ["1", "0.000", "0.938", "0.469"]
     assert rows[-1] == ["out", "0.000", "0.000", "0.000"]
-    assert " . " in str(schedules.chunked(sigmas.grid(2), 4, 2)) + " "
+    assert str(schedules.chunked(sigmas.grid(2), 4, 2)).splitlines()[2].split() == ["0", "1.000", "."]
     assert "0.500/1.000" in str(schedules.in_context(sigmas.grid(2), 1, 1, 1, told="scalar"))
     assert "0~" in str(schedules.renoising(PLAIN))
 
@@ -132,7 +132,10 @@ def with_value(table: torch.Tensor, value: float, *at: int) -> torch.Tensor:
         (lambda: broken(told=with_value(PLAIN.told, -0.1, 3, 0)), "told is -0.1 at step 3, frame 0"),
         (lambda: broken(visible=with_value(PLAIN.visible, False, 1, 2)), "hidden, at step 1, frame 2"),
         (lambda: TimestepMatrix.from_state(torch.ones(3, 2), visible=torch.tensor([[1, 1], [0, 0]])), "at step 1"),
-        (lambda: TimestepMatrix.from_state(torch.ones(3, 2), visible=torch.tensor([[1, 0], [1, 0]])), "frame 1 is never"),
+        (
+            lambda: TimestepMatrix.from_state(torch.ones(3, 2), visible=torch.tensor([[1, 0], [1, 0]])),
+            "frame 1 is never",
+        ),
         (lambda: TimestepMatrix.from_dict({"told": [[1.0]]}), "has 'state'"),
         (lambda: TimestepMatrix.from_dict({"state": [[1.0], [0.0]], "tolled": []}), "tolled"),
         (lambda: TimestepMatrix.from_dict({"state": [[1.0], [0.0, 1.0]]}), "equal length"),

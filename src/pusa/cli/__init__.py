@@ -1,13 +1,15 @@
 """The command line. One file per verb; a verb's typed signature is its interface.
 
 Verbs are registered by name and imported when they are used, and none of them imports torch at the top of its file, so
-`--help` answers at once. `main` turns every outcome into an exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+`--help` answers at once. `main` turns every outcome into an exit code: 0 done, 1 failed, 2 wrong usage, 130
+interrupted.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
@@ -44,9 +46,7 @@ def run(tokens: Sequence[str]) -> Report | None:
 
     Raises what went wrong instead of printing it: `PusaError`, or `CycloptsError` for wrong usage.
     """
-    result: Report | None = app(
-        translate(tokens), exit_on_error=False, print_error=False, result_action="return_value"
-    )
+    result: Report | None = app(translate(tokens), exit_on_error=False, print_error=False, result_action="return_value")
     return result
 
 
@@ -54,6 +54,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
     """The console command: run, print, and return the exit code."""
     tokens = sys.argv[1:] if tokens is None else tokens
     as_json = "--json" in tokens
+    _show_warnings_as_notes()
     try:
         report = run(tokens)
         if report:
@@ -73,6 +74,13 @@ def main(tokens: Sequence[str] | None = None) -> int:
             print(json.dumps({"error": {"message": sentence, "exit_code": code}}, ensure_ascii=False))
         print(f"pusa: {sentence}", file=sys.stderr)
         return code
+
+
+def _show_warnings_as_notes() -> None:
+    """Our own warnings are for the person at the keyboard; those of libraries are for programmers."""
+    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("always", category=UserWarning, module=r"pusa\.")
+    warnings.showwarning = lambda message, *_: print(f"pusa: {message}", file=sys.stderr)
 
 
 def explain(error: BaseException) -> tuple[str, int]:

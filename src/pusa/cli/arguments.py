@@ -16,85 +16,72 @@ from pusa.errors import InputError
 
 FRAME = re.compile(r"-?\d+|\d+(?:\.\d*)?s|\.\d+s")
 Number = TypeVar("Number", int, float)
-PART = re.compile(r"(-?\d*):(-?\d*)")
-
-
-@dataclass(frozen=True)
-class Position:
-    """A place in a clip: a pixel frame (negative counts from the end, −1 is the last) or a time in seconds."""
-
-    text: str
-
-    @classmethod
-    def parse(cls, text: str, flag: str) -> Position:
-        if not FRAME.fullmatch(text):
-            raise InputError(
-                f"{flag}: {text!r} is no place in a clip; give a pixel frame such as 8, -1 for the last one, "
-                "or a time such as 1.5s."
-            )
-        return cls(text)
-
-    def frame(self, fps: float) -> int:
-        """The pixel frame, still negative when counted from the end."""
-        return round(float(self.text[:-1]) * fps) if self.text.endswith("s") else int(self.text)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file that conditions a clip: where it goes, which part of it is used, how noisy it stays."""
+    """A file that conditions a clip.
+
+    at: where it goes, a pixel frame (-1 is the last) or a time such as "1.5s". start, frames: which part of a video is
+    used. noise: its noise multiplier. None where nothing was said.
+    """
 
     path: Path
-    position: Position | None = None
+    at: str | None = None
     noise: float | None = None
-    part: slice | None = None
+    start: str | None = None
+    frames: int | None = None
 
     @classmethod
     def parse(cls, text: str, flag: str, *, keys: Sequence[str] = ("noise",)) -> Source:
-        """Read `PATH[@FRAME][,key=value …]`; a file whose own name looks like that is taken as a plain path."""
+        """Read `PATH[@FRAME][,key=value ...]`; a file whose own name looks like that is taken as a plain path."""
         if Path(text).is_file():
             return cls(Path(text))
         name, *extras = text.split(",")
-        while extras and not re.match(r"(\w+)=", extras[0]):
+        while extras and not re.match(r"\w+=", extras[0]):
             name += "," + extras.pop(0)
-        path, position = _split_position(name, flag)
+        path, at = _split_place(name, flag)
         values: dict[str, str] = {}
         for extra in extras:
             key, _, value = extra.partition("=")
             if key not in keys:
-                raise InputError(f"{flag} {text}: there is no {key!r} here; after the comma comes {_either(keys)}.")
+                known = " or ".join(f"{word}=" for word in keys)
+                raise InputError(f"{flag} {text}: there is no {key!r} here; after the comma comes {known}.")
             values[key] = value
+        where = f"{flag} {text}"
         return cls(
             path,
-            position,
-            noise=multiplier(values["noise"], flag) if "noise" in values else None,
-            part=_part(values["frames"], flag) if "frames" in values else None,
+            at,
+            noise=multiplier(values["noise"], where) if "noise" in values else None,
+            start=place(values["start"], where) if "start" in values else None,
+            frames=_count(values["frames"], where) if "frames" in values else None,
         )
 
 
-def _split_position(name: str, flag: str) -> tuple[Path, Position | None]:
-    if "@" in name:
-        path, _, place = name.rpartition("@")
-        if path and (FRAME.fullmatch(place) or not Path(name).is_file()):
-            return Path(path), Position.parse(place, f"{flag} {name}")
-    path, colon, place = name.rpartition(":")
-    if colon and path and FRAME.fullmatch(place):
-        return Path(path), Position(place)
+def _split_place(name: str, flag: str) -> tuple[Path, str | None]:
+    path, at, frame = name.rpartition("@")
+    if at and path and (FRAME.fullmatch(frame) or not Path(name).is_file()):
+        return Path(path), place(frame, f"{flag} {name}")
+    path, colon, frame = name.rpartition(":")
+    if colon and path and FRAME.fullmatch(frame):
+        return Path(path), frame
     return Path(name), None
 
 
-def _either(words: Sequence[str]) -> str:
-    return " or ".join(f"{word}=" for word in words)
-
-
-def _part(text: str, flag: str) -> slice:
-    match = PART.fullmatch(text)
-    if not match or text == ":":
+def place(text: str, flag: str) -> str:
+    """A place in a clip, checked: a pixel frame, negative from the end, or a time."""
+    if not FRAME.fullmatch(text):
         raise InputError(
-            f"{flag}: frames={text} is no part of a clip; write frames=0:9 for its first nine frames or frames=-8: "
-            "for its last eight."
+            f"{flag}: {text!r} is no place in a clip; give a pixel frame such as 8, -1 for the last one, or a time "
+            "such as 1.5s."
         )
-    start, stop = (int(value) if value else None for value in match.groups())
-    return slice(start, stop)
+    return text
+
+
+def _count(text: str, flag: str) -> int:
+    if not re.fullmatch(r"\d+", text):
+        raise InputError(f"{flag}: {text!r} is no number of frames; write for example frames=9.")
+    return int(text)
 
 
 def number(text: str, flag: str, what: str) -> float:
@@ -145,3 +132,8 @@ def slug(prompt: str, length: int = 60) -> str:
     """A file name's worth of a prompt: its words, lower case, joined by hyphens."""
     words = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-") or "clip"
     return words if len(words) <= length else words[:length].rsplit("-", 1)[0]
+
+
+def default_name(prompt: str, seed: int, frames: int, size: Sequence[int]) -> str:
+    """`<prompt>_<seed>_<WxHxF>`."""
+    return f"{slug(prompt)}_{seed}_{size[0]}x{size[1]}x{frames}"

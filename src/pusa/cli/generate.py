@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from pusa.cli.options import CLIP, CONDITIONS, OFFICIAL, Many, Model, Output, Sampling
-from pusa.cli.terminal import Report
+from pusa.cli.arguments import Source, default_name, multiplier
+from pusa.cli.arguments import size as read_size
+from pusa.cli.conditions import Picture, Video, official, pictures, videos
+from pusa.cli.making import check, make, open_pipeline
+from pusa.cli.options import CLIP, CONDITIONS, OFFICIAL, Many, Model, Output, Sampling, of_model
+from pusa.cli.terminal import Report, Terminal
+from pusa.errors import InputError
+
+if TYPE_CHECKING:
+    from pusa.cli.making import Callback
+    from pusa.generation.clip import GeneratedClip
 
 
 def generate(
@@ -18,13 +28,13 @@ def generate(
     last_image: Annotated[str | None, Parameter(group=CONDITIONS, metavar="PATH")] = None,
     keyframe: Annotated[tuple[str, ...], Many, Parameter(group=CONDITIONS, metavar="PATH@FRAME[,noise=M]")] = (),
     video: Annotated[
-        tuple[str, ...], Many, Parameter(group=CONDITIONS, metavar="PATH[@FRAME][,frames=A:B][,noise=M]")
+        tuple[str, ...], Many, Parameter(group=CONDITIONS, metavar="PATH@FRAME[,frames=N][,start=S][,noise=M]")
     ] = (),
     edit: Annotated[str | None, Parameter(group=CONDITIONS, metavar="PATH")] = None,
-    strength: Annotated[float, Parameter(group=CONDITIONS)] = 0.6,
+    strength: Annotated[float | None, Parameter(group=CONDITIONS, show_default=lambda _: "0.6")] = None,
     noise: Annotated[float, Parameter(group=CONDITIONS)] = 0.0,
-    frames: Annotated[int | None, Parameter(group=CLIP, show_default=lambda _: "the model's own")] = None,
-    size: Annotated[str | None, Parameter(group=CLIP, metavar="WxH", show_default=lambda _: "the model's own")] = None,
+    frames: Annotated[int | None, Parameter(group=CLIP, show_default=of_model)] = None,
+    size: Annotated[str | None, Parameter(group=CLIP, metavar="WxH", show_default=of_model)] = None,
     fit: Annotated[Literal["crop", "pad", "stretch"], Parameter(group=CLIP)] = "crop",
     count: Annotated[int, Parameter(group=CLIP)] = 1,
     from_: Annotated[Path | None, Parameter(name="--from", group=CLIP, metavar="CLIP.json")] = None,
@@ -50,10 +60,10 @@ def generate(
     last_image
         Picture for the last frame.
     keyframe
-        Picture for any frame, for example `cat.png@8,noise=0.2`. Repeatable.
+        Picture for any frame, for example cat.png@8,noise=0.2. Repeatable.
     video
-        Clip that is kept from FRAME on (0 if not given); with a negative FRAME it ends there, so `@-1` ends with the
-        last frame. `frames=0:9` uses its first nine frames, `frames=-8:` its last eight. Repeatable.
+        Clip that is kept from FRAME on (0 if not given); with a negative FRAME it ends there, so @-1 ends with the
+        last frame. frames=9 uses nine frames of it, start=-8 only its last eight. Repeatable.
     edit
         Clip to change: its motion stays, the prompt repaints it.
     strength
@@ -77,4 +87,65 @@ def generate(
     noise_multipliers
         Noise multiplier of each picture.
     """
-    raise NotImplementedError
+    terminal = Terminal(output.talkative)
+    if from_ is not None:
+        asked = (prompt, image, last_image, keyframe, video, edit, frames, size, image_paths, cond_position)
+        if any(asked) or count != 1 or sampling != Sampling() or model != Model():
+            raise InputError("--from makes a clip again exactly as it was made; give only --out with it.")
+        return _again(from_, output, terminal)
+    multiplier(str(noise), "--noise")
+    given: list[Picture | Video] = [*pictures(image, last_image, keyframe, noise)]
+    if image_paths or cond_position or noise_multipliers:
+        given += official(image_paths, video, cond_position, noise_multipliers)
+    else:
+        given += videos(video, noise)
+    if strength is not None and edit is None:
+        raise InputError("--strength says how much of a clip to --edit may change; give --edit PATH with it.")
+    editing = None if edit is None else Source.parse(edit, "--edit", keys=("frames", "start"))
+    shape = None if size is None else read_size(size)
+    if count < 1:
+        raise InputError(f"--count {count}: give 1 or more.")
+    output.check()
+    check(
+        terminal,
+        frames=frames,
+        pictures=[thing.path for thing in given if isinstance(thing, Picture)],
+        videos=[thing.path for thing in (*given, editing) if isinstance(thing, Video | Source)],
+    )
+    pipe = open_pipeline(model, terminal)
+
+    from pusa.generation.conditions import Clip
+    from pusa.generation.footage import open_footage
+
+    options: dict[str, Any] = {"size": shape, "fit": fit, "strength": strength}
+    if editing:
+        footage = open_footage(editing.path, pipe.defaults.fps, pipe.vae)
+        options["init"] = Clip(footage, start=editing.start or 0)
+        frames = frames or editing.frames or footage.count
+    settings = pipe.settings(frames=frames, size=shape)
+    conditions = [
+        thing.condition() if isinstance(thing, Picture) else thing.condition(pipe, settings.frames) for thing in given
+    ]
+
+    def job(seed: int, callback: Callback) -> GeneratedClip:
+        chosen = sampling.arguments() | {"seed": seed, "frames": settings.frames}
+        return pipe.generate(prompt, conditions, **chosen, **options, callback=callback)
+
+    seeds = range(sampling.seed, sampling.seed + count)
+    jobs = {
+        output.path(default_name(prompt, seed, settings.frames, settings.size), seed=seed if count > 1 else None): (
+            partial(job, seed)
+        )
+        for seed in seeds
+    }
+    return make(jobs, output, terminal)
+
+
+def _again(recipe: Path, output: Output, terminal: Terminal) -> Report:
+    with terminal.status("Starting"):
+        from pusa.generation.provenance import read, regenerate
+
+    old = read(recipe)
+    output.check()
+    path = output.path(default_name(old["prompt"], old["seed"], old["frames"], old["size"]))
+    return make({path: lambda callback: regenerate(recipe, callback=callback)}, output, terminal)

@@ -1,8 +1,8 @@
 """Flags that people type from habit, rewritten to ours before parsing.
 
 The names come from diffusers, the Wan scripts, musubi-tuner, LightX2V and the official Pusa scripts. They stay out of
-`--help`, which shows one name for one thing; `docs/generate.md` lists them. Underscores need no entry: `--negative_prompt`
-and `--negative-prompt` are the same flag anyway.
+`--help`, which shows one name for one thing; `docs/generate.md` lists them. Underscores need no entry: the flags
+`--negative_prompt` and `--negative-prompt` are the same anyway.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from pusa.cli.arguments import lora, slug
+from pusa.cli.arguments import lora
 from pusa.errors import InputError
 
 CONDITIONS = Group.create_ordered("Conditions")
@@ -19,6 +19,12 @@ OUTPUT = Group.create_ordered("Output")
 OFFICIAL = Group.create_ordered(
     "Flags of the official scripts", help="With their meaning there: positions are latent frames, not pixel frames."
 )
+
+
+def of_model(_: object) -> str:
+    """How the help shows a default that depends on the model."""
+    return "the model's own"
+
 
 Many = Parameter(negative="", show_default=False)
 """A repeatable option."""
@@ -31,11 +37,11 @@ Switch = Parameter(negative="", show_default=False)
 class Sampling:
     """How the sampler walks from noise to clip."""
 
-    steps: int = 10
+    steps: Annotated[int | None, Parameter(show_default=of_model)] = None
     """Sampling steps."""
-    guidance: Annotated[float | None, Parameter(show_default=lambda _: "the model's own")] = None
+    guidance: Annotated[float | None, Parameter(show_default=of_model)] = None
     """Classifier-free guidance scale; 1 asks the model once a step instead of twice."""
-    shift: float = 5.0
+    shift: Annotated[float | None, Parameter(show_default=of_model)] = None
     """Timestep shift: higher spends more steps at high noise."""
     seed: int = 0
     """The same seed gives the same clip."""
@@ -46,14 +52,7 @@ class Sampling:
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `Pipeline.generate`."""
-        given = {
-            "steps": self.steps,
-            "shift": self.shift,
-            "seed": self.seed,
-            "negative_prompt": self.negative_prompt,
-            "solver": self.solver,
-        }
-        return given if self.guidance is None else given | {"guidance": self.guidance}
+        return dict(vars(self))
 
 
 @Parameter(name="*", group=MODEL)
@@ -62,9 +61,9 @@ class Model:
     """Which networks run."""
 
     model: str = "tiny"
-    """`tiny` (embedded), `tiny-base` (without its adapter), a diffusers folder, or a hub id."""
+    """tiny (embedded), tiny-base (without its adapter), a diffusers folder, or a hub id."""
     lora: Annotated[tuple[str, ...], Many, Parameter(name="--lora", metavar="PATH[:SCALE]")] = ()
-    """A LoRA file and its strength, for example `pusa_v1.safetensors:1.4`. Repeatable."""
+    """A LoRA file and its strength, for example pusa_v1.safetensors:1.4. Repeatable."""
     lora_scale: float = 1.0
     """Strength of every LoRA that names none of its own."""
 
@@ -77,8 +76,8 @@ class Model:
 class Output:
     """Where the result goes and how much is said."""
 
-    out: Annotated[Path | None, Parameter(show_default=lambda _: "outputs/<prompt>_<seed>_<WxHxF>.mp4")] = None
-    """An .mp4 file, or a folder that gets the default name."""
+    out: Annotated[Path | None, Parameter(show_default=lambda _: "outputs")] = None
+    """An .mp4 file, or a folder, in which the clip is named for its prompt or source, its seed and its size."""
     overwrite: Annotated[bool, Switch] = False
     """Replace a file that is already there."""
     json: Annotated[bool, Switch] = False
@@ -100,12 +99,12 @@ class Output:
             raise InputError(f"--out {self.out}: clips are written as .mp4; use {self.out.with_suffix('.mp4')}.")
         self.free(self.out)
 
-    def path(self, prompt: str, seed: int, frames: int, width: int, height: int, *, one_of: int = 1) -> Path:
-        """The file for one clip; with several clips of one --out the seed joins the name."""
+    def path(self, name: str, *, seed: int | None = None) -> Path:
+        """The file for a clip whose default name is `name`.mp4; `seed` joins an --out that several clips share."""
         out = self.out or Path("outputs")
         if out.suffix.lower() != ".mp4" or out.is_dir():
-            return self.free(out / f"{slug(prompt)}_{seed}_{width}x{height}x{frames}.mp4")
-        return self.free(out if one_of == 1 else out.with_stem(f"{out.stem}_{seed}"))
+            return self.free(out / f"{name}.mp4")
+        return self.free(out if seed is None else out.with_stem(f"{out.stem}_{seed}"))
 
     def free(self, path: Path) -> Path:
         if path.exists() and not self.overwrite:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
-from pusa.cli.page import Exhibit
+from pusa.cli.page import Exhibit, heat_map
 
 Picture = NDArray[np.uint8]
 """[H, W, 3]"""
@@ -42,7 +42,7 @@ def matrix_beside_clip(exhibits: Sequence[Exhibit]) -> Picture:
 
     Columns of the matrix are latent frames, rows are sampling steps from the first at the top; pale is clean.
     """
-    cell, line, gap, head, margin = 36, 18, 8, 44, 28
+    cell, gap, head, margin = 36, 8, 44, 28
     slots = max(exhibit.matrix.frames for exhibit in exhibits)
     frame = 64 * ZOOM
     left = margin + slots * cell + 36
@@ -54,22 +54,23 @@ def matrix_beside_clip(exhibits: Sequence[Exhibit]) -> Picture:
         matrix = exhibit.matrix
         draw.text((margin, top + 10), exhibit.title, INK, _font(20))
         draw.text((left, top + 12), f"“{exhibit.prompt}”", SOFT, _font(17))
-        heat = PILImage.fromarray(matrix.image(8).numpy())
-        line = frame // matrix.steps
-        heat = heat.resize((matrix.frames * cell, matrix.steps * line), PILImage.Resampling.NEAREST)
-        sheet.paste(heat, (margin, top + head + (frame - heat.height) // 2))
+        heat = PILImage.fromarray(heat_map(matrix, cell, max(4, frame // matrix.steps)))
+        sheet.paste(heat, (margin, top + head + (frame - heat.height) // 2), heat)
         for slot in range(matrix.frames):
             number = exhibit.slot_frames(slot)[-1]
             place = (left + slot * (frame + gap), top + head)
             sheet.paste(_enlarged(exhibit.frames[number]), place)
             if slot in exhibit.given:
-                draw.rectangle((place[0] - 3, place[1] - 3, place[0] + frame + 2, place[1] + frame + 2), None, (194, 65, 12), 3)
+                draw.rectangle(
+                    (place[0] - 3, place[1] - 3, place[0] + frame + 2, place[1] + frame + 2), None, (194, 65, 12), 3
+                )
     return np.asarray(sheet)
 
 
 def _spread(exhibit: Exhibit, columns: int) -> Picture:
     picked = np.linspace(0, len(exhibit.frames) - 1, columns).round().astype(int)
-    return exhibit.frames[picked]
+    spread: Picture = exhibit.frames[picked]
+    return spread
 
 
 def _enlarged(frame: Picture) -> PILImage.Image:

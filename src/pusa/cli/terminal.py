@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pusa.core.sampler import Step
-    from pusa.generation import Clip
+    from pusa.generation.clip import GeneratedClip
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Report:
 
     record: dict[str, Any]
     text: str = ""
-    clips: list[Clip] = field(default_factory=list)
+    clips: list[GeneratedClip] = field(default_factory=list)
 
     def print(self, as_json: bool) -> None:
         if as_json:
@@ -78,6 +78,8 @@ class Terminal:
                 done = step.index + 1
                 seconds = (time.perf_counter() - started) / done
                 progress.update(task, completed=done, total=step.steps, pace=pace(seconds, step.steps - done))
+                if done == step.steps:
+                    progress.update(task, description="Decoding")
 
             yield advance
 

@@ -70,7 +70,7 @@ class GeneratedClip:
             hashes = {"sha256": sha256(video)}
             content = {"format": "pt", "video_sha256": hashes["sha256"], "vae": self.recipe["model"]["vae"]}
             save_file({"latents": self.latents.contiguous()}, str(latents), metadata=content)
-            hashes["latents_sha256"] = sha256(latents)
+            hashes["latents_sha256"] = latents_hash(self.latents)
             size = [self.frames.shape[2], self.frames.shape[1]]
             write_json(recipe, {**self.recipe, "result": {"frames": len(self.frames), "size": size, **hashes}})
         self.saved = {"path": str(path.resolve()), **hashes}
@@ -83,7 +83,7 @@ def latents_path(video: Path) -> Path:
 
 
 def kept_latents(video: Path, vae: AutoencoderKLWan) -> Tensor | None:
-    """The latents saved with a clip, float32 [1, C, F, h, w]; None when there are none or they are another autoencoder's.
+    """The latents saved with a clip, float32 [1, C, F, h, w]; None without any or with another autoencoder's.
 
     Latents that belong to an earlier version of the video are not used, and a UserWarning says so. InputError when the
     file is damaged.
@@ -91,13 +91,7 @@ def kept_latents(video: Path, vae: AutoencoderKLWan) -> Tensor | None:
     path = latents_path(video)
     if not video.is_file() or not path.is_file():
         return None
-    try:
-        with safe_open(str(path), "pt") as file:
-            metadata = file.metadata() or {}
-            latents: Tensor = file.get_tensor("latents")
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path} is damaged ({reason}); delete it to work from the pixels of {video.name}.") from error
+    latents, metadata = read_latents(path)
     if metadata.get("vae") != vae_fingerprint(vae):
         return None
     if metadata.get("video_sha256") != sha256(video):
@@ -108,6 +102,21 @@ def kept_latents(video: Path, vae: AutoencoderKLWan) -> Tensor | None:
         )
         return None
     return latents
+
+
+def read_latents(path: Path) -> tuple[Tensor, dict[str, str]]:
+    """The latents in a file, float32 [1, C, F, h, w], and what is said about them. InputError when it is damaged."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            return file.get_tensor("latents"), file.metadata() or {}
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} is damaged ({reason}); delete it to work from the pixels of its video.") from error
+
+
+def latents_hash(latents: Tensor) -> str:
+    """Hash of latents, whatever file they are in."""
+    return hashlib.sha256(latents.contiguous().numpy().tobytes()).hexdigest()
 
 
 def vae_fingerprint(vae: AutoencoderKLWan) -> str:

@@ -105,11 +105,13 @@ class Placed:
     encode: Callable[[], Tensor]
 
 
-def resolve(conditions: Sequence[Image | Clip], target: Target) -> tuple[dict[int, tuple[Tensor, float]], list[dict[str, Any]]]:
+def resolve(
+    conditions: Sequence[Image | Clip], target: Target
+) -> tuple[dict[int, tuple[Tensor, float]], list[dict[str, Any]]]:
     """Encode all conditions: ({latent slot: (latent, noise multiplier)}, their records for the recipe).
 
-    Raises InputError for a frame outside the clip, frames that do not fill whole slots, two conditions on one slot, noise
-    outside [0, 1] and sources that cannot be read; nothing is encoded before everything has been checked.
+    Raises InputError for a frame outside the clip, frames that do not fill whole slots, two conditions on one slot,
+    noise outside [0, 1] and sources that cannot be read; nothing is encoded before everything has been checked.
     """
     placed = [place(condition, target) for condition in conditions]
     owners: dict[int, str] = {}
@@ -125,8 +127,9 @@ def resolve(conditions: Sequence[Image | Clip], target: Target) -> tuple[dict[in
             owners[slot] = item.label
     known: dict[int, tuple[Tensor, float]] = {}
     for item in placed:
-        encoded = item.encode().split(1, dim=2)
-        known |= {slot: pair for slot, pair in zip(item.slots, zip(encoded, item.noise, strict=True), strict=True)}
+        encoded = item.encode()
+        for i, slot in enumerate(item.slots):
+            known[slot] = encoded[:, :, i : i + 1], item.noise[i]
     return known, [item.record for item in placed]
 
 
@@ -146,10 +149,8 @@ def frame_index(value: int | str, count: int, fps: float, what: str) -> int:
         raise InputError(f"{what}: {value!r} is no frame; give a number, -1 for the last, or a time such as '1.5s'.")
     frame = round(float(text[:-1]) * fps) if text.endswith("s") else int(text)
     if not -count <= frame < count:
-        raise InputError(
-            f"{what}: frame {value} is outside the clip, which has {count} frames (0 to {count - 1}, or -{count} to -1; "
-            f"{(count - 1) / fps:g}s is the last)."
-        )
+        span = f"0 to {count - 1}, -{count} to -1, or 0s to {(count - 1) / fps:g}s"
+        raise InputError(f"{what}: frame {value} is outside the clip, which has {count} frames: {span}.")
     return frame % count
 
 
@@ -172,7 +173,9 @@ def _place_image(condition: Image, target: Target) -> Placed:
         raise InputError(f"{label}: the encoding {encoding!r} is unknown; choose single or repeat.")
     slot = slot_of(frame)
     record = {"type": "image", **source, "frame": frame, "noise": noise, "encoding": encoding}
-    return Placed(label, range(slot, slot + 1), [noise], record, partial(_encode_picture, picture, slot, encoding, target))
+    return Placed(
+        label, range(slot, slot + 1), [noise], record, partial(_encode_picture, picture, slot, encoding, target)
+    )
 
 
 def _encode_picture(picture: NDArray[np.uint8], slot: int, encoding: Encoding, target: Target) -> Tensor:
@@ -212,8 +215,8 @@ def _place_clip(condition: Clip, target: Target) -> Placed:
         )
     if at + count > target.frames:
         raise InputError(
-            f"{label}: its {count} frames end at frame {at + count - 1}, outside the clip of {target.frames}; give fewer "
-            "with frames=, or make a longer clip."
+            f"{label}: its {count} frames end at frame {at + count - 1}, outside the clip of {target.frames}: use "
+            "fewer, or make a longer clip."
         )
     _check_groups(label, at, count)
     first = slot_of(at)
@@ -221,7 +224,7 @@ def _place_clip(condition: Clip, target: Target) -> Placed:
     multipliers = condition.noise if isinstance(condition.noise, Sequence) else [condition.noise] * len(slots)
     if len(multipliers) != len(slots):
         raise InputError(
-            f"{label}: {len(multipliers)} noise multipliers for {len(slots)} latent frames; give one number, or one each."
+            f"{label}: {len(multipliers)} noise multipliers for {len(slots)} latent frames: give one, or one each."
         )
     noise = [_check_noise(value, label) for value in multipliers]
     record = {"type": "clip", **footage.record, "at": at, "frames": count, "start": start, "noise": noise}
@@ -240,7 +243,9 @@ def _check_groups(label: str, at: int, count: int) -> None:
         return
     form, below = ("4n", count - rest) if at else ("4n+1", (count - 1) // FRAMES_PER_SLOT * FRAMES_PER_SLOT + 1)
     better = " or ".join(str(n) for n in (below, below + FRAMES_PER_SLOT) if n > 0)
-    raise InputError(f"{label}: {count} frames do not fill whole latent frames, which takes {form}: use {better} of them.")
+    raise InputError(
+        f"{label}: {count} frames do not fill whole latent frames, which takes {form}: use {better} of them."
+    )
 
 
 def _encode_clip(footage: Footage, start: int, count: int, at: int, target: Target) -> Tensor:

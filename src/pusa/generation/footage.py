@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pusa.errors import InputError
-from pusa.generation.clip import GeneratedClip, kept_latents, latents_path, vae_fingerprint
+from pusa.generation.clip import GeneratedClip, kept_latents, latents_hash, vae_fingerprint
 from pusa.media import Frames, read_video
 from pusa.models.latents import decode, pixel_frames
 from pusa.models.lora import sha256
@@ -64,13 +64,14 @@ def open_footage(src: str | Path | Frames | GeneratedClip | Footage, fps: float,
         return src
     if isinstance(src, GeneratedClip):
         own = src.recipe["model"]["vae"] == vae_fingerprint(vae)
-        record = src.saved or {"path": None, "sha256": hashlib.sha256(src.latents.numpy().tobytes()).hexdigest()}
+        unsaved = {"path": None, "latents_sha256": latents_hash(src.latents)}
+        record: dict[str, Any] = unsaved if src.saved is None else {**src.saved}
         label = src.saved["path"] if src.saved else "the given clip"
-        return Footage(label, dict(record), vae, src.latents if own else None, src.frames)
+        return Footage(label, record, vae, src.latents if own else None, src.frames)
     if isinstance(src, (str, Path)):
         kept = kept_latents(Path(src), vae)
         if kept is not None:
-            record = file_record(Path(src)) | {"latents_sha256": sha256(latents_path(Path(src)))}
+            record = file_record(Path(src)) | {"latents_sha256": latents_hash(kept)}
             return Footage(str(src), record, vae, kept)
         frames, _ = read_video(src, fps=fps)
         return Footage(str(src), file_record(Path(src)), vae, pixels=frames)

@@ -12,14 +12,17 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
+from transformers.utils import logging as transformers_logging
 
 from pusa import embedded
 from pusa.errors import InputError
@@ -89,37 +92,53 @@ def load(
     a GPU, float32 on a CPU, by default. Raises InputError when there is no such model or it is of an unsupported kind.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("There is no CUDA device here: give device='cpu'.")
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     name, folder = _find(source)
     _check(name, folder)
 
-    def part(kind: str, loader: Callable[..., Any], **options: Any) -> Any:
+    def part(kind: str, loader: Callable[..., Any]) -> Any:
         try:
-            return loader(str(folder / kind), local_files_only=True, **options)
+            with _no_bars():
+                return loader(str(folder / kind), local_files_only=True)
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InputError(f"The {kind} of {name} cannot be loaded, copy it again ({reason}).") from error
 
-    stock = part("transformer", WanTransformer3DModel.from_pretrained, torch_dtype=dtype)
+    def network(kind: str, cls: Any, **options: Any) -> Any:
+        model, report = part(kind, partial(cls.from_pretrained, output_loading_info=True, **options))
+        if missing := sorted(report["missing_keys"]):
+            lost = missing[0] if len(missing) == 1 else f"{missing[0]} nor {len(missing) - 1} others"
+            raise InputError(f"The {kind} of {name} is incomplete: it has no {lost}; copy it again.")
+        return model
+
+    stock = network("transformer", WanTransformer3DModel, torch_dtype=dtype)
     components = Components(
         transformer=VectorWanTransformer3DModel.upgrade(stock).eval().requires_grad_(False).to(device),
-        vae=part("vae", AutoencoderKLWan.from_pretrained, torch_dtype=torch.float32)
-        .eval()
-        .requires_grad_(False)
-        .to(device),
-        text_encoder=part("text_encoder", UMT5EncoderModel.from_pretrained, dtype=dtype)
-        .eval()
-        .requires_grad_(False)
-        .to(device),
+        vae=network("vae", AutoencoderKLWan, torch_dtype=torch.float32).eval().requires_grad_(False).to(device),
+        text_encoder=network("text_encoder", UMT5EncoderModel, dtype=dtype).eval().requires_grad_(False).to(device),
         tokenizer=part("tokenizer", AutoTokenizer.from_pretrained),
         source=name,
         fingerprint=fingerprint(folder),
-        defaults=_defaults(name, folder),
+        defaults=defaults_of(folder),
     )
     if name == TINY:
         adapter = lora.load(components.transformer, embedded.adapter(), name="pusa")
         components = replace(components, loras=(adapter,))
     return components
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers from drawing a bar per file."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def fingerprint(folder: Path) -> str:
@@ -139,6 +158,10 @@ def _find(source: str | Path) -> tuple[str, Path]:
     """The model's lasting name and its folder on this machine."""
     text = str(source)
     if text in (TINY, TINY_BASE):
+        if not embedded.folder().is_dir():
+            raise InputError(
+                "The embedded model is not part of this installation: install pusa again, or give a folder."
+            )
         return text, embedded.folder()
     path = Path(source).expanduser()
     if path.is_file():
@@ -155,7 +178,12 @@ def _find(source: str | Path) -> tuple[str, Path]:
 def _download(hub_id: str) -> Path:
     """Fetch a hub checkpoint, its configs first so that the wrong one costs nothing."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     def fetch(patterns: list[str]) -> Path:
         try:
@@ -171,6 +199,8 @@ def _download(hub_id: str) -> Path:
                 f"{hub_id} is neither a folder nor in the local cache, and huggingface.co cannot be reached: connect, "
                 "or give the path of a folder."
             ) from error
+        except HFValidationError as error:
+            raise InputError(f"There is no folder {hub_id} and no hub id can look like that; check it.") from error
         except OSError as error:
             raise InputError(f"{hub_id} could not be downloaded ({str(error).splitlines()[0]}); try again.") from error
 
@@ -182,8 +212,9 @@ def _download(hub_id: str) -> Path:
 def _check(name: str, folder: Path) -> None:
     """Raise InputError unless the configs in `folder` are those of a plain Wan text-to-video model."""
     if not (folder / "model_index.json").is_file():
-        found = sorted(entry.name for entry in folder.iterdir())[:8]
-        listing = f"it holds {', '.join(found)}" if found else "it is empty"
+        found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+        more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+        listing = f"it holds {', '.join(found[:8])}{more}" if found else "it is empty"
         raise InputError(f"{name} is no model: it needs a model_index.json as diffusers writes it, but {listing}.")
     index = _read_json(folder / "model_index.json")
     transformer = _config(name, folder, "transformer")
@@ -204,8 +235,8 @@ def _check(name: str, folder: Path) -> None:
         )
     if two_experts:
         raise InputError(
-            f"{name} has two experts (transformer and transformer_2), which are not supported yet: use a model with one, "
-            "such as Wan-AI/Wan2.1-T2V-14B-Diffusers."
+            f"{name} has two experts (transformer and transformer_2), which are not supported yet: use a model with "
+            "one, such as Wan-AI/Wan2.1-T2V-14B-Diffusers."
         )
     if channels != latent:
         raise InputError(
@@ -232,8 +263,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _defaults(name: str, folder: Path) -> Defaults:
-    family = WAN22_5B if _config(name, folder, "vae").get("z_dim", 16) == 48 else WAN21
+def defaults_of(folder: Path) -> Defaults:
+    """The defaults of the checkpoint in a folder: its family's, changed by its `pusa.json` if it has one."""
+    family = WAN22_5B if _config(str(folder), folder, "vae").get("z_dim", 16) == 48 else WAN21
     path = folder / "pusa.json"
     if not path.is_file():
         return family

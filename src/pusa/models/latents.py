@@ -71,7 +71,8 @@ def encode(vae: AutoencoderKLWan, frames: Frames) -> Tensor:
     pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(vae.device).permute(3, 0, 1, 2).unsqueeze(0)
     latents = vae.encode((pixels.float() / 127.5 - 1).to(vae.dtype)).latent_dist.mode().float()
     mean, std = _statistics(vae, latents)
-    return (latents - mean) / std
+    normalised: Tensor = (latents - mean) / std
+    return normalised
 
 
 @torch.no_grad()

@@ -5,8 +5,8 @@ Dialects read: diffusers and PEFT (`transformer.blocks.0.attn1.to_q.lora_A.weigh
 (`blocks.0.self_attn.q.lora_A.default.weight`) and kohya (`lora_unet_blocks_0_self_attn_q.lora_down.weight`).
 
 Strength s means W + s * (alpha / r) * B A, with alpha from the file. A file without alpha, as the official ones are,
-means W + s * B A; there s = 1.4 extrapolates what was learned. The sum is formed as the model runs, never in the weights,
-so an adapter can change strength or leave, and the same name loaded again replaces what it named.
+means W + s * B A; there s = 1.4 extrapolates what was learned. The sum is formed as the model runs, never in the
+weights, so an adapter can change strength or leave, and the same name loaded again replaces what it named.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,15 +91,18 @@ def load(transformer: WanTransformer3DModel, path: str | Path, scale: float = 1.
     pairs = _pair(transformer, path, tensors)
     _fold_alpha(pairs, path, metadata)
 
-    if name in getattr(transformer, "peft_config", {}):
+    present = getattr(transformer, "peft_config", {})
+    active = transformer.active_adapters() if present else []
+    if name in present:
         transformer.delete_adapters(name)
-    others = [other for other in getattr(transformer, "peft_config", {}) if other != name]
     ranks = {module: len(pair.down) for module, pair in pairs.items() if pair.down is not None}
     top = max(ranks.values())
     rank_pattern = {re.escape(module): rank for module, rank in ranks.items() if rank != top}
     config = LoraConfig(r=top, lora_alpha=top, target_modules=list(pairs), lora_dropout=0.0,
                         rank_pattern=rank_pattern, alpha_pattern=dict(rank_pattern))  # fmt: skip
-    inject_adapter_in_model(config, transformer, name, low_cpu_mem_usage=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
+        inject_adapter_in_model(config, transformer, name, low_cpu_mem_usage=True)
     transformer._hf_peft_config_loaded = True
     for module, pair in pairs.items():
         layer = transformer.get_submodule(module)
@@ -107,10 +111,9 @@ def load(transformer: WanTransformer3DModel, path: str | Path, scale: float = 1.
         for side, value in (("lora_A", pair.down), ("lora_B", pair.up)):
             assert value is not None
             linear = getattr(layer, side)[name]
-            linear.weight = nn.Parameter(value.to(weight.device, dtype), requires_grad=False)
+            linear.weight = nn.Parameter(value.to(weight.device, dtype))
         layer.set_scale(name, scale)
-    transformer.set_adapter([*others, name])
-    transformer.requires_grad_(False)
+    transformer.set_adapter([*(other for other in active if other != name), name])
     return Lora(name, path.resolve(), sha256(path), scale, tuple(sorted(set(ranks.values()))), len(pairs))
 
 
@@ -168,7 +171,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(str(path), "pt") as file:
-                tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+                keys = file.keys()
+                tensors, metadata = {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
         else:
             tensors, metadata = torch.load(path, map_location="cpu", weights_only=True), {}
     except Exception as error:
@@ -218,8 +222,8 @@ def _pair(model: nn.Module, path: Path, tensors: Mapping[str, Tensor]) -> dict[s
         )
     if left:
         raise InputError(
-            f"The LoRA {path} changes more than this model can take: {len(left)} of its {len(tensors)} keys fit no linear "
-            f"layer (such as {', '.join(left[:3])})."
+            f"The LoRA {path} changes more than this model can take: {len(left)} of its {len(tensors)} keys fit no "
+            f"linear layer of it (such as {', '.join(left[:3])})."
         )
     for module, pair in pairs.items():
         _check_pair(path, module, pair, sizes[module])
@@ -251,7 +255,8 @@ def _fold_alpha(pairs: Mapping[str, _Pair], path: Path, metadata: Mapping[str, s
     if config.get("use_rslora") or config.get("use_dora"):
         raise InputError(f"The LoRA {path} is a DoRA or rank-stabilised LoRA, which cannot be read yet.")
     for module, pair in pairs.items():
-        assert pair.down is not None and pair.up is not None
+        assert pair.down is not None
+        assert pair.up is not None
         rank = len(pair.down)
         alpha = pair.alpha
         if alpha is None:

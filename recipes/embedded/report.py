@@ -1,0 +1,197 @@
+"""Step 7 of the embedded base: write docs/results.md, the curves and the model card from the measured numbers.
+
+    python recipes/embedded/report.py --runs runs/embedded
+
+Nothing is typed by hand: every number comes from `numbers.json`, `curve.json` (measure.py) or a training log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+Json = dict[str, Any]
+TINY = Path("src/pusa/embedded/tiny")
+
+
+def read_log(path: Path) -> list[Json]:
+    """The lines of a training log; after a resume the later line of a step counts."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line for _, line in sorted({line["step"]: line for line in lines}.items())]
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def db(value: float) -> str:
+    return f"{value:.2f} dB"
+
+
+def results(n: Json, curve: list[Json]) -> str:
+    t2v, i2v, ends = n["text_to_video"], n["image_to_video"], n["start_end"]
+    ext, com, cam, vae = n["extension"], n["completion"], n["camera_image_to_video"], n["vae"]
+    order = [("truth", "rendered clips"), ("truth_through_vae", "rendered clips through the VAE")]
+    order += [("base", "base"), ("adapted", "base with the adapter")]
+    verdicts = [[title, *(percent(t2v[key][k]) for k in ("colour", "shape", "motion"))] for key, title in order]
+    plain = ext["frozen"]["db"], ends["cross_fade"]["db"], com["cross_fade"]["db"]
+    tasks = [
+        ["image-to-video, frames 1–16", "first frame repeated", i2v["first_frame_repeated"]["db"], i2v],
+        ["start–end, frames 4–12", "cross-fade", plain[1], ends["repeat"]],
+        ["extension, 9 frames given, frames 9–16", "last given frame repeated", plain[0], ext],
+        ["completion, first 5 and last 4 given, frames 5–12", "cross-fade", plain[2], com],
+        ["image-to-video, moving camera, frames 1–16", "first frame repeated", cam["first_frame_repeated"]["db"], cam],
+    ]
+    rows = [
+        [name, db(row["adapted"]["db"]), db(row["base"]["db"]), f"{db(simple)} ({what})"]
+        for name, what, simple, row in tasks
+    ]
+    encodings = [
+        [title, db(ends[key]["adapted"]["db"]), db(ends[key]["base"]["db"])]
+        for key, title in (
+            ("repeat", "`repeat`: four copies, in causal context"),
+            ("single", "`single`: a one-frame latent, as the official code"),
+            ("true_latent", "the latent of the true last four frames"),
+        )
+    ]
+    text = f"""# Results
+
+Measured on {n["clips"]} held-out clips a row, {n["steps"]} steps, guidance {n["guidance"]:g}, shift {n["shift"]:g}.
+One command measures them, another writes this page:
+
+```shell
+python recipes/embedded/measure.py
+python recipes/embedded/report.py
+```
+
+The model is the embedded one; how it was made is in [its model card](../src/pusa/embedded/tiny/README.md). The
+autoencoder reconstructs held-out shape clips with {db(vae["shapes_db"])} and camera clips with {db(vae["cameras_db"])}
+PSNR. No later number can be much better than that.
+
+## Text-to-video
+
+The judge sees pixels only. The share of clips in which it finds what the caption says:
+
+{table(["", "colour", "shape", "motion"], verdicts)}
+
+## Conditions
+
+The first frame and the caption of a shape clip determine all the rest, so the truth is known. PSNR against it, over the
+frames that were not given:
+
+{table(["task", "with the adapter", "base alone", "simple baseline"], rows)}
+
+The rendered truth, encoded and decoded, reaches {db(i2v["truth_through_vae"]["db"])} on frames 1–16: the ceiling of the
+first row. In image-to-video the judge finds the motion right in {percent(i2v["adapted"]["motion"])} of the clips with the
+adapter and in {percent(i2v["base"]["motion"])} without, the colour in {percent(i2v["adapted"]["colour"])} and
+{percent(i2v["base"]["colour"])}. The conditioned latent comes out bit-identical: {i2v["adapted"]["held"]}.
+With a moving camera the direction is right in {percent(cam["adapted"]["motion"])} with the adapter,
+{percent(cam["base"]["motion"])} without.
+
+## How a picture fills a four-frame slot
+
+Start–end, frames 4–12, with the last picture encoded in three ways:
+
+{table(["encoding of the last picture", "with the adapter", "base alone"], encodings)}
+"""
+    if curve:
+        head = ["samples seen by the adapter", "image-to-video, frames 1–16", "motion", "text-to-video: motion"]
+        text += f"""
+## How little adaptation it takes
+
+{table(head, [[f"{c['samples']:,}", db(c["i2v_db"]), percent(c["i2v_motion"]), percent(c["t2v_motion"])] for c in curve])}
+
+![Training curves](images/training.png)
+"""
+    return text
+
+
+def card(n: Json, logs: dict[str, list[Json]], batches: dict[str, float]) -> str:
+    rows = []
+    for name, title in (("vae", "autoencoder"), ("base", "text-to-video base"), ("adapter", "adapter")):
+        if log := logs.get(name):
+            steps = log[-1]["step"] + 1
+            rows.append([title, f"{steps:,}", f"{steps * batches[name]:,.0f}", f"{log[-1]['seconds'] / 60:.0f} min"])
+    t2v, i2v = n["text_to_video"], n["image_to_video"]
+    return f"""---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-video
+tags: [wan, pusa, vectorized-timestep-adaptation, image-to-video]
+---
+
+# tiny
+
+A complete Wan pipeline small enough to live in a Python package: 64 x 64 pixels, 17 frames, 8 fps. Stock diffusers
+loads the folder as it is (`WanPipeline.from_pretrained(folder)`); `pusa.safetensors` is the LoRA that vectorized
+timestep adaptation put on top. It knows one small synthetic world (`pusa.embedded.world`) and nothing else.
+
+| part | class | parameters |
+| --- | --- | ---: |
+| autoencoder | `AutoencoderKLWan` | 2.8 M |
+| transformer | `WanTransformer3DModel`, 8 layers of width 256 | 8.0 M |
+| text encoder | `UMT5EncoderModel`, 2 layers of width 64 | 0.1 M |
+| adapter | LoRA, rank 32 | 1.6 M |
+
+## Training
+
+{table(["part", "steps", "clips seen", "wall time"], rows)}
+
+One {platform.machine()} CPU thread for most of it, shared with other work; seeds 1, 2 and 3. Every batch and every noise
+is a function of (seed, step). `recipes/embedded/` remakes each part; what it measures is in `docs/results.md`:
+
+* text-to-video, base: colour {percent(t2v["base"]["colour"])}, motion {percent(t2v["base"]["motion"])};
+  with the adapter: colour {percent(t2v["adapted"]["colour"])}, motion {percent(t2v["adapted"]["motion"])}.
+* image-to-video: {db(i2v["adapted"]["db"])} with the adapter, {db(i2v["base"]["db"])} without,
+  {db(i2v["first_frame_repeated"]["db"])} by repeating the first frame.
+
+## Limits
+
+Captions outside the world mean nothing to it. Texture and photographs are blurred; only camera motion was learnt there.
+"""
+
+
+def plot(logs: dict[str, list[Json]], curve: list[Json], path: Path) -> None:
+    figure, axes = plt.subplots(1, 3 if curve else 2, figsize=(12, 3.2))
+    for axis, name in zip(axes, ("vae", "base"), strict=False):
+        if log := logs.get(name):
+            axis.plot([x["step"] for x in log], [x["mean"] for x in log], color="#2b6cb0")
+            axis.set(title=f"{name}: training loss", xlabel="step", yscale="log")
+            axis.grid(alpha=0.3)
+    if curve:
+        axes[2].plot([c["samples"] for c in curve], [c["i2v_db"] for c in curve], "o-", color="#c05621")
+        axes[2].set(title="adapter: image-to-video PSNR", xlabel="clips seen", ylabel="dB")
+        axes[2].grid(alpha=0.3)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/embedded"))
+    args = parser.parse_args()
+    numbers = json.loads((args.runs / "numbers.json").read_text())
+    curve_path = args.runs / "curve.json"
+    curve = json.loads(curve_path.read_text()) if curve_path.exists() else []
+    logs = {p.parent.name: read_log(p) for p in args.runs.glob("*/log.jsonl")}
+    plot(logs, curve, Path("docs/images/training.png"))
+    Path("docs/results.md").write_text(results(numbers, curve))
+    (TINY / "README.md").write_text(card(numbers, logs, {"vae": 2.25, "base": 32, "adapter": 16}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""`pusa extend`: what comes after a clip, or before it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from pusa.cli.arguments import multiplier
+from pusa.cli.arguments import size as read_size
+from pusa.cli.making import check, make, open_pipeline
+from pusa.cli.options import CLIP, Model, Output, Sampling, Switch, of_model
+from pusa.cli.terminal import Report, Terminal
+
+
+def extend(
+    clip: Annotated[Path, Parameter(metavar="CLIP")],
+    prompt: str = "",
+    *,
+    backward: Annotated[bool, Switch, Parameter(group=CLIP)] = False,
+    frames: Annotated[int | None, Parameter(group=CLIP, show_default=of_model)] = None,
+    overlap: Annotated[int | None, Parameter(group=CLIP, show_default=of_model)] = None,
+    noise: Annotated[float, Parameter(group=CLIP)] = 0.0,
+    size: Annotated[str | None, Parameter(group=CLIP, metavar="WxH", show_default=lambda _: "that of the clip")] = None,
+    fit: Annotated[Literal["crop", "pad", "stretch"], Parameter(group=CLIP)] = "crop",
+    sampling: Sampling = Sampling(),
+    model: Model = Model(),
+    output: Output = Output(),
+) -> Report:
+    """Go on with a clip; the result holds the clip and the new frames.
+
+    Where the clip's latents lie beside it they are used as they are, so that no colour shifts at the join.
+
+    Parameters
+    ----------
+    clip
+        The clip to go on with.
+    prompt
+        What the new frames show.
+    backward
+        Make what came before the clip instead.
+    frames
+        How many frames to add: a multiple of 4.
+    overlap
+        How many frames of the clip the model sees: 4n+1.
+    noise
+        Noise multiplier of the overlap: 0 keeps it exactly, more gives the new frames more freedom.
+    size
+        Width and height in pixels, multiples of 16.
+    fit
+        How a clip of another shape is brought to the size.
+    """
+    terminal = Terminal(output.talkative)
+    multiplier(str(noise), "--noise")
+    shape = None if size is None else read_size(size)
+    output.check()
+    path = output.path(f"{clip.stem}_{'preceded' if backward else 'extended'}_{sampling.seed}")
+    check(terminal, videos=[clip])
+    pipe = open_pipeline(model, terminal)
+
+    from pusa.generation import extension
+
+    return make(
+        {
+            path: lambda callback: extension.extend(
+                pipe,
+                clip,
+                prompt,
+                direction="backward" if backward else "forward",
+                frames=frames,
+                overlap=overlap,
+                noise=noise,
+                size=shape,
+                fit=fit,
+                callback=callback,
+                **sampling.arguments(),
+            )
+        },
+        output,
+        terminal,
+    )

@@ -1,0 +1,94 @@
+"""What the verbs that make clips have in common: open the model, watch the steps, save the clip, report it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pusa.cli.options import Model, Output
+from pusa.cli.terminal import Report, Terminal
+from pusa.errors import InputError
+
+if TYPE_CHECKING:
+    from pusa.core.sampler import Step
+    from pusa.generation.clip import GeneratedClip
+    from pusa.generation.pipeline import Pipeline
+
+    Callback = Callable[[Step], None]
+
+
+def open_pipeline(model: Model, terminal: Terminal) -> Pipeline:
+    """The loaded model; a second command of the same process gets the same one."""
+    with terminal.status(f"Loading {model.model}"):
+        if not terminal.drawing:
+            from huggingface_hub.utils.tqdm import disable_progress_bars
+
+            disable_progress_bars()
+        return _open(model.model, model.loras())
+
+
+@lru_cache(maxsize=1)
+def _open(source: str, loras: tuple[tuple[Path, float], ...]) -> Pipeline:
+    from pusa.generation.pipeline import load
+
+    return load(source, lora=[path for path, _ in loras], lora_scale=[scale for _, scale in loras])
+
+
+def check(
+    terminal: Terminal, *, frames: int | None = None, pictures: Iterable[Path] = (), videos: Iterable[Path] = ()
+) -> None:
+    """What can be refused without a model is refused before one is loaded: the length, unreadable pictures, no file."""
+    with terminal.status("Starting"):
+        from pusa.media import read_image
+        from pusa.models.latents import latent_frames
+
+        if frames is not None:
+            latent_frames(frames)
+        for path in pictures:
+            read_image(path)
+        for path in videos:
+            if not path.is_file():
+                raise InputError(f"There is no file {path}; check the name.")
+
+
+def make(jobs: Mapping[Path, Callable[[Callback], GeneratedClip]], output: Output, terminal: Terminal) -> Report:
+    """Run the job of each path (it gets the sampler's callback and returns the clip), save and report the clips."""
+    from pusa.media import check_writable
+
+    for path in jobs:
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        if not folder.is_dir():
+            raise InputError(f"--out {path}: {folder} is a file, so nothing can be written in it; choose a folder.")
+        check_writable(folder / path.name)
+    clips: list[GeneratedClip] = []
+    records: list[dict[str, Any]] = []
+    for number, (path, job) in enumerate(jobs.items(), 1):
+        started = time.perf_counter()
+        with terminal.steps("Sampling" if len(jobs) == 1 else f"Clip {number} of {len(jobs)}") as callback:
+            clip = job(callback)
+        output.free(path)
+        clip.save(path)
+        seconds = time.perf_counter() - started
+        clips.append(clip)
+        records.append(record(clip, path, seconds))
+        count, height, width, _ = clip.frames.shape
+        terminal.note(f"{count} frames of {width}x{height} at {clip.fps:g} fps in {seconds:.1f} s")
+    return Report({"clips": records}, "\n".join(str(path) for path in jobs), clips)
+
+
+def record(clip: GeneratedClip, path: Path, seconds: float) -> dict[str, Any]:
+    """What `--json` says of a clip."""
+    count, height, width, _ = clip.frames.shape
+    return {
+        "path": str(path),
+        "sidecar": str(path.with_suffix(".json")),
+        "prompt": clip.prompt,
+        "seed": clip.recipe["seed"],
+        "frames": count,
+        "size": [width, height],
+        "fps": clip.fps,
+        "seconds": round(seconds, 3),
+    }

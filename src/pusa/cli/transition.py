@@ -1,0 +1,80 @@
+"""`pusa transition`: new frames that lead from one clip to another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from pusa.cli.arguments import multiplier
+from pusa.cli.arguments import size as read_size
+from pusa.cli.making import check, make, open_pipeline
+from pusa.cli.options import CLIP, Model, Output, Sampling, of_model
+from pusa.cli.terminal import Report, Terminal
+
+
+def transition(
+    a: Annotated[Path, Parameter(metavar="A")],
+    b: Annotated[Path, Parameter(metavar="B")],
+    prompt: str = "",
+    *,
+    frames: Annotated[int | None, Parameter(group=CLIP, show_default=of_model)] = None,
+    overlap: Annotated[int | None, Parameter(group=CLIP, show_default=of_model)] = None,
+    noise: Annotated[float, Parameter(group=CLIP)] = 0.0,
+    size: Annotated[str | None, Parameter(group=CLIP, metavar="WxH", show_default=lambda _: "that of A")] = None,
+    fit: Annotated[Literal["crop", "pad", "stretch"], Parameter(group=CLIP)] = "crop",
+    sampling: Sampling = Sampling(),
+    model: Model = Model(),
+    output: Output = Output(),
+) -> Report:
+    """Join two clips with new frames between them; the result holds A, the new frames and B.
+
+    Parameters
+    ----------
+    a
+        The clip to start from.
+    b
+        The clip to arrive at.
+    prompt
+        What the frames between them show.
+    frames
+        How many frames to add: a multiple of 4.
+    overlap
+        How many frames of either clip the model sees: 4n+1.
+    noise
+        Noise multiplier of both overlaps: 0 keeps them exactly, more gives the new frames more freedom.
+    size
+        Width and height in pixels, multiples of 16.
+    fit
+        How clips of another shape are brought to the size.
+    """
+    terminal = Terminal(output.talkative)
+    multiplier(str(noise), "--noise")
+    shape = None if size is None else read_size(size)
+    output.check()
+    path = output.path(f"{a.stem}_to_{b.stem}_{sampling.seed}")
+    check(terminal, videos=[a, b])
+    pipe = open_pipeline(model, terminal)
+
+    from pusa.generation import extension
+
+    return make(
+        {
+            path: lambda callback: extension.transition(
+                pipe,
+                a,
+                b,
+                prompt,
+                frames=frames,
+                overlap=overlap,
+                noise=noise,
+                size=shape,
+                fit=fit,
+                callback=callback,
+                **sampling.arguments(),
+            )
+        },
+        output,
+        terminal,
+    )

@@ -1,0 +1,124 @@
+"""Read the recipe beside a clip and make the clip again: the same bits on the same machine and versions.
+
+Nothing is remade from something else: a source file, LoRA or checkpoint whose hash is not the recorded one is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pusa.core.timesteps import TimestepMatrix
+from pusa.errors import InputError
+from pusa.generation.clip import GeneratedClip, latents_hash, latents_path, read_latents
+from pusa.generation.conditions import Clip, Image
+from pusa.generation.extension import extend, transition
+from pusa.generation.pipeline import Pipeline, load, versions
+from pusa.generation.settings import Callback
+from pusa.models.lora import sha256
+
+_SAMPLING = ("negative_prompt", "fit", "steps", "guidance", "shift", "seed", "solver")
+_NEEDED = ("task", "prompt", "model", "loras", "versions", "size", "frames", *_SAMPLING)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The recipe of a clip, from its .json or from the .mp4 beside which it lies."""
+    path = Path(path)
+    sidecar = path.with_suffix(".json") if path.suffix == ".mp4" else path
+    if not sidecar.is_file():
+        raise InputError(f"There is no recipe {sidecar}: give the .json that was written beside a clip.")
+    try:
+        recipe = json.loads(sidecar.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{sidecar} is no recipe of a clip: it cannot be read ({error}).") from error
+    missing = [key for key in _NEEDED if key not in recipe] if isinstance(recipe, dict) else list(_NEEDED)
+    if missing:
+        raise InputError(f"{sidecar} is no recipe of a clip: it has no {', '.join(missing)}.")
+    return dict(recipe)
+
+
+def regenerate(path: str | Path, pipe: Pipeline | None = None, *, callback: Callback | None = None) -> GeneratedClip:
+    """Make the clip of a recipe again, with its model (loaded unless given) and its sources, all of them checked.
+
+    Raises InputError when a source is missing, has changed or was never a file, when the model or a LoRA is another
+    than the recorded one, and when the recipe is damaged. Other versions of the software only cause a UserWarning.
+    """
+    recipe = read(path)
+    try:
+        for record in [*_sources(recipe), *recipe["loras"]]:
+            _check_file(record)
+        pipe = _pipeline(recipe) if pipe is None else pipe
+        _check_model(recipe, pipe)
+        options: Any = {key: recipe[key] for key in _SAMPLING} | {"size": tuple(recipe["size"]), "callback": callback}
+        if recipe["task"] == "generate":
+            if init := recipe["init"]:
+                options |= {"init": Clip(init["path"], start=init["start"]), "strength": recipe["strength"]}
+            if recipe["own_matrix"]:
+                own = TimestepMatrix.from_dict(recipe["matrix"])
+                options |= {"matrix": own, "shift": None, "strength": None}
+            conditions = [_condition(record) for record in recipe["conditions"]]
+            return pipe.generate(str(recipe["prompt"]), conditions, frames=recipe["frames"], **options)
+        if recipe["task"] not in ("extend", "transition"):
+            raise InputError(f"{path} is the recipe of a {recipe['task']!r}, which this version cannot make.")
+        options |= {key: recipe[key] for key in ("frames", "overlap", "noise")}
+        if recipe["task"] == "extend":
+            return extend(pipe, recipe["clip"]["path"], recipe["prompt"], direction=recipe["direction"], **options)
+        return transition(pipe, recipe["a"]["path"], recipe["b"]["path"], recipe["prompt"], **options)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} is a damaged recipe ({error}).") from error
+
+
+def _sources(recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records of everything that the clip was made from, models apart."""
+    single = [recipe.get(key) for key in ("init", "clip", "a", "b")]
+    return [*recipe.get("conditions", []), *(record for record in single if record)]
+
+
+def _check_file(record: dict[str, Any]) -> None:
+    if record["path"] is None:
+        raise InputError(
+            "This clip was made from pixels in memory, not from files, so its recipe cannot make it again."
+        )
+    path = Path(record["path"])
+    files: dict[Path, tuple[str, Callable[[Path], str]]] = {path: (record["sha256"], sha256)}
+    if "latents_sha256" in record:
+        files[latents_path(path)] = record["latents_sha256"], lambda file: latents_hash(read_latents(file)[0])
+    for file, (expected, hashed) in files.items():
+        if not file.is_file():
+            raise InputError(f"{file}, which the clip was made from, is not there any more: put it back.")
+        if hashed(file) != expected:
+            raise InputError(f"{file} has changed since the clip was made from it: put the old one back.")
+
+
+def _pipeline(recipe: dict[str, Any]) -> Pipeline:
+    model = recipe["model"]
+    pipe = load(model["source"], dtype=getattr(torch, model["dtype"]), device=model["device"])
+    present = {lora.name for lora in pipe.components.loras}
+    for record in recipe["loras"]:
+        if record["name"] not in present:
+            pipe.load_lora(record["path"], record["scale"], record["name"])
+    return pipe
+
+
+def _check_model(recipe: dict[str, Any], pipe: Pipeline) -> None:
+    now = pipe.recipe()
+    then, source = recipe["model"], recipe["model"]["source"]
+    if {**then, "source": None} != {**now["model"], "source": None}:
+        differing = [key for key in then if key != "source" and then[key] != now["model"].get(key)]
+        raise InputError(f"The model {source} is not the one that made the clip: its {', '.join(differing)} differs.")
+    if [(x["sha256"], x["scale"]) for x in recipe["loras"]] != [(x["sha256"], x["scale"]) for x in now["loras"]]:
+        raise InputError("The loaded LoRAs are not those that the clip was made with.")
+    other = [f"{k} {v} (here {versions()[k]})" for k, v in recipe["versions"].items() if versions().get(k, v) != v]
+    if other:
+        warnings.warn(f"The clip was made with {', '.join(other)}; this one may differ from it.", stacklevel=3)
+
+
+def _condition(record: dict[str, Any]) -> Image | Clip:
+    if record["type"] == "image":
+        return Image(record["path"], record["frame"], record["noise"], record["encoding"])
+    return Clip(record["path"], record["at"], record["frames"], record["noise"], record["start"])

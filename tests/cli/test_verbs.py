@@ -1,0 +1,318 @@
+"""The verbs through the door that the console command uses, on a random model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pusa.cli import main, run
+from pusa.cli.terminal import Terminal, pace
+from pusa.generation.clip import GeneratedClip
+from pusa.media import read_video, write_image, write_video
+
+Pusa = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with a picture and a clip in it."""
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0).integers(0, 256, (21, 40, 40, 3), np.uint8)
+    write_image("a.png", noise[0])
+    write_video("clip.mp4", noise, 8)
+    return tmp_path
+
+
+@pytest.fixture
+def pusa(folder: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> Pusa:
+    """Run a command line with --json; returns its JSON with the exit code."""
+
+    def call(*tokens: str) -> dict[str, Any]:
+        model = [] if "--from" in tokens else ["--model", str(tiny_folder)]
+        code = main([*tokens, *model, "--json"])
+        captured = capsys.readouterr()
+        return {"code": code, "stderr": captured.err, **json.loads(captured.out)}
+
+    return call
+
+
+def recipe(result: dict[str, Any]) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(Path(result["clips"][0]["sidecar"]).read_text())
+    return loaded
+
+
+def columns(result: dict[str, Any]) -> list[float]:
+    """How noisy each latent frame starts, relative to the noisiest."""
+    state = np.array(recipe(result)["matrix"]["state"])[0]
+    return [float(x) for x in (state / state.max()).round(6)]
+
+
+def latents(clip: str) -> Tensor:
+    return load_file(Path(clip).with_suffix(".latents.safetensors"))["latents"]
+
+
+def assert_refused(result: dict[str, Any], *words: str) -> None:
+    message = result["error"]["message"]
+    assert result["code"] == result["error"]["exit_code"] == 2, message
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+    assert "Traceback" not in result["stderr"]
+
+
+def test_text_to_video_lands_in_outputs_under_its_own_name(pusa: Pusa) -> None:
+    result = pusa("generate", "A red circle!", "--seed", "3")
+    assert result["code"] == 0
+    (clip,) = result["clips"]
+    assert clip["path"] == "outputs/a-red-circle_3_32x32x17.mp4"
+    assert (clip["seed"], clip["frames"], clip["size"], clip["fps"]) == (3, 17, [32, 32], 8)
+    frames, fps = read_video(clip["path"])
+    assert frames.shape == (17, 32, 32, 3)
+    assert fps == 8
+    assert columns(result) == [1, 1, 1, 1, 1]
+
+
+def test_pictures_stand_at_their_frames_with_their_noise(pusa: Pusa) -> None:
+    result = pusa(
+        *("generate", "x", "--image", "a.png", "--keyframe", "a.png@1s,noise=0.25", "--last-image", "a.png"),
+        *("--noise", "0.5"),
+    )
+    assert columns(result) == [0.5, 1, 0.25, 1, 0.5]
+
+
+def test_a_video_with_a_negative_frame_ends_there(pusa: Pusa) -> None:
+    result = pusa("generate", "x", "--video", "clip.mp4,frames=5", "--video", "clip.mp4@-1,start=-4")
+    assert columns(result) == [0, 0, 1, 1, 0]
+    assert [(c["at"], c["start"], c["frames"]) for c in recipe(result)["conditions"]] == [(0, 0, 5), (13, 17, 4)]
+    assert_refused(pusa("generate", "y", "--video", "clip.mp4@-1"), "21 frames", "before")
+
+
+def test_the_flags_of_the_official_scripts_count_latent_frames(pusa: Pusa) -> None:
+    result = pusa(
+        *("generate", "--prompt", "x", "--image_paths", "a.png", "a.png"),
+        *("--cond_position", "0,3", "--noise_multipliers", "0.2,0.5"),
+    )
+    assert columns(result) == [0.2, 1, 1, 0.5, 1]
+    assert {c["encoding"] for c in recipe(result)["conditions"]} == {"single"}
+    video = pusa("generate", "y", "--video_path", "clip.mp4", "--cond_position", "0,2", "--noise_multipliers", "0,0.3")
+    assert columns(video) == [0, 1, 0.3, 1, 1]
+    last = pusa("generate", "z", "--image_paths", "a.png", "--cond_position", "-1")
+    assert columns(last) == [1, 1, 1, 1, 0]
+
+
+def test_sampling_flags_and_their_habitual_names_reach_the_sampler(pusa: Pusa) -> None:
+    made = recipe(
+        pusa(
+            *("generate", "x", "--num_inference_steps", "3", "--cfg", "1.5", "--flow_shift", "2", "--height", "32"),
+            *("--width", "48", "--num_frames", "9", "--negative_prompt", "grey", "--solver", "dpm++2m", "--fit", "pad"),
+        )
+    )
+    assert (made["steps"], made["guidance"], made["shift"], made["size"]) == (3, 1.5, 2.0, [48, 32])
+    assert (made["frames"], made["negative_prompt"], made["solver"], made["fit"]) == (9, "grey", "dpm++2m", "pad")
+
+
+def test_editing_starts_part_of_the_way(pusa: Pusa) -> None:
+    result = pusa("generate", "x", "--edit", "clip.mp4,frames=9", "--strength", "0.5", "--shift", "1")
+    made = recipe(result)
+    assert made["init"]["frames"] == made["frames"] == 9
+    assert made["matrix"]["state"][0] == [0.5, 0.5, 0.5]
+    assert_refused(pusa("generate", "x", "--strength", "0.5"), "--edit")
+
+
+def test_several_clips_have_consecutive_seeds(pusa: Pusa) -> None:
+    result = pusa("generate", "x", "--count", "2", "--seed", "7", "--out", "made/y.mp4")
+    assert [(clip["path"], clip["seed"]) for clip in result["clips"]] == [("made/y_7.mp4", 7), ("made/y_8.mp4", 8)]
+    alone = pusa("generate", "x", "--seed", "8", "--out", "made/alone.mp4")
+    assert alone["clips"][0]["seed"] == 8
+    assert latents("made/alone.mp4").equal(latents("made/y_8.mp4"))
+    assert not latents("made/alone.mp4").equal(latents("made/y_7.mp4"))
+
+
+def test_a_sidecar_makes_its_clip_again(pusa: Pusa) -> None:
+    pusa("generate", "x", "--image", "a.png", "--out", "first.mp4")
+    again = pusa("generate", "--from", "first.json", "--out", "again.mp4")
+    assert again["code"] == 0
+    assert latents("again.mp4").equal(latents("first.mp4"))
+    assert_refused(pusa("generate", "--from", "first.json", "--seed", "4"), "--from")
+
+
+def test_extension_and_transition_join_clips(pusa: Pusa) -> None:
+    pusa("generate", "x", "--out", "a.mp4")
+    forward = pusa("extend", "a.mp4", "x", "--frames", "8")
+    assert forward["clips"][0]["path"] == "outputs/a_extended_0.mp4"
+    assert forward["clips"][0]["frames"] == 25
+    backward = pusa("extend", "a.mp4", "x", "--backward", "--overlap", "9", "--frames", "4", "--noise", "0.2")
+    assert backward["clips"][0]["frames"] == 21
+    assert recipe(backward)["direction"] == "backward"
+    joined = pusa("transition", "a.mp4", "a.mp4", "x", "--frames", "4")
+    assert joined["clips"][0]["path"] == "outputs/a_to_a_0.mp4"
+    assert joined["clips"][0]["frames"] == 17 + 4 + 17 - 1
+
+
+def test_very_long_empty_and_foreign_prompts_have_usable_names(pusa: Pusa) -> None:
+    long = pusa("generate", "very " * 10_000 + "long")["clips"][0]
+    assert len(Path(long["path"]).name) < 100
+    assert pusa("generate")["clips"][0]["path"] == "outputs/clip_0_32x32x17.mp4"
+    assert pusa("generate", "猫が伸びをする")["clips"][0]["path"] == "outputs/猫が伸びをする_0_32x32x17.mp4"
+
+
+def test_nothing_is_overwritten_unless_told(pusa: Pusa) -> None:
+    pusa("generate", "x", "--out", "y.mp4")
+    before = Path("y.mp4").read_bytes()
+    assert_refused(pusa("generate", "x", "--seed", "1", "--out", "y.mp4"), "y.mp4", "--overwrite")
+    assert Path("y.mp4").read_bytes() == before
+    assert pusa("generate", "x", "--seed", "1", "--out", "y.mp4", "--overwrite")["code"] == 0
+    assert Path("y.mp4").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        (["--image", "none.png"], ["none.png"]),
+        (["--image", "clip.mp4"], ["clip.mp4", "video"]),
+        (["--image", "empty.png"], ["empty.png"]),
+        (["--image", "a.png@3"], ["--keyframe"]),
+        (["--keyframe", "a.png"], ["--keyframe", "@8"]),
+        (["--keyframe", "a.png@17"], ["17", "frames"]),
+        (["--image", "a.png", "--keyframe", "a.png@0"], ["a.png", "same"]),
+        (["--keyframe", "a.png@8,noise=1.5"], ["noise"]),
+        (["--noise", "nan"], ["--noise"]),
+        (["--video", "none.mp4"], ["none.mp4"]),
+        (["--video", "a.png"], ["a.png"]),
+        (["--edit", "none.mp4"], ["none.mp4"]),
+        (["--frames", "80"], ["77", "81"]),
+        (["--size", "50x50"], ["50x50", "48x48"]),
+        (["--size", "big"], ["--size"]),
+        (["--width", "832"], ["--size"]),
+        (["--steps", "0"], ["step"]),
+        (["--guidance", "nan"], ["guidance"]),
+        (["--seed", "-1"], ["seed"]),
+        (["--count", "0"], ["--count"]),
+        (["--solver", "ddim"], ["--solver", "euler"]),
+        (["--lora", "none.safetensors:1.4"], ["none.safetensors"]),
+        (["--out", "clip.gif"], [".mp4"]),
+        (["--out", "a.png/b.mp4"], ["a.png", "file"]),
+        (["--stepz", "3"], ["--stepz", "--steps"]),
+        (["--steps", "many"], ["--steps", "many"]),
+        (["and", "more"], ["and more", "quotes"]),
+        (["--cond_position", "0"], ["--image_paths"]),
+        (["--image_paths", "a.png"], ["--cond_position"]),
+        (["--image_paths", "a.png", "--cond_position", "0,1"], ["2 positions", "1 pictures"]),
+        (["--image_paths", "a.png", "--cond_position", "0", "--noise_multipliers", "0,1"], ["--noise_multipliers"]),
+        (["--image_paths", "a.png", "--cond_position", "5"], ["frame"]),
+    ],
+    ids=lambda x: " ".join(x),
+)
+def test_wrong_input_is_one_sentence_and_leaves_nothing(pusa: Pusa, tokens: list[str], words: list[str]) -> None:
+    Path("empty.png").touch()
+    before = sorted(Path().rglob("*"))
+    assert_refused(pusa("generate", "x", *tokens), *words)
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_a_model_that_is_none_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "x", "--model", "tyni"]) == 2
+    captured = capsys.readouterr()
+    assert "tiny" in captured.err
+    assert captured.out == ""
+
+
+def test_an_unknown_verb_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["genrate", "x"]) == 2
+    assert 'Did you mean "generate"?' in capsys.readouterr().err
+
+
+def test_an_interrupted_run_leaves_no_file(pusa: Pusa, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pusa.generation.clip.write_video", interrupt)
+    before = sorted(folder.rglob("*"))
+    result = pusa("generate", "x", "--out", "y.mp4")
+    assert result["code"] == result["error"]["exit_code"] == 130
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_an_unexpected_failure_is_told_without_a_traceback_unless_asked(
+    pusa: Pusa, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("the disk sang\nand danced")
+
+    monkeypatch.setattr(GeneratedClip, "save", fail)
+    result = pusa("generate", "x")
+    assert result["code"] == 1
+    assert "RuntimeError: the disk sang (" in result["error"]["message"]
+    assert "Traceback" not in result["stderr"]
+    monkeypatch.setenv("PUSA_DEBUG", "1")
+    assert "Traceback" in pusa("generate", "x")["stderr"]
+    monkeypatch.setenv("PUSA_DEBUG", "0")
+    assert "Traceback" in pusa("generate", "x", "--debug")["stderr"]
+
+
+def test_stdout_has_the_path_and_stderr_the_rest(
+    folder: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", "x", "--model", str(tiny_folder), "--out", "loud.mp4"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "loud.mp4\n"
+    assert "17 frames of 32x32 at 8 fps" in captured.err
+    assert main(["generate", "x", "--model", str(tiny_folder), "--out", "calm.mp4", "--quiet"]) == 0
+    assert capsys.readouterr() == ("calm.mp4\n", "")
+
+
+def test_the_bar_shows_steps_speed_and_time_left_in_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from pusa.core.sampler import Step
+
+    def draw(talkative: bool, tty: bool) -> str:
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: tty, raising=False)
+        monkeypatch.setenv("FORCE_COLOR" if tty else "NO_COLOR", "1")
+        with Terminal(talkative).steps("Sampling") as callback:
+            for index in range(3):
+                callback(Step(index, 3, torch.zeros(1, 5), torch.zeros(1), torch.zeros(1)))
+        return capsys.readouterr().err
+
+    drawn = draw(True, True)
+    assert "Sampling" in drawn
+    assert "3/3" in drawn
+    assert draw(True, False) == ""
+    assert draw(False, True) == ""
+    assert pace(0.25, 8) == "4.0 steps/s, 0:02 left"
+    assert pace(12, 10) == "12.0 s/step, 2:00 left"
+
+
+def test_info(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--json"]) == 0
+    machine = json.loads(capsys.readouterr().out)
+    assert machine["torch"].startswith("2.")
+    assert "models" in machine
+    assert main(["info", str(tiny_folder), "--json"]) == 0
+    model = json.loads(capsys.readouterr().out)
+    assert (model["frames"], model["fps"], model["size"], model["steps"]) == (17, 8, [32, 32], 2)
+    assert "parameters in F32" in model["transformer"]
+    assert main(["info", str(tiny_folder)]) == 0
+    assert "size          32x32" in capsys.readouterr().out
+    assert main(["info", "nowhere"]) == 2
+
+
+def test_run_returns_the_clips(folder: Path, tiny_folder: Path) -> None:
+    report = run(["generate", "x", "--model", str(tiny_folder), "--quiet"])
+    assert report is not None
+    assert report.clips[0].frames.shape == (17, 32, 32, 3)
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "pusa", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip()[0].isdigit()

@@ -1,0 +1,187 @@
+"""A saved clip is three files, written whole or not at all, that make the clip again or say why not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import av
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors import safe_open
+
+from pusa.core import schedules, sigmas
+from pusa.errors import InputError
+from pusa.generation.conditions import Clip, Image
+from pusa.generation.extension import extend, transition
+from pusa.generation.pipeline import load
+from pusa.generation.provenance import read, regenerate
+from pusa.media import write_image, write_video
+from pusa.models import lora
+
+PROMPT = "a red circle moves left"
+
+
+@pytest.fixture
+def files(tmp_path, noise_frames):
+    write_image(tmp_path / "start.png", noise_frames(1)[0])
+    write_video(tmp_path / "video.mp4", noise_frames(17), fps=8)
+    return tmp_path
+
+
+def test_three_files_of_one_stem(tiny_pipe, tmp_path):
+    clip = tiny_pipe.generate(PROMPT, seed=4)
+    assert clip.save(tmp_path / "new" / "clip.mp4") == tmp_path / "new" / "clip.mp4"
+    names = sorted(p.name for p in (tmp_path / "new").iterdir())
+    assert names == ["clip.json", "clip.latents.safetensors", "clip.mp4"]
+    with av.open(str(tmp_path / "new" / "clip.mp4")) as video:
+        stream = video.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert (stream.average_rate, stream.frames) == (8, 17)
+    with safe_open(tmp_path / "new" / "clip.latents.safetensors", "pt") as file:
+        assert torch.equal(file.get_tensor("latents"), clip.latents)
+    recipe = json.loads((tmp_path / "new" / "clip.json").read_text())
+    assert {**clip.recipe, "result": recipe["result"]} == recipe
+    assert recipe["seed"] == 4
+    assert recipe["result"]["frames"] == 17
+    assert recipe["versions"]["torch"] == torch.__version__
+
+
+def test_every_task_is_remade_bit_for_bit(tiny_pipe, files):
+    first = tiny_pipe.generate(PROMPT, [Image(files / "start.png", noise=0.1)], frames=9, seed=2)
+    path = first.save(files / "first.mp4")
+    matrix = schedules.staircase(sigmas.grid(2), 3)
+    clips = {
+        "first": first,
+        "keyframe": tiny_pipe.generate(PROMPT, [Image(str(files / "start.png"), "1s", encoding="single")], frames=9),
+        "completion": tiny_pipe.generate(
+            PROMPT,
+            [Clip(files / "video.mp4", at=-8, start=-8, noise=[0, 0.2])],
+            frames=9,
+            negative_prompt="blurry",
+            steps=3,
+        ),
+        "edit": tiny_pipe.generate(PROMPT, init=Clip(files / "video.mp4", start=4), frames=13, strength=0.4),
+        "matrix": tiny_pipe.generate(PROMPT, matrix=matrix, guidance=1, solver="dpm++2m"),
+        "second of a batch": tiny_pipe.generate([PROMPT, "a blue square"], seed=8)[1],
+        "reused": tiny_pipe.generate(PROMPT, [Clip(first, frames=5)], seed=3),
+        "forward": extend(tiny_pipe, path, PROMPT, frames=4),
+        "backward": extend(tiny_pipe, first, PROMPT, frames=4, direction="backward", noise=0.2),
+        "transition": transition(tiny_pipe, first, files / "video.mp4", PROMPT, shift=3.0),
+    }
+    for name, clip in clips.items():
+        again = regenerate(clip.save(files / f"{name}.mp4"), tiny_pipe)
+        assert torch.equal(again.latents, clip.latents), name
+        assert np.array_equal(again.frames, clip.frames), name
+        assert again.recipe == clip.recipe, name
+
+
+def test_the_model_and_its_loras_are_loaded_again(tiny_folder, tmp_path):
+    pipe = load(tiny_folder, device="cpu", dtype=torch.bfloat16)
+    pipe.transformer.add_adapter(
+        LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"], init_lora_weights=False), "mine"
+    )
+    lora.save(pipe.transformer, tmp_path / "mine.safetensors")
+    pipe.load_lora(tmp_path / "mine.safetensors", 1.4, "mine")
+    clip = pipe.generate(PROMPT)
+    path = clip.save(tmp_path / "clip.mp4")
+    assert torch.equal(regenerate(path.with_suffix(".json")).latents, clip.latents)
+    pipe.load_lora(tmp_path / "mine.safetensors", 1.0, "mine")
+    with pytest.raises(InputError, match="LoRAs are not those"):
+        regenerate(path, pipe)
+    with pytest.raises(InputError, match=r"not the one that made the clip: its dtype differs"):
+        regenerate(path, load(tiny_folder, device="cpu"))
+    (tmp_path / "mine.safetensors").unlink()
+    with pytest.raises(InputError, match=r"mine.safetensors, .* is not there any more"):
+        regenerate(path)
+
+
+def test_changed_and_missing_sources_are_refused(tiny_pipe, files, noise_frames):
+    path = tiny_pipe.generate(PROMPT, [Image(files / "start.png")]).save(files / "clip.mp4")
+    write_image(files / "start.png", noise_frames(1, seed=5)[0])
+    with pytest.raises(InputError, match=r"start.png has changed since the clip was made"):
+        regenerate(path, tiny_pipe)
+    (files / "start.png").unlink()
+    with pytest.raises(InputError, match=r"start.png, .* is not there any more"):
+        regenerate(path, tiny_pipe)
+    longer = extend(tiny_pipe, path, PROMPT, frames=4).save(files / "longer.mp4")
+    (files / "clip.latents.safetensors").unlink()
+    with pytest.raises(InputError, match=r"clip.latents.safetensors, .* is not there"):
+        regenerate(longer, tiny_pipe)
+    from_memory = tiny_pipe.generate(PROMPT, [Image(noise_frames(1)[0])]).save(files / "memory.mp4")
+    with pytest.raises(InputError, match="from pixels in memory"):
+        regenerate(from_memory, tiny_pipe)
+
+
+def test_other_versions_are_said(tiny_pipe, tmp_path):
+    path = tiny_pipe.generate(PROMPT).save(tmp_path / "clip.mp4")
+    recipe = read(path)
+    recipe["versions"]["torch"] = "1.0"
+    path.with_suffix(".json").write_text(json.dumps(recipe))
+    with pytest.warns(UserWarning, match=r"made with torch 1.0 \(here"):
+        regenerate(path, tiny_pipe)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "no recipe"),
+        ("{", "cannot be read"),
+        ("[]", "no recipe of a clip"),
+        ('{"task": "generate"}', "has no prompt"),
+    ],
+)
+def test_what_is_no_recipe(content, sentence, tmp_path):
+    if content is not None:
+        (tmp_path / "clip.json").write_text(content)
+    with pytest.raises(InputError, match=sentence):
+        read(tmp_path / "clip.mp4")
+
+
+def test_a_damaged_recipe(tiny_pipe, tmp_path):
+    path = tiny_pipe.generate(PROMPT).save(tmp_path / "clip.mp4")
+    recipe = read(path)
+    path.with_suffix(".json").write_text(json.dumps({k: v for k, v in recipe.items() if k != "conditions"}))
+    with pytest.raises(InputError, match=r"damaged recipe .'conditions'"):
+        regenerate(path, tiny_pipe)
+    path.with_suffix(".json").write_text(json.dumps({**recipe, "task": "dream"}))
+    with pytest.raises(InputError, match="recipe of a 'dream'"):
+        regenerate(path, tiny_pipe)
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_pipe):
+    return tiny_pipe.generate(PROMPT)
+
+
+class TestFailedSaves:
+    def test_an_error_halfway_leaves_what_was_there(self, clip, tmp_path, monkeypatch):
+        path = clip.save(tmp_path / "clip.mp4")
+        before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+        def fail(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("pusa.generation.clip.write_json", fail)
+        changed = dataclasses.replace(clip, frames=255 - clip.frames)
+        with pytest.raises(InputError, match="disk is full"):
+            changed.save(path)
+        assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+    def test_an_interruption_leaves_nothing(self, clip, tmp_path, monkeypatch):
+        def interrupt(*_, **__):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("pusa.generation.clip.save_file", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            clip.save(tmp_path / "clip.mp4")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_names_and_folders(self, clip, tmp_path):
+        with pytest.raises(InputError, match=r"must end in \.mp4"):
+            clip.save(tmp_path / "clip.gif")
+        (tmp_path / "file").touch()
+        with pytest.raises(InputError, match="cannot be saved"):
+            clip.save(tmp_path / "file" / "clip.mp4")

@@ -1,0 +1,92 @@
+"""The README's commands, run as they stand on a random model, and the tree that it draws."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pusa import embedded
+from pusa.cli import app, run
+from pusa.cli.habits import translate
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    """Every `pusa ...` with arguments, in code spans and blocks, line continuations joined."""
+    joined = TEXT.replace("\\\n", " ")
+    return list(
+        dict.fromkeys(re.findall(r"(?:^|`)(pusa (?:generate|extend|transition|info|demo)[^`\n]*)", joined, re.M))
+    )
+
+
+RUNNABLE = [c for c in commands() if "Wan-AI/" not in c and "--from" not in c and c != "pusa demo"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random pipeline with the embedded model's clip size."""
+    folder = tmp_path_factory.mktemp("model") / "tiny64"
+    shutil.copytree(tiny_folder, folder)
+    defaults = json.loads((folder / "pusa.json").read_text())
+    (folder / "pusa.json").write_text(json.dumps(defaults | {"size": [64, 64]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the README says to run them, filled as `pusa demo` fills it."""
+    from pusa.cli.tasks import tasks
+
+    folder = tmp_path_factory.mktemp("demo") / "inputs"
+    folder.mkdir()
+    tasks(folder)
+    return folder
+
+
+def test_the_table_has_every_task_of_the_demo(inputs: Path) -> None:
+    from pusa.cli.tasks import tasks
+
+    table = {tuple(shlex.split(command)[1:]) for command in RUNNABLE}
+    for task in tasks(inputs):
+        tokens = tuple(token.replace(f"{inputs}/", "") for token in task.tokens)
+        if task.title != "Image to video, a shape":
+            assert tokens in table, f"{task.title} is not in the README's table"
+
+
+@pytest.mark.parametrize("command", RUNNABLE)
+def test_the_command_runs(command: str, model: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(inputs)
+    report = run([*shlex.split(command)[1:], "--model", str(model), "--quiet"])
+    assert report is not None
+    assert Path(report.text).is_file()
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c not in RUNNABLE])
+def test_the_command_is_well_formed(command: str) -> None:
+    app.parse_args(translate(shlex.split(command)[1:]), exit_on_error=False, print_error=False)
+
+
+def test_the_python_block_runs(model: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(inputs)
+    (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    exec(compile(block.replace('"tiny"', repr(str(model))), "README.md", "exec"), {})
+    assert Path("cat.mp4").is_file()
+
+
+def test_the_tree_and_the_links_name_what_is_there() -> None:
+    tree = TEXT.split("## What is where")[1].split("```")[1]
+    parents: list[str] = []
+    for line in tree.strip().splitlines():
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        parents = [*parents[:depth], name]
+        assert (ROOT / "".join(parents)).exists(), name
+    for target in re.findall(r"\]\(([^)#:]+)\)", TEXT):
+        drawn_by_the_embedded_model = target.startswith("docs/images/") and not embedded.folder().is_dir()
+        assert (ROOT / target).exists() or drawn_by_the_embedded_model, target
