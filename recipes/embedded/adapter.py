@@ -31,7 +31,9 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 def load_base(folder: Path) -> TextToVideo:
     """The trained base with per-frame modulation."""
     model = TextToVideo()
-    model.transformer = VectorWanTransformer3DModel.upgrade(WanTransformer3DModel.from_pretrained(folder / "transformer"))
+    model.transformer = VectorWanTransformer3DModel.upgrade(
+        WanTransformer3DModel.from_pretrained(folder / "transformer")
+    )
     model.text_encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder")
     model.padding = PaddedContext()
     for block in model.transformer.blocks:
@@ -76,7 +78,9 @@ def main() -> None:
     def snapshot(step: int, average: dict[str, Tensor]) -> None:
         trained = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
         model.load_state_dict(average, strict=False)
-        lora.save(model.transformer, args.out / f"pusa_{step:06d}.safetensors", metadata={"samples": str(step * args.batch)})
+        lora.save(
+            model.transformer, args.out / f"pusa_{step:06d}.safetensors", metadata={"samples": str(step * args.batch)}
+        )
         model.load_state_dict(trained, strict=False)
 
     train(

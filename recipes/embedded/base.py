@@ -10,7 +10,6 @@ over the batch from the shifted law, one value per clip.
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
 import torch
@@ -152,7 +151,7 @@ def main() -> None:
     tokenizer = build_tokenizer()
     model = TextToVideo()
     if not args.no_compile:
-        # On CPUs the bfloat16 backward of the fused attention costs more than all the rest; compiled plain maths does not.
+        # On CPUs the bfloat16 backward of fused attention costs more than all the rest; compiled maths does not.
         model.transformer.set_attention_backend("_native_math")
         model.transformer.compile_repeated_blocks(fullgraph=True)
     latents, texts = load_shards(args.latents)

@@ -30,8 +30,8 @@ FIRST_SEED = 1_000_000
 def encode(vae: AutoencoderKLWan, clips: np.ndarray) -> Tensor:
     """uint8 [B, N, H, W, 3] -> normalised latents float32 [B, C, F, h, w]."""
     x = torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-    with torch.no_grad():
-        z = vae.encode(x).latent_dist.mode()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        z = vae.encode(x).latent_dist.mode().float()
     mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
     return (z - mean) / std
 
@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, default=Path("runs/embedded/vae/vae"))
     parser.add_argument("--out", type=Path, default=Path("runs/embedded/latents"))
-    parser.add_argument("--clips", type=int, default=8192)
+    parser.add_argument("--clips", type=int, default=6144)
     parser.add_argument("--part", default="0/1", help="I/N: this process takes every N-th shard")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

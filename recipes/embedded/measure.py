@@ -46,14 +46,19 @@ class Model:
         return [latents.decode(self.parts.vae, one[None]) for one in z]
 
     @torch.no_grad()
-    def sample(self, captions: Sequence[str], known: Tensor | None = None, slots: Sequence[int] = (), seed: int = 0) -> Tensor:
+    def sample(
+        self, captions: Sequence[str], known: Tensor | None = None, slots: Sequence[int] = (), seed: int = 0
+    ) -> Tensor:
         """Latents [B, C, 5, 8, 8] for captions, with `slots` held at the latents `known`."""
         out = []
         matrix = schedules.conditioned(schedules.synchronous(self.grid, 5), dict.fromkeys(slots, 0.0))
         velocity = sampler.guided(self.velocity, self.guidance)
         for first in range(0, len(captions), BATCH):
             part = list(captions[first : first + BATCH])
-            noise = [torch.randn(32, 5, 8, 8, generator=torch.Generator().manual_seed(seed + first + i)) for i in range(len(part))]
+            noise = [
+                torch.randn(32, 5, 8, 8, generator=torch.Generator().manual_seed(seed + first + i))
+                for i in range(len(part))
+            ]
             z = torch.stack(noise)
             if known is not None:
                 z[:, :, list(slots)] = known[first : first + BATCH][:, :, list(slots)]
@@ -143,7 +148,9 @@ def measure(model: Model, plain: Model, count: int) -> dict[str, object]:
         }
     }
     words = [s.caption for s in cameras]
-    rows: dict[str, object] = {"first_frame_repeated": {"db": mean_psnr([np.repeat(t[:1], 17, 0) for t in views], views, later)}}
+    rows: dict[str, object] = {
+        "first_frame_repeated": {"db": mean_psnr([np.repeat(t[:1], 17, 0) for t in views], views, later)}
+    }
     for name, one in (("adapted", model), ("base", plain)):
         clips = one.decode(one.sample(words, zc, [0]))
         right = float(np.mean([judge.judge_camera(c) == s.motion for c, s in zip(clips, cameras, strict=True)]))

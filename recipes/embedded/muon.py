@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def orthogonal(update: Tensor, iterations: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrix, roughly, by Newton-Schulz iteration; a kernel [out, in, ...] is one matrix."""
+    """Roughly the nearest semi-orthogonal matrix, by Newton-Schulz iteration; a kernel [out, in, ...] is one matrix."""
     x = update.flatten(1).bfloat16()
     x = x / (x.norm() + 1e-7)
     tall = x.shape[0] > x.shape[1]

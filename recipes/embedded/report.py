@@ -95,8 +95,8 @@ frames that were not given:
 {table(["task", "with the adapter", "base alone", "simple baseline"], rows)}
 
 The rendered truth, encoded and decoded, reaches {db(i2v["truth_through_vae"]["db"])} on frames 1–16: the ceiling of the
-first row. In image-to-video the judge finds the motion right in {percent(i2v["adapted"]["motion"])} of the clips with the
-adapter and in {percent(i2v["base"]["motion"])} without, the colour in {percent(i2v["adapted"]["colour"])} and
+first row. In image-to-video the judge finds the motion right in {percent(i2v["adapted"]["motion"])} of the clips with
+the adapter and in {percent(i2v["base"]["motion"])} without, the colour in {percent(i2v["adapted"]["colour"])} and
 {percent(i2v["base"]["colour"])}. The conditioned latent comes out bit-identical: {i2v["adapted"]["held"]}.
 With a moving camera the direction is right in {percent(cam["adapted"]["motion"])} with the adapter,
 {percent(cam["base"]["motion"])} without.
@@ -108,11 +108,14 @@ Start–end, frames 4–12, with the last picture encoded in three ways:
 {table(["encoding of the last picture", "with the adapter", "base alone"], encodings)}
 """
     if curve:
+        points = [
+            [f"{c['samples']:,}", db(c["i2v_db"]), percent(c["i2v_motion"]), percent(c["t2v_motion"])] for c in curve
+        ]
         head = ["samples seen by the adapter", "image-to-video, frames 1–16", "motion", "text-to-video: motion"]
         text += f"""
 ## How little adaptation it takes
 
-{table(head, [[f"{c['samples']:,}", db(c["i2v_db"]), percent(c["i2v_motion"]), percent(c["t2v_motion"])] for c in curve])}
+{table(head, points)}
 
 ![Training curves](images/training.png)
 """
@@ -142,16 +145,16 @@ timestep adaptation put on top. It knows one small synthetic world (`pusa.embedd
 | part | class | parameters |
 | --- | --- | ---: |
 | autoencoder | `AutoencoderKLWan` | 2.8 M |
-| transformer | `WanTransformer3DModel`, 8 layers of width 256 | 8.0 M |
+| transformer | `WanTransformer3DModel`, 8 layers of width 192 | 4.5 M |
 | text encoder | `UMT5EncoderModel`, 2 layers of width 64 | 0.1 M |
-| adapter | LoRA, rank 32 | 1.6 M |
+| adapter | LoRA, rank 32 | 1.2 M |
 
 ## Training
 
 {table(["part", "steps", "clips seen", "wall time"], rows)}
 
-One {platform.machine()} CPU thread for most of it, shared with other work; seeds 1, 2 and 3. Every batch and every noise
-is a function of (seed, step). `recipes/embedded/` remakes each part; what it measures is in `docs/results.md`:
+One {platform.machine()} CPU thread, shared with other work; seeds 1, 2 and 3. Every batch and every noise is a function
+of (seed, step). `recipes/embedded/` remakes each part; what it measures is in `docs/results.md`:
 
 * text-to-video, base: colour {percent(t2v["base"]["colour"])}, motion {percent(t2v["base"]["motion"])};
   with the adapter: colour {percent(t2v["adapted"]["colour"])}, motion {percent(t2v["adapted"]["motion"])}.

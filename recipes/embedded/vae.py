@@ -48,7 +48,7 @@ def build() -> AutoencoderKLWan:
 
 
 def batch(first: int, size: int, frames: int, rng: torch.Generator) -> Tensor:
-    """Training clips `first ... first + size`: float32 [size, 3, frames, 64, 64] in [-1, 1], from a random start frame."""
+    """Clips of the seeds from `first` on: float32 [size, 3, frames, 64, 64] in [-1, 1], from a random start frame."""
     clips = []
     for seed in range(first, first + size):
         start = int(torch.randint(FRAMES - frames + 1, (), generator=rng))
@@ -111,7 +111,9 @@ def main() -> None:
         after_save=report,
     )
     vae.load_state_dict(average, strict=False)
-    z = torch.cat([vae.encode(batch(s, 16, FRAMES, torch.Generator())).latent_dist.mode().detach() for s in range(0, 256, 16)])
+    z = torch.cat(
+        [vae.encode(batch(s, 16, FRAMES, torch.Generator())).latent_dist.mode().detach() for s in range(0, 256, 16)]
+    )
     vae.register_to_config(
         latents_mean=z.mean((0, 2, 3, 4)).tolist(),
         latents_std=z.std((0, 2, 3, 4)).tolist(),

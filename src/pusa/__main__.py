@@ -1,6 +1,8 @@
 """`python -m pusa` is the console command `pusa`."""
 
+import sys
+
 from pusa.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

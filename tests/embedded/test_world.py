@@ -15,7 +15,8 @@ SEEDS = st.integers(0, 2**31)
 def test_a_seed_always_gives_the_same_clip(seed: int) -> None:
     scene = world.sample(seed, kind="shape")
     clip = world.render(scene)
-    assert clip.shape == (17, 64, 64, 3) and clip.dtype == np.uint8
+    assert clip.shape == (17, 64, 64, 3)
+    assert clip.dtype == np.uint8
     assert np.array_equal(clip, world.render(world.sample(seed, kind="shape")))
 
 
@@ -67,9 +68,9 @@ def test_bounce_reflects(start: float, walk: float) -> None:
 
 
 def test_an_unknown_word_is_named() -> None:
-    with pytest.raises(ValueError, match="'hexagon'.*circle"):
+    with pytest.raises(ValueError, match=r"'hexagon'.*circle"):
         world.coverage("hexagon", 32, 32, 10)
-    with pytest.raises(ValueError, match="'sky'.*black"):
+    with pytest.raises(ValueError, match=r"'sky'.*black"):
         world.background("sky")
 
 

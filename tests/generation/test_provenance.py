@@ -72,7 +72,7 @@ def test_every_task_is_remade_bit_for_bit(tiny_pipe, files):
         "transition": transition(tiny_pipe, first, files / "video.mp4", PROMPT, shift=3.0),
     }
     for name, clip in clips.items():
-        again = regenerate(clip.save(files / f"{name}.mp4"), tiny_pipe)
+        again = regenerate(clip.saved["path"] if clip.saved else clip.save(files / f"{name}.mp4"), tiny_pipe)
         assert torch.equal(again.latents, clip.latents), name
         assert np.array_equal(again.frames, clip.frames), name
         assert again.recipe == clip.recipe, name
@@ -109,6 +109,9 @@ def test_changed_and_missing_sources_are_refused(tiny_pipe, files, noise_frames)
     longer = extend(tiny_pipe, path, PROMPT, frames=4).save(files / "longer.mp4")
     (files / "clip.latents.safetensors").unlink()
     with pytest.raises(InputError, match=r"clip.latents.safetensors, .* is not there"):
+        regenerate(longer, tiny_pipe)
+    tiny_pipe.generate("something else").save(files / "clip.mp4")
+    with pytest.raises(InputError, match=r"clip.mp4 has changed"):
         regenerate(longer, tiny_pipe)
     from_memory = tiny_pipe.generate(PROMPT, [Image(noise_frames(1)[0])]).save(files / "memory.mp4")
     with pytest.raises(InputError, match="from pixels in memory"):

@@ -25,7 +25,7 @@ MINIMUM_AREA = 30.0
 
 @dataclass(frozen=True)
 class Verdict:
-    """`colour`, `shape`, `motion` are words of the world, None where no shape can be seen. `speed` is in pixels a frame."""
+    """`colour`, `shape`, `motion` are words of the world, None where no shape is seen. `speed` is in pixels a frame."""
 
     colour: str | None
     shape: str | None
@@ -100,7 +100,7 @@ def _angles(masks: Array, centres: Array, fold: int) -> Array:
 
 
 def _motion(masks: Array, centres: Array, areas: Array, shape: str) -> tuple[str, float]:
-    """The motion whose prediction from the first frame fits the centroids best, unless the size or the angle changes."""
+    """The motion whose path from the first frame fits the centroids best, unless the size or the angle changes."""
     last = len(areas) - 1
     third = max(1, len(areas) // 3)
     growth = np.median(areas[-third:]) / max(np.median(areas[:third]), 1e-6)
@@ -148,8 +148,10 @@ def judge_camera(clip: world.Frames) -> str:
     smallest mean squared error wins.
     """
     grey = clip.astype(np.float64).mean(-1)
-    later = [t for t in range(4, len(clip), 4)]
-    errors = {name: float(np.mean([_camera_error(grey, name, t) for t in later])) for name in [*world.CAMERA_MOTIONS, "still"]}
+    later = list(range(4, len(clip), 4))
+    errors = {
+        name: float(np.mean([_camera_error(grey, name, t) for t in later])) for name in [*world.CAMERA_MOTIONS, "still"]
+    }
     return min(errors, key=errors.__getitem__)
 
 

@@ -89,7 +89,7 @@ class ShapeScene:
 
 @dataclass(frozen=True)
 class CameraScene:
-    """A viewport over a picture. `x`, `y` are the viewport's centre at frame 0 in pixels of the picture, scaled so that its short side is `scale`."""
+    """A viewport over a picture whose short side is scaled to `scale` pixels; `x`, `y` are its centre at frame 0."""
 
     picture: str
     motion: str

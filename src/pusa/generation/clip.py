@@ -70,6 +70,7 @@ class GeneratedClip:
             hashes = {"sha256": sha256(video)}
             content = {"format": "pt", "video_sha256": hashes["sha256"], "vae": self.recipe["model"]["vae"]}
             save_file({"latents": self.latents.contiguous()}, str(latents), metadata=content)
+            latents.chmod(video.stat().st_mode)  # safetensors makes its files private
             hashes["latents_sha256"] = latents_hash(self.latents)
             size = [self.frames.shape[2], self.frames.shape[1]]
             write_json(recipe, {**self.recipe, "result": {"frames": len(self.frames), "size": size, **hashes}})
