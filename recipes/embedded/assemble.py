@@ -24,7 +24,7 @@ DEFAULTS = {
     "fps": world.FPS,
     "frames": world.FRAMES,
     "size": [world.SIZE, world.SIZE],
-    "steps": 20,
+    "steps": 10,
     "guidance": 3.0,
     "shift": 3.0,
 }
@@ -48,7 +48,10 @@ def main() -> None:
     (args.out / "pusa.json").write_text(json.dumps(DEFAULTS, indent=2) + "\n")
     if args.adapter is not None:
         shutil.copyfile(args.adapter, args.out / "pusa.safetensors")
-    print(f"{args.out}: {sum(f.stat().st_size for f in args.out.rglob('*') if f.is_file()) / 2**20:.1f} MiB")
+    files = [path for path in args.out.rglob("*") if path.is_file()]
+    for path in files:
+        path.chmod(0o644)  # safetensors makes its files private
+    print(f"{args.out}: {sum(path.stat().st_size for path in files) / 2**20:.1f} MiB")
 
 
 if __name__ == "__main__":

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import colorsys
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pusa.embedded import world
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
+"""of float64"""
 
 SATURATION = 40.0
 """max - min over RGB, of 255, from which a pixel half belongs to the shape"""
@@ -49,7 +51,8 @@ def judge(clip: world.Frames) -> Verdict:
 def mask(pixels: Array) -> Array:
     """How much each pixel belongs to a coloured shape: [N, H, W] in [0, 1] of float pixels [N, H, W, 3] in [0, 255]."""
     saturation = pixels.max(-1) - pixels.min(-1)
-    return np.clip((saturation - 0.5 * SATURATION) / SATURATION, 0, 1)
+    belongs: Array = np.clip((saturation - 0.5 * SATURATION) / SATURATION, 0, 1)
+    return belongs
 
 
 def _centres(masks: Array, areas: Array) -> Array:
@@ -84,7 +87,8 @@ def _shape(one: Array, centre: Array, area: float) -> str:
         radius = float(np.sqrt(area / AREA_OF_UNIT[name]))
         template = world.coverage(name, 32, 32, radius)
         at = _centres(template[None], template.sum(keepdims=True).reshape(1))[0]
-        template = world.coverage(name, *(centre + 32 - at), radius)
+        x, y = centre + 32 - at
+        template = world.coverage(name, x, y, radius)
         return float(np.minimum(one, template).sum() / np.maximum(one, template).sum())
 
     return max(world.SHAPES, key=overlap)
@@ -96,7 +100,8 @@ def _angles(masks: Array, centres: Array, fold: int) -> Array:
     dx = along[None, None, :] - centres[:, 0, None, None]
     dy = along[None, :, None] - centres[:, 1, None, None]
     moment = (masks * (dx + 1j * dy) ** fold).sum((1, 2))
-    return np.rad2deg(np.unwrap(np.angle(moment))) / fold
+    angles: Array = np.rad2deg(np.unwrap(np.angle(moment))) / fold
+    return angles
 
 
 def _motion(masks: Array, centres: Array, areas: Array, shape: str) -> tuple[str, float]:

@@ -117,8 +117,9 @@ def sample(seed: int, split: Split = "train", kind: Literal["any", "shape", "cam
 
 def render(scene: Scene, frames: int = FRAMES) -> Frames:
     """The clip of a scene: uint8 [frames, 64, 64, 3]."""
-    draw = _draw_shape if isinstance(scene, ShapeScene) else _draw_camera
-    return np.stack([draw(scene, t) for t in range(frames)])  # type: ignore[operator]
+    if isinstance(scene, ShapeScene):
+        return np.stack([_draw_shape(scene, t) for t in range(frames)])
+    return np.stack([_draw_camera(scene, t) for t in range(frames)])
 
 
 # --- shapes ---------------------------------------------------------------------------------------------------------
@@ -191,7 +192,8 @@ def coverage(shape: str, x: float, y: float, radius: float, angle: float = 0.0) 
         distance = np.minimum(bar, np.maximum(abs(v) - radius, abs(u) - 0.36 * radius))
     else:
         raise ValueError(f"unknown shape {shape!r}; the world has {', '.join(SHAPES)}")
-    return np.clip(0.5 - distance, 0, 1)
+    covered: NDArray[np.float64] = np.clip(0.5 - distance, 0, 1)
+    return covered
 
 
 @lru_cache(maxsize=len(BACKGROUNDS))
@@ -215,7 +217,8 @@ def _draw_shape(scene: ShapeScene, t: float) -> Frames:
     x, y, radius, angle = pose(scene, t)
     alpha = coverage(scene.shape, x, y, radius, angle)[..., None]
     image = (1 - alpha) * background(scene.background) + alpha * np.array(COLOURS[scene.colour])
-    return np.rint(image).astype(np.uint8)
+    pixels: Frames = np.rint(image).astype(np.uint8)
+    return pixels
 
 
 # --- cameras --------------------------------------------------------------------------------------------------------
@@ -257,7 +260,8 @@ def _texture(seed: int) -> Frames:
     noise /= noise.std(axis=(1, 2), keepdims=True)
     mixed = np.einsum("ij,jhw->hwi", [1, 0, 0] + rng.normal(0, 0.4, (3, 3)), noise)
     mixed = mixed / mixed.std() * rng.uniform(30, 60) + rng.uniform(70, 185, size=3)
-    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+    pixels: Frames = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+    return pixels
 
 
 @lru_cache(maxsize=256)
