@@ -99,7 +99,7 @@ def train(
             decay = min(ema_decay, (step + 1) / (step + 10))
             for n, p in named.items():
                 average[n].lerp_(p, 1 - decay)
-        item = float(value)
+        item = float(value.detach())
         running = item if running is None else 0.98 * running + 0.02 * item
         elapsed = time.monotonic() - started
         if step % 20 == 0 or step == steps - 1:

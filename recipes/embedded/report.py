@@ -1,4 +1,4 @@
-"""Step 7 of the embedded base: write docs/results.md, the curves and the model card from the measured numbers.
+"""Step 7 of the embedded base: write docs/results.md, the curves, the model card and the README's results.
 
     python recipes/embedded/report.py --runs runs/embedded
 
@@ -123,6 +123,25 @@ Start–end, frames 4–12, with the last picture encoded in three ways:
     return text
 
 
+def summary(n: Json) -> str:
+    """The README's section: the claim of the method, in four lines of a table."""
+    i2v, ends, ext, t2v = n["image_to_video"], n["start_end"], n["extension"], n["text_to_video"]
+    rows = [
+        ["image to video: frames 1–16", i2v["adapted"]["db"], i2v["base"]["db"], i2v["first_frame_repeated"]["db"]],
+        ["start and end: frames 4–12", ends["repeat"]["adapted"]["db"], ends["repeat"]["base"]["db"]]
+        + [ends["cross_fade"]["db"]],
+        ["extension: frames 9–16 from 0–8", ext["adapted"]["db"], ext["base"]["db"], ext["frozen"]["db"]],
+    ]
+    head = ["PSNR to the truth", "adapted", "base model alone", "repeated frame or cross-fade"]
+    return f"""{table(head, [[name, *(db(x) for x in values)] for name, *values in rows])}
+
+The embedded model on {n["clips"]} held-out clips, where first frame and caption determine the rest. Text-to-video stays
+what it was: the judge finds the right colour in {percent(t2v["base"]["colour"])} of the base's clips and
+{percent(t2v["adapted"]["colour"])} of the adapted model's, the right motion in {percent(t2v["base"]["motion"])} and
+{percent(t2v["adapted"]["motion"])}. `python recipes/embedded/measure.py` measures it;
+[docs/results.md](docs/results.md) has all numbers and the controls."""
+
+
 def card(n: Json, logs: dict[str, list[Json]], batches: dict[str, float]) -> str:
     rows = []
     for name, title in (("vae", "autoencoder"), ("base", "text-to-video base"), ("adapter", "adapter")):
@@ -194,6 +213,10 @@ def main() -> None:
     logs = {p.parent.name: read_log(p) for p in args.runs.glob("*/log.jsonl")}
     plot(logs, curve, Path("docs/images/training.png"))
     Path("docs/results.md").write_text(results(numbers, curve))
+    before, rest = Path("README.md").read_text().split("<!-- results -->")
+    after = rest.split("<!-- end of results -->")[1]
+    text = f"{before}<!-- results -->\n{summary(numbers)}\n<!-- end of results -->{after}"
+    Path("README.md").write_text(text)
     (TINY / "README.md").write_text(card(numbers, logs, {"vae": 2.25, "base": 32, "adapter": 16}))
 
 

@@ -1,0 +1,60 @@
+"""The shipped model is an ordinary Wan folder, and its adapter does what the base cannot."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import WanPipeline
+
+import pusa
+from pusa import embedded
+from pusa.embedded import world
+from pusa.generation.pipeline import Pipeline
+
+pytestmark = pytest.mark.skipif(not embedded.adapter().is_file(), reason="the embedded weights are not built yet")
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Pipeline:
+    return pusa.load("tiny")
+
+
+def test_all_of_it_is_small() -> None:
+    files = [path for path in embedded.folder().rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 40 * 2**20
+
+
+def test_stock_diffusers_loads_and_samples_it() -> None:
+    pipe = WanPipeline.from_pretrained(embedded.folder())
+    assert type(pipe.transformer).__name__ == "WanTransformer3DModel"
+    pipe.set_progress_bar_config(disable=True)
+    out = pipe(
+        "a red circle moves left on a black background",
+        height=64,
+        width=64,
+        num_frames=17,
+        num_inference_steps=6,
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(0),
+    ).frames[0]
+    red, green, blue = out[8].reshape(-1, 3)[out[8].reshape(-1, 3).max(1) > 0.5].mean(0)
+    assert out.shape == (17, 64, 64, 3)
+    assert red > 2 * green
+    assert red > 2 * blue
+
+
+def test_a_given_first_frame_keeps_its_latent_and_decides_the_clip(tiny: Pipeline) -> None:
+    """Against the truth the adapter must beat the base, which serves as the control."""
+    scenes = [world.sample(seed, "heldout", "shape") for seed in range(6)]
+    clips = [world.render(scene) for scene in scenes]
+    base = pusa.load("tiny-base")
+    errors: dict[str, list[float]] = {"tiny": [], "base": []}
+    for scene, truth in zip(scenes, clips, strict=True):
+        for name, pipe in (("tiny", tiny), ("base", base)):
+            made = pipe.generate(scene.caption, [pusa.Image(truth[0])], seed=1)
+            assert torch.equal(made.latents[:, :, :1], pipe.encode(truth[:1]))
+            errors[name].append(float(np.square(made.frames[1:].astype(float) - truth[1:]).mean()))
+    assert np.mean(errors["tiny"]) < 0.5 * np.mean(errors["base"])
+
+
+def test_the_model_likes_what_its_world_is(tiny: Pipeline) -> None:
+    assert (tiny.defaults.fps, tiny.defaults.frames, tiny.defaults.size) == (world.FPS, world.FRAMES, (64, 64))
