@@ -15,12 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import WanTransformer3DModel
 from safetensors import safe_open
 from torch import Tensor
+from transformers import UMT5EncoderModel
 
 from pusa.core import sampler, schedules, sigmas
 from pusa.embedded import judge, world
 from pusa.models import checkpoints, latents, lora
+from pusa.models.wan import VectorWanTransformer3DModel
 
 STEPS, GUIDANCE, SHIFT = 10, 3.0, 3.0
 BATCH = 16
@@ -186,6 +189,21 @@ def curve(adapters: Sequence[Path], count: int) -> list[dict[str, float]]:
     return points
 
 
+def base_curve(snapshots: Sequence[Path], source: str, count: int) -> list[dict[str, float]]:
+    """Text-to-video at each snapshot of the base's training, with the autoencoder of `source`."""
+    scenes = [world.sample(seed, "heldout", "shape") for seed in range(count)]
+    points = []
+    for folder in snapshots:
+        model = Model(source)
+        stock = WanTransformer3DModel.from_pretrained(folder / "transformer")
+        model.parts.transformer = VectorWanTransformer3DModel.upgrade(stock).eval().requires_grad_(False)
+        model.parts.text_encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder").eval()
+        clips = model.decode(model.sample([s.caption for s in scenes]))
+        points.append({"step": int(folder.name.removeprefix("step_")), **rates(clips, scenes)})
+        print(json.dumps(points[-1]), flush=True)
+    return points
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
@@ -193,12 +211,17 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--curve", type=Path, nargs="*", help="adapter files: measure these instead, as a curve")
-    parser.add_argument("--out", type=Path, help="default runs/embedded/numbers.json, or curve.json")
+    parser.add_argument("--snapshots", type=Path, nargs="*", help="base snapshots: measure these instead, as a curve")
+    parser.add_argument("--out", type=Path, help="default runs/embedded/numbers.json, curve.json or snapshots.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.curve:
         out = args.out or Path("runs/embedded/curve.json")
         out.write_text(json.dumps(curve(args.curve, args.clips), indent=2) + "\n")
+        return
+    if args.snapshots:
+        out = args.out or Path("runs/embedded/snapshots.json")
+        out.write_text(json.dumps(base_curve(args.snapshots, args.base, args.clips), indent=2) + "\n")
         return
     args.out = args.out or Path("runs/embedded/numbers.json")
     numbers = measure(Model(args.model), Model(args.base), args.clips)
