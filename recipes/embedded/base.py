@@ -144,12 +144,16 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3, help="of AdamW, for embeddings, gains and biases")
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--init", type=Path, help="begin with the weights of this folder, such as the shipped one")
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(SEED)
     tokenizer = build_tokenizer()
     model = TextToVideo()
+    if args.init is not None:
+        model.transformer.load_state_dict(WanTransformer3DModel.from_pretrained(args.init / "transformer").state_dict())
+        model.text_encoder.load_state_dict(UMT5EncoderModel.from_pretrained(args.init / "text_encoder").state_dict())
     if not args.no_compile:
         # On CPUs the bfloat16 backward of fused attention costs more than all the rest; compiled maths does not.
         model.transformer.set_attention_backend("_native_math")
