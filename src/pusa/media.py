@@ -338,7 +338,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 def check_writable(path: str | Path) -> None:
     """Raise now what `replacing` would raise at its start, so that long work does not end in a read-only folder."""
-    _remove(_new_beside(Path(path)))
+    path = Path(path)
+    _remove(_new_beside(path))
+    try:
+        path.lstat()  # the new file's name is short, so that only this sees a name that is too long
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def _new_beside(path: Path) -> Path:

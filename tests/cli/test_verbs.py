@@ -218,6 +218,16 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(pusa: Pusa, tokens: list
     assert sorted(Path().rglob("*")) == before
 
 
+@pytest.mark.parametrize("name", ["x.MP4", "x" * 245 + ".mp4"])
+def test_a_name_that_cannot_be_saved_is_refused_before_sampling(
+    pusa: Pusa, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("pusa.generation.pipeline.Pipeline.generate", lambda *_, **__: pytest.fail("sampled"))
+    result = pusa("generate", "x", "--out", name)
+    assert result["error"]["exit_code"] in (1, 2)
+    assert "sampled" not in result["error"]["message"]
+
+
 def test_a_model_that_is_none_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "x", "--model", "tyni"]) == 2
     captured = capsys.readouterr()

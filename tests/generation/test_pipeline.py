@@ -260,3 +260,9 @@ def test_loading_with_loras(tiny_folder, tmp_path):
     assert torch.equal(off.generate(PROMPT).latents, plain)
     with pytest.raises(InputError, match="2 LoRA scales for 1 LoRAs"):
         load(tiny_folder, lora=[tmp_path / "a.safetensors"], lora_scale=[1.0, 2.0], device="cpu")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "a.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes())
+    namesakes = load(tiny_folder, lora=[tmp_path / "a.safetensors", tmp_path / "b" / "a.safetensors"], device="cpu")
+    assert [x.name for x in namesakes.components.loras] == ["a", "a_a"]
+    with pytest.raises(InputError, match="twice"):
+        load(tiny_folder, lora=[tmp_path / "a.safetensors", tmp_path / "b" / ".." / "a.safetensors"], device="cpu")

@@ -56,6 +56,7 @@ def check(
 
 def make(jobs: Mapping[Path, Callable[[Callback], GeneratedClip]], output: Output, terminal: Terminal) -> Report:
     """Run the job of each path (it gets the sampler's callback and returns the clip), save and report the clips."""
+    from pusa.generation.clip import latents_path
     from pusa.media import check_writable
 
     for path in jobs:
@@ -63,6 +64,7 @@ def make(jobs: Mapping[Path, Callable[[Callback], GeneratedClip]], output: Outpu
         if not folder.is_dir():
             raise InputError(f"--out {path}: {folder} is a file, so nothing can be written in it; choose a folder.")
         check_writable(folder / path.name)
+        check_writable(folder / latents_path(path).name)
     clips: list[GeneratedClip] = []
     records: list[dict[str, Any]] = []
     for number, (path, job) in enumerate(jobs.items(), 1):

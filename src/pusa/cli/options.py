@@ -95,7 +95,7 @@ class Output:
         """Refuse an --out that cannot be a clip, before any work is done."""
         if self.out is None or self.out.is_dir() or self.out.suffix == "":
             return
-        if self.out.suffix.lower() != ".mp4":
+        if self.out.suffix != ".mp4":
             raise InputError(f"--out {self.out}: clips are written as .mp4; use {self.out.with_suffix('.mp4')}.")
         self.free(self.out)
 

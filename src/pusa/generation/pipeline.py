@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import platform
+import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -362,9 +363,16 @@ def load(
     scales = list(lora_scale) if isinstance(lora_scale, Sequence) else [lora_scale] * len(paths)
     if len(scales) != len(paths):
         raise InputError(f"{len(scales)} LoRA scales for {len(paths)} LoRAs: give one for all or one each.")
+    files = [Path(path).resolve() for path in paths]
+    if twice := [path for path in paths if files.count(Path(path).resolve()) > 1]:
+        raise InputError(f"The LoRA {twice[0]} is given twice: give it once, at the strength it should have.")
     pipe = Pipeline(checkpoints.load(source, dtype=dtype, device=device))
     for path, scale in zip(paths, scales, strict=True):
-        pipe.load_lora(path, scale)
+        stem = name = re.sub(r"\W+", "_", Path(path).stem)
+        taken = {present.name for present in pipe.components.loras}
+        while name in taken:  # another file of the same name would be replaced
+            name += f"_{stem}"
+        pipe.load_lora(path, scale, name)
     return pipe
 
 
