@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import struct
@@ -319,6 +320,28 @@ def test_variable_frame_rate_becomes_constant_at_the_right_moments(tmp_path: Pat
     assert numbers(frames) == [0, 2, 3, 4, 5, 5]
 
 
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+def test_animated_pictures_are_videos(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    frames = [PILImage.fromarray(np.full((8, 8, 3), 60 * i, np.uint8)) for i in range(4)]
+    options = {"lossless": True} if suffix == "webp" else {}
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=[100, 100, 200, 100], **options)
+    with pytest.raises(InputError, match="or give it as a video"):
+        media.read_image(path)
+    read, fps = media.read_video(path, fps=10)
+    assert fps == 10
+    assert read[:, 0, 0, 0].tolist() in ([0, 60, 120, 120, 180], [0, 60, 120, 180, 180])
+    assert media.read_video(path)[1] == pytest.approx(3 / 0.4)
+
+
+def test_pages_are_no_video(tmp_path: Path) -> None:
+    animated(tmp_path / "a.tiff")
+    with pytest.raises(InputError, match=r"save one of them as PNG$"):
+        media.read_image(tmp_path / "a.tiff")
+    with pytest.raises(InputError, match="is a picture where a video is needed"):
+        media.read_video(tmp_path / "a.tiff")
+
+
 @pytest.mark.parametrize("quarter", [1, 2, 3])
 def test_rotation_metadata_is_applied(tmp_path: Path, quarter: int) -> None:
     """Players turn a picture clockwise by the matrix in the track header."""
@@ -622,6 +645,19 @@ def test_a_truly_full_disk(tmp_path: Path) -> None:
         assert no_leftovers(tmp_path)
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_nested_write_speaks_of_the_file_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with (
+        pytest.raises(InputError, match=f"^cannot write {re.escape(str(tmp_path / 'a.json'))}: the disk is full"),
+        media.replacing(tmp_path / "a.json") as part,
+    ):
+        media.write_json(part, [])
+    assert no_leftovers(tmp_path)
 
 
 def test_an_interrupt_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

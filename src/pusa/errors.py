@@ -8,13 +8,16 @@ from __future__ import annotations
 
 
 class PusaError(Exception):
-    """Something failed that the user may need to know about (a full disk, a read-only folder)."""
+    """Something failed that the user may need to know about."""
 
     exit_code = 1
 
 
 class InputError(PusaError, ValueError):
-    """What the user gave is wrong; the message says which thing, why, and what would be accepted."""
+    """What the user gave is wrong, or names a place that cannot be written (a full disk, a read-only folder).
+
+    The message says which thing, why, and what would be accepted.
+    """
 
     exit_code = 2
 

@@ -45,6 +45,7 @@ MAX_SIDE = 16_384
 MAX_CLIP_BYTES = 4 * 2**30
 """the largest clip that is read, as uint8 RGB in memory"""
 
+_ANIMATIONS = ("GIF", "PNG", "WEBP")
 _TEXT_DEMUXERS = {"tty", "bin", "srt", "webvtt", "ass"}
 _EXACT = (
     Interpolation.BICUBIC
@@ -79,9 +80,8 @@ def read_image(path: str | Path) -> Image:
     with picture:
         count = int(getattr(picture, "n_frames", 1))
         if count > 1:
-            raise InputError(
-                f"{path} holds {count} pictures where one is needed; save one of them as PNG, or give it as a video"
-            )
+            also = ", or give it as a video" if picture.format in _ANIMATIONS else ""
+            raise InputError(f"{path} holds {count} pictures where one is needed; save one of them as PNG{also}")
         width, height = picture.size
         if max(width, height) > MAX_SIDE:
             raise InputError(
@@ -112,7 +112,9 @@ def to_rgb(picture: PILImage.Image) -> Image:
 
 
 def read_video(path: str | Path, fps: float | None = None) -> tuple[Frames, float]:
-    """Read every frame of a video (or GIF) as uint8 RGB [N, H, W, 3], upright and with square pixels, and its rate.
+    """Read every frame of a video or animated picture as uint8 RGB [N, H, W, 3], and its rate in frames per second.
+
+    Frames come upright and with square pixels; GIF, PNG and WebP may be animated.
 
     With `fps`, frame k of the result is the frame whose timestamp is nearest to k / fps seconds, for every k up to the
     last timestamp: a slower rate drops frames, a faster one repeats them, none is blended or invented. Without it the
@@ -148,7 +150,7 @@ def _decode(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
     """All frames, their times in seconds (ascending) and the rate that the file states (0 if none)."""
     with av.open(_plain(path)) as container:
         if _holds_a_picture(container):
-            raise InputError(f"{path} is a picture where a video is needed; give it as an image")
+            return _decode_animation(path)
         if container.format.name in _TEXT_DEMUXERS:
             raise InputError(f"{path} is text where a video is needed; give an mp4, mov, mkv, webm or gif")
         streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
@@ -169,9 +171,7 @@ def _decode(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
                 raise InputError(f"{path} changes its size at frame {len(frames)}; export it at one size")
             size += picture.nbytes
             if size > MAX_CLIP_BYTES:
-                raise InputError(
-                    f"{path} needs more than {MAX_CLIP_BYTES / 2**30:.0f} GiB of memory; cut or scale it down first"
-                )
+                raise _too_large(path)
             frames.append(picture)
             fallback = times[-1] + 1 / (stated or 25.0) if times else 0.0
             times.append(fallback if frame.pts is None else float(frame.time))
@@ -187,6 +187,34 @@ def _decode(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
     if length - end > 1.5 * max(gaps.max(initial=0.0), 1 / (stated or 25.0)):
         raise InputError(f"{path} is cut off: it should last {length:.2f} s and ends at {end:.2f} s; copy it again")
     return np.stack([frames[i] for i in order]), np.asarray(times)[order], stated
+
+
+def _decode_animation(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
+    """`_decode` for a file of pictures, which moves only when they have durations (0 is 100 ms, as in browsers)."""
+    try:
+        picture = PILImage.open(path)
+        count = int(getattr(picture, "n_frames", 1)) if picture.format in _ANIMATIONS else 1
+    except Exception:
+        count = 1
+    if count == 1:
+        raise InputError(f"{path} is a picture where a video is needed; give it as an image")
+    with picture:
+        if count * picture.width * picture.height * 3 > MAX_CLIP_BYTES:
+            raise _too_large(path)
+        frames: list[Image] = []
+        times = [0.0]
+        try:
+            for index in range(count):
+                picture.seek(index)
+                frames.append(to_rgb(picture))
+                times.append(times[-1] + (picture.info.get("duration") or 100) / 1000)
+        except Exception as error:
+            raise _unreadable(path, "video", error) from error
+    return np.stack(frames), np.asarray(times[:-1]), 0.0
+
+
+def _too_large(path: Path) -> InputError:
+    return InputError(f"{path} needs more than {MAX_CLIP_BYTES / 2**30:.0f} GiB of memory; cut or scale it down first")
 
 
 def _upright(frame: VideoFrame, squeeze: float) -> Image:
@@ -330,6 +358,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield part
         os.replace(part, path)
+    except PusaError as error:  # of a writer that was given `part` and knows no other name
+        raise type(error)(str(error).replace(str(part), str(path))) from error
     except (OSError, av.FFmpegError) as error:
         raise _unwritable(path, error) from error
     finally:

@@ -85,6 +85,15 @@ def test_a_lora_carries_its_own_scale_or_the_common_one() -> None:
     assert arguments.lora("C:/pusa.safetensors", 1.0) == (Path("C:/pusa.safetensors"), 1.0)
 
 
+@pytest.mark.parametrize("scale", ["nan", "inf", "abc", ""])
+def test_a_lora_scale_is_a_finite_number(scale: str, tmp_path: Path) -> None:
+    text = f"{tmp_path}/x:{scale}"
+    with pytest.raises(InputError, match=f"{scale!r} is no finite number"):
+        arguments.lora(text, 1.0)
+    Path(text).touch()
+    assert arguments.lora(text, 1.0) == (Path(text), 1.0)
+
+
 def test_slugs_are_short_file_names() -> None:
     assert arguments.slug("A red circle, moving LEFT!") == "a-red-circle-moving-left"
     assert arguments.slug("") == arguments.slug("///") == "clip"

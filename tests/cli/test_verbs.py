@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -193,6 +194,20 @@ def test_nothing_is_overwritten_unless_told(pusa: Pusa) -> None:
         (["--size", "big"], ["--size"]),
         (["--width", "832"], ["--size"]),
         (["--steps", "0"], ["step"]),
+        (["--steps", "9" * 20], ["steps", "at most 1000"]),
+        (["--noise", "0.3"], ["--noise", "none is given"]),
+        (["--noise", "0.3", "--edit", "clip.mp4"], ["--noise", "--strength"]),
+        (["--video", "clip.mp4@-1,start=-5"], ["not 5", "frames=4", "start=-4"]),
+        (["--video", "clip.mp4@-1,frames=5"], ["not 5", "frames=4 for its first."]),
+        (["--video", "clip.mp4@-2,frames=4"], ["@-5 or @-1"]),
+        (["--video", "clip.mp4@-1,frames=3"], ["not 3", "longer"]),
+        (["--edit", "clip.mp4,start=-16"], ["16 frames", "frames=13"]),
+        (["--image", ""], ["--image", "path is empty"]),
+        (["--image_paths", "", "--cond_position", "0"], ["--image_paths", "path is empty"]),
+        (["--out", ""], ["--out", "empty path"]),
+        (["--from", ""], ["--from", "empty path"]),
+        (["--lora", "x.safetensors:nan"], ["--lora", "'nan' is no finite number"]),
+        (["--lora-scale", "inf", "--lora", "x"], ["--lora-scale", "'inf' is no finite number"]),
         (["--guidance", "nan"], ["guidance"]),
         (["--seed", "-1"], ["seed"]),
         (["--count", "0"], ["--count"]),
@@ -216,6 +231,39 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(pusa: Pusa, tokens: list
     before = sorted(Path().rglob("*"))
     assert_refused(pusa("generate", "x", *tokens), *words)
     assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize("count", ["1.5", "2.0", "1e1", "9" * 200, ""])
+@pytest.mark.parametrize(
+    ("verb", "flag"),
+    [
+        *(("generate", flag) for flag in ("--seed", "--frames", "--steps", "--count")),
+        *(("extend", flag) for flag in ("--seed", "--frames", "--steps", "--overlap")),
+        *(("transition", flag) for flag in ("--seed", "--frames", "--steps", "--overlap")),
+    ],
+)
+def test_what_counts_is_a_whole_number(pusa: Pusa, verb: str, flag: str, count: str) -> None:
+    clips = {"generate": [], "extend": ["clip.mp4"], "transition": ["clip.mp4", "clip.mp4"]}[verb]
+    assert_refused(pusa(verb, *clips, "x", flag, count), flag, "whole number")
+
+
+@pytest.mark.parametrize("verb", ["extend", "transition"])
+def test_joined_clips_have_the_size_of_the_first(pusa: Pusa, verb: str) -> None:
+    write_video("wide.mp4", np.zeros((5, 32, 48, 3), np.uint8), 8)
+    for first, size in (("wide.mp4", [48, 32]), ("clip.mp4", [32, 32])):  # clip.mp4 has 40x40, which cannot be made
+        clips = [first] if verb == "extend" else [first, "clip.mp4"]
+        result = pusa(verb, *clips, "x", "--frames", "4")
+        assert result["clips"][0]["size"] == size
+
+
+def test_the_noise_of_every_condition_reaches_the_flags_of_the_official_scripts(pusa: Pusa) -> None:
+    result = pusa("generate", "x", "--image_paths", "a.png", "--cond_position", "0", "--noise", "0.5")
+    assert columns(result) == [0.5, 1, 1, 1, 1]
+
+
+def test_a_prompt_may_start_with_a_dash_behind_two(folder: Path, tiny_folder: Path) -> None:
+    assert main(["generate", "--model", str(tiny_folder), "--quiet", "--", "-a prompt"]) == 0
+    assert Path("outputs/a-prompt_0_32x32x17.mp4").is_file()
 
 
 @pytest.mark.parametrize("name", ["x.MP4", "x" * 245 + ".mp4"])
@@ -315,6 +363,19 @@ def test_info(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(tiny_folder)]) == 0
     assert "size          32x32" in capsys.readouterr().out
     assert main(["info", "nowhere"]) == 2
+
+
+def test_info_says_what_generate_would_refuse(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "i2v")
+    config = tmp_path / "i2v" / "transformer" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "in_channels": 36}))
+    assert main(["info", str(tmp_path / "i2v")]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "refuses" in line)
+    assert "image-to-video" in line
+    assert main(["info", str(tiny_folder)]) == 0
+    assert "refuses" not in capsys.readouterr().out
 
 
 def test_run_returns_the_clips(folder: Path, tiny_folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -93,7 +95,7 @@ def test_any_video_can_be_extended(direction, cut, kept, tiny_pipe, noise_frames
 
 
 def test_a_video_file_of_another_size_is_fitted(tiny_pipe, noise_frames, tmp_path):
-    write_video(tmp_path / "a.mp4", noise_frames(9, size=(64, 48)), fps=8)
+    write_video(tmp_path / "a.mp4", noise_frames(9, size=(64, 42)), fps=8)
     assert extend(tiny_pipe, tmp_path / "a.mp4", PROMPT, frames=4).frames.shape == (13, 32, 32, 3)
     assert extend(tiny_pipe, tmp_path / "a.mp4", PROMPT, frames=4, size=(48, 32)).frames.shape == (13, 32, 48, 3)
 
@@ -103,6 +105,22 @@ def test_a_clip_keeps_its_own_size(tiny_pipe):
     longer = extend(tiny_pipe, wide, PROMPT, frames=4)
     assert longer.frames.shape == (9, 32, 48, 3)
     assert torch.equal(longer.latents[:, :, :2], wide.latents)
+    assert extend(tiny_pipe, wide.frames, PROMPT, frames=4).frames.shape == (9, 32, 48, 3)
+    assert transition(tiny_pipe, wide.frames, wide.frames[:, :, :32], PROMPT, frames=4).frames.shape == (13, 32, 48, 3)
+
+
+@pytest.mark.parametrize(
+    ("count", "overlap", "sentence"),
+    [
+        (3, None, "has 3 frames, fewer than the overlap of 5: give a clip of 5 frames or more"),
+        (11, 13, "has 11 frames, fewer than the overlap of 13: give an overlap of at most 9"),
+    ],
+)
+def test_a_clip_shorter_than_the_overlap_is_counted_whole(count, overlap, sentence, tiny_pipe, noise_frames):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is said to be left out of it
+        with pytest.raises(InputError, match=sentence):
+            extend(tiny_pipe, noise_frames(count), PROMPT, overlap=overlap)
 
 
 def test_noise_on_the_overlap_leaves_the_clip(tiny_pipe, clip):

@@ -216,6 +216,7 @@ def test_encode_and_decode_are_public(tiny_pipe, noise_frames):
         ({"size": (40, 32)}, "size 40x32 .* multiples of 16, as in 32x32"),
         ({"size": (0, 32)}, "size 0x32"),
         ({"steps": 0}, "steps is 0"),
+        ({"steps": 1001}, "steps is 1001: give at most 1000"),
         ({"guidance": math.nan}, "guidance is nan"),
         ({"guidance": math.inf}, "guidance is inf"),
         ({"shift": 0.0}, "shift is 0"),

@@ -10,9 +10,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pusa.errors import InputError
+
+if TYPE_CHECKING:
+    from cyclopts import Token
 
 FRAME = re.compile(r"-?\d+|\d+(?:\.\d*)?s|\.\d+s")
 Number = TypeVar("Number", int, float)
@@ -38,6 +41,8 @@ class Source:
         if Path(text).is_file():
             return cls(Path(text))
         name, *extras = text.split(",")
+        if not name:
+            raise InputError(f"{flag} {text!r}: the path is empty; name a file.")
         while extras and not re.match(r"\w+=", extras[0]):
             name += "," + extras.pop(0)
         path, at = _split_place(name, flag)
@@ -84,6 +89,21 @@ def _count(text: str, flag: str) -> int:
     return int(text)
 
 
+def whole(_: object, tokens: Sequence[Token]) -> int:
+    """The converter of every option that counts: 16 is read, 16.5 is not rounded to it."""
+    text = tokens[0].value
+    if not re.fullmatch(r"[-+]?\d{1,99}", text):
+        raise InputError(f"{text[:99]!r} is no whole number that can be used; write for example 9.")
+    return int(text)
+
+
+def path(_: object, tokens: Sequence[Token]) -> Path:
+    """The converter of every option and argument that is a path: an empty one is not the folder we are in."""
+    if not tokens[0].value:
+        raise InputError("'' is an empty path; name a file or a folder.")
+    return Path(tokens[0].value)
+
+
 def number(text: str, flag: str, what: str) -> float:
     """A finite number."""
     try:
@@ -121,11 +141,13 @@ def listed(text: str, flag: str, read: Callable[[str], Number]) -> list[Number]:
 
 
 def lora(text: str, scale: float) -> tuple[Path, float]:
-    """`PATH[:scale]`; without a scale of its own the file takes `scale`."""
-    path, colon, own = text.rpartition(":")
-    if colon and path and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)", own):
-        return Path(path), number(own, f"--lora {text}", "scale")
-    return Path(text), scale
+    """`PATH[:scale]`; without a scale of its own, or when a file has this whole name, the file takes `scale`."""
+    file, colon, own = text.rpartition(":")
+    if not text:
+        raise InputError("--lora: the path is empty; name a file.")
+    if not colon or not file or "/" in own or "\\" in own or Path(text).is_file():
+        return Path(text), scale
+    return Path(file), number(own, f"The scale of --lora {text}", "finite number")
 
 
 def slug(prompt: str, length: int = 60) -> str:

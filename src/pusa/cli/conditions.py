@@ -58,7 +58,22 @@ class Video:
                     f"--video {self.path}@{self.at}: {used} frames that end there begin before the clip of {frames} "
                     "frames does; use fewer with start=, or make a longer clip with --frames."
                 )
+            if at > 0:
+                self._check_end(at, used, frames)
         return Clip(footage, at=at, frames=self.frames, noise=self.noise, start=self.start)
+
+    def _check_end(self, at: int, used: int, frames: int) -> None:
+        """Of a clip that ends at its frame: InputError unless its `used` frames from `at` on are groups of four."""
+        name, last = f"--video {self.path}@{self.at}", at + used - 1
+        if last % 4:
+            below = last // 4 * 4
+            ends = " or ".join(f"@{n - frames}" for n in (below, below + 4) if n)
+            raise InputError(f"{name}: a clip further in ends with a group of four frames; let it end at {ends}.")
+        if used % 4:
+            fewer = used // 4 * 4
+            tail = f" or start=-{fewer} for its last" if self.frames is None else ""
+            advice = f"use frames={fewer} for its first{tail}" if fewer else "give a longer one"
+            raise InputError(f"{name}: a clip that ends there has a multiple of four frames, not {used}; {advice}.")
 
 
 def pictures(image: str | None, last_image: str | None, keyframes: Sequence[str], noise: float) -> list[Picture]:
@@ -109,6 +124,8 @@ def official(
             f"--noise_multipliers has {len(noises)} numbers for {len(positions)} positions; give one each."
         )
     if image_paths:
+        if "" in image_paths:
+            raise InputError("--image_paths: a path is empty; name a file.")
         if len(image_paths) != len(positions):
             raise InputError(
                 f"--cond_position has {len(positions)} positions for {len(image_paths)} pictures; give one each."

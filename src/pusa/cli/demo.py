@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from pusa.cli.making import open_pipeline
-from pusa.cli.options import Model, Switch
+from pusa.cli.options import File, Model, Switch
 from pusa.cli.terminal import Report, Terminal
 from pusa.errors import InputError
 
@@ -30,7 +30,7 @@ MARK = "demo.json"
 
 def demo(
     *,
-    out: Path = Path("outputs/demo"),
+    out: Annotated[Path, File] = Path("outputs/demo"),
     model: str = "tiny",
     quiet: Annotated[bool, Switch, Parameter(alias="-q")] = False,
     json: Annotated[bool, Switch] = False,

@@ -10,19 +10,21 @@ from cyclopts import Parameter
 from pusa.cli.arguments import multiplier
 from pusa.cli.arguments import size as read_size
 from pusa.cli.making import check, make, open_pipeline
-from pusa.cli.options import CLIP, Model, Output, Sampling, Switch, of_model
+from pusa.cli.options import CLIP, File, Model, Output, Sampling, Switch, Whole, of_model
 from pusa.cli.terminal import Report, Terminal
 
 
 def extend(
-    clip: Annotated[Path, Parameter(metavar="CLIP")],
+    clip: Annotated[Path, File, Parameter(metavar="CLIP")],
     prompt: str = "",
     *,
     backward: Annotated[bool, Switch, Parameter(group=CLIP)] = False,
-    frames: Annotated[int | None, Parameter(group=CLIP, show_default=of_model)] = None,
-    overlap: Annotated[int | None, Parameter(group=CLIP, show_default=of_model)] = None,
+    frames: Annotated[int | None, Whole, Parameter(group=CLIP, show_default=of_model)] = None,
+    overlap: Annotated[int | None, Whole, Parameter(group=CLIP, show_default=of_model)] = None,
     noise: Annotated[float, Parameter(group=CLIP)] = 0.0,
-    size: Annotated[str | None, Parameter(group=CLIP, metavar="WxH", show_default=lambda _: "that of the clip")] = None,
+    size: Annotated[
+        str | None, Parameter(group=CLIP, metavar="WxH", show_default=lambda _: "that of the clip, else the model's")
+    ] = None,
     fit: Annotated[Literal["crop", "pad", "stretch"], Parameter(group=CLIP)] = "crop",
     sampling: Sampling = Sampling(),
     model: Model = Model(),

@@ -12,7 +12,7 @@ from pusa.cli.arguments import Source, default_name, multiplier
 from pusa.cli.arguments import size as read_size
 from pusa.cli.conditions import Picture, Video, official, pictures, videos
 from pusa.cli.making import check, make, open_pipeline
-from pusa.cli.options import CLIP, CONDITIONS, OFFICIAL, Many, Model, Output, Sampling, of_model
+from pusa.cli.options import CLIP, CONDITIONS, OFFICIAL, File, Many, Model, Output, Sampling, Whole, of_model
 from pusa.cli.terminal import Report, Terminal
 from pusa.errors import InputError
 
@@ -33,11 +33,11 @@ def generate(
     edit: Annotated[str | None, Parameter(group=CONDITIONS, metavar="PATH")] = None,
     strength: Annotated[float | None, Parameter(group=CONDITIONS, show_default=lambda _: "0.6")] = None,
     noise: Annotated[float, Parameter(group=CONDITIONS)] = 0.0,
-    frames: Annotated[int | None, Parameter(group=CLIP, show_default=of_model)] = None,
+    frames: Annotated[int | None, Whole, Parameter(group=CLIP, show_default=of_model)] = None,
     size: Annotated[str | None, Parameter(group=CLIP, metavar="WxH", show_default=of_model)] = None,
     fit: Annotated[Literal["crop", "pad", "stretch"], Parameter(group=CLIP)] = "crop",
-    count: Annotated[int, Parameter(group=CLIP)] = 1,
-    from_: Annotated[Path | None, Parameter(name="--from", group=CLIP, metavar="CLIP.json")] = None,
+    count: Annotated[int, Whole, Parameter(group=CLIP)] = 1,
+    from_: Annotated[Path | None, File, Parameter(name="--from", group=CLIP, metavar="CLIP.json")] = None,
     sampling: Sampling = Sampling(),
     model: Model = Model(),
     output: Output = Output(),
@@ -96,9 +96,12 @@ def generate(
     multiplier(str(noise), "--noise")
     given: list[Picture | Video] = [*pictures(image, last_image, keyframe, noise)]
     if image_paths or cond_position or noise_multipliers:
-        given += official(image_paths, video, cond_position, noise_multipliers)
+        given += official(image_paths, video, cond_position, noise_multipliers or str(noise))
     else:
         given += videos(video, noise)
+    if noise and not given:
+        also = "; how much of --edit may change is its --strength" if edit else ""
+        raise InputError(f"--noise {noise:g} says how firmly pictures and clips are held and none is given{also}.")
     if strength is not None and edit is None:
         raise InputError("--strength says how much of a clip to --edit may change; give --edit PATH with it.")
     editing = None if edit is None else Source.parse(edit, "--edit", keys=("frames", "start"))
@@ -114,14 +117,15 @@ def generate(
     )
     pipe = open_pipeline(model, terminal)
 
-    from pusa.generation.conditions import Clip
+    from pusa.generation.conditions import Clip, frame_index
     from pusa.generation.footage import open_footage
 
     options: dict[str, Any] = {"size": shape, "fit": fit, "strength": strength}
     if editing:
         footage = open_footage(editing.path, pipe.defaults.fps, pipe.vae)
-        options["init"] = Clip(footage, start=editing.start or 0)
-        frames = frames or editing.frames or footage.count
+        start = frame_index(editing.start or 0, footage.count, pipe.defaults.fps, f"the start of {editing.path}")
+        options["init"] = Clip(footage, start=start)
+        frames = frames or editing.frames or _whole_groups(footage.count - start, editing.path)
     settings = pipe.settings(frames=frames, size=shape)
     conditions = [
         thing.condition() if isinstance(thing, Picture) else thing.condition(pipe, settings.frames) for thing in given
@@ -139,6 +143,16 @@ def generate(
         for seed in seeds
     }
     return make(jobs, output, terminal)
+
+
+def _whole_groups(frames: int, path: Path) -> int:
+    """The frames of a clip to edit; InputError unless they make a clip."""
+    if frames % 4 != 1:
+        fewer = max(1, (frames - 1) // 4 * 4 + 1)
+        raise InputError(
+            f"--edit {path}: {frames} frames are no clip, which has 4n+1; edit its first with frames={fewer}."
+        )
+    return frames
 
 
 def _again(recipe: Path, output: Output, terminal: Terminal) -> Report:

@@ -67,6 +67,11 @@ def _model(source: str) -> dict[str, Any]:
     if not folder.is_dir():
         raise InputError(f"There is no folder {source}; give tiny, tiny-base or a model folder on this machine.")
     defaults = checkpoints.defaults_of(folder)
+    refused = {}
+    try:
+        checkpoints.check(source, folder)
+    except InputError as error:
+        refused = {"refused": f"generate refuses it: {error}"}
     weights = {part: _weights(folder / part) for part in ("transformer", "vae", "text_encoder")}
     return {
         "model": source,
@@ -79,6 +84,7 @@ def _model(source: str) -> dict[str, Any]:
         "steps": defaults.steps,
         "guidance": defaults.guidance,
         "shift": defaults.shift,
+        **refused,
     }
 
 

@@ -63,8 +63,9 @@ def make(jobs: Mapping[Path, Callable[[Callback], GeneratedClip]], output: Outpu
         folder = next(folder for folder in path.absolute().parents if folder.exists())
         if not folder.is_dir():
             raise InputError(f"--out {path}: {folder} is a file, so nothing can be written in it; choose a folder.")
-        check_writable(folder / path.name)
-        check_writable(folder / latents_path(path).name)
+        nearest = path if path.parent.is_dir() else folder / path.name
+        check_writable(nearest)
+        check_writable(latents_path(nearest))
     clips: list[GeneratedClip] = []
     records: list[dict[str, Any]] = []
     for number, (path, job) in enumerate(jobs.items(), 1):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from pusa.cli.arguments import lora
+from pusa.cli.arguments import lora, number, path, whole
 from pusa.errors import InputError
 
 CONDITIONS = Group.create_ordered("Conditions")
@@ -30,6 +30,10 @@ Many = Parameter(negative="", show_default=False)
 """A repeatable option."""
 Switch = Parameter(negative="", show_default=False)
 """An option without a value."""
+Whole = Parameter(converter=whole)
+"""An option that counts."""
+File = Parameter(converter=path)
+"""A path."""
 
 
 @Parameter(name="*", group=SAMPLING)
@@ -37,13 +41,13 @@ Switch = Parameter(negative="", show_default=False)
 class Sampling:
     """How the sampler walks from noise to clip."""
 
-    steps: Annotated[int | None, Parameter(show_default=of_model)] = None
+    steps: Annotated[int | None, Whole, Parameter(show_default=of_model)] = None
     """Sampling steps."""
     guidance: Annotated[float | None, Parameter(show_default=of_model)] = None
     """Classifier-free guidance scale; 1 asks the model once a step instead of twice."""
     shift: Annotated[float | None, Parameter(show_default=of_model)] = None
     """Timestep shift: higher spends more steps at high noise."""
-    seed: int = 0
+    seed: Annotated[int, Whole] = 0
     """The same seed gives the same clip."""
     negative_prompt: Annotated[str, Parameter(show_default=False)] = ""
     """What the clip should not show."""
@@ -68,6 +72,7 @@ class Model:
     """Strength of every LoRA that names none of its own."""
 
     def loras(self) -> tuple[tuple[Path, float], ...]:
+        number(str(self.lora_scale), "--lora-scale", "finite number")
         return tuple(lora(text, self.lora_scale) for text in self.lora)
 
 
@@ -76,7 +81,7 @@ class Model:
 class Output:
     """Where the result goes and how much is said."""
 
-    out: Annotated[Path | None, Parameter(show_default=lambda _: "outputs")] = None
+    out: Annotated[Path | None, File, Parameter(show_default=lambda _: "outputs")] = None
     """An .mp4 file, or a folder, in which the clip is named for its prompt or source, its seed and its size."""
     overwrite: Annotated[bool, Switch] = False
     """Replace a file that is already there."""

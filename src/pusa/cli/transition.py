@@ -10,19 +10,21 @@ from cyclopts import Parameter
 from pusa.cli.arguments import multiplier
 from pusa.cli.arguments import size as read_size
 from pusa.cli.making import check, make, open_pipeline
-from pusa.cli.options import CLIP, Model, Output, Sampling, of_model
+from pusa.cli.options import CLIP, File, Model, Output, Sampling, Whole, of_model
 from pusa.cli.terminal import Report, Terminal
 
 
 def transition(
-    a: Annotated[Path, Parameter(metavar="A")],
-    b: Annotated[Path, Parameter(metavar="B")],
+    a: Annotated[Path, File, Parameter(metavar="A")],
+    b: Annotated[Path, File, Parameter(metavar="B")],
     prompt: str = "",
     *,
-    frames: Annotated[int | None, Parameter(group=CLIP, show_default=of_model)] = None,
-    overlap: Annotated[int | None, Parameter(group=CLIP, show_default=of_model)] = None,
+    frames: Annotated[int | None, Whole, Parameter(group=CLIP, show_default=of_model)] = None,
+    overlap: Annotated[int | None, Whole, Parameter(group=CLIP, show_default=of_model)] = None,
     noise: Annotated[float, Parameter(group=CLIP)] = 0.0,
-    size: Annotated[str | None, Parameter(group=CLIP, metavar="WxH", show_default=lambda _: "that of A")] = None,
+    size: Annotated[
+        str | None, Parameter(group=CLIP, metavar="WxH", show_default=lambda _: "that of A, else the model's")
+    ] = None,
     fit: Annotated[Literal["crop", "pad", "stretch"], Parameter(group=CLIP)] = "crop",
     sampling: Sampling = Sampling(),
     model: Model = Model(),

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from diffusers import AutoencoderKLWan
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pusa.core.timesteps import TimestepMatrix
@@ -62,15 +62,14 @@ class GeneratedClip:
         except OSError as error:
             raise InputError(f"A clip cannot be saved to {path}: {error.strerror}; write elsewhere.") from error
         with (
-            replacing(path) as video,
             replacing(latents_path(path)) as latents,
             replacing(path.with_suffix(".json")) as recipe,
+            replacing(path) as video,
         ):
             write_video(video, self.frames, self.fps)
             hashes = {"sha256": sha256(video)}
             content = {"format": "pt", "video_sha256": hashes["sha256"], "vae": self.recipe["model"]["vae"]}
-            save_file({"latents": self.latents.contiguous()}, str(latents), metadata=content)
-            latents.chmod(video.stat().st_mode)  # safetensors makes its files private
+            latents.write_bytes(safetensors.torch.save({"latents": self.latents.contiguous()}, content))
             hashes["latents_sha256"] = latents_hash(self.latents)
             size = [self.frames.shape[2], self.frames.shape[1]]
             write_json(recipe, {**self.recipe, "result": {"frames": len(self.frames), "size": size, **hashes}})

@@ -218,7 +218,7 @@ def _place_clip(condition: Clip, target: Target) -> Placed:
             f"{label}: its {count} frames end at frame {at + count - 1}, outside the clip of {target.frames}: use "
             "fewer, or make a longer clip."
         )
-    _check_groups(label, at, count)
+    _check_groups(label, at, count, min(footage.count - start, target.frames - at), target.frames)
     first = slot_of(at)
     slots = range(first, first + (latent_frames(count) if at == 0 else count // FRAMES_PER_SLOT))
     multipliers = condition.noise if isinstance(condition.noise, Sequence) else [condition.noise] * len(slots)
@@ -231,21 +231,21 @@ def _place_clip(condition: Clip, target: Target) -> Placed:
     return Placed(label, slots, noise, record, partial(_encode_clip, footage, start, count, at, target))
 
 
-def _check_groups(label: str, at: int, count: int) -> None:
+def _check_groups(label: str, at: int, count: int, available: int, length: int) -> None:
+    """InputError unless `count` frames from `at` on fill slots; it advises what `available` and the `length` allow."""
     if at and at % FRAMES_PER_SLOT != 1:
         below = (at - 1) // FRAMES_PER_SLOT * FRAMES_PER_SLOT + 1
+        places = " or ".join(str(n) for n in (below, below + FRAMES_PER_SLOT) if n + count <= length)
         raise InputError(
-            f"{label}: a clip that does not begin at frame 0 begins with a group of four: put it at frame {below} or "
-            f"{below + FRAMES_PER_SLOT}."
+            f"{label}: a clip that does not begin at frame 0 begins with a group of four: put it at frame {places}."
         )
     rest = count % FRAMES_PER_SLOT
     if rest == (0 if at else 1):
         return
     form, below = ("4n", count - rest) if at else ("4n+1", (count - 1) // FRAMES_PER_SLOT * FRAMES_PER_SLOT + 1)
-    better = " or ".join(str(n) for n in (below, below + FRAMES_PER_SLOT) if n > 0)
-    raise InputError(
-        f"{label}: {count} frames do not fill whole latent frames, which takes {form}: use {better} of them."
-    )
+    better = " or ".join(str(n) for n in (below, below + FRAMES_PER_SLOT) if 0 < n <= available)
+    advice = f"use {better} of them" if better else "give a longer clip"
+    raise InputError(f"{label}: {count} frames do not fill whole latent frames, which takes {form}: {advice}.")
 
 
 def _encode_clip(footage: Footage, start: int, count: int, at: int, target: Target) -> Tensor:

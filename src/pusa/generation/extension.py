@@ -63,7 +63,7 @@ def extend(
         frames: how many frames to add, a multiple of 4; by default what the model makes at once, less the overlap.
         overlap: how many frames of the clip the model sees, 4m+1; by default a quarter of a window, at most 13.
         noise: multiplier of the overlap, in [0, 1], one or one per latent frame; the clip itself stays as it is.
-        size: (width, height); by default that of the clip's latents, or the model's.
+        size: (width, height); by default that of the clip, or the model's where the clip's cannot be made.
 
     The other arguments are those of `Pipeline.generate`. Raises InputError when they do not fit together.
     """
@@ -75,7 +75,7 @@ def extend(
     settings = pipe.settings(
         frames=overlap + frames, size=size, steps=steps, guidance=guidance, shift=shift, solver=solver
     )
-    given, settings = _open(pipe, clip, size, settings, fit, cut="start" if forward else "end")
+    given, settings = _open(pipe, clip, size, settings, fit, overlap, cut="start" if forward else "end")
     condition = _ending(given, overlap, noise) if forward else _beginning(given, overlap, settings.frames, noise)
     new = frames // FRAMES_PER_SLOT
 
@@ -117,14 +117,15 @@ def transition(
 
     frames: a multiple of 4, the last of them standing for b's first frame (see the module), so the result has
     len(a) + frames + len(b) - 1; by default the model's length, less both overlaps. overlap: frames of either clip that
-    the model sees, 4m+1. noise: multiplier of both overlaps, in [0, 1]. The rest as for `extend`.
+    the model sees, 4m+1. noise: multiplier of both overlaps, in [0, 1]. size: by default that of a, or the model's
+    where that cannot be made. The rest as for `extend`.
     """
     overlap = _overlap(pipe, overlap)
     frames = _added(frames, pipe.defaults.frames - 2 * overlap + 1)
     window = frames + 2 * overlap - 1
     settings = pipe.settings(frames=window, size=size, steps=steps, guidance=guidance, shift=shift, solver=solver)
-    first, settings = _open(pipe, a, size, settings, fit, cut="start")
-    second, settings = _open(pipe, b, settings.size, settings, fit, cut="end")
+    first, settings = _open(pipe, a, size, settings, fit, overlap, cut="start")
+    second, settings = _open(pipe, b, settings.size, settings, fit, overlap, cut="end")
     conditions = [_ending(first, overlap, noise), _beginning(second, overlap, window, noise)]
     known = overlap // FRAMES_PER_SLOT
 
@@ -162,21 +163,12 @@ def _added(frames: int | None, default: int) -> int:
 
 def _ending(clip: Footage, overlap: int, noise: float | Sequence[float]) -> Clip:
     """The clip's last frames at the beginning of the window."""
-    _check_length(clip, overlap)
     return Clip(clip, at=0, start=clip.count - overlap, frames=overlap, noise=noise)
 
 
 def _beginning(clip: Footage, overlap: int, window: int, noise: float | Sequence[float]) -> Clip:
     """The clip's frames 1 ... overlap - 1 at the end of the window."""
-    _check_length(clip, overlap)
     return Clip(clip, at=window - overlap + 1, start=1, frames=overlap - 1, noise=noise)
-
-
-def _check_length(clip: Footage, overlap: int) -> None:
-    if clip.count < overlap:
-        raise InputError(
-            f"{clip.label} has {clip.count} frames, fewer than the overlap of {overlap}: give a smaller overlap."
-        )
 
 
 def _open(
@@ -185,13 +177,22 @@ def _open(
     size: tuple[int, int] | None,
     settings: Settings,
     mode: Fit,
+    overlap: int,
     cut: Literal["start", "end"],
 ) -> tuple[Footage, Settings]:
     """The source with latents at the size that is made, and the settings with that size."""
     footage = open_footage(src, pipe.defaults.fps, pipe.vae)
-    if footage.latents is not None and size in (None, footage.size):
-        return footage, pipe.settings(**(vars(settings) | {"size": footage.size}))
     extra = (footage.count - 1) % FRAMES_PER_SLOT
+    if footage.count < overlap:
+        longest = footage.count - extra
+        better = f"an overlap of at most {longest}" if longest > FRAMES_PER_SLOT else "a clip of 5 frames or more"
+        raise InputError(
+            f"{footage.label} has {footage.count} frames, fewer than the overlap of {overlap}: give {better}."
+        )
+    if size is None and not any(side % pipe.components.multiple for side in footage.size):
+        settings = pipe.settings(**(vars(settings) | {"size": footage.size}))
+    if footage.latents is not None and settings.size == footage.size:
+        return footage, settings
     if extra:
         warnings.warn(
             f"{footage.label} has {footage.count} frames and a clip has 4n+1: {extra} at its {cut} left out.",

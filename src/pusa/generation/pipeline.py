@@ -30,6 +30,7 @@ from pusa.generation.conditions import Clip, Image, Known, Placed, Target, frame
 from pusa.generation.footage import open_footage
 from pusa.generation.settings import (
     EDIT_STRENGTH,
+    MAX_STEPS,
     SEEDS,
     Callback,
     Options,
@@ -231,6 +232,8 @@ class Pipeline:
             raise InputError(f"guidance is {guidance}: give a finite number, 1 for none.")
         if solver not in ("euler", "dpm++2m"):
             raise InputError(f"The solver {solver!r} is unknown: choose euler or dpm++2m.")
+        if matrix is None and steps > MAX_STEPS:
+            raise InputError(f"steps is {steps}: give at most {MAX_STEPS}, as many as the model has timesteps.")
         sigmas.grid(steps, shift, strength)
         return Settings(frames, self.check_size(size), steps, float(guidance), float(shift), solver, float(strength))
 

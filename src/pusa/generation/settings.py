@@ -14,6 +14,8 @@ from pusa.media import Fit
 
 SEEDS = 2**63
 """how many seeds there are"""
+MAX_STEPS = 1000
+"""a step for each timestep that the model was trained on"""
 Solver = Literal["euler", "dpm++2m"]
 Callback = Callable[[Step], bool | None]
 EDIT_STRENGTH = 0.6

@@ -96,7 +96,7 @@ def load(
         raise InputError("There is no CUDA device here: give device='cpu'.")
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     name, folder = _find(source)
-    _check(name, folder)
+    check(name, folder)
 
     def part(kind: str, loader: Callable[..., Any]) -> Any:
         try:
@@ -205,11 +205,11 @@ def _download(hub_id: str) -> Path:
             raise InputError(f"{hub_id} could not be downloaded ({str(error).splitlines()[0]}); try again.") from error
 
     configs = fetch(["model_index.json", "pusa.json", "*/config.json"])
-    _check(hub_id, configs)
+    check(hub_id, configs)
     return fetch(["model_index.json", "pusa.json", *(f"{kind}/*" for kind in PARTS)])
 
 
-def _check(name: str, folder: Path) -> None:
+def check(name: str, folder: Path) -> None:
     """Raise InputError unless the configs in `folder` are those of a plain Wan text-to-video model."""
     if not (folder / "model_index.json").is_file():
         found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
