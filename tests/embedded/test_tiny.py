@@ -10,8 +10,6 @@ from pusa import embedded
 from pusa.embedded import world
 from pusa.generation.pipeline import Pipeline
 
-pytestmark = pytest.mark.skipif(not embedded.adapter().is_file(), reason="the embedded weights are not built yet")
-
 
 @pytest.fixture(scope="module")
 def tiny() -> Pipeline:
@@ -43,7 +41,7 @@ def test_stock_diffusers_loads_and_samples_it() -> None:
 
 
 def test_a_given_first_frame_keeps_its_latent_and_decides_the_clip(tiny: Pipeline) -> None:
-    """Against the truth the adapter must beat the base, which serves as the control."""
+    """Against the truth the adapter must beat the base, the control, on every scene."""
     scenes = [world.sample(seed, "heldout", "shape") for seed in range(6)]
     clips = [world.render(scene) for scene in scenes]
     base = pusa.load("tiny-base")
@@ -53,7 +51,8 @@ def test_a_given_first_frame_keeps_its_latent_and_decides_the_clip(tiny: Pipelin
             made = pipe.generate(scene.caption, [pusa.Image(truth[0])], seed=1)
             assert torch.equal(made.latents[:, :, :1], pipe.encode(truth[:1]))
             errors[name].append(float(np.square(made.frames[1:].astype(float) - truth[1:]).mean()))
-    assert np.mean(errors["tiny"]) < 0.5 * np.mean(errors["base"])
+    assert all(np.array(errors["tiny"]) < errors["base"])
+    assert np.mean(errors["tiny"]) < 0.85 * np.mean(errors["base"])
 
 
 def test_the_model_likes_what_its_world_is(tiny: Pipeline) -> None:
