@@ -175,6 +175,8 @@ def summary(n: Json) -> str:
         + [ends["cross_fade"]["db"]],
         ["extension: frames 9–16 from 0–8", ext["adapted"]["db"], ext["base"]["db"], ext["frozen"]["db"]],
     ]
+    goals = targets(n)
+    missed = sum(row[-1] != "yes" for row in goals)
     head = ["PSNR to the truth", "adapted", "base model alone", "repeated frame or cross-fade"]
     return f"""{table(head, [[name, *(db(x) for x in values)] for name, *values in rows])}
 
@@ -182,7 +184,8 @@ The embedded model on {n["clips"]} held-out clips, where first frame and caption
 what it was: the judge finds the right colour in {percent(t2v["base"]["colour"])} of the base's clips and
 {percent(t2v["adapted"]["colour"])} of the adapted model's, the right motion in {percent(t2v["base"]["motion"])} and
 {percent(t2v["adapted"]["motion"])}. `python recipes/embedded/measure.py` measures it;
-[docs/results.md](docs/results.md) has all numbers and the controls."""
+[docs/results.md](docs/results.md) has all numbers, the controls, and the {missed} of {len(goals)} targets that this
+briefly trained model still misses."""
 
 
 def card(n: Json, logs: dict[str, list[Json]], batches: dict[str, float]) -> str:
