@@ -11,5 +11,6 @@ python recipes/embedded/adapter.py --base "$base" --latents $runs/latents --out 
 adapter=$(ls $runs/adapter/pusa_*.safetensors | tail -n 1)
 python recipes/embedded/assemble.py --vae $runs/vae/vae --base "$base" --adapter "$adapter"
 python recipes/embedded/measure.py
-python recipes/embedded/measure.py --clips 64 --curve $runs/adapter/pusa_*.safetensors
+python recipes/embedded/measure.py --clips 24 --curve $runs/adapter/pusa_*.safetensors
+python recipes/embedded/measure.py --clips 24 --snapshots $runs/base/step_*
 python recipes/embedded/report.py

@@ -1,6 +1,6 @@
 """Muon (Jordan et al., 2024): momentum whose update is made orthogonal, for the weight matrices of hidden layers.
 
-The autoencoder learns in half the steps that AdamW needs, on the same clips.
+Hidden weights only; embeddings, gains and biases stay with AdamW.
 """
 
 from __future__ import annotations

@@ -146,8 +146,9 @@ Start–end, frames 4–12, with the last picture encoded in three ways:
     if snapshots:
         steps = [[f"{p['step']:,}", *(percent(p[k]) for k in ("colour", "shape", "motion"))] for p in snapshots]
         text += f"""
-Where a target is missed, it is training that is missing. The base over its steps of 32 clips each, text-to-video on
-fewer held-out scenes; `base.py --steps` goes on from here:
+The base over its steps of 32 clips each, text-to-video on 24 held-out scenes: motion was still rising at the last one.
+Whether more steps reach the targets is not shown; `base.py --init` goes on from here.
+(`measure.py --clips 24 --snapshots`.)
 
 {table(["steps of the base", "colour", "shape", "motion"], steps)}
 """
@@ -158,6 +159,8 @@ fewer held-out scenes; `base.py --steps` goes on from here:
         head = ["samples seen by the adapter", "image-to-video, frames 1–16", "motion", "text-to-video: motion"]
         text += f"""
 ## How little adaptation it takes
+
+On 24 held-out scenes (`measure.py --clips 24 --curve`):
 
 {table(head, points)}
 
@@ -220,7 +223,8 @@ timestep adaptation put on top. It knows one small synthetic world (`pusa.embedd
 {table(["part", "steps", "clips seen", "wall time"], rows)}
 
 One {platform.machine()} CPU thread, shared with other work; seeds 1, 2 and 3. Every batch and every noise is a function
-of (seed, step). `recipes/embedded/` remakes each part; what it measures is in `docs/results.md`:
+of (seed, step); the autoencoder's learning rate schedule was changed once on the way.
+`recipes/embedded/` remakes each part; what it measures is in `docs/results.md`:
 
 * text-to-video, base: colour {percent(t2v["base"]["colour"])}, motion {percent(t2v["base"]["motion"])};
   with the adapter: colour {percent(t2v["adapted"]["colour"])}, motion {percent(t2v["adapted"]["motion"])}.
