@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from base import CAPTION_DROPOUT, PaddedContext, TextToVideo, stratified, tokenize
 from diffusers import WanTransformer3DModel
-from encode import load_shards
+from encode import load_shards, sampling_weights
 from loop import train
 from peft import LoraConfig
 from torch import Tensor
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--save-every", type=int, default=45)
+    parser.add_argument("--camera-share", type=float, default=0.4, help="share of camera clips in the samples")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -61,9 +62,10 @@ def main() -> None:
     latents, texts = load_shards(args.latents)
     ids, mask = tokenize(tokenizer, texts)
     empty_ids, empty_mask = tokenize(tokenizer, [""])
+    weights = sampling_weights(texts, args.camera_share)
 
     def loss(step: int, rng: torch.Generator) -> Tensor:
-        pick = torch.randint(len(latents), (args.batch,), generator=rng)
+        pick = torch.multinomial(weights, args.batch, generator=rng)
         x0 = latents[pick].float()
         noise = torch.randn(x0.shape, generator=rng)
         sigma = torch.stack([stratified(args.batch, rng) for _ in range(x0.shape[2])], dim=1)

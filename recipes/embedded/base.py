@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
-from encode import load_shards
+from encode import load_shards, sampling_weights
 from loop import train
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
@@ -143,6 +143,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3, help="of AdamW, for embeddings, gains and biases")
     parser.add_argument("--muon-lr", type=float, default=0.02)
+    parser.add_argument("--camera-share", type=float, default=0.2, help="share of camera clips in the samples")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--init", type=Path, help="begin with the weights of this folder, such as the shipped one")
     parser.add_argument("--no-compile", action="store_true")
@@ -161,10 +162,11 @@ def main() -> None:
     latents, texts = load_shards(args.latents)
     ids, mask = tokenize(tokenizer, texts)
     empty_ids, empty_mask = tokenize(tokenizer, [""])
+    weights = sampling_weights(texts, args.camera_share)
     print(f"{len(latents)} clips, {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
 
     def loss(step: int, rng: torch.Generator) -> Tensor:
-        pick = torch.randint(len(latents), (args.batch,), generator=rng)
+        pick = torch.multinomial(weights, args.batch, generator=rng)
         x0 = latents[pick].float()
         noise = torch.randn(x0.shape, generator=rng)
         u = stratified(args.batch, rng)

@@ -46,6 +46,12 @@ def load_shards(folder: Path) -> tuple[Tensor, list[str]]:
     return torch.cat(latents), captions
 
 
+def sampling_weights(captions: list[str], camera_share: float) -> Tensor:
+    """Probability of each clip, [N], so that camera clips are `camera_share` of the samples."""
+    camera = torch.tensor([caption.startswith("the camera") for caption in captions])
+    return torch.where(camera, camera_share / camera.sum(), (1 - camera_share) / (~camera).sum())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, default=Path("runs/embedded/vae/vae"))

@@ -19,7 +19,8 @@ def orthogonal(update: Tensor, iterations: int = 5) -> Tensor:
     x = x.T if tall else x
     for _ in range(iterations):
         a = x @ x.T
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+        b = torch.addmm(a, a, a, beta=-4.7750, alpha=2.0315)
+        x = torch.addmm(x, b, x, beta=3.4445)
     return (x.T if tall else x).reshape(update.shape).to(update.dtype)
 
 

@@ -73,16 +73,23 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3, help="of AdamW, for gains and biases")
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--first-seed", type=int, default=0, help="of the training clips; clips of a later stage are new")
+    parser.add_argument("--decoder-of", type=Path, help="train only the decoder of this autoencoder: latents stay valid")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(SEED)
-    vae = build()
+    if args.decoder_of is None:
+        vae = build()
+    else:
+        vae = AutoencoderKLWan.from_pretrained(args.decoder_of)
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
     shapes = torch.from_numpy(np.stack([render(sample(s, "heldout", "shape")) for s in range(8)]))
     cameras = torch.from_numpy(np.stack([render(sample(s, "heldout", "camera")) for s in range(8)]))
 
     def loss(step: int, rng: torch.Generator) -> Tensor:
         size, frames = BATCHES[step % len(BATCHES)]
-        x = batch(step * MOST, size, frames, rng)
+        x = batch(args.first_seed + step * MOST, size, frames, rng)
         with torch.autocast("cpu", torch.bfloat16):
             mean = vae.encode(x).latent_dist.mean.float()
             y = vae.decode(mean + NOISE * torch.randn(mean.shape, generator=rng)).sample.float()
@@ -102,6 +109,7 @@ def main() -> None:
         args.out,
         vae,
         loss,
+        parameters=[p for p in vae.parameters() if p.requires_grad],
         steps=args.steps,
         lr=args.lr,
         muon=lambda name: "norm" not in name,
@@ -111,13 +119,14 @@ def main() -> None:
         after_save=report,
     )
     vae.load_state_dict(average, strict=False)
-    z = torch.cat(
-        [vae.encode(batch(s, 16, FRAMES, torch.Generator())).latent_dist.mode().detach() for s in range(0, 256, 16)]
-    )
-    vae.register_to_config(
-        latents_mean=z.mean((0, 2, 3, 4)).tolist(),
-        latents_std=z.std((0, 2, 3, 4)).tolist(),
-    )
+    if args.decoder_of is None:
+        z = torch.cat(
+            [vae.encode(batch(s, 16, FRAMES, torch.Generator())).latent_dist.mode().detach() for s in range(0, 256, 16)]
+        )
+        vae.register_to_config(
+            latents_mean=z.mean((0, 2, 3, 4)).tolist(),
+            latents_std=z.std((0, 2, 3, 4)).tolist(),
+        )
     vae.save_pretrained(args.out / "vae")
 
 
