@@ -1,6 +1,6 @@
 """Step 4 of the embedded base: vectorized timestep adaptation, a LoRA on the frozen text-to-video base.
 
-    python recipes/embedded/adapter.py --base runs/embedded/base/step_004500 --out runs/embedded/adapter
+    python recipes/embedded/adapter.py --base runs/embedded/base2/step_008800 --out runs/embedded/adapter
 
 The method of the paper, and nothing else: every latent frame gets a t of its own, independent and uniform on [0, 1]
 (eq. 5-11, PTSS with p = 1), the loss is the plain squared error over all frames, and no frame is treated specially.
@@ -46,11 +46,11 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--latents", type=Path, default=Path("runs/embedded/latents"))
     parser.add_argument("--out", type=Path, default=Path("runs/embedded/adapter"))
-    parser.add_argument("--steps", type=int, default=180)
+    parser.add_argument("--steps", type=int, default=528)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--save-every", type=int, default=45)
+    parser.add_argument("--save-every", type=int, default=132)
     parser.add_argument("--camera-share", type=float, default=0.4, help="share of camera clips in the samples")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

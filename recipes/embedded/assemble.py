@@ -1,7 +1,7 @@
 """Step 5 of the embedded base: put the parts into the folder that the package ships.
 
-    python recipes/embedded/assemble.py --vae runs/embedded/vae/vae --base runs/embedded/base/step_004500 \
-        --adapter runs/embedded/adapter/pusa_000200.safetensors --out src/pusa/embedded/tiny
+    python recipes/embedded/assemble.py --vae runs/embedded/decoder/vae --base runs/embedded/base2/step_008800 \
+        --adapter runs/embedded/adapter/pusa_000528.safetensors --out src/pusa/embedded/tiny
 
 Weights are stored as float16; stock `WanPipeline.from_pretrained(folder)` loads the result. `pusa.json` beside
 `model_index.json` holds the defaults that a diffusers folder has no place for.

@@ -56,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, default=Path("runs/embedded/vae/vae"))
     parser.add_argument("--out", type=Path, default=Path("runs/embedded/latents"))
-    parser.add_argument("--clips", type=int, default=6144)
+    parser.add_argument("--clips", type=int, default=18432)
     parser.add_argument("--part", default="0/1", help="I/N: this process takes every N-th shard")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

@@ -199,7 +199,8 @@ def base_curve(snapshots: Sequence[Path], source: str, count: int) -> list[dict[
         model.parts.transformer = VectorWanTransformer3DModel.upgrade(stock).eval().requires_grad_(False)
         model.parts.text_encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder").eval()
         clips = model.decode(model.sample([s.caption for s in scenes]))
-        points.append({"step": int(folder.name.removeprefix("step_")), **rates(clips, scenes)})
+        step = int(folder.name.removeprefix("step_"))
+        points.append({"run": folder.parent.name, "step": step, **rates(clips, scenes)})
         print(json.dumps(points[-1]), flush=True)
     return points
 

@@ -20,6 +20,15 @@ import matplotlib.pyplot as plt
 
 Json = dict[str, Any]
 TINY = Path("src/pusa/embedded/tiny")
+STAGES = {
+    "vae": "autoencoder",
+    "decoder": "its decoder, further",
+    "base": "text-to-video base, first stage",
+    "base2": "second stage",
+    "adapter": "adapter",
+}
+CLIPS = {"vae": 2.25, "decoder": 2.25, "base": 32, "base2": 32, "adapter": 16}
+"""Clips in a step, on average."""
 
 
 def read_log(path: Path) -> list[Json]:
@@ -71,7 +80,7 @@ def targets(n: Json) -> list[list[str]]:
     ]
 
 
-def results(n: Json, curve: list[Json], snapshots: list[Json]) -> str:
+def results(n: Json, curve: list[Json], snapshots: list[Json], logs: dict[str, list[Json]]) -> str:
     t2v, i2v, ends = n["text_to_video"], n["image_to_video"], n["start_end"]
     ext, com, cam, vae = n["extension"], n["completion"], n["camera_image_to_video"], n["vae"]
     order = [("truth", "rendered clips"), ("truth_through_vae", "rendered clips through the VAE")]
@@ -144,13 +153,18 @@ Start–end, frames 4–12, with the last picture encoded in three ways:
 {table(["", "measured", "target", "reached"], targets(n))}
 """
     if snapshots:
-        steps = [[f"{p['step']:,}", *(percent(p[k]) for k in ("colour", "shape", "motion"))] for p in snapshots]
+        before = {"base": 0, "base2": logs["base"][-1]["step"] + 1}
+        rates = [
+            [f"{before[p['run']] + p['step']:,}", *(percent(p[k]) for k in ("colour", "shape", "motion"))]
+            for p in snapshots
+        ]
         text += f"""
-The base over its steps of 32 clips each, text-to-video on 24 held-out scenes: motion was still rising at the last one.
-Whether more steps reach the targets is not shown; `base.py --init` goes on from here.
-(`measure.py --clips 24 --snapshots`.)
+The base over its steps of 32 clips each, text-to-video on 24 held-out scenes (`measure.py --clips 24 --snapshots`):
 
-{table(["steps of the base", "colour", "shape", "motion"], steps)}
+{table(["steps of the base", "colour", "shape", "motion"], rates)}
+
+Each of its two stages ends with a learning rate near zero. Whether a third, `base.py --init`, reaches the targets is
+not shown.
 """
     if curve:
         points = [
@@ -188,15 +202,15 @@ what it was: the judge finds the right colour in {percent(t2v["base"]["colour"])
 {percent(t2v["adapted"]["colour"])} of the adapted model's, the right motion in {percent(t2v["base"]["motion"])} and
 {percent(t2v["adapted"]["motion"])}. `python recipes/embedded/measure.py` measures it;
 [docs/results.md](docs/results.md) has all numbers, the controls, and the {missed} of {len(goals)} targets that this
-briefly trained model still misses."""
+model, trained for a few hours on one CPU thread, still misses."""
 
 
-def card(n: Json, logs: dict[str, list[Json]], batches: dict[str, float]) -> str:
+def card(n: Json, logs: dict[str, list[Json]]) -> str:
     rows = []
-    for name, title in (("vae", "autoencoder"), ("base", "text-to-video base"), ("adapter", "adapter")):
+    for name, title in STAGES.items():
         if log := logs.get(name):
             steps = log[-1]["step"] + 1
-            rows.append([title, f"{steps:,}", f"{steps * batches[name]:,.0f}", f"{log[-1]['seconds'] / 60:.0f} min"])
+            rows.append([title, f"{steps:,}", f"{steps * CLIPS[name]:,.0f}", f"{log[-1]['seconds'] / 60:.0f} min"])
     t2v, i2v = n["text_to_video"], n["image_to_video"]
     return f"""---
 license: apache-2.0
@@ -223,7 +237,7 @@ timestep adaptation put on top. It knows one small synthetic world (`pusa.embedd
 {table(["part", "steps", "clips seen", "wall time"], rows)}
 
 One {platform.machine()} CPU thread, shared with other work; seeds 1, 2 and 3. Every batch and every noise is a function
-of (seed, step); the autoencoder's learning rate schedule was changed once on the way.
+of (seed, step); some learning rate schedules were changed on the way, which `recipes/embedded/README.md` tells.
 `recipes/embedded/` remakes each part; what it measures is in `docs/results.md`:
 
 * text-to-video, base: colour {percent(t2v["base"]["colour"])}, motion {percent(t2v["base"]["motion"])};
@@ -239,11 +253,17 @@ Captions outside the world mean nothing to it. Texture and photographs are blurr
 
 def plot(logs: dict[str, list[Json]], curve: list[Json], path: Path) -> None:
     figure, axes = plt.subplots(1, 3 if curve else 2, figsize=(12, 3.2))
-    for axis, name in zip(axes, ("vae", "base"), strict=False):
-        if log := logs.get(name):
-            axis.plot([x["step"] for x in log], [x["mean"] for x in log], color="#2b6cb0")
-            axis.set(title=f"{name}: training loss", xlabel="step", yscale="log")
-            axis.grid(alpha=0.3)
+    for axis, (title, stages) in zip(
+        axes, {"autoencoder": ("vae", "decoder"), "base": ("base", "base2")}.items(), strict=False
+    ):
+        done = 0
+        for stage, colour in zip(stages, ("#2b6cb0", "#63a4e0"), strict=True):
+            if log := logs.get(stage):
+                axis.plot([done + x["step"] for x in log], [x["mean"] for x in log], color=colour, label=stage)
+                done += log[-1]["step"] + 1
+        axis.set(title=f"{title}: training loss", xlabel="step", yscale="log")
+        axis.grid(alpha=0.3)
+        axis.legend()
     if curve:
         axes[2].plot([c["samples"] for c in curve], [c["i2v_db"] for c in curve], "o-", color="#c05621")
         axes[2].set(title="adapter: image-to-video PSNR", xlabel="clips seen", ylabel="dB")
@@ -264,12 +284,12 @@ def main() -> None:
     snapshots = json.loads(snapshots_path.read_text()) if snapshots_path.exists() else []
     logs = {p.parent.name: read_log(p) for p in args.runs.glob("*/log.jsonl")}
     plot(logs, curve, Path("docs/images/training.png"))
-    Path("docs/results.md").write_text(results(numbers, curve, snapshots))
+    Path("docs/results.md").write_text(results(numbers, curve, snapshots, logs))
     before, rest = Path("README.md").read_text().split("<!-- results -->")
     after = rest.split("<!-- end of results -->")[1]
     text = f"{before}<!-- results -->\n{summary(numbers)}\n<!-- end of results -->{after}"
     Path("README.md").write_text(text)
-    (TINY / "README.md").write_text(card(numbers, logs, {"vae": 2.25, "base": 32, "adapter": 16}))
+    (TINY / "README.md").write_text(card(numbers, logs))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
@@ -64,7 +65,7 @@ def read_image(path: str | Path) -> Image:
     Greyscale, palette, CMYK, 16-bit (scaled to 8) and transparent (over white) pictures work; EXIF rotation is
     applied. Raises InputError for anything that is not exactly one picture of at most 16,384 pixels a side.
     """
-    path = _existing_file(path)
+    path = existing_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)
@@ -76,7 +77,7 @@ def read_image(path: str | Path) -> Image:
             raise InputError(f"{path} is a video where a picture is needed; save one of its frames as PNG") from error
         raise InputError(f"{path} is not a picture that can be read; convert it to PNG or JPEG") from error
     except Exception as error:
-        raise _unreadable(path, "picture", error) from error
+        raise unreadable(path, "picture", error) from error
     with picture:
         count = int(getattr(picture, "n_frames", 1))
         if count > 1:
@@ -92,7 +93,7 @@ def read_image(path: str | Path) -> Image:
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         except Exception as error:
-            raise _unreadable(path, "picture", error) from error
+            raise unreadable(path, "picture", error) from error
 
 
 def to_rgb(picture: PILImage.Image) -> Image:
@@ -122,7 +123,7 @@ def read_video(path: str | Path, fps: float | None = None) -> tuple[Frames, floa
 
     Raises InputError when the file is no video, is damaged or cut off, or is larger than 4 GiB in memory.
     """
-    path = _existing_file(path)
+    path = existing_file(path)
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise InputError(f"fps is {fps}; give a number of frames per second above 0")
     try:
@@ -130,33 +131,39 @@ def read_video(path: str | Path, fps: float | None = None) -> tuple[Frames, floa
     except PusaError:
         raise
     except (av.FFmpegError, OSError, LookupError, ValueError) as error:
-        raise _unreadable(path, "video", error) from error
-    span = times[-1] - times[0]
-    own = (len(frames) - 1) / span if span > 0 else stated or 1.0
-    if stated and abs(stated - own) < 0.01 * own:
-        own = stated
-    ideal = times[0] + np.arange(len(frames)) / own
-    constant = bool(np.all(np.abs(times - ideal) < 0.5 / own))
+        raise unreadable(path, "video", error) from error
+    constant, own = rate_of(times, stated)
     if constant and (fps is None or math.isclose(fps, own, rel_tol=1e-6)):
         return frames, own
     rate = own if fps is None else float(fps)
-    wanted = times[0] + np.arange(int(span * rate + 1e-6) + 1) / rate
-    after = np.searchsorted(times, wanted).clip(1, max(len(times) - 1, 1))
-    nearest = np.where(wanted - times[after - 1] <= times[after] - wanted, after - 1, after) if span > 0 else after * 0
-    return frames[nearest], rate
+    return frames[nearest(times, np.arange(int((times[-1] - times[0]) * rate + 1e-6) + 1) / rate)], rate
+
+
+def rate_of(times: NDArray[np.float64], stated: float) -> tuple[bool, float]:
+    """Whether ascending frame times [N], in seconds, are evenly spaced, and their rate (`stated` where it fits)."""
+    span = times[-1] - times[0]
+    own = float((len(times) - 1) / span) if span > 0 else stated or 1.0
+    if stated and abs(stated - own) < 0.01 * own:
+        own = stated
+    ideal = times[0] + np.arange(len(times)) / own
+    return bool(np.all(np.abs(times - ideal) < 0.5 / own)), own
+
+
+def nearest(times: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The number of the frame nearest to each of `wanted` seconds [N] after the first frame; of two, the earlier."""
+    if len(times) == 1:
+        return np.zeros(len(wanted), np.int64)
+    wanted = times[0] + wanted
+    after = np.searchsorted(times, wanted).clip(1, len(times) - 1)
+    return np.where(wanted - times[after - 1] <= times[after] - wanted + 1e-6, after - 1, after)
 
 
 def _decode(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
     """All frames, their times in seconds (ascending) and the rate that the file states (0 if none)."""
-    with av.open(_plain(path)) as container:
-        if _holds_a_picture(container):
-            return _decode_animation(path)
-        if container.format.name in _TEXT_DEMUXERS:
-            raise InputError(f"{path} is text where a video is needed; give an mp4, mov, mkv, webm or gif")
-        streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-        if not streams:
-            raise InputError(f"{path} has no picture track (sound only?); give a video")
-        stream = streams[0]
+    with av.open(plain_name(path)) as container:
+        if holds_a_picture(container):
+            return decode_animation(path)
+        stream = picture_track(path, container)
         stream.thread_type = "AUTO"
         stated = float(stream.average_rate or stream.guessed_rate or 0)
         squeeze = float(stream.sample_aspect_ratio or 1)
@@ -166,7 +173,7 @@ def _decode(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
         for frame in container.decode(stream):
             if frame.is_corrupt:
                 raise InputError(f"{path} is damaged at frame {len(frames)}; export it again")
-            picture = _upright(frame, squeeze)
+            picture = upright(frame, squeeze)
             if frames and picture.shape != frames[0].shape:
                 raise InputError(f"{path} changes its size at frame {len(frames)}; export it at one size")
             size += picture.nbytes
@@ -189,16 +196,22 @@ def _decode(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
     return np.stack([frames[i] for i in order]), np.asarray(times)[order], stated
 
 
-def _decode_animation(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
+def picture_track(path: Path, container: InputContainer) -> VideoStream:
+    """The video track of an opened file, not its cover picture; InputError when it has none."""
+    if container.format.name in _TEXT_DEMUXERS:
+        raise InputError(f"{path} is text where a video is needed; give an mp4, mov, mkv, webm or gif")
+    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    if not streams:
+        raise InputError(f"{path} has no picture track (sound only?); give a video")
+    return streams[0]
+
+
+def decode_animation(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
     """`_decode` for a file of pictures, which moves only when they have durations (0 is 100 ms, as in browsers)."""
-    try:
-        picture = PILImage.open(path)
-        count = int(getattr(picture, "n_frames", 1)) if picture.format in _ANIMATIONS else 1
-    except Exception:
-        count = 1
+    count = _moving_frames(path)
     if count == 1:
         raise InputError(f"{path} is a picture where a video is needed; give it as an image")
-    with picture:
+    with PILImage.open(path) as picture:
         if count * picture.width * picture.height * 3 > MAX_CLIP_BYTES:
             raise _too_large(path)
         frames: list[Image] = []
@@ -209,15 +222,28 @@ def _decode_animation(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
                 frames.append(to_rgb(picture))
                 times.append(times[-1] + (picture.info.get("duration") or 100) / 1000)
         except Exception as error:
-            raise _unreadable(path, "video", error) from error
+            raise unreadable(path, "video", error) from error
     return np.stack(frames), np.asarray(times[:-1]), 0.0
+
+
+def is_animated(path: Path) -> bool:
+    """Whether Pillow finds a picture that moves."""
+    return _moving_frames(path) > 1
+
+
+def _moving_frames(path: Path) -> int:
+    try:
+        with PILImage.open(path) as picture:
+            return int(getattr(picture, "n_frames", 1)) if picture.format in _ANIMATIONS else 1
+    except Exception:
+        return 1
 
 
 def _too_large(path: Path) -> InputError:
     return InputError(f"{path} needs more than {MAX_CLIP_BYTES / 2**30:.0f} GiB of memory; cut or scale it down first")
 
 
-def _upright(frame: VideoFrame, squeeze: float) -> Image:
+def upright(frame: VideoFrame, squeeze: float) -> Image:
     """One decoded frame as RGB, turned as its metadata says, pixels `squeeze` times as wide as high made square."""
     if any(component.is_alpha for component in frame.format.components) or frame.format.has_palette:
         picture = _over_white(np.asarray(frame.to_ndarray(format="rgba"), np.uint8))
@@ -234,7 +260,7 @@ def _over_white(rgba: NDArray[np.uint8]) -> Image:
     return ((over + 127) // 255).astype(np.uint8)
 
 
-def _existing_file(path: str | Path) -> Path:
+def existing_file(path: str | Path) -> Path:
     path = Path(path)
     try:
         if path.is_dir():
@@ -250,24 +276,24 @@ def _existing_file(path: str | Path) -> Path:
     return path
 
 
-def _plain(path: Path) -> str:
+def plain_name(path: Path) -> str:
     """A name that FFmpeg cannot take for an address, as it would `12:30.mp4`."""
     return str(path.absolute())
 
 
 def _is_video(path: Path) -> bool:
     try:
-        with av.open(_plain(path)) as container:
-            return not _holds_a_picture(container) and container.format.name not in _TEXT_DEMUXERS
+        with av.open(plain_name(path)) as container:
+            return not holds_a_picture(container) and container.format.name not in _TEXT_DEMUXERS
     except (av.FFmpegError, LookupError, ValueError):
         return False
 
 
-def _holds_a_picture(container: InputContainer) -> bool:
+def holds_a_picture(container: InputContainer) -> bool:
     return container.format.name.endswith("_pipe") or container.format.name in ("image2", "ico")
 
 
-def _unreadable(path: Path, kind: str, error: Exception) -> InputError:
+def unreadable(path: Path, kind: str, error: Exception) -> InputError:
     if isinstance(error, PermissionError):
         return InputError(f"{path} may not be read; change its permissions")
     return InputError(f"{path} is damaged, cut off or not a {kind} ({_reason(error)}); save or copy it again")
@@ -430,7 +456,7 @@ def write_video(path: str | Path, frames: Frames, fps: float, *, crf: int = 12) 
     rate = Fraction(fps).limit_denominator(1001)
     with (
         replacing(path) as part,
-        av.open(_plain(part), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+        av.open(plain_name(part), "w", format="mp4", options={"movflags": "+faststart"}) as container,
     ):
         stream = container.add_stream("libx264", rate=rate, options=_X264 | {"crf": str(crf)})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

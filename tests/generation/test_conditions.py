@@ -134,11 +134,13 @@ class TestGeneratedClips:
         assert not torch.equal(known[0][0], clip.latents[:, :, :1])
         assert "latents_sha256" not in records[0]
         clip.save(path)
-        target.vae.quant_conv.weight.data[0, 0] += 1
+        weights = target.vae.quant_conv.weight.data
+        before = weights.clone()
+        weights[0, 0] += 1
         try:
             known, _ = resolve([Clip(path)], target)
         finally:
-            target.vae.quant_conv.weight.data[0, 0] -= 1
+            weights.copy_(before)
         assert not torch.equal(known[1][0], clip.latents[:, :, 1:2])
 
     def test_damaged_latents(self, clip, target, tmp_path):

@@ -139,6 +139,38 @@ def test_alpha_from_a_peft_config(model, factors, tiny_folder, tmp_path):
     torch.testing.assert_close(run(model), merged(tiny_folder, factors, 2), atol=2e-6, rtol=1e-5)
 
 
+def test_a_rank_stabilised_lora_divides_by_the_root_of_its_rank(model, factors, tiny_folder, tmp_path):
+    path = write(tmp_path / "adapter_model.safetensors", factors, "base_model.model.{diffusers}")
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps({"r": RANK, "lora_alpha": 6, "use_rslora": True}))
+    lora.load(model, path)
+    torch.testing.assert_close(run(model), merged(tiny_folder, factors, 6 / RANK**0.5), atol=2e-6, rtol=1e-5)
+    config.write_text(json.dumps({"r": RANK, "lora_alpha": 6, "use_dora": True}))
+    with pytest.raises(InputError, match="DoRA"):
+        lora.load(model, path)
+
+
+def test_a_trained_rank_stabilised_lora_is_saved_folded(model, tmp_path):
+    model.add_adapter(LoraConfig(r=4, lora_alpha=3, use_rslora=True, target_modules=["to_q"]), "mine")
+    torch.manual_seed(3)
+    for name, weight in model.named_parameters():
+        if ".lora_" in name:
+            weight.data.normal_(std=0.1)
+    trained = run(model)
+    lora.save(model, tmp_path / "mine.safetensors")
+    lora.load(model, tmp_path / "mine.safetensors", name="mine")
+    torch.testing.assert_close(run(model), trained, atol=2e-6, rtol=1e-5)
+
+
+def test_other_weights_may_be_written_in_place_of_the_own(model, tmp_path):
+    model.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=["to_q"]), "mine")
+    own = {name: weight.clone() for name, weight in model.named_parameters() if ".lora_" in name}
+    lora.save(model, tmp_path / "x.safetensors", weights={name: torch.ones_like(w) for name, w in own.items()})
+    for key, value in load_file(tmp_path / "x.safetensors").items():
+        assert torch.equal(value, torch.full_like(value, 2.0 if "lora_B" in key else 1.0))
+    assert all(torch.equal(weight, own[name]) for name, weight in model.named_parameters() if name in own)
+
+
 def test_a_trained_adapter_is_saved_for_everybody(model, tmp_path):
     model.add_adapter(LoraConfig(r=3, lora_alpha=6, target_modules=["to_q", "proj_out"]), "mine")
     torch.manual_seed(3)

@@ -25,6 +25,10 @@ VERBS = {
     "extend": "Go on with a clip, forwards or backwards.",
     "transition": "Join two clips with new frames between them.",
     "demo": "Run every task on real input and write a page that shows them.",
+    "check": "Say what clips a folder holds, what becomes of them, and what a training will take.",
+    "prepare": "Encode the clips and captions of a folder once, for training.",
+    "train": "Train an adapter from a folder of clips.",
+    "export": "Write a LoRA for other programs, at a lower rank, or merged into a model.",
     "info": "Show versions, the device, and what a model is.",
 }
 
@@ -59,6 +63,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
         report = run(tokens)
         if report:
             report.print(as_json)
+            return report.exit_code
         return 0
     except BaseException as error:
         if isinstance(error, SystemExit | GeneratorExit):

@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Report:
-    """What a verb did: `record` for `--json`, `text` for people, and the clips for callers in the same process."""
+    """What a verb did: `record` for `--json`, `text` for people, and the clips for callers in the same process.
+
+    exit_code: 1 when the verb did its work and something needs attention all the same.
+    """
 
     record: dict[str, Any]
     text: str = ""
     clips: list[GeneratedClip] = field(default_factory=list)
+    exit_code: int = 0
 
     def print(self, as_json: bool) -> None:
         if as_json:
@@ -82,6 +86,61 @@ class Terminal:
                     progress.update(task, description="Decoding")
 
             yield advance
+
+    @contextmanager
+    def counting(self, every: float = 30.0) -> Iterator[Callable[[str, int, int], None]]:
+        """Progress through long work; yields a callback for (what is done, how much of it, of how much).
+
+        A bar with the time left on a terminal, else a line every `every` seconds. What is done may change on the way.
+        """
+        what, started, first, told = "", 0.0, 0, time.monotonic()
+
+        def left(done: int, total: int) -> str:
+            passed = done - first
+            return clock((time.monotonic() - started) / passed * (total - done)) + " left" if passed > 0 else ""
+
+        def begin(now: str, done: int) -> None:
+            nonlocal what, started, first
+            if now != what:
+                what, started, first = now, time.monotonic(), done
+
+        if not self.drawing:
+
+            def tell(now: str, done: int, total: int) -> None:
+                nonlocal told
+                begin(now, done)
+                if time.monotonic() - told >= every:
+                    told = time.monotonic()
+                    self.note(f"{now}: {done} of {total} {left(done, total)}".rstrip())
+
+            yield tell
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=32),
+            MofNCompleteColumn(),
+            TextColumn("[dim]{task.fields[left]}[/]"),
+        )
+        with Progress(*columns, console=_console(), transient=True) as progress:
+            task = progress.add_task("", total=None, left="", visible=False)
+
+            def advance(now: str, done: int, total: int) -> None:
+                begin(now, done)
+                progress.update(
+                    task, description=now, completed=done, total=total, left=left(done, total), visible=total > 0
+                )
+
+            yield advance
+
+
+def clock(seconds: float) -> str:
+    """`0:02`, `4:50` or `1:02:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def pace(seconds: float, left: int) -> str:

@@ -95,7 +95,7 @@ def load(
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("There is no CUDA device here: give device='cpu'.")
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-    name, folder = _find(source)
+    name, folder = find(source)
     check(name, folder)
 
     def part(kind: str, loader: Callable[..., Any]) -> Any:
@@ -154,8 +154,11 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _find(source: str | Path) -> tuple[str, Path]:
-    """The model's lasting name and its folder on this machine."""
+def find(source: str | Path, *, weights: bool = True) -> tuple[str, Path]:
+    """The model's lasting name and its folder on this machine, downloaded when it is a hub id.
+
+    weights: False downloads the configs only.
+    """
     text = str(source)
     if text in (TINY, TINY_BASE):
         if not embedded.folder().is_dir():
@@ -169,13 +172,13 @@ def _find(source: str | Path) -> tuple[str, Path]:
     if path.is_dir():
         return str(path.resolve()), path
     if isinstance(source, str) and _HUB_ID.fullmatch(text):
-        return text, _download(text)
+        return text, _download(text, weights)
     near = difflib.get_close_matches(text.lower(), (TINY, TINY_BASE), n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else "give 'tiny', a folder or a hub id."
     raise InputError(f"There is no model {text!r}: {hint}")
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, weights: bool = True) -> Path:
     """Fetch a hub checkpoint, its configs first so that the wrong one costs nothing."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -206,7 +209,9 @@ def _download(hub_id: str) -> Path:
 
     configs = fetch(["model_index.json", "pusa.json", "*/config.json"])
     check(hub_id, configs)
-    return fetch(["model_index.json", "pusa.json", *(f"{kind}/*" for kind in PARTS)])
+    if not weights:
+        return configs
+    return fetch(["model_index.json", "pusa.json", "scheduler/*", *(f"{kind}/*" for kind in PARTS)])
 
 
 def check(name: str, folder: Path) -> None:
@@ -217,8 +222,8 @@ def check(name: str, folder: Path) -> None:
         listing = f"it holds {', '.join(found[:8])}{more}" if found else "it is empty"
         raise InputError(f"{name} is no model: it needs a model_index.json as diffusers writes it, but {listing}.")
     index = _read_json(folder / "model_index.json")
-    transformer = _config(name, folder, "transformer")
-    vae = _config(name, folder, "vae")
+    transformer = config(name, folder, "transformer")
+    vae = config(name, folder, "vae")
     two_experts = bool((index.get("transformer_2") or [None])[0])
     channels, latent = transformer.get("in_channels", 16), vae.get("z_dim", 16)
     if channels == 36:
@@ -246,7 +251,8 @@ def check(name: str, folder: Path) -> None:
         raise InputError(f"The autoencoder of {name} compresses time by {vae['scale_factor_temporal']} instead of 4.")
 
 
-def _config(name: str, folder: Path, kind: str) -> dict[str, Any]:
+def config(name: str, folder: Path, kind: str) -> dict[str, Any]:
+    """The config.json of a part of the model in `folder`, which is called `name` in errors."""
     path = folder / kind / "config.json"
     if not path.is_file():
         raise InputError(f"{name} is incomplete: there is no {kind}/config.json in it; copy or download it again.")
@@ -265,7 +271,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def defaults_of(folder: Path) -> Defaults:
     """The defaults of the checkpoint in a folder: its family's, changed by its `pusa.json` if it has one."""
-    family = WAN22_5B if _config(str(folder), folder, "vae").get("z_dim", 16) == 48 else WAN21
+    family = WAN22_5B if config(str(folder), folder, "vae").get("z_dim", 16) == 48 else WAN21
     path = folder / "pusa.json"
     if not path.is_file():
         return family

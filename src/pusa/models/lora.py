@@ -4,8 +4,9 @@ Dialects read: diffusers and PEFT (`transformer.blocks.0.attn1.to_q.lora_A.weigh
 (`diffusion_model.blocks.0.self_attn.q.lora_A.weight`, also lora_down/lora_up), the official Pusa files
 (`blocks.0.self_attn.q.lora_A.default.weight`) and kohya (`lora_unet_blocks_0_self_attn_q.lora_down.weight`).
 
-Strength s means W + s * (alpha / r) * B A, with alpha from the file. A file without alpha, as the official ones are,
-means W + s * B A; there s = 1.4 extrapolates what was learned. The sum is formed as the model runs, never in the
+Strength s means W + s * (alpha / r) * B A, with alpha from the file (alpha / sqrt(r) where a PEFT config beside it says
+that it is rank-stabilised). A file without alpha, as the official ones are, means W + s * B A; there s = 1.4
+extrapolates what was learned. The sum is formed as the model runs, never in the
 weights, so an adapter can change strength or leave, and the same name loaded again replaces what it named.
 """
 
@@ -16,7 +17,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,7 @@ def load(transformer: WanTransformer3DModel, path: str | Path, scale: float = 1.
     name = name or re.sub(r"\W+", "_", path.stem)
     if not re.fullmatch(r"[\w-]+", name):
         raise InputError(f"The LoRA name {name!r} may have letters, digits, '_' and '-' only.")
-    tensors, metadata = _read(path)
-    pairs = _pair(transformer, path, tensors)
-    _fold_alpha(pairs, path, metadata)
+    pairs, _ = _pairs(path, linears(transformer))
 
     present = getattr(transformer, "peft_config", {})
     active = transformer.active_adapters() if present else []
@@ -117,13 +116,49 @@ def load(transformer: WanTransformer3DModel, path: str | Path, scale: float = 1.
     return Lora(name, path.resolve(), sha256(path), scale, tuple(sorted(set(ranks.values()))), len(pairs))
 
 
+def read(
+    path: str | Path, layers: Mapping[str, tuple[int, int]] | None = None
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, str]]:
+    """The factors in a file of any dialect, {diffusers module: (A [r, in], B [out, r])}, and the file's metadata.
+
+    W + B A is what the file means: alpha is folded into B, which is float32 where that changed it and otherwise in the
+    file's type. layers: the model's, as `linears` gives them; without it the names are checked against Wan's, and sizes
+    are not. Raises InputError as `load` does.
+    """
+    path = Path(path)
+    pairs, metadata = _pairs(path, layers)
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    for module, pair in pairs.items():
+        assert pair.down is not None
+        assert pair.up is not None
+        factors[module] = (pair.down, pair.up)
+    return factors, metadata
+
+
+def linears(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """{module: (in_features, out_features)} of every linear layer that an adapter can change."""
+    layers: dict[str, tuple[int, int]] = {}
+    for module, layer in model.named_modules():
+        linear = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+        if isinstance(linear, nn.Linear) and ".base_layer" not in module and ".lora_" not in module:
+            layers[module] = (linear.in_features, linear.out_features)
+    return layers
+
+
 def save(
-    transformer: nn.Module, path: str | Path, metadata: Mapping[str, Any] | None = None, *, name: str | None = None
+    transformer: nn.Module,
+    path: str | Path,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    name: str | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write one adapter as `diffusion_model.*.lora_A/B.weight` safetensors, alpha folded into B; atomic.
 
     ComfyUI, WanVideoWrapper, diffusers and `load` read that form. metadata: strings, or values written as JSON. name:
-    the adapter, which may be left out when the model has one. The run-time strength is not part of the file.
+    the adapter, which may be left out when the model has one. weights: what to write instead of the model's own factors
+    (an average of them, or what processes hold in shards), by parameter name. The run-time strength is not part of the
+    file.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -136,15 +171,23 @@ def save(
     name = name or names[0]
     if name not in names:
         raise InputError(f"The model has no LoRA {name!r}: it has {', '.join(names) or 'none'}.")
+    stabilised = bool(getattr(getattr(transformer, "peft_config", {}).get(name), "use_rslora", False))
     tensors: dict[str, Tensor] = {}
     for module, layer in layers.items():
         if name not in layer.lora_A:
             continue
-        trained = layer.lora_alpha[name] / layer.r[name]
+        trained = _scaling(layer.lora_alpha[name], layer.r[name], stabilised)
         key = f"diffusion_model.{original_name(module)}"
-        up = layer.lora_B[name].weight.detach()
-        tensors[f"{key}.lora_A.weight"] = layer.lora_A[name].weight.detach().contiguous().cpu()
-        tensors[f"{key}.lora_B.weight"] = (up if trained == 1 else up * trained).contiguous().cpu()
+        down, up = (
+            layer.get_submodule(f"{side}.{name}").weight
+            if weights is None
+            else weights[f"{module}.{side}.{name}.weight"]
+            for side in ("lora_A", "lora_B")
+        )
+        up = up if trained == 1 else up * trained
+        tensors |= {
+            f"{key}.lora_{side}.weight": v.detach().contiguous().cpu() for side, v in zip("AB", (down, up), strict=True)
+        }
     strings = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
     with replacing(path) as part:
         save_file(tensors, str(part), metadata={"format": "pt", **strings})
@@ -186,15 +229,29 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def _pair(model: nn.Module, path: Path, tensors: Mapping[str, Tensor]) -> dict[str, _Pair]:
-    """Sort a file's tensors by the module of `model` that they change, and check that nothing is left over."""
+def _pairs(path: Path, layers: Mapping[str, tuple[int, int]] | None) -> tuple[dict[str, _Pair], dict[str, str]]:
+    tensors, metadata = _read(path)
+    pairs = _pair(_wan_layers(tensors) if layers is None else layers, path, tensors)
+    _fold_alpha(pairs, path, metadata)
+    return pairs, metadata
+
+
+def _wan_layers(keys: Iterable[str]) -> dict[str, None]:
+    """Wan's linear layers, of any size, with the blocks that the keys of a file speak of."""
+    numbers = {match[1] for key in keys if (match := re.search(r"(?:^|[._])blocks[._](\d{1,4})[._]", key))}
+    with torch.device("meta"):
+        layers = linears(WanTransformer3DModel(num_layers=1))
+    return {
+        module.replace("blocks.0.", f"blocks.{number}."): None
+        for module in layers
+        for number in (sorted(numbers, key=int) if module.startswith("blocks.0.") else ("0",))
+    }
+
+
+def _pair(layers: Mapping[str, tuple[int, int] | None], path: Path, tensors: Mapping[str, Tensor]) -> dict[str, _Pair]:
+    """Sort a file's tensors by the layer that they change, and check that nothing is left over."""
     names: dict[str, str] = {}
-    sizes: dict[str, tuple[int, int]] = {}
-    for module, layer in model.named_modules():
-        linear = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
-        if not isinstance(linear, nn.Linear) or ".base_layer" in module or ".lora_" in module:
-            continue
-        sizes[module] = (linear.in_features, linear.out_features)
+    for module in layers:
         names |= {module: module, original_name(module): module}
         names |= {_KOHYA + known.replace(".", "_"): module for known in (module, original_name(module))}
 
@@ -226,7 +283,7 @@ def _pair(model: nn.Module, path: Path, tensors: Mapping[str, Tensor]) -> dict[s
             f"linear layer of it (such as {', '.join(left[:3])})."
         )
     for module, pair in pairs.items():
-        _check_pair(path, module, pair, sizes[module])
+        _check_pair(path, module, pair, layers[module])
     return pairs
 
 
@@ -236,13 +293,13 @@ def _strip(module: str) -> str:
     return module
 
 
-def _check_pair(path: Path, module: str, pair: _Pair, size: tuple[int, int]) -> None:
+def _check_pair(path: Path, module: str, pair: _Pair, size: tuple[int, int] | None) -> None:
     if pair.down is None or pair.up is None:
         raise InputError(f"The LoRA {path} is incomplete: {module} has only {', '.join(pair.keys)}.")
     if pair.down.ndim != 2 or pair.up.ndim != 2 or pair.down.shape[0] != pair.up.shape[1]:
         raise InputError(f"The LoRA {path} is damaged: the two factors of {module} do not multiply.")
     given = (pair.down.shape[1], pair.up.shape[0])
-    if given != size:
+    if size is not None and given != size:
         raise InputError(
             f"The LoRA {path} was made for a model of another size: {module} maps {given[0]} to {given[1]} features "
             f"there and {size[0]} to {size[1]} here."
@@ -250,10 +307,11 @@ def _check_pair(path: Path, module: str, pair: _Pair, size: tuple[int, int]) -> 
 
 
 def _fold_alpha(pairs: Mapping[str, _Pair], path: Path, metadata: Mapping[str, str]) -> None:
-    """Multiply each B by alpha / r, from the key beside it or from the PEFT config that came with the file."""
+    """Multiply each B by its scaling; alpha is in the key beside it or in the PEFT config that came with the file."""
     config = _peft_config(path, metadata)
-    if config.get("use_rslora") or config.get("use_dora"):
-        raise InputError(f"The LoRA {path} is a DoRA or rank-stabilised LoRA, which cannot be read yet.")
+    if config.get("use_dora"):
+        raise InputError(f"The LoRA {path} is a DoRA, which cannot be read: merge it into its model where it was made.")
+    stabilised = bool(config.get("use_rslora"))
     for module, pair in pairs.items():
         assert pair.down is not None
         assert pair.up is not None
@@ -263,8 +321,13 @@ def _fold_alpha(pairs: Mapping[str, _Pair], path: Path, metadata: Mapping[str, s
             patterns = config.get("alpha_pattern") or {}
             found = (a for p, a in patterns.items() if re.match(rf"(.*\.)?({_strip(p)})$", module))
             alpha = float(next(found, config.get("lora_alpha") or rank))
-        if alpha != rank:
-            pair.up = pair.up.float() * (alpha / rank)
+        if (trained := _scaling(alpha, rank, stabilised)) != 1:
+            pair.up = pair.up.float() * trained
+
+
+def _scaling(alpha: float, rank: int, stabilised: bool) -> float:
+    """What multiplies B A: alpha / r, or alpha / sqrt(r) in a rank-stabilised LoRA (arXiv 2312.03732)."""
+    return alpha / (math.sqrt(rank) if stabilised else rank)
 
 
 def _peft_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

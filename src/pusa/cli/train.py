@@ -1,0 +1,214 @@
+"""`pusa train`: an adapter from a folder of clips.
+
+Every setting of `pusa.training.sections` is an option here, `--train.lr` for lr in the section train. Their help is
+read from the text of that file, because importing it would take longer than a help may.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Group, Parameter
+
+from pusa.cli.options import OUTPUT, File, Switch
+from pusa.cli.terminal import Report, Terminal
+from pusa.errors import InputError
+
+SECTIONS = Path(__file__).parents[1] / "training" / "sections.py"
+SEPARATOR = "__"
+"""Stands for the dot of an option in the name of a parameter."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting as sections.py states it.
+
+    kind: what it takes. default: None where the help says what it is. about: what its section is for.
+    """
+
+    section: str
+    name: str
+    kind: str
+    default: str | None
+    help: str
+    about: str
+
+
+def settings() -> Iterator[Setting]:
+    """Every setting, in the order of sections.py."""
+    tree = ast.parse(SECTIONS.read_text(encoding="utf-8"))
+    for section in tree.body:
+        if not (isinstance(section, ast.ClassDef) and section.name.endswith(("Config", "Settings"))):
+            continue
+        name = section.name.removesuffix("Config").removesuffix("Settings").lower()
+        for field, text in zip(section.body, section.body[1:], strict=False):
+            if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and field.value):
+                continue
+            if not (isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)):
+                raise TypeError(f"{field.target.id} in {SECTIONS} has no text under it")
+            about = (ast.get_docstring(section) or "").rstrip(".")
+            kind, choices = _kind(field.annotation)
+            words = f"{text.value.value!s}{f' [choices: {choices}]' if choices else ''}"
+            yield Setting(name, field.target.id, kind, _default(field.value), words, about)
+
+
+_KINDS = {"Count": "INT", "Whole": "INT", "int": "INT", "Folder": "PATH", "str": "TEXT", "bool": "true|false"}
+_KINDS |= dict.fromkeys(("Positive", "Amount", "Number", "Share", "Decay", "float"), "FLOAT")
+_KINDS |= {"list": "A,B", "dict": "A=0.5,B=0.5", "tuple": "A,B"}
+
+
+def _kind(annotation: ast.expr) -> tuple[str, str]:
+    """INT, CHOICE and the like for a type as it is written, and the choices."""
+    match annotation:
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[kind, *_])):
+            return _kind(kind)
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
+            words = choices.elts if isinstance(choices, ast.Tuple) else [choices]
+            return "CHOICE", ", ".join(str(word.value) for word in words if isinstance(word, ast.Constant))
+        case ast.Subscript(value=ast.Name(id=kind)) | ast.Name(id=kind):
+            return _KINDS[kind], ""
+        case ast.BinOp(left=left, right=ast.Constant(value=None)):
+            return _kind(left)
+        case ast.BinOp(left=left, right=right):
+            return f"{_kind(left)[0]}|{_kind(right)[1]}", ""
+    raise TypeError(f"{ast.unparse(annotation)} in {SECTIONS} has no name for the help")
+
+
+def _default(value: ast.expr) -> str | None:
+    if isinstance(value, ast.Call) and value.args and ast.unparse(value.func) == "Path":
+        value = value.args[0]
+    try:
+        plain = ast.literal_eval(value)
+    except ValueError:
+        return None
+    if plain is None or isinstance(plain, list | dict):
+        return None
+    return (
+        ",".join(map(str, plain))
+        if isinstance(plain, tuple)
+        else str(plain).lower()
+        if isinstance(plain, bool)
+        else str(plain)
+    )
+
+
+def _with_settings(verb: Callable[..., Report | None]) -> Callable[..., Report | None]:
+    """Give the verb, which takes **typed, one option for each setting."""
+    signature = inspect.signature(verb, eval_str=True)
+    options = [option for option in signature.parameters.values() if option.kind is not option.VAR_KEYWORD]
+    groups: dict[str, Group] = {}
+    for each in settings():
+        if each.section not in groups:
+            groups[each.section] = Group.create_ordered(f"{each.section}: {each.about}")
+            if each.section == "lora":
+                options.append(_option("lora", "null", None, "Train the whole model instead.", groups["lora"]))
+        name = f"{each.section}.{each.name}"
+        options.append(_option(name, each.kind, each.default, each.help, groups[each.section]))
+    verb.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
+    return verb
+
+
+def _option(name: str, kind: str, default: str | None, text: str, group: Group) -> inspect.Parameter:
+    shown = False if default is None else lambda _: default
+    look = Parameter(name=f"--{name}", group=group, metavar=kind, help=text, show_default=shown)
+    label = name.replace(".", SEPARATOR) if "." in name else name + SEPARATOR
+    return inspect.Parameter(
+        label, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, look]
+    )
+
+
+@_with_settings
+def train(
+    config: Annotated[Path | None, File, Parameter(metavar="CONFIG")] = None,
+    *,
+    preset: Annotated[str | None, Parameter(metavar="NAME")] = None,
+    presets: Annotated[bool, Switch] = False,
+    data: Annotated[str | None, Parameter(metavar="DIR")] = None,
+    out: Annotated[
+        Path | None, File, Parameter(group=OUTPUT, show_default=lambda _: "runs/ and the name of CONFIG or preset")
+    ] = None,
+    force: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
+    json: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
+    quiet: Annotated[bool, Switch, Parameter(alias="-q", group=OUTPUT)] = False,
+    debug: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
+    **typed: str | None,
+) -> Report | None:
+    """Train an adapter that gives a text-to-video model one timestep per frame, from a folder of clips.
+
+    To resume, run the same command again. On several devices: torchrun -m pusa train, or accelerate launch -m pusa
+    train, with the same options.
+
+    Parameters
+    ----------
+    config
+        Settings in a .yaml or .toml file, which an option named in it, such as --train.lr, overrides.
+    preset
+        Settings to start from; --presets lists them.
+    presets
+        List the presets with the memory and the time that they take, and stop.
+    data
+        A folder of clips with captions, a table of them, or the hub id of a dataset.
+    out
+        Folder of the run.
+    force
+        Go on in a folder that was trained with other settings.
+    json
+        Print one JSON object on stdout, also for errors.
+    quiet
+        Say nothing but the result.
+    debug
+        Show the traceback of an error.
+    """
+    if presets:
+        return _presets()
+    chief = os.environ.get("RANK", "0") == "0"
+    terminal = Terminal(chief and not (quiet or json))
+    overrides = {label.rstrip("_").replace(SEPARATOR, "."): text for label, text in typed.items() if text is not None}
+    if data is not None and overrides.setdefault("data.path", data) != data:
+        raise InputError("--data and --data.path are the same and name two places; give one of them.")
+    with terminal.status("Starting"):
+        from pusa.training.config import read
+
+        chosen = read(config, preset, overrides)
+        if chosen.data.path is None:
+            raise InputError("There is no data to train on; give --data DIR, or data.path in the settings.")
+
+        from pusa.training.run import run
+    name = config.stem if config else preset or "tiny-base"
+    outcome = run(chosen, out or Path("runs") / name, force=force, terminal=terminal)
+    if not chief:
+        return None
+    result = outcome.result
+    record = {
+        "folder": str(result.folder),
+        "output": str(result.output),
+        "first": result.first,
+        "steps": result.steps,
+        "loss": result.loss,
+        "skipped": list(result.skipped),
+        "samples": outcome.samples,
+        "held_out": outcome.held_out,
+        "unused": [{"path": str(each.path), "kind": each.kind, "reason": each.reason} for each in outcome.problems],
+    }
+    return Report(record, str(result.output))
+
+
+def _presets() -> Report:
+    from pusa.training.presets import PRESETS
+
+    record = {
+        name: {"memory": preset.memory, "time": preset.time, "note": preset.note} for name, preset in PRESETS.items()
+    }
+    width = max(map(len, PRESETS))
+    lines = [
+        line
+        for name, preset in PRESETS.items()
+        for line in (f"{name:{width}}  {preset.note}", f"{'':{width}}  {preset.memory}; {preset.time}")
+    ]
+    return Report({"presets": record}, "\n".join(lines))

@@ -1,0 +1,271 @@
+"""What a video or picture file holds, found without decoding it, and some of its frames without the others.
+
+A file's frames are listed from its packets: their time stamps say how many there are and when, so that an hour of film
+is surveyed at the speed of the disk. Only its first frame and one near its end are decoded, to learn the size that is
+displayed (rotation and pixel shape applied) and that the codec works. Damage in between is found when it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from pusa import media
+from pusa.errors import InputError, PusaError
+from pusa.media import Frames, Image
+
+STILLS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".avif"})
+"""Suffixes of files that Pillow opens; GIF, PNG and WebP among them may move."""
+MOVIES = frozenset(
+    {".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv"}
+    | {".ogv", ".3gp"}
+)
+_INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
+"""Containers in which a seek lands where it should."""
+
+
+class Truncated(InputError):
+    """The file ends before its own header says that it should."""
+
+
+@dataclass(frozen=True, eq=False)
+class Film:
+    """What a file holds.
+
+    times: seconds, ascending, of each frame [N]; a still picture has one frame. fps: frames per second (0 for a still);
+    the average where the rate varies. width, height: pixels as displayed.
+    """
+
+    times: NDArray[np.float64]
+    fps: float
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Track:
+    """A video track in display order.
+
+    stamps [N]: in units of the container, None where it has none; times [N]: seconds; keys: the frames that decoding
+    can begin at; squeeze: width of a pixel over its height.
+    """
+
+    stamps: NDArray[np.int64] | None
+    times: NDArray[np.float64]
+    keys: tuple[int, ...]
+    fps: float
+    squeeze: float
+
+
+def look(path: str | Path) -> Film:
+    """Find out what a file holds. Raises Truncated when it is cut off, InputError when it cannot be read otherwise."""
+    path = Path(path)
+    with _sentences(path):
+        if _is_picture(path):
+            frames, times = _pictures(path)
+            fps = media.rate_of(times, 0.0)[1] if len(frames) > 1 else 0.0
+            return Film(times, fps, frames.shape[2], frames.shape[1])
+        track = _track(path)
+        frame = next(_decoded(path, track, 0, whole=False), None)
+        if frame is None:
+            raise InputError(f"{path} has no picture that can be decoded; export it again")
+        height, width = media.upright(frame[1], track.squeeze).shape[:2]
+        if track.keys and track.keys[-1]:
+            next(_decoded(path, track, track.keys[-1], whole=False), None)
+        return Film(track.times, track.fps if len(track.times) > 1 else 0.0, width, height)
+
+
+def read(path: str | Path, seconds: NDArray[np.float64], size: tuple[int, int]) -> Frames:
+    """The frames nearest to `seconds` [N] after the first one, cropped to cover `size` = (width, height).
+
+    The choice is that of `media.read_video` with a rate. uint8 [N, height, width, 3]. Only what lies between the key
+    frame before the first of them and the last of them is decoded. InputError when the file is damaged there.
+    """
+    path = Path(path)
+    with _sentences(path):
+        if _is_picture(path):
+            frames, times = _pictures(path)
+            return np.stack([media.fit(frames[i], size) for i in media.nearest(times, seconds)])
+        track = _track(path)
+        chosen = media.nearest(track.times, seconds).tolist()
+        start = max((key for key in track.keys if key <= min(chosen)), default=0)
+        found: dict[int, Image] = {}
+        for place in dict.fromkeys((start, 0)):  # a seek that misses is made good from the beginning
+            try:
+                _collect(path, track, place, set(chosen), size, found)
+            except (av.FFmpegError, InputError):
+                if place == 0:
+                    raise
+            if len(found) == len(set(chosen)):
+                return np.stack([found[number] for number in chosen])
+        lost = min(set(chosen) - found.keys())
+        raise InputError(f"{path} is damaged: its frame {lost} cannot be decoded; export it again")
+
+
+def _collect(
+    path: Path, track: _Track, place: int, wanted: set[int], size: tuple[int, int], found: dict[int, Image]
+) -> None:
+    for number, frame in _decoded(path, track, place):
+        if frame.is_corrupt:
+            raise InputError(f"{path} is damaged at frame {number}; export it again")
+        if number in wanted and number not in found:
+            found[number] = media.fit(media.upright(frame, track.squeeze), size)
+            if len(found) == len(wanted):
+                return
+
+
+def _is_picture(path: Path) -> bool:
+    media.existing_file(path)
+    if path.suffix.lower() == ".gif":
+        _check_end_of_gif(path)
+    return path.suffix.lower() in STILLS
+
+
+def _check_end_of_gif(path: Path) -> None:
+    with path.open("rb") as file:
+        begins = file.read(3) == b"GIF"
+        file.seek(max(0, path.stat().st_size - 64))
+        ends = file.read().rstrip(b"\0").endswith(b";")
+    if begins and not ends:
+        raise Truncated(f"{path} is cut off: the mark that ends a GIF is missing; copy it again")
+
+
+def _pictures(path: Path) -> tuple[Frames, NDArray[np.float64]]:
+    """A still [1, H, W, 3] at time 0, or the frames of an animated picture and their times."""
+    if media.is_animated(path):
+        frames, times, _ = media.decode_animation(path)
+        return frames, times
+    return media.read_image(path)[None], np.zeros(1)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    with av.open(media.plain_name(path)) as container:
+        yield container, media.picture_track(path, container)
+
+
+def _track(path: Path) -> _Track:
+    """Walk over the packets of all tracks and compare where they end with what the header promises."""
+    with _opened(path) as (container, stream):
+        stated = float(stream.average_rate or stream.guessed_rate or 0)
+        base = float(stream.time_base or 0)
+        sound = _prefix_bytes(stream)
+        stamps: list[int | None] = []
+        keys: list[int | None] = []
+        end = overall = 0.0
+        for packet in container.demux():
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            last = 0.0 if stamp is None else float((stamp + (packet.duration or 0)) * (packet.time_base or 0))
+            overall = max(overall, last)
+            if packet.stream_index != stream.index or packet.size == 0 or packet.is_discard:
+                continue
+            if packet.is_corrupt:
+                raise Truncated(f"{path} is cut off within frame {len(stamps)}; copy it again")
+            if not _whole(bytes(packet), sound):
+                raise InputError(f"{path} is damaged at frame {len(stamps)}; copy or export it again")
+            if packet.is_keyframe and container.format.name in _INDEXED:
+                keys.append(packet.pts)
+            stamps.append(packet.pts)
+            end = max(end, last)
+        if not stamps:
+            raise InputError(f"{path} has no frames; export it again")
+        squeeze = float(stream.sample_aspect_ratio or 1)
+        if stream.duration:
+            length = float(stream.duration + (stream.start_time or 0)) * base
+        else:
+            length, end = (container.duration or 0) / av.time_base, overall
+    known = [stamp for stamp in stamps if stamp is not None]
+    if len(set(known)) < len(stamps):
+        fps = stated or 25.0
+        track = _Track(None, np.arange(len(stamps)) / fps, (), fps, squeeze)
+    else:
+        ordered = np.sort(np.array(known, np.int64))
+        times = np.asarray(ordered * base, np.float64)
+        constant, fps = media.rate_of(times, stated)
+        if not constant:
+            fps = (len(times) - 1) / float(times[-1] - times[0])
+        track = _Track(
+            ordered,
+            times,
+            tuple(np.searchsorted(ordered, [key for key in keys if key is not None]).tolist()),
+            fps,
+            squeeze,
+        )
+    if length - end > 1.5 * max(float(np.diff(track.times).max(initial=0.0)), 1 / (stated or 25.0)):
+        raise Truncated(f"{path} is cut off: it should last {length:.2f} s and ends at {end:.2f} s; copy it again")
+    return track
+
+
+def _prefix_bytes(stream: VideoStream) -> int:
+    """How many bytes hold the length of each unit of an H.264 or HEVC packet; 0 where packets are not built so."""
+    header = stream.codec_context.extradata or b""
+    place = {"h264": 4, "hevc": 21}.get(stream.codec_context.name)
+    return (header[place] & 3) + 1 if place and len(header) > place and header[0] == 1 else 0
+
+
+def _whole(packet: bytes, prefix: int) -> bool:
+    """Whether a packet can be one: not only zeros, and the lengths of its units, `prefix` bytes each, fill it."""
+    if not prefix:
+        return any(packet[:64])
+    place = 0
+    while place + prefix < len(packet):
+        length = int.from_bytes(packet[place : place + prefix], "big")
+        if length == 0 or packet[place + prefix] & 0x80:
+            return False
+        place += prefix + length
+    return place == len(packet)
+
+
+def _decoded(path: Path, track: _Track, place: int, *, whole: bool = True) -> Iterator[tuple[int, VideoFrame]]:
+    """Frames with their numbers, from the key frame `place` on (0: the beginning); `whole`: more than the first."""
+    with _opened(path) as (container, stream):
+        if whole:
+            stream.thread_type = "AUTO"
+        if place and track.stamps is not None:
+            container.seek(int(track.stamps[place]), stream=stream, backward=True)
+        for count, frame in enumerate(container.decode(stream)):
+            if track.stamps is None:
+                yield count, frame
+            elif frame.pts is not None:
+                yield int(np.searchsorted(track.stamps, frame.pts)), frame
+
+
+@contextmanager
+def _sentences(path: Path) -> Iterator[None]:
+    """What the codecs raise, as one sentence about the file."""
+    try:
+        yield
+    except PusaError:
+        raise
+    except (av.FFmpegError, OSError, LookupError, ValueError, MemoryError) as error:
+        if _ends_early(path):
+            raise Truncated(f"{path} is cut off: its file is shorter than it says; copy it again") from error
+        raise media.unreadable(path, "video", error) from error
+
+
+def _ends_early(path: Path) -> bool:
+    """Whether the outermost parts of a file that cannot be opened (MP4, MOV, AVI, WebP) reach beyond its end."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head[:4] == b"RIFF":
+            return int.from_bytes(head[4:8], "little") + 8 > size
+        place = 0 if head[4:8] == b"ftyp" else size
+        while place + 8 <= size:
+            file.seek(place)
+            head = file.read(16)
+            length = int.from_bytes(head[:4], "big")
+            length = int.from_bytes(head[8:16], "big") if length == 1 else length or size - place
+            if length < 8:
+                return False
+            place += length
+    return place > size

@@ -1,0 +1,315 @@
+"""LoRA files for other programs: other names for the same sum, a lower rank, or a checkpoint with it in its weights.
+
+What `lora.read` understands can be written as diffusers, ComfyUI or kohya names. Alpha is folded into B on the way, so
+that each of them means W + B A whether or not its reader looks for an alpha; kohya's names require one, which is then
+the rank. Factors that need no folding, no lower rank and no other type go through bit for bit.
+
+A lower rank keeps the largest singular values of each B A. With the QR decompositions B = P R and A^T = Q S, of
+matrices that have only r columns, they are those of the r x r matrix R S^T; B A, up to 5120 x 13824, is never formed.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from diffusers import WanTransformer3DModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pusa.errors import InputError
+from pusa.media import check_writable, replacing, write_text_atomic
+from pusa.models import checkpoints, lora
+
+Dialect = Literal["diffusers", "comfy", "kohya"]
+DType = Literal["float32", "bfloat16", "float16"]
+Factors = dict[str, tuple[Tensor, Tensor]]
+"""{diffusers module: (A [r, in], B [out, r])}"""
+
+_STALE = (
+    *("lora_adapter_metadata", "adapter_config", "format"),
+    *("ss_network_dim", "ss_network_alpha", "sshs_model_hash", "sshs_legacy_hash"),
+    "modelspec.hash_sha256",
+)
+"""Metadata that speaks of the file as it was: alphas that are folded now, ranks, hashes."""
+_INDEX = "diffusion_pytorch_model.safetensors.index.json"
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Energy:
+    """How much of each B A a lower rank keeps: its share of the squared Frobenius norm, 0 to 1.
+
+    modules: {module: share}. total: of all modules together.
+    """
+
+    modules: Mapping[str, float]
+    total: float
+
+    @property
+    def least(self) -> tuple[str, float]:
+        """The module that loses most, and its share."""
+        return min(self.modules.items(), key=lambda item: item[1])
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.modules.values())
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written. modules: how many layers it changes; ranks, dtypes: those that occur in the factors.
+
+    energy: what a lower rank kept, None when none was asked for. stale: metadata that was left out, because it is no
+    longer true of the new file.
+    """
+
+    path: Path
+    modules: int
+    ranks: tuple[int, ...]
+    dtypes: tuple[str, ...]
+    energy: Energy | None = None
+    stale: tuple[str, ...] = field(default=())
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    to: Dialect,
+    *,
+    rank: int | None = None,
+    dtype: DType | None = None,
+) -> Exported:
+    """Write the LoRA `source` (any dialect that `lora.read` reads) to the safetensors file `target` in another; atomic.
+
+    rank: cut layers of a higher one down to this many singular values. dtype: of all factors, by default each its own;
+    B becomes float32 where an alpha was folded into it that its type cannot take exactly. Raises InputError for what
+    `lora.read` refuses, a target that is the source or has another suffix, values that are not finite, or that `dtype`
+    cannot hold.
+    """
+    source, target = Path(source), Path(target)
+    _check(to, Dialect, "dialect")
+    if target.suffix != ".safetensors":
+        raise InputError(f"A LoRA is written as safetensors, so {target} must end in .safetensors.")
+    _check_apart(source, target)
+    if target.stem == "adapter_model" and target.with_name("adapter_config.json").exists():
+        raise InputError(
+            f"{target} would be read with the alpha of the adapter_config.json beside it: choose another name."
+        )
+    check_writable(target)
+    factors, metadata = lora.read(source)
+    factors, energy = _prepare(source, factors, rank, dtype)
+    tensors = {key: value for module, pair in factors.items() for key, value in _named(module, *pair, to).items()}
+    stale = tuple(key for key in metadata if key in _STALE and key != "format")
+    kept = {key: value for key, value in metadata.items() if key not in _STALE}
+    if energy is not None:
+        kept["pusa.kept_energy"] = f"{energy.total:.6f}"
+    with replacing(target) as part:
+        save_file(tensors, str(part), metadata={"format": "pt", **kept})
+    return Exported(target, len(factors), _ranks(factors), _dtypes(factors), energy, stale)
+
+
+def merge(
+    source: str | Path,
+    base: str | Path,
+    target: str | Path,
+    *,
+    scale: float = 1.0,
+    rank: int | None = None,
+    dtype: DType | None = None,
+) -> Exported:
+    """Write the checkpoint `base`, with W + scale * B A in its transformer, as the diffusers folder `target`.
+
+    base: as for `checkpoints.load`; its other parts are copied. The sum is formed in float32, one file of weights at a
+    time, and stored in the base's type or in `dtype` (which leaves alone what diffusers keeps in float32). rank:
+    as for `convert`. The folder appears when it is complete. Raises InputError when the LoRA does not fit the
+    base, the folder is there and not empty, or the base lacks a part or its weights are quantised.
+    """
+    source, target = Path(source), Path(target)
+    if not abs(scale) < float("inf"):
+        raise InputError(
+            f"The strength of the LoRA {source} is {scale}: give a finite number, 1 is the trained strength."
+        )
+    if str(base) == checkpoints.TINY:
+        raise InputError("The model tiny runs tiny-base with an adapter: give tiny-base as the base of a merged model.")
+    _check_apart(source, target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists already and a merged model needs an empty folder: give another one.")
+    name, folder = checkpoints.find(base)
+    checkpoints.check(name, folder)
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
+    if missing := [part for part in parts if not (folder / part).is_dir()]:
+        raise InputError(f"{name} is incomplete: there is no folder {missing[0]} in it; copy or download it again.")
+    files = _weight_files(name, folder / "transformer")
+
+    with torch.device("meta"):
+        skeleton = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder / "transformer"))
+    factors, metadata = lora.read(source, lora.linears(skeleton))
+    factors, energy = _prepare(source, factors, rank, None)
+
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    building = target.with_name(f".{target.name}-{secrets.token_hex(4)}.part")
+    try:
+        building.mkdir()
+        for part in parts:
+            leave = shutil.ignore_patterns(*(file.name for file in files)) if part == "transformer" else None
+            shutil.copytree(folder / part, building / part, ignore=leave)
+        for entry in folder.iterdir():
+            if entry.name in ("model_index.json", "pusa.json") or entry.name.upper().startswith(("LICENSE", "NOTICE")):
+                shutil.copy2(entry, building / entry.name)
+        waiting = set(factors)
+        for file in files:
+            with safe_open(str(file), "pt") as weights:
+                tensors = {key: weights.get_tensor(key) for key in weights.keys()}  # noqa: SIM118
+                header = weights.metadata() or {"format": "pt"}
+            for key, weight in tensors.items():
+                module = key.removesuffix(".weight")
+                if module in factors:
+                    tensors[key] = _sum(name, key, weight, *factors[module], scale)
+                    waiting.discard(module)
+                tensors[key] = _stored(name, key, tensors[key], weight.dtype, dtype)
+            save_file(tensors, str(building / "transformer" / file.name), metadata=header)
+        if waiting:
+            raise InputError(f"{name} is incomplete: its transformer has no {min(waiting)}.weight; copy it again.")
+        write_text_atomic(building / "README.md", _card(name, source, scale, metadata))
+        building.replace(target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return Exported(target, len(factors), _ranks(factors), _dtypes(factors), energy)
+
+
+def reduce(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor, float, float]:
+    """The best rank-`rank` factors of B A, for A [r, in] and B [out, r], with the energy kept and the energy there was.
+
+    Energy is the squared Frobenius norm. Factors of at most that rank come back untouched. Computed in float64; the new
+    factors have the types of the old ones and share the singular values evenly.
+    """
+    a, b = down.double(), up.double()
+    if rank >= len(down):
+        norm = ((b.T @ b) * (a @ a.T)).sum().clamp(min=0).item()
+        return down, up, norm, norm
+    q_up, r_up = torch.linalg.qr(b)
+    q_down, r_down = torch.linalg.qr(a.T)
+    u, s, vh = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)
+    energy = s.square()
+    root = s[:rank].sqrt()
+    new_up = q_up @ (u[:, :rank] * root)
+    new_down = (root[:, None] * vh[:rank]) @ q_down.T
+    return (
+        new_down.to(down.dtype).contiguous(),
+        new_up.to(up.dtype).contiguous(),
+        energy[:rank].sum().item(),
+        energy.sum().item(),
+    )
+
+
+def _prepare(
+    source: Path,
+    factors: Factors,
+    rank: int | None,
+    dtype: DType | None,
+) -> tuple[Factors, Energy | None]:
+    """Check the values, cut the rank and choose the type."""
+    if rank is not None and rank < 1:
+        raise InputError(f"The rank {rank} leaves nothing of the LoRA {source}: give at least 1.")
+    if dtype is not None:
+        _check(dtype, DType, "dtype")
+    prepared: Factors = {}
+    kept, there = dict.fromkeys(factors, 0.0), dict.fromkeys(factors, 0.0)
+    for module, (down, up) in factors.items():
+        if not (down.float().isfinite().all() and up.float().isfinite().all()):
+            raise InputError(f"The LoRA {source} is damaged: {module} holds values that are not finite; copy it again.")
+        if up.element_size() > down.element_size() and torch.equal(up.to(down.dtype).to(up.dtype), up):
+            up = up.to(down.dtype)
+        if rank is not None:
+            down, up, kept[module], there[module] = reduce(down, up, rank)
+        if dtype is not None:
+            down, up = (value.to(getattr(torch, dtype)) for value in (down, up))
+            if not (down.isfinite().all() and up.isfinite().all()):
+                raise InputError(f"{module} of the LoRA {source} is too large for {dtype}: use bfloat16 or float32.")
+        prepared[module] = down, up
+    if rank is None:
+        return prepared, None
+    shares = {module: kept[module] / there[module] if there[module] else 1.0 for module in factors}
+    total = sum(there.values())
+    return prepared, Energy(shares, sum(kept.values()) / total if total else 1.0)
+
+
+def _named(module: str, down: Tensor, up: Tensor, to: Dialect) -> dict[str, Tensor]:
+    """One layer's tensors under the names of a dialect."""
+    down, up = down.contiguous(), up.contiguous()
+    if to == "kohya":
+        stem = "lora_unet_" + lora.original_name(module).replace(".", "_")
+        alpha = torch.tensor(float(len(down)))
+        return {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": alpha}
+    stem = f"transformer.{module}" if to == "diffusers" else f"diffusion_model.{lora.original_name(module)}"
+    return {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
+
+
+def _sum(name: str, key: str, weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    if not weight.is_floating_point() or weight.element_size() < 2:
+        raise InputError(f"{key} of {name} is quantised ({weight.dtype}): merge into a checkpoint of at least 16 bits.")
+    return weight.float() + scale * (up.float() @ down.float())
+
+
+def _stored(name: str, key: str, value: Tensor, stored: torch.dtype, dtype: DType | None) -> Tensor:
+    """A weight in `dtype`, or in the type that the base stores it in, which stays where diffusers keeps float32."""
+    kept = any(part in key for part in WanTransformer3DModel._keep_in_fp32_modules)
+    kind = stored if dtype is None or kept or not value.is_floating_point() else getattr(torch, dtype)
+    cast = value.to(kind)
+    if not cast.isfinite().all():
+        raise InputError(f"{key} of {name} has values that {kind} cannot hold: store it in float32 or bfloat16.")
+    return cast
+
+
+def _weight_files(name: str, folder: Path) -> list[Path]:
+    """The safetensors files that diffusers would load from a transformer's folder."""
+    names = [_WEIGHTS]
+    if (folder / _INDEX).is_file():
+        names = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    if missing := [file for file in names if not (folder / file).is_file()]:
+        raise InputError(
+            f"{name} is incomplete: there is no transformer/{missing[0]} in it; copy or download it again."
+        )
+    return [folder / file for file in names]
+
+
+def _card(name: str, source: Path, scale: float, metadata: Mapping[str, str]) -> str:
+    facts = "".join(f"\n* {key}: {value}" for key, value in sorted(metadata.items()) if key.startswith("pusa."))
+    front = f"base_model: {name}\nbase_model_relation: merge\n" if not Path(name).is_absolute() and "/" in name else ""
+    return f"""---
+{front}library_name: diffusers
+pipeline_tag: text-to-video
+---
+
+{Path(name).name} with a LoRA in its weights: W + {scale:g} B A.
+
+* LoRA: {source.name}, sha256 {lora.sha256(source)}{facts}
+"""
+
+
+def _check_apart(source: Path, target: Path) -> None:
+    if target.exists() and source.exists() and target.samefile(source):
+        raise InputError(f"{target} is the LoRA that is read: give another name to write to.")
+
+
+def _check(value: str, kind: object, what: str) -> None:
+    if value not in get_args(kind):
+        raise InputError(f"{value!r} is no {what}: give {', '.join(get_args(kind))}.")
+
+
+def _ranks(factors: Factors) -> tuple[int, ...]:
+    return tuple(sorted({len(down) for down, _ in factors.values()}))
+
+
+def _dtypes(factors: Factors) -> tuple[str, ...]:
+    return tuple(sorted({str(value.dtype).removeprefix("torch.") for pair in factors.values() for value in pair}))

@@ -1,0 +1,114 @@
+"""Named settings for the models people train, each with what it should cost.
+
+The costs are computed, not measured, unless the line says so. Memory is what one device holds at its peak: the base in
+the precision of the run (2 bytes a weight in bf16), 16 bytes for every trained weight (float32 weight, gradient and
+two Adam moments), the input of every block for gradient checkpointing, and one block worked out again. Time is
+
+    clips × (6 · weights · tokens + 18 · layers · dim · tokens²) / (40 % of the 989 TFLOP/s of an H100)
+
+where 6 is forward, recomputation and the gradient with respect to the input (a frozen weight needs none of its own),
+18 the same for attention (4 forward, 4 again, 10 backward), and 40 % the share of the peak that good trainers reach.
+Encoding the clips into the cache, which happens once, is not part of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings that differ from the defaults, and what a run with them costs.
+
+    memory, time: for the device that they name. note: what it is for and how the two numbers were obtained.
+    """
+
+    config: dict[str, Any]
+    memory: str
+    time: str
+    note: str
+
+
+def _wan(source: str, **train: Any) -> dict[str, Any]:
+    return {
+        "model": {"source": source},
+        "lora": {"rank": 128},
+        "train": {
+            "steps": 900,
+            "accumulate": 8,
+            "lr": 1e-4,
+            "warmup": 20,
+            "precision": "bf16",
+            "gradient_checkpointing": True,
+            **train,
+        },
+    }
+
+
+_A14B = _wan("Wan-AI/Wan2.2-T2V-A14B-Diffusers")
+
+PRESETS = {
+    "tiny": Preset(
+        {
+            "model": {"source": "tiny-base"},
+            "lora": {"rank": 32},
+            "train": {"steps": 180, "batch": 16, "lr": 2e-3, "warmup": 10, "schedule": "cosine", "precision": "fp32"},
+            "save": {"every": 45},
+            "validate": {"every": 45},
+        },
+        memory="1.2 GB",
+        time="2 to 3 min on 2 CPU cores",
+        note="The embedded model: learns to animate pictures, for trying things out. Measured (135 s, two threads).",
+    ),
+    "wan21-1.3b": Preset(
+        _wan("Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
+        memory="13 GB",
+        time="6 h on one H100",
+        note="480p, 81 frames, rank 128. Computed.",
+    ),
+    "wan21-14b": Preset(
+        _wan("Wan-AI/Wan2.1-T2V-14B-Diffusers"),
+        memory="63 GB",
+        time="34 h on one H100",
+        note="480p, 81 frames, rank 128. Computed.",
+    ),
+    "wan22-a14b": Preset(
+        {**_A14B, "model": {**_A14B["model"], "expert": "high", "full_range": True}},
+        memory="63 GB",
+        time="34 h on one H100",
+        note="One expert of the two, over all noise levels; run it again with --model.expert low. Computed.",
+    ),
+    "wan22-5b": Preset(
+        _wan("Wan-AI/Wan2.2-TI2V-5B-Diffusers"),
+        memory="27 GB",
+        time="10 h on one H100",
+        note="704p, 121 frames at 24 fps, rank 128. Computed.",
+    ),
+    "paper": Preset(
+        {
+            "model": {"source": "Wan-AI/Wan2.1-T2V-14B-Diffusers"},
+            "data": {"buckets": ["1280x720x81"]},
+            "sigma": {"pattern": "independent", "law": "uniform", "weighting": "none"},
+            "lora": {"rank": 512, "alpha": 512.0},
+            "train": {
+                "steps": 900,
+                "batch": 1,
+                "accumulate": 8,
+                "lr": 1e-5,
+                "warmup": 0,
+                "schedule": "constant",
+                "caption_dropout": 0.0,
+                "clip": None,
+                "ema": None,
+                "precision": "bf16",
+                "gradient_checkpointing": True,
+            },
+            "save": {"every": 150},
+            "validate": {"every": 150},
+        },
+        memory="124 GB; 64 GB on each of 8 devices with --train.parallel fsdp",
+        time="139 h on one H100, 17 h on 8",
+        note="arXiv 2507.16116: rank 512, 900 steps of 8 clips, lr 1e-5; on 8 devices --train.accumulate 1. Computed.",
+    ),
+}

@@ -1,0 +1,165 @@
+"""`pusa train` from one end to the other: look at the clips, keep some apart, encode what is missing, train, watch.
+
+Under torchrun or accelerate every process runs this; process 0 looks at the clips and all of them encode.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from pusa.errors import InputError
+from pusa.models import checkpoints
+from pusa.training import clips, parallel
+from pusa.training.cache import Cache, Cached, prepare
+from pusa.training.clips import Bucket, Cut, Plan
+from pusa.training.config import Config
+from pusa.training.dataset import Problem
+from pusa.training.estimate import Model
+from pusa.training.fingerprints import fingerprint
+from pusa.training.trainer import Result, train
+from pusa.training.watching import Watch
+
+MOST_HELD_OUT = 16
+NOTED = 5
+"""So many unused clips are named before the rest is only counted; `pusa check` names all."""
+
+
+class Terminal(Protocol):
+    """Where progress is shown: `cli.terminal.Terminal`."""
+
+    @property
+    def talkative(self) -> bool: ...
+    def note(self, text: str) -> None: ...
+    def status(self, text: str) -> AbstractContextManager[None]: ...
+    def counting(self) -> AbstractContextManager[Callable[[str, int, int], None]]: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished training and what it was trained on. problems: what was not used, and why."""
+
+    result: Result
+    samples: int
+    held_out: int
+    problems: tuple[Problem, ...]
+
+
+def run(config: Config, out: Path, *, force: bool = False, terminal: Terminal) -> Outcome:
+    """Train as `config` says into the folder `out`, or go on there.
+
+    Clips that cannot be used are named on the terminal and in the outcome, and the others are trained on. Raises
+    InputError when none is left, and for everything that `trainer.train` and `checkpoints.load` refuse.
+    """
+    with parallel.join() as world:
+        with terminal.status("Looking at the model"):
+            name, folder = checkpoints.find(config.model.source)
+            checkpoints.check(name, folder)
+            wishes, buckets = checkpoints.defaults_of(folder), buckets_of(config, folder)
+        plan = parallel.from_chief(world, lambda: survey(config, buckets, wishes.fps, terminal))
+        with terminal.status(f"Loading {config.model.source}"):
+            components = checkpoints.load(config.model.source, device=parallel.local_device())
+        with terminal.counting() as progress:
+            made = prepare(plan, components, config.data.cache, progress=progress, rank=world.rank, world=world.size)
+        key = fingerprint(components, plan.fps)
+        plan = parallel.from_chief(
+            world, lambda: without(plan, Cache(config.data.cache, key).missing(plan), made.failed)
+        )
+        _note(plan, terminal)
+        learnt, kept_apart = hold_out(plan, config.data.held_out)
+        if not kept_apart.cuts and config.preview.every:
+            raise InputError(
+                "Previews need a held-out clip and none is: set data.held_out to 1 or more, or preview.every to 0."
+            )
+        if not kept_apart.cuts and config.validate_.every:
+            terminal.note("No clip is held out, so nothing is validated; data.held_out says how many are.")
+        if components.vae.device.type == "cuda" and not config.preview.every:
+            components.vae.to("cpu")
+            components.text_encoder.to("cpu")
+        samples, others = (Cached(part, key, config.data.cache) for part in (learnt, kept_apart))
+        with Watch(config, out, components, samples, others, world, quiet=not terminal.talkative) as watch:
+            result = train(
+                config,
+                out,
+                components=components,
+                samples=samples,
+                held_out=others,
+                tracker=watch.tracker,
+                hooks=watch.hooks,
+                force=force,
+            )
+            watch.finish()
+    return Outcome(result, len(samples), len(others), plan.problems)
+
+
+def buckets_of(config: Config, folder: Path) -> list[Bucket]:
+    """The sizes that clips are cut to, the model's own by default; InputError for one that the model cannot take."""
+    wishes = checkpoints.defaults_of(folder)
+    texts = config.data.buckets
+    buckets = [Bucket(*wishes.size, wishes.frames)] if texts is None else [Bucket.parse(text) for text in texts]
+    transformer, vae = (json.loads((folder / part / "config.json").read_bytes()) for part in ("transformer", "vae"))
+    for bucket in buckets:
+        bucket.check(Model.of(transformer, vae).scale)
+    return buckets
+
+
+def survey(config: Config, buckets: Sequence[Bucket], fps: float, terminal: Terminal) -> Plan:
+    """What the data holds and what becomes of it; InputError when nothing of it can be trained on."""
+    source = config.data.path
+    if source is None:
+        raise InputError("There is no data to train on; give --data FOLDER, or data.path in the settings.")
+    with terminal.counting() as progress:
+        looking = partial(progress, "Looking at the clips")
+        plan = clips.survey(source, buckets, config.data.fps or fps, config.data.cut, progress=looking)
+    _something_left(plan)
+    return plan
+
+
+def without(plan: Plan, lost: Sequence[Cut], reasons: Sequence[Problem]) -> Plan:
+    """The plan without the files that could not be encoded, which are named among its problems."""
+    if not lost:
+        return plan
+    why = {str(problem.path): problem for problem in reasons}
+    files = dict.fromkeys(cut.file.path for cut in lost)
+    named = [why.get(str(file), Problem(file, "unreadable", "could not be encoded")) for file in files]
+    cuts = tuple(cut for cut in plan.cuts if cut.file.path not in files)
+    plan = replace(plan, cuts=cuts, problems=(*plan.problems, *named))
+    _something_left(plan)
+    return plan
+
+
+def hold_out(plan: Plan, clips: int | None) -> tuple[Plan, Plan]:
+    """What is trained on, and `clips` files with all their cuts that are not (None: 10 %, at most 16).
+
+    Which ones depends on the content of each file alone: where it lies and what stands beside it change nothing.
+    """
+    files = {cut.file.sha256 for cut in plan.cuts}
+    count = min(MOST_HELD_OUT, len(files) // 10) if clips is None else clips
+    if count >= len(files):
+        raise InputError(
+            f"data.held_out is {count} and there are {len(files)} clips; leave at least one of them to train on."
+        )
+    apart = set(sorted(files, key=lambda content: hashlib.sha256(f"held out {content}".encode()).digest())[:count])
+    parts = [tuple(cut for cut in plan.cuts if (cut.file.sha256 in apart) is held) for held in (False, True)]
+    return replace(plan, cuts=parts[0]), replace(plan, cuts=parts[1])
+
+
+def _something_left(plan: Plan) -> None:
+    if not plan.cuts:
+        first = f"{plan.problems[0].path} {plan.problems[0].reason}" if plan.problems else "there is no clip in it"
+        more = f", and {len(plan.problems) - 1} more" if len(plan.problems) > 1 else ""
+        raise InputError(f"Nothing in {plan.source} can be trained on ({first}{more}); see `pusa check {plan.source}`.")
+
+
+def _note(plan: Plan, terminal: Terminal) -> None:
+    """Name what is not used."""
+    for problem in plan.problems[:NOTED]:
+        terminal.note(f"{problem.path} {problem.reason}")
+    if len(plan.problems) > NOTED:
+        terminal.note(f"... and {len(plan.problems) - NOTED} more; `pusa check {plan.source}` names them all.")

@@ -1,0 +1,358 @@
+"""What a training has learnt, on clips it never sees: the loss at fixed σ and fixed noise, task by task.
+
+A training loss cannot tell: it is drawn at another σ and another noise in every step. Here every held-out clip is asked
+the same questions each time, and the untrained base is asked them too. The table has a cell per task, σ level and
+latent frame: the mean squared error of the velocity (arXiv 2507.16116, eq. 10) of that frame.
+
+A task is a row of the matrix that it has at inference: text-to-video tells all frames one σ, image-to-video holds frame
+0 clean, and so on; given frames are seen and not counted. In `independent` every frame has a level of its own, and over
+the levels of the table each frame meets each level once. Noise and that order are functions of the seed and the clip's
+key alone, so neither the other clips nor the number of clips in a forward pass changes a clip's questions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from pusa.core import schedules
+from pusa.core.objectives import Velocity, interpolate
+from pusa.errors import InputError
+from pusa.media import replacing, write_text_atomic
+from pusa.training.draws import LEAST_FRAMES
+
+TASKS = ("text-to-video", "image-to-video", "start-end", "extension", "independent")
+LEVELS = tuple(round(0.05 + 0.1 * i, 2) for i in range(10))
+"""The middles of the ten parts of [0, 1]."""
+
+
+class Sample(Protocol):
+    """A held-out clip, as `cache.Sample` has it: latents [C, F, h, w], context [512, D]."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def latents(self) -> Tensor: ...
+    @property
+    def context(self) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """total, count: float64 [tasks, levels, frames], the sum of a cell's losses and of how many clips it is.
+
+    Cells of given frames, and of tasks for which a clip is too short, have a count of 0.
+    """
+
+    tasks: tuple[str, ...]
+    levels: tuple[float, ...]
+    total: Tensor
+    count: Tensor
+
+    def mean(self, *axes: str) -> Tensor:
+        """The mean over the axes that are not named; NaN where there is nothing. axes: of "task", "sigma", "frame"."""
+        away = [i for i, name in enumerate(("task", "sigma", "frame")) if name not in axes]
+        return self.total.sum(away) / self.count.sum(away) if away else self.total / self.count
+
+    def record(self) -> dict[str, Any]:
+        """For JSON: per task the mean, by σ, by frame, and all cells."""
+        by_task, by_sigma, by_frame = self.mean("task"), self.mean("task", "sigma"), self.mean("task", "frame")
+        return {
+            task: {
+                "loss": _plain(by_task[i]),
+                "by_sigma": _plain(by_sigma[i]),
+                "by_frame": _plain(by_frame[i]),
+                "total": self.total[i].tolist(),
+                "count": self.count[i].tolist(),
+            }
+            for i, task in enumerate(self.tasks)
+        }
+
+    @classmethod
+    def from_record(cls, levels: Sequence[float], record: dict[str, Any]) -> Losses:
+        """What `record` wrote, exactly."""
+        total, count = (
+            torch.tensor([cells[name] for cells in record.values()], dtype=torch.float64) for name in ("total", "count")
+        )
+        return cls(tuple(record), tuple(levels), total, count)
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """The losses after `step` steps on `clips` clips, and those of the base beside them (None: nothing to compare)."""
+
+    step: int
+    clips: int
+    losses: Losses
+    base: Losses | None
+
+    def scalars(self) -> dict[str, float]:
+        """For a logger: `validation/TASK` and `validation/base/TASK`."""
+        values: dict[str, float] = {}
+        for name, losses in (("validation", self.losses), ("validation/base", self.base)):
+            if losses is not None:
+                means = losses.mean("task").tolist()
+                values |= {f"{name}/{t}": m for t, m in zip(losses.tasks, means, strict=True) if m == m}
+        return values
+
+    def record(self) -> dict[str, Any]:
+        """One line of validation.jsonl."""
+        return {
+            "step": self.step,
+            "clips": self.clips,
+            "levels": list(self.losses.levels),
+            "tasks": self.losses.record(),
+            "base": None if self.base is None else self.base.record(),
+        }
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Validation:
+        """What `record` wrote."""
+        base = record["base"] and Losses.from_record(record["levels"], record["base"])
+        losses = Losses.from_record(record["levels"], record["tasks"])
+        return cls(int(record["step"]), int(record["clips"]), losses, base or None)
+
+    def write(self, path: Path) -> None:
+        """Append to validation.jsonl; a line of the same step or a later one, from before a resume, goes."""
+        kept = [v for v in read(path) if v.step < self.step]
+        lines = [json.dumps(v.record(), allow_nan=False) for v in (*kept, self)]
+        write_text_atomic(path, "".join(f"{line}\n" for line in lines))
+
+    def __str__(self) -> str:
+        """A row per task: loss, base and change, and to the right the change (or loss) by σ and by latent frame."""
+        shown = _spread(self.losses.total.shape[2], 7)
+        heads = [f"{level:.2f}".removeprefix("0") for level in self.losses.levels], [f"f{frame}" for frame in shown]
+        loss = self.losses.mean("task").tolist()
+        base = [float("nan")] * len(loss) if self.base is None else self.base.mean("task").tolist()
+        by_sigma, by_frame = self._beside("task", "sigma"), self._beside("task", "frame")[:, shown]
+        rows = [["", "loss", "base", "change", "", *heads[0], "", *heads[1]]]
+        for i, task in enumerate(self.losses.tasks):
+            numbers = f"{loss[i]:.4f}", f"{base[i]:.4f}", f"{loss[i] / base[i] - 1:+.1%}"
+            rows.append([task, *numbers, "", *self._cells(by_sigma[i]), "", *self._cells(by_frame[i])])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["".join(f"{cell:>{width}} " for cell, width in zip(row[1:], widths[1:], strict=True)) for row in rows]
+        what = "loss" if self.base is None else "change against the base"
+        head = f"Validation after step {self.step} on {self.clips} clips; to the right {what} by σ and by latent frame"
+        body = [f"{row[0]:{widths[0]}} {line}".rstrip() for row, line in zip(rows, lines, strict=True)]
+        text = "\n".join([head, *body])
+        return text.replace("+nan%", "–").replace("nan", "–")
+
+    def _beside(self, *axes: str) -> Tensor:
+        mean = self.losses.mean(*axes)
+        return mean if self.base is None else mean / self.base.mean(*axes) - 1
+
+    def _cells(self, values: Tensor) -> list[str]:
+        return [f"{x:.3f}" if self.base is None else f"{x:+.1%}" for x in values.tolist()]
+
+
+def validate(
+    velocity: Velocity,
+    samples: Iterable[Sample],
+    *,
+    base: Velocity | Losses | None = None,
+    step: int = 0,
+    tasks: Sequence[str] = TASKS,
+    sigmas: Sequence[float] = LEVELS,
+    seed: int = 0,
+    batch: int = 1,
+    device: torch.device | str = "cpu",
+) -> Validation:
+    """Ask `velocity`, and `base` where it is a model too, the same questions about every sample.
+
+    base: the model without its adapter, or what it answered earlier. sigmas: levels in [0, 1] of the frames that are
+    made. batch: how many questions about one clip go into a forward pass; it changes nothing but rounding. Memory is
+    that of one clip. Raises InputError without a clip, for a level outside [0, 1] and for an unknown task.
+    """
+    if unknown := [task for task in tasks if task not in LEAST_FRAMES or task == "staircase"]:
+        raise InputError(f"There is no validation task {unknown[0]!r}: there is {', '.join(TASKS)}.")
+    if not sigmas or not all(0 < level <= 1 for level in sigmas):
+        raise InputError(f"The levels to validate at are {list(sigmas)}: give numbers above 0 and at most 1.")
+    models = [velocity, base] if callable(base) else [velocity]
+    sums = [_Sums(tuple(tasks), tuple(sigmas)) for _ in models]
+    clips = 0
+    for sample in samples:
+        clips += 1
+        for model, sum_ in zip(models, sums, strict=True):
+            sum_.add(model, sample, seed, batch, torch.device(device))
+    if not clips:
+        raise InputError("There is no held-out clip to validate on: set data.held_out, or validate.every = 0.")
+    losses = [sum_.losses() for sum_ in sums]
+    if isinstance(base, Losses):
+        losses.append(base)
+    return Validation(step, clips, losses[0], losses[1] if len(losses) > 1 else None)
+
+
+class _Sums:
+    """The cells of a table while clips come in; grows with the longest clip."""
+
+    def __init__(self, tasks: tuple[str, ...], levels: tuple[float, ...]) -> None:
+        self.tasks, self.levels = tasks, levels
+        self.total = self.count = torch.zeros(len(tasks), len(levels), 0, dtype=torch.float64)
+
+    @torch.no_grad()
+    def add(self, velocity: Velocity, sample: Sample, seed: int, batch: int, device: torch.device) -> None:
+        frames = sample.latents.shape[1]
+        if frames > self.total.shape[2]:
+            more = frames - self.total.shape[2]
+            self.total, self.count = (nn.functional.pad(cells, (0, more)) for cells in (self.total, self.count))
+        x0 = sample.latents.float()[None].to(device)
+        noise = torch.randn(sample.latents.shape, generator=generator(seed, sample.key, "noise"))[None].to(device)
+        context = sample.context[None].to(device)
+        for i, task in enumerate(self.tasks):
+            if frames < LEAST_FRAMES[task]:
+                continue
+            rows = questions(task, frames, self.levels, generator(seed, sample.key, task))
+            made = rows > 0
+            for begin in range(0, len(rows), batch):
+                sigma = rows[begin : begin + batch].to(device, torch.float32)
+                n = len(sigma)
+                wide, eps = x0.expand(n, *x0.shape[1:]), noise.expand(n, *noise.shape[1:])
+                v = velocity(interpolate(wide, eps, sigma), sigma, context.expand(n, *context.shape[1:]))
+                error = (v.float() - (eps - wide)).double().square().mean(dim=(1, 3, 4)).cpu()
+                for row, answered in enumerate(error, begin):
+                    cell = torch.arange(frames)[made[row]]
+                    level = self._level_of(rows[row, cell]) if task == "independent" else torch.full_like(cell, row)
+                    self.total[i, level, cell] += answered[cell]
+                    self.count[i, level, cell] += 1
+
+    def _level_of(self, sigma: Tensor) -> Tensor:
+        levels = torch.tensor(self.levels, dtype=torch.float64)
+        return (sigma[:, None] - levels).abs().argmin(dim=1)
+
+    def losses(self) -> Losses:
+        return Losses(self.tasks, self.levels, self.total, self.count)
+
+
+def questions(task: str, frames: int, levels: Sequence[float], rng: torch.Generator) -> Tensor:
+    """The rows of σ that a clip is asked at, float64 [levels, F]; 0 marks a given frame."""
+    rows = torch.tensor(levels, dtype=torch.float64)
+    if task == "independent":
+        order = torch.stack([torch.randperm(len(rows), generator=rng) for _ in range(frames)], dim=1)
+        return rows[order]
+    descent, back = rows.sort(descending=True)
+    matrix = schedules.synchronous(torch.cat([descent, torch.zeros(1, dtype=torch.float64)]), frames)
+    told = schedules.conditioned(matrix, dict.fromkeys(given(task, frames), 0.0)).told
+    return told[back.argsort()]
+
+
+def given(task: str, frames: int) -> list[int]:
+    """The latent frames that a task is given in validation and previews, of `frames` in all; at least one is left."""
+    every = list(range(frames))
+    return {
+        "image-to-video": [0],
+        "last-frame": [frames - 1],
+        "start-end": [0, frames - 1],
+        "keyframes": [0, frames // 2],
+        "extension": every[: max(2, frames // 3)],
+        "backward-extension": every[-max(2, frames // 3) :],
+        "completion": every[: max(2, frames // 5)] + every[-max(2, frames // 5) :],
+    }.get(task, [])
+
+
+def generator(seed: int, key: str, purpose: str) -> torch.Generator:
+    """Randomness as a function of its arguments, on the CPU."""
+    digest = hashlib.sha256(f"validation {seed} {key} {purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def read(path: Path) -> list[Validation]:
+    """The lines of validation.jsonl, oldest first; none when there is no such file."""
+    if not path.is_file():
+        return []
+    try:
+        return [Validation.from_record(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged ({error}); remove it and validate again.") from error
+
+
+# ---------------------------------------------------------------------------------- a model in the middle of a training
+
+
+@contextmanager
+def undisturbed(*modules: nn.Module) -> Iterator[None]:
+    """For the block: evaluation mode, no gradients. Then each part's mode and all random streams are as before."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = {p.device for module in modules for p in module.parameters() if p.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
+            for module in modules:
+                module.eval()
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextmanager
+def without_adapter(transformer: nn.Module, name: str | None = None) -> Iterator[None]:
+    """For the block the adapter `name` (default: every one) has no effect; what is trained stays what it was."""
+    layers = [layer for layer in transformer.modules() if isinstance(layer, LoraLayer)]
+    if not layers:
+        raise InputError("The model has no adapter that could be left out: measure the base before it is trained.")
+    active = [layer._active_adapter for layer in layers]
+    try:
+        for layer in layers:  # PEFT's own switch would also change which weights are trained
+            layer._active_adapter = [a for a in layer.active_adapters if name is not None and a != name]
+        yield
+    finally:
+        for layer, names in zip(layers, active, strict=True):
+            layer._active_adapter = names
+
+
+# ---------------------------------------------------------------------------------------------------------- in pictures
+
+
+def plot(history: Sequence[Validation], path: Path) -> bool:
+    """Draw validation.png: loss over steps, by σ and by latent frame, the base dashed. False without matplotlib."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    last, colours = history[-1], matplotlib.colormaps["tab10"]
+    figure = Figure(figsize=(15, 4.2), layout="constrained")
+    over, sigma, frame = figure.subplots(1, 3)
+    for i, task in enumerate(last.losses.tasks):
+        style: dict[str, Any] = {"color": colours(i % 10), "lw": 1.5}
+        alike = [v for v in history if task in v.losses.tasks]
+        means = [float(v.losses.mean("task")[v.losses.tasks.index(task)]) for v in alike]
+        over.plot([v.step for v in alike], means, marker=".", label=task, **style)
+        for losses, dash in ((last.losses, "-"), (last.base, "--")):
+            if losses is not None:
+                sigma.plot(losses.levels, losses.mean("task", "sigma")[i].tolist(), dash, **style)
+                frame.plot(losses.mean("task", "frame")[i].tolist(), dash, marker=".", **style)
+                if dash == "--":
+                    over.axhline(float(losses.mean("task")[i]), ls=dash, **style)
+    over.set(xlabel="step", ylabel="loss", title="held-out loss (dashed: base)")
+    sigma.set(xlabel="σ", title=f"by σ, step {last.step}")
+    frame.set(xlabel="latent frame", title=f"by latent frame, step {last.step}")
+    for axes in (over, frame):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    over.legend(fontsize="small")
+    with replacing(path) as part:
+        figure.savefig(part, dpi=110, format="png")
+    return True
+
+
+def _plain(values: Tensor) -> Any:
+    """Numbers for JSON, which has no NaN."""
+    items = values.tolist()
+    return [x if x == x else None for x in items] if isinstance(items, list) else items if items == items else None
+
+
+def _spread(count: int, most: int) -> list[int]:
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most)).tolist()})

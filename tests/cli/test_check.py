@@ -1,0 +1,129 @@
+"""`pusa check` through the door of the console command: what it says to people and as JSON, its exit code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pusa import media
+from pusa.cli import main
+from pusa.models import checkpoints
+
+Frames = Callable[..., NDArray[np.uint8]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, noise_frames: Frames) -> Path:
+    made = tmp_path / "clips"
+    made.mkdir()
+    for seed, count in enumerate((40, 24, 17)):
+        media.write_video(made / f"clip{seed}.mp4", noise_frames(count, seed, (48, 32)), 8)
+        (made / f"clip{seed}.txt").write_text(f"caption {seed}")
+    return made
+
+
+@pytest.fixture
+def check(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    def call(*tokens: str) -> dict[str, Any]:
+        code = main(["check", *tokens, "--model", str(tiny_folder), "--json"])
+        return {"code": code, **json.loads(capsys.readouterr().out)}
+
+    return call
+
+
+def test_a_good_folder(folder: Path, check: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "load", lambda *_: pytest.fail("weights were loaded"))
+    said = check(str(folder), "--price", "2")
+    assert (said["code"], said["attention"], said["problems"]) == (0, False, [])
+    assert said["buckets"] == [{"bucket": "32x32x17", "samples": 3, "clips": 3}]
+    assert said["clips"]["fps"] == {"8": 3}
+    assert said["clips"]["lengths"] == [2.125, 3.0, 5.0]
+    assert said["estimate"]["samples"] == 900
+    low, high = said["estimate"]["cost"]
+    assert 0 < low < high
+    assert said["estimate"]["memory"] > said["estimate"]["memory_checkpointed"] > 0
+
+
+def test_the_settings_decide(folder: Path, check: Callable[..., dict[str, Any]]) -> None:
+    said = check(str(folder), "--buckets", "32x32x33", "48x32x9", "--cut", "uniform", "--fps", "8")
+    assert {row["bucket"]: row["samples"] for row in said["buckets"]} == {"32x32x33": 0, "48x32x9": 7}
+    slower = check(str(folder), "--buckets", "32x32x9", "--fps", "4", "--steps", "3", "--batch", "5")
+    assert (slower["samples"], slower["estimate"]["samples"]) == (3, 15)
+
+
+def test_what_needs_attention_is_named_and_exit_code_1(
+    folder: Path, noise_frames: Frames, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    media.write_video(folder / "brief.mp4", noise_frames(11, 9), 8)
+    (folder / "brief.txt").write_text("brief")
+    shutil.copy(folder / "clip0.mp4", folder / "twin.mp4")
+    (folder / "twin.txt").write_text("twin")
+    (folder / "bad.mp4").write_bytes(b"bad")
+    (folder / "notes.pdf").write_bytes(b"pdf")
+    assert main(["check", str(folder), "--model", str(tiny_folder)]) == 1
+    text = capsys.readouterr().out
+    for line in (
+        "3 of 6 clips are not used",
+        "1 too short at 8 fps (longest bucket that fits: 9 frames)",
+        "brief.mp4  has 11 of the 17 frames needed at 8 fps; --buckets 32x32x9 would fit",
+        "twin.mp4  is the same file as clip0.mp4",
+        "bad.mp4  has no bad.txt beside it; write one",
+        "notes.pdf  is no clip",
+        "32x32x17",
+    ):
+        assert line in text, line
+    assert "Traceback" not in text
+    assert main(["check", str(folder), "--model", str(tiny_folder), "--quiet"]) == 1
+    assert capsys.readouterr().out == "3 of 6 clips are used\n"
+
+
+def test_what_is_merely_left_over_needs_no_attention(folder: Path, check: Callable[..., dict[str, Any]]) -> None:
+    (folder / "notes.pdf").write_bytes(b"pdf")
+    said = check(str(folder))
+    assert (said["code"], [problem["kind"] for problem in said["problems"]]) == (0, ["unused"])
+
+
+def test_no_sample_needs_attention(folder: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(folder), "--model", str(tiny_folder), "--buckets", "32x32x81"]) == 1
+    assert "No sample, no training." in capsys.readouterr().out
+
+
+def test_names_are_shown_as_they_are(folder: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("[bold]x.mp4", "new\nline\x1b[31m.mp4"):
+        (folder / name).write_bytes(b"bad")
+    assert main(["check", str(folder), "--model", str(tiny_folder)]) == 1
+    text = capsys.readouterr().out
+    assert "[bold]x.mp4" in text
+    assert "new\\nline\\x1b[31m.mp4" in text
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        (["nowhere/at all"], "there is no folder"),
+        (["CLIPS", "--buckets", "32x32x16"], "not 4n+1; use 13 or 17"),
+        (["CLIPS", "--buckets", "40x32x17"], "multiples of 16; use 32x32x17"),
+        (["CLIPS", "--fps", "0"], "--fps 0"),
+        (["CLIPS", "--fps", "nan"], "frame rate"),
+        (["CLIPS", "--steps", "0"], "--steps 0"),
+        (["CLIPS", "--price", "-1"], "--price -1"),
+        (["CLIPS", "--model", "gone"], "There is no model 'gone'"),
+    ],
+)
+def test_wrong_usage_is_one_sentence(
+    folder: Path, tiny_folder: Path, tokens: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = [] if "--model" in tokens else ["--model", str(tiny_folder)]
+    assert main(["check", *[str(folder) if token == "CLIPS" else token for token in tokens], *model]) == 2
+    said = capsys.readouterr()
+    assert words in said.err
+    assert said.out == ""
+    assert len(said.err.strip().splitlines()) == 1

@@ -1,0 +1,145 @@
+"""`pusa prepare` through the door of the console command, on a random model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pusa.cli import main
+from pusa.cli.terminal import Terminal
+from pusa.media import write_video
+from pusa.models.checkpoints import load
+from pusa.training import clips
+from pusa.training.cache import Cached
+from pusa.training.fingerprints import fingerprint
+
+Pusa = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise_frames: Callable[..., NDArray[np.uint8]]) -> Path:
+    """Four clips of 13 frames in an otherwise empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    Path("data").mkdir()
+    for i in range(4):
+        write_video(f"data/{i}.mp4", noise_frames(13, seed=i), 8)
+        Path(f"data/{i}.txt").write_text(f"clip number {i}")
+    return Path("data")
+
+
+@pytest.fixture
+def prepare(data: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> Pusa:
+    """Run `pusa prepare data ... --json`; returns its JSON with the exit code."""
+
+    def call(*tokens: str, source: str = "data") -> dict[str, Any]:
+        small = [] if "--buckets" in tokens else ["--buckets", "32x32x5"]
+        code = main(["prepare", source, *tokens, *small, "--model", str(tiny_folder), "--json"])
+        captured = capsys.readouterr()
+        return {"code": code, "stderr": captured.err, **json.loads(captured.out or "{}")}
+
+    return call
+
+
+def numbers(result: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(result[name] for name in ("code", "made", "kept", "failed", "captions"))
+
+
+def test_the_cache_it_makes_is_the_one_that_is_read(prepare: Pusa, tiny_folder: Path) -> None:
+    first = prepare()
+    assert numbers(first) == (0, 4, 0, 0, 5)
+    assert (first["data"], first["cache"], first["buckets"]) == ("data", "runs/cache", {"32x32x5": 4})
+    assert first["bytes"] == sum(path.stat().st_size for path in Path("runs/cache").rglob("*.safetensors"))
+    assert numbers(prepare()) == (0, 0, 4, 0, 0)
+    plan = clips.survey("data", [clips.Bucket(32, 32, 5)], 8)
+    cached = Cached(plan, fingerprint(load(str(tiny_folder), device="cpu"), 8), Path("runs/cache"))
+    assert [sample.caption for sample in cached] == [f"clip number {i}" for i in range(4)]
+
+
+def test_other_cuts_buckets_and_rates_are_other_samples(prepare: Pusa) -> None:
+    prepare()
+    assert numbers(prepare("--cut", "slide")) == (0, 16, 4, 0, 0)
+    assert numbers(prepare("--fps", "4")) == (0, 4, 0, 0, 0)
+    result = prepare("--buckets", "32x32x9", "16x16x5")
+    assert numbers(result) == (0, 4, 0, 0, 0)
+    assert result["buckets"] == {"32x32x9": 4}
+    assert numbers(prepare()) == (0, 0, 4, 0, 0)
+
+
+def test_what_cannot_be_used_is_named_and_the_exit_code_is_1(prepare: Pusa) -> None:
+    Path("data/1.mp4").write_bytes(Path("data/1.mp4").read_bytes()[:-100])
+    Path("data/2.txt").unlink()
+    result = prepare()
+    assert numbers(result) == (1, 2, 0, 0, 3)
+    assert {Path(each["path"]).name for each in result["problems"]} == {"1.mp4", "2.mp4"}
+
+
+def test_for_people_there_is_a_line_per_problem_and_a_summary(
+    prepare: Pusa, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("data/2.txt").unlink()
+    assert main(["prepare", "data", "--model", str(tiny_folder), "--buckets", "32x32x5", "--cache", "c"]) == 1
+    *problems, summary = capsys.readouterr().out.splitlines()
+    assert len(problems) == 1
+    assert "2.mp4 has no 2.txt" in problems[0]
+    assert summary.startswith("3 clips encoded, 0 kept, 0 failed; 4 captions encoded;")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        (("--buckets", "32x32x6"), ("32x32x6", "4n+1")),
+        (("--buckets", "40x32x5"), ("40x32x5", "multiples of 16")),
+        (("--fps", "0"), ("--fps 0", "above 0")),
+        (("--workers", "2"), ("--ray",)),
+        (("--ray", "local", "--workers", "0"), ("--workers 0",)),
+        (("--cut", "middle"), ("middle",)),
+    ],
+)
+def test_wrong_arguments_are_refused(prepare: Pusa, tokens: tuple[str, ...], words: tuple[str, ...]) -> None:
+    result = prepare(*tokens)
+    message = result["error"]["message"]
+    assert result["code"] == 2
+    assert all(word in message for word in words), message
+    assert "Traceback" not in result["stderr"]
+    assert not Path("runs").exists()
+
+
+def test_no_data_is_refused(prepare: Pusa) -> None:
+    assert prepare(source="nowhere")["code"] == 2
+
+
+def test_without_ray_the_flag_asks_for_the_extra(prepare: Pusa, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    result = prepare("--ray", "local")
+    assert result["code"] == 2
+    assert "pip install 'pusa[cluster]'" in result["error"]["message"]
+    assert "\n" not in result["error"]["message"]
+
+
+def test_under_torchrun_only_the_first_process_speaks(prepare: Pusa, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert prepare() == {"code": 0, "stderr": ""}
+    monkeypatch.setenv("RANK", "0")
+    assert numbers(prepare()) == (0, 0, 4, 0, 0)
+    assert prepare("--ray", "local")["code"] == 2
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    with Terminal(True).counting(every=0) as progress:
+        progress("Encoding", 10, 40)
+        progress("Encoding", 20, 40)
+    with Terminal(False).counting(every=0) as progress:
+        progress("Encoding", 1, 2)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "Encoding: 10 of 40"
+    assert second == "Encoding: 20 of 40 0:00 left"

@@ -1,0 +1,181 @@
+"""`pusa train` from the command line to the trainer's door, and once through it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pusa.cli import VERBS, main
+from pusa.cli.train import settings as settings_of_help
+from pusa.training.config import SECTIONS, Config, read
+from pusa.training.presets import PRESETS
+
+Ask = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ask:
+    """Run a command line: (exit code, stdout, stderr)."""
+    monkeypatch.delenv("RANK", raising=False)
+
+    def run(*tokens: str) -> tuple[int, str, str]:
+        code = main(["train", *tokens])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the verb hands to `training.run.run`, which does nothing here."""
+    import pusa.training.run as room
+    from pusa.training.trainer import Result
+
+    seen: dict[str, Any] = {}
+
+    def run(config: Config, out: Path, *, force: bool, terminal: Any) -> room.Outcome:
+        seen.update(config=config, out=out, force=force, talkative=terminal.talkative)
+        return room.Outcome(Result(out, out / "lora.safetensors", 0, config.train.steps, 0.25, ()), 9, 1, ())
+
+    monkeypatch.setattr(room, "run", run)
+    return seen
+
+
+def test_every_setting_is_an_option_with_its_default() -> None:
+    told = {(each.section, each.name): each for each in settings_of_help()}
+    assert set(told) == {(section, name) for section, kind in SECTIONS.items() for name in kind.model_fields}
+    for (section, name), each in told.items():
+        assert each.help
+        field = SECTIONS[section].model_fields[name]
+        if each.default is not None:
+            assert read(None, None, {f"{section}.{name}": each.default}) == Config()
+        else:
+            assert field.default is None or isinstance(field.default, list | dict)
+
+
+def test_the_shortest_run_reaches_the_trainer(ask: Ask, asked: dict[str, Any]) -> None:
+    code, out, _ = ask(
+        "--preset", "tiny", "--data", "clips", "--out", "runs/x", "--train.steps", "20", "--train.seed", "3"
+    )
+    assert (code, out) == (0, "runs/x/lora.safetensors\n")
+    assert asked["config"] == read(None, "tiny", {"data.path": "clips", "train.steps": 20, "train.seed": 3})
+    assert (asked["out"], asked["force"], asked["talkative"]) == (Path("runs/x"), False, True)
+
+
+def test_a_file_a_preset_and_options_together(ask: Ask, asked: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: {path: clips}\ntrain: {lr: 3e-4, batch: 7}\n")
+    code, out, _ = ask(str(file), "--preset", "tiny", "--train.lr=1e-4", "--lora", "null", "--force", "--json")
+    assert code == 0
+    config = asked["config"]
+    assert (config.train.lr, config.train.batch, config.lora) == (1e-4, 7, None)
+    assert config.train.steps == PRESETS["tiny"].config["train"]["steps"]
+    assert (asked["force"], asked["talkative"]) == (True, False)
+    record = json.loads(out)
+    assert record["folder"] == str(Path("runs") / "mine")
+    assert (record["steps"], record["loss"], record["samples"], record["held_out"]) == (config.train.steps, 0.25, 9, 1)
+
+
+def test_other_processes_say_nothing(ask: Ask, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert ask("--data", "clips") == (0, "", "")
+    assert asked["talkative"] is False
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sentence"),
+    [
+        (["--train.lrr", "1"], "Unknown option: --train.lrr. Did you mean --train.lr?"),
+        (["--data", "x", "--train.lr", "fast"], 'train.lr is "fast" (the command line); give a number above 0.'),
+        (["--data", "x", "--preset", "tinny"], "There is no preset 'tinny'; did you mean tiny?"),
+        (["none.yaml"], "There is no settings file none.yaml; check the name."),
+        (["--preset", "tiny"], "There is no data to train on; give --data DIR, or data.path in the settings."),
+        (["--data", "a", "--data.path", "b"],
+         "--data and --data.path are the same and name two places; give one of them."),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_before_anything_is_loaded(ask: Ask, tokens: list[str], sentence: str) -> None:
+    code, out, err = ask(*tokens)
+    assert (code, out, err) == (2, "", f"pusa: {sentence}\n")
+
+
+def test_presets_are_listed_with_what_they_cost(ask: Ask) -> None:
+    code, out, _ = ask("--presets")
+    assert code == 0
+    for name, preset in PRESETS.items():
+        assert any(line.startswith(f"{name} ") and preset.note in line for line in out.splitlines())
+        assert f"{preset.memory}; {preset.time}" in out
+    code, out, _ = ask("--presets", "--json")
+    assert set(json.loads(out)["presets"]) == set(PRESETS)
+
+
+def test_the_verb_is_registered() -> None:
+    assert "train" in VERBS
+
+
+# -------------------------------------------------------------------------------------------------- through the door
+
+
+@pytest.fixture
+def clips(tmp_path: Path, noise_frames: Callable[..., Any]) -> Path:
+    from pusa.media import write_video
+
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for seed in range(5):
+        write_video(folder / f"{seed}.mp4", noise_frames(17, seed), 8)
+        (folder / f"{seed}.txt").write_text("a red circle moves left")
+    (folder / "broken.mp4").write_bytes(b"no video at all")
+    (folder / "broken.txt").write_text("a blue square")
+    return folder
+
+
+def test_from_clips_to_an_adapter_and_on(ask: Ask, clips: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    common = ["--data", str(clips), "--out", str(out), "--model.source", str(tiny_folder), "--data.cache",
+              str(tmp_path / "cache"), "--data.held_out", "1", "--lora.rank", "2", "--save.every", "2"]  # fmt: skip
+    code, said, err = ask(*common, "--train.steps", "2")
+    assert (code, said) == (0, f"{out / 'lora.safetensors'}\n"), err
+    assert "broken.mp4" in err
+    assert (out / "lora.safetensors").is_file()
+    assert read(out / "config.yaml", None, {}).model.source == str(tiny_folder)
+    assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()] == [1, 2]
+    assert json.loads((out / "validation.jsonl").read_text().splitlines()[-1])["clips"] == 1
+
+    assert (out / "README.md").is_file()
+    assert json.loads((out / "cost.json").read_text())["steps"] == 2
+
+    code, said, _ = ask(*common, "--train.steps", "3", "--json")
+    record = json.loads(said)
+    assert (code, record["first"], record["steps"], record["samples"], record["held_out"]) == (0, 2, 3, 4, 1)
+    assert [unused["kind"] for unused in record["unused"]] == ["unreadable"]
+
+    code, _, err = ask(*common, "--train.steps", "4", "--train.lr", "1")
+    assert code == 2
+    assert "train.lr" in err
+
+
+def test_clips_are_held_out_by_content_and_whole(clips: Path, tmp_path: Path) -> None:
+    from pusa.errors import InputError
+    from pusa.training.clips import Bucket, survey
+    from pusa.training.run import hold_out
+
+    plan = survey(clips, [Bucket(32, 32, 5)], 8, "slide")
+    learnt, apart = hold_out(plan, 2)
+    contents = [{cut.file.sha256 for cut in part.cuts} for part in (learnt, apart)]
+    assert (len(contents[0]), len(contents[1])) == (3, 2)
+    assert not contents[0] & contents[1]
+    assert sorted(map(str, (*learnt.cuts, *apart.cuts))) == sorted(map(str, plan.cuts))
+    for path in sorted(clips.glob("?.mp4")):
+        for suffix in (".mp4", ".txt"):
+            path.with_suffix(suffix).rename(clips / f"z{9 - int(path.stem)}{suffix}")
+    again = survey(clips, [Bucket(32, 32, 5)], 8, "slide")
+    assert {cut.file.sha256 for cut in hold_out(again, 2)[1].cuts} == contents[1]
+    assert hold_out(plan, None)[1].cuts == ()
+    with pytest.raises(InputError, match="leave at least one"):
+        hold_out(plan, 5)

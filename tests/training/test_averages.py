@@ -1,0 +1,94 @@
+"""Averages of the weights: the plain one, EDM2's power functions, and any length afterwards from snapshots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from pusa.errors import InputError
+from pusa.training import averages
+from pusa.training.averages import Averages
+
+STEPS = 400
+
+
+def path_of_weights(step: int) -> torch.Tensor:
+    """A smooth made-up training, [3]."""
+    t = step / STEPS
+    return torch.tensor([t, np.exp(-5 * t), np.sin(6 * t)], dtype=torch.float32)
+
+
+def trained(kind: float | str | None, every: int = 25, folder: Path | None = None) -> Averages:
+    weight = nn.Parameter(torch.zeros(3))
+    kept = Averages({"w": weight}, kind)
+    for step in range(1, STEPS + 1):
+        weight.data.copy_(path_of_weights(step))
+        kept.update({"w": weight}, step)
+        if folder and step % every == 0:
+            averages.write_snapshot(folder / f"step_{step:06d}.safetensors", kept.values, step)
+    return kept
+
+
+def power_average(sigma_rel: float) -> torch.Tensor:
+    """The definition: weights proportional to tau ** gamma over all steps."""
+    tau = torch.arange(1, STEPS + 1, dtype=torch.float64)
+    shares = (tau / STEPS) ** averages.gamma(sigma_rel)
+    values = torch.stack([path_of_weights(step) for step in range(1, STEPS + 1)]).double()
+    return (shares[:, None] * values).sum(0) / shares.sum()
+
+
+@given(st.floats(0.01, 0.27))
+def test_gamma_has_the_relative_deviation_asked_for(sigma_rel: float) -> None:
+    g = averages.gamma(sigma_rel)
+    assert np.sqrt((g + 1) / ((g + 2) ** 2 * (g + 3))) == pytest.approx(sigma_rel, rel=1e-6)
+
+
+def test_the_tracked_averages_are_power_functions() -> None:
+    kept = trained("post-hoc")
+    for name, sigma_rel in zip(kept.values, averages.POST_HOC, strict=True):
+        torch.testing.assert_close(kept.values[name]["w"].double(), power_average(sigma_rel), atol=0.01, rtol=0)
+    assert kept.best({"w": nn.Parameter(torch.zeros(3))})["w"] is kept.values["0.10"]["w"]
+
+
+@pytest.mark.parametrize("sigma_rel", [0.05, 0.075, 0.1, 0.15])
+def test_any_length_can_be_had_afterwards(sigma_rel: float, tmp_path: Path) -> None:
+    trained("post-hoc", folder=tmp_path)
+    made = averages.reconstruct(sorted(tmp_path.iterdir()), sigma_rel)["w"]
+    wrong = (power_average(0.05 if sigma_rel > 0.07 else 0.15) - power_average(sigma_rel)).abs().max()
+    distance = (made.double() - power_average(sigma_rel)).abs().max()
+    assert distance < 0.01
+    assert distance < 0.2 * wrong
+
+
+def test_a_tracked_length_comes_back_as_it_was(tmp_path: Path) -> None:
+    kept = trained("post-hoc", folder=tmp_path)
+    made = averages.reconstruct(sorted(tmp_path.iterdir()), 0.10)["w"]
+    torch.testing.assert_close(made, kept.values["0.10"]["w"], atol=1e-4, rtol=0)
+    with pytest.raises(InputError, match="no snapshot"):
+        averages.reconstruct([], 0.1)
+    with pytest.raises(InputError, match=r"between 0 and 0\.28"):
+        averages.reconstruct(sorted(tmp_path.iterdir()), 0.5)
+
+
+def test_the_plain_average_forgets_at_its_decay_and_begins_short() -> None:
+    weight = nn.Parameter(torch.ones(1))
+    kept = Averages({"w": weight}, 0.9)
+    weight.data.zero_()
+    kept.update({"w": weight}, 1)
+    assert kept.values["ema"]["w"].item() == pytest.approx(2 / 11)
+    for step in range(1000, 1010):
+        kept.update({"w": weight}, step)
+    assert kept.values["ema"]["w"].item() == pytest.approx(2 / 11 * 0.9**10)
+
+
+def test_without_an_average_the_weights_are_handed_out() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    kept = Averages({"w": weight}, None)
+    kept.update({"w": weight}, 1)
+    assert torch.equal(kept.best({"w": weight})["w"], weight)
