@@ -3,10 +3,10 @@
     python -m tests.training.killing FOLDER SETTINGS_JSON KILLS_JSON
 
 KILLS_JSON is a list with one entry per process before the last: a number of steps past the checkpoint that it began
-with, whose fraction is a wait of up to 20 ms more, or "state", "push" or "rename", the place inside the writing of its second checkpoint where it dies. Every process is
-forked from this one, which has done the slow imports, and runs the same training in FOLDER/killed. One more trains in
-FOLDER/whole without a break. Writes FOLDER/deaths.json: for each process but that, the signal that ended it and the
-last whole checkpoint that it left.
+with, whose fraction is a wait of up to 20 ms more, or "state", "push" or "rename", the place inside the writing of its
+second checkpoint where it dies. Every process is forked from this one, which has done the slow imports, and runs the
+same training in FOLDER/killed. One more trains in FOLDER/whole without a break. Writes FOLDER/deaths.json: for each
+process but that, the signal that ended it and the last whole checkpoint that it left.
 """
 
 from __future__ import annotations

@@ -216,9 +216,7 @@ def test_a_logger_that_fails_does_not_end_the_training(
     assert capsys.readouterr().err.count("trackio failed and is left out from now on: no route to host") == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "how"), [("tensorboard", "pusa[train]"), ("trackio", "trackio"), ("wandb", "wandb")]
-)
+@pytest.mark.parametrize(("name", "how"), [("tensorboard", "pusa[train]"), ("trackio", "trackio"), ("wandb", "wandb")])
 def test_a_missing_package_is_named_with_its_extra(
     tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch, name: str, how: str
 ) -> None:
