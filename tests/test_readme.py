@@ -13,6 +13,8 @@ import pytest
 from pusa import embedded
 from pusa.cli import app, run
 from pusa.cli.habits import translate
+from pusa.embedded import world
+from pusa.media import write_video
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -71,6 +73,25 @@ def test_the_command_runs(command: str, model: Path, inputs: Path, monkeypatch: 
 @pytest.mark.parametrize("command", [c for c in commands() if c not in RUNNABLE])
 def test_the_command_is_well_formed(command: str) -> None:
     app.parse_args(translate(shlex.split(command)[1:]), exit_on_error=False, print_error=False)
+
+
+def test_the_training_block_runs(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("clips").mkdir()
+    for seed in range(2):
+        scene = world.sample(seed)
+        write_video(f"clips/{seed}.mp4", world.render(scene), world.FPS)
+        Path(f"clips/{seed}.txt").write_text(scene.caption)
+    block = TEXT.split("## Training")[1].split("```")[1]
+    short = ["--model.source", str(model), "--train.steps", "2", "--data.held-out", "0"]
+    extra = {"check": ["--model", str(model)], "prepare": ["--model", str(model)], "train": short, "export": []}
+    for command in block.strip().splitlines():
+        _, verb, *tokens = shlex.split(command)
+        if verb == "train":
+            tokens = tokens[: tokens.index("--train.steps")]
+        assert run([verb, *tokens, *extra.pop(verb), "--quiet"]) is not None
+    assert not extra
+    assert Path("first.safetensors").is_file()
 
 
 def test_the_python_block_runs(model: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,7 +247,7 @@ of (seed, step); some learning rate schedules were changed on the way, which `re
 
 ## Limits
 
-Captions outside the world mean nothing to it. Texture and photographs are blurred; only camera motion was learnt there.
+Captions outside the world mean nothing to it. A photograph dissolves into texture after a few frames.
 """
 
 
