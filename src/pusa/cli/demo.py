@@ -69,7 +69,8 @@ def demo(
         exhibits.append(_run(task, out / name, options))
         terminal.note(f"{number:2} of {len(todo)}  {task.title:24} {exhibits[-1].seconds:5.1f} s")
     write_image(out / "contact_sheet.png", pictures.contact_sheet(exhibits))
-    chosen = [x for x in exhibits if x.title in ("Text to video", "Image to video, a shape", "Start and end", "Completion")]
+    picked = ("Text to video", "Image to video, a shape", "Start and end", "Completion")
+    chosen = [x for x in exhibits if x.title in picked]
     write_image(out / "matrix_beside_clip.png", pictures.matrix_beside_clip(chosen))
     seconds = time.perf_counter() - started
     write_text_atomic(out / "index.html", page(exhibits, _facts(seconds)))
