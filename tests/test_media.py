@@ -711,3 +711,12 @@ def test_json_is_readable_and_strict(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         media.write_json(tmp_path / "a.json", float("nan"))
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["size"] == [64, 64]
+
+
+def test_a_private_file_of_the_writer_gets_the_usual_mode(tmp_path: Path) -> None:
+    usual = tmp_path / "usual"
+    usual.touch()
+    with media.replacing(tmp_path / "a.bin") as part:
+        part.write_bytes(b"a")
+        part.chmod(0o600)
+    assert (tmp_path / "a.bin").stat().st_mode == usual.stat().st_mode

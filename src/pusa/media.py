@@ -381,8 +381,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     part = _new_beside(path)
+    mode = part.stat().st_mode
     try:
         yield part
+        part.chmod(mode)  # some writers, such as safetensors, make their files private
         os.replace(part, path)
     except PusaError as error:  # of a writer that was given `part` and knows no other name
         raise type(error)(str(error).replace(str(part), str(path))) from error

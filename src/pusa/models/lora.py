@@ -219,8 +219,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         else:
             tensors, metadata = torch.load(path, map_location="cpu", weights_only=True), {}
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"The LoRA {path} is damaged or not a LoRA ({reason}); copy it again.") from error
+        if path.suffix == ".safetensors":
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(f"The LoRA {path} is damaged or not a LoRA ({reason}); copy it again.") from error
+        raise InputError(
+            f"{path} is no LoRA; give a .safetensors file, or a .pt, .pth or .bin that holds plain tensors."
+        ) from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise InputError(f"The LoRA {path} is not a plain dictionary of tensors: it may be a training checkpoint.")
     config = path.with_name("adapter_config.json")

@@ -79,7 +79,7 @@ class Run:
             if run.resumed and not force and (changed := differences(run.resumed.facts, run.facts)):
                 raise InputError(
                     f"{folder} was trained up to step {run.resumed.step} with other settings ({'; '.join(changed)}): "
-                    "set them back, choose another folder, or force it to go on with the new ones."
+                    "set them back, choose another folder, or go on with the new ones with --force."
                 )
             for name in LOGS:
                 rewind(folder / name, run.resumed.step if run.resumed else 0)
