@@ -88,15 +88,12 @@ def check(
         from pusa.models import checkpoints
         from pusa.training import clips
         from pusa.training.costs import device_name, matmul_rate
-        from pusa.training.estimate import Model, estimate
+        from pusa.training.estimate import estimate, sizes_for
 
         name, folder = checkpoints.find(model, weights=False)
         checkpoints.check(name, folder)
         defaults = checkpoints.defaults_of(folder)
-        shape = Model.of(*(checkpoints.config(name, folder, part) for part in ("transformer", "vae")))
-        sizes = [clips.Bucket.parse(text) for text in buckets] or [clips.Bucket(*defaults.size, defaults.frames)]
-        for bucket in sizes:
-            bucket.check(shape.scale)
+        shape, sizes = sizes_for(name, folder, buckets)
     with terminal.counting() as progress:
         plan = clips.survey(
             data,

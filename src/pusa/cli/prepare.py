@@ -77,15 +77,11 @@ def prepare(
     with terminal.status("Starting"):
         from pusa.models import checkpoints
         from pusa.training import clips
-        from pusa.training.estimate import Model
+        from pusa.training.estimate import sizes_for
 
         name, folder = checkpoints.find(model, weights=False)
         checkpoints.check(name, folder)
-        shape = Model.of(*(checkpoints.config(name, folder, part) for part in ("transformer", "vae")))
-        wishes = checkpoints.defaults_of(folder)
-        sizes = [clips.Bucket.parse(text) for text in buckets] or [clips.Bucket(*wishes.size, wishes.frames)]
-        for bucket in sizes:
-            bucket.check(shape.scale)
+        wishes, (_, sizes) = checkpoints.defaults_of(folder), sizes_for(name, folder, buckets)
     with terminal.counting() as progress:
         plan = clips.survey(
             data,

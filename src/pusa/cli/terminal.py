@@ -65,16 +65,7 @@ class Terminal:
         if not self.drawing:
             yield lambda step: None
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=32),
-            MofNCompleteColumn(),
-            TextColumn("[dim]{task.fields[pace]}[/]"),
-        )
-        with Progress(*columns, console=_console(), transient=True) as progress:
+        with _progress("pace") as progress:
             task = progress.add_task(text, total=None, pace="")
             started = time.perf_counter()
 
@@ -115,16 +106,7 @@ class Terminal:
 
             yield tell
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=32),
-            MofNCompleteColumn(),
-            TextColumn("[dim]{task.fields[left]}[/]"),
-        )
-        with Progress(*columns, console=_console(), transient=True) as progress:
+        with _progress("left") as progress:
             task = progress.add_task("", total=None, left="", visible=False)
 
             def advance(now: str, done: int, total: int) -> None:
@@ -154,3 +136,17 @@ def _console() -> Any:
     from rich.console import Console
 
     return Console(stderr=True)
+
+
+def _progress(field: str) -> Any:
+    """A bar on stderr that goes when it is done; the task's `field` stands behind it."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=32),
+        MofNCompleteColumn(),
+        TextColumn(f"[dim]{{task.fields[{field}]}}[/]"),
+    )
+    return Progress(*columns, console=_console(), transient=True)

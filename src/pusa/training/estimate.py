@@ -17,16 +17,31 @@ within a third.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
+from pusa.models import checkpoints
 from pusa.models.latents import TEXT_TOKENS
 from pusa.training.clips import Bucket
 
 EFFICIENCY = (0.3, 0.7)
 """The share of a machine's rate for large matrices that a training step reaches, at worst and at best."""
+
+
+def sizes_for(name: str, folder: Path, texts: Sequence[str]) -> tuple[Model, list[Bucket]]:
+    """The model in `folder` and the sizes that clips are cut to for it, its own where `texts` names none.
+
+    Raises InputError for a size that it cannot take; `name` is what the model is called then.
+    """
+    model = Model.of(*(checkpoints.config(name, folder, part) for part in ("transformer", "vae")))
+    wishes = checkpoints.defaults_of(folder)
+    buckets = [Bucket.parse(text) for text in texts] or [Bucket(*wishes.size, wishes.frames)]
+    for bucket in buckets:
+        bucket.check(model.scale)
+    return model, buckets
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Under torchrun or accelerate every process runs this; process 0 looks at the cli
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from pusa.training.cache import Cache, Cached, prepare
 from pusa.training.clips import Bucket, Cut, Plan
 from pusa.training.config import Config
 from pusa.training.dataset import Problem
-from pusa.training.estimate import Model
+from pusa.training.estimate import sizes_for
 from pusa.training.fingerprints import fingerprint
 from pusa.training.trainer import Result, train
 from pusa.training.watching import Watch
@@ -61,7 +60,7 @@ def run(config: Config, out: Path, *, force: bool = False, terminal: Terminal) -
         with terminal.status("Looking at the model"):
             name, folder = checkpoints.find(config.model.source)
             checkpoints.check(name, folder)
-            wishes, buckets = checkpoints.defaults_of(folder), buckets_of(config, folder)
+            wishes, (_, buckets) = checkpoints.defaults_of(folder), sizes_for(name, folder, config.data.buckets or ())
         plan = parallel.from_chief(world, lambda: survey(config, buckets, wishes.fps, terminal))
         with terminal.status(f"Loading {config.model.source}"):
             components = checkpoints.load(config.model.source, device=parallel.local_device())
@@ -96,17 +95,6 @@ def run(config: Config, out: Path, *, force: bool = False, terminal: Terminal) -
             )
             watch.finish()
     return Outcome(result, len(samples), len(others), plan.problems)
-
-
-def buckets_of(config: Config, folder: Path) -> list[Bucket]:
-    """The sizes that clips are cut to, the model's own by default; InputError for one that the model cannot take."""
-    wishes = checkpoints.defaults_of(folder)
-    texts = config.data.buckets
-    buckets = [Bucket(*wishes.size, wishes.frames)] if texts is None else [Bucket.parse(text) for text in texts]
-    transformer, vae = (json.loads((folder / part / "config.json").read_bytes()) for part in ("transformer", "vae"))
-    for bucket in buckets:
-        bucket.check(Model.of(transformer, vae).scale)
-    return buckets
 
 
 def survey(config: Config, buckets: Sequence[Bucket], fps: float, terminal: Terminal) -> Plan:
