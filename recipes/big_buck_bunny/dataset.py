@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pusa import film, media
+from pusa import files, film, images, videos
 from pusa.errors import PusaError
 
 FPS = 24
@@ -126,7 +126,7 @@ def build(path: Path, out: Path, size: tuple[int, int], least: float) -> Path:
     if not fresh:
         for old in folder.glob("scene_*.mp4"):
             old.unlink()
-    media.write_json(record, {**settings, "left_out": dropped, "detected": detected})
+    files.write_json(record, {**settings, "left_out": dropped, "detected": detected})
     for old in folder.glob("scene_*.mp4"):
         if old.name not in settings["scenes"]:
             old.unlink()
@@ -136,22 +136,22 @@ def build(path: Path, out: Path, size: tuple[int, int], least: float) -> Path:
         clip = folder / scene.name
         if not clip.is_file():
             frames = film.read(path, np.arange(scene.first, scene.last) / FPS, size)
-            media.write_video(clip, frames, FPS)
-        frames, _ = media.read_video(clip)
+            videos.write_video(clip, frames, FPS)
+        frames, _ = videos.read_video(clip)
         rows.append((scene.name, caption(frames, scene.number)))
-        middles.append(media.fit(frames[len(frames) // 2], (160, 90)))
+        middles.append(images.fit(frames[len(frames) // 2], (160, 90)))
         labels.append(f"{scene.number}: {scene.seconds:.1f} s")
         if scene.number == EXAMPLE:
-            media.write_image(out / "example.png", frames[0])
-            media.write_text_atomic(out / "example.txt", rows[-1][1])
+            images.write_image(out / "example.png", frames[0])
+            files.write_text_atomic(out / "example.txt", rows[-1][1])
         print(f"\r{done} of {len(scenes)} scenes", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
 
     table = io.StringIO(newline="")
     csv.writer(table, lineterminator="\n").writerows([("file_name", "text"), *rows])
-    media.write_text_atomic(folder / "ATTRIBUTION.md", ATTRIBUTION.format(width=size[0], height=size[1]))
-    media.write_text_atomic(folder / "metadata.csv", table.getvalue())
-    media.write_image(out / "sheet.png", media.contact_sheet(middles, 10, labels))
+    files.write_text_atomic(folder / "ATTRIBUTION.md", ATTRIBUTION.format(width=size[0], height=size[1]))
+    files.write_text_atomic(folder / "metadata.csv", table.getvalue())
+    images.write_image(out / "sheet.png", images.contact_sheet(middles, 10, labels))
     return folder
 
 

@@ -19,7 +19,7 @@ import zipfile
 from pathlib import Path
 
 from pusa.errors import PusaError
-from pusa.media import replacing
+from pusa.files import replacing
 
 PACKAGE = "moviepy==2.2.1"
 ARCHIVE = "docs/_static/medias/getting_started/moviepy_10_minutes/moviepy_10_minutes.zip"

@@ -3,17 +3,32 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs=runs/embedded
+tiny=src/pusa/embedded/tiny
+
+# The autoencoder, with 32 latent channels, and two stages of the base on its latents.
 python recipes/embedded/vae.py --out $runs/vae
 python recipes/embedded/vae.py --decoder-of $runs/vae/vae --out $runs/decoder --steps 1800 --first-seed 200000 --muon-lr 0.01
 python recipes/embedded/encode.py --vae $runs/vae/vae --out $runs/latents
 python recipes/embedded/base.py --latents $runs/latents --out $runs/base
 python recipes/embedded/base.py --latents $runs/latents --out $runs/base2 --init $runs/base/step_004500 --steps 8800
-base=$runs/base2/step_008800
-python recipes/embedded/adapter.py --base $base --latents $runs/latents --out $runs/adapter
-adapter=$(ls $runs/adapter/pusa_*.safetensors | tail -n 1)
-python recipes/embedded/assemble.py --vae $runs/decoder/vae --base $base --adapter "$adapter"
+
+# Twelve channels carry everything: the third stage has only those.
+python recipes/embedded/reduce.py --vae $runs/decoder/vae --latents $runs/latents --base $runs/base2/step_008800 --out $runs/reduced
+python recipes/embedded/base.py --latents $runs/reduced/latents --out $runs/base3 --init $runs/reduced/base \
+    --steps 7500 --camera-share 0.35
+base=$runs/base3/step_007500
+
+# The adapter, by the trainer that everybody uses; the first seed is shipped.
+python recipes/embedded/clips.py --out $runs/clips
+python recipes/embedded/assemble.py --vae $runs/reduced/vae --base $base --out $tiny
+for seed in 0 1 2; do
+    pusa train recipes/embedded/adapter.yaml --out $runs/adapter$seed --train.seed $seed
+done
+python recipes/embedded/assemble.py --vae $runs/reduced/vae --base $base --adapter $runs/adapter0/lora.safetensors --out $tiny
+
 python recipes/embedded/measure.py
-python recipes/embedded/measure.py --clips 24 --curve $runs/adapter/pusa_*.safetensors
-python recipes/embedded/measure.py --clips 24 --snapshots $runs/base/step_00{1000,2000,3000,4500} \
-    $runs/base2/step_00{2000,4500,6500,8800}
+python recipes/embedded/measure.py --clips 24 --curve $runs/adapter{0,1,2}
+python recipes/embedded/measure.py --clips 24 --vae $runs/decoder/vae \
+    --snapshots $runs/base/step_00{1000,2000,3000,4500} $runs/base2/step_00{2000,4500,6500,8800}
+python recipes/embedded/measure.py --clips 24 --snapshots $runs/base3/step_00{2500,5000,7500}
 python recipes/embedded/report.py

@@ -1,7 +1,7 @@
 """Step 5 of the embedded base: put the parts into the folder that the package ships.
 
-    python recipes/embedded/assemble.py --vae runs/embedded/decoder/vae --base runs/embedded/base2/step_008800 \
-        --adapter runs/embedded/adapter/pusa_000528.safetensors --out src/pusa/embedded/tiny
+    python recipes/embedded/assemble.py --vae runs/embedded/reduced/vae --base runs/embedded/base3/step_007500 \
+        --adapter runs/embedded/adapter0/lora.safetensors --out src/pusa/embedded/tiny
 
 Weights are stored as float16; stock `WanPipeline.from_pretrained(folder)` loads the result. `pusa.json` beside
 `model_index.json` holds the defaults that a diffusers folder has no place for.
@@ -46,6 +46,7 @@ def main() -> None:
     )
     pipeline.save_pretrained(args.out)
     (args.out / "pusa.json").write_text(json.dumps(DEFAULTS, indent=2) + "\n")
+    (args.out / "pusa.safetensors").unlink(missing_ok=True)  # an adapter of another base
     if args.adapter is not None:
         shutil.copyfile(args.adapter, args.out / "pusa.safetensors")
     files = [path for path in args.out.rglob("*") if path.is_file()]

@@ -36,8 +36,6 @@ TRANSFORMER = dict(
     patch_size=(1, 2, 2),
     num_attention_heads=6,
     attention_head_dim=32,
-    in_channels=32,
-    out_channels=32,
     text_dim=TEXT_DIM,
     freq_dim=256,
     ffn_dim=576,
@@ -103,9 +101,9 @@ class PaddedContext(WanAttnProcessor):
 class TextToVideo(nn.Module):
     """The two networks that are trained together."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.transformer = WanTransformer3DModel(**TRANSFORMER)
+        self.transformer = WanTransformer3DModel(**TRANSFORMER, in_channels=channels, out_channels=channels)
         self.text_encoder = UMT5EncoderModel(UMT5Config(**TEXT_ENCODER))
         self.padding = PaddedContext()
         for block in self.transformer.blocks:
@@ -151,7 +149,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(SEED)
     tokenizer = build_tokenizer()
-    model = TextToVideo()
+    latents, texts = load_shards(args.latents)
+    model = TextToVideo(latents.shape[1])
     if args.init is not None:
         model.transformer.load_state_dict(WanTransformer3DModel.from_pretrained(args.init / "transformer").state_dict())
         model.text_encoder.load_state_dict(UMT5EncoderModel.from_pretrained(args.init / "text_encoder").state_dict())
@@ -159,7 +158,6 @@ def main() -> None:
         # On CPUs the bfloat16 backward of fused attention costs more than all the rest; compiled maths does not.
         model.transformer.set_attention_backend("_native_math")
         model.transformer.compile_repeated_blocks(fullgraph=True)
-    latents, texts = load_shards(args.latents)
     ids, mask = tokenize(tokenizer, texts)
     empty_ids, empty_mask = tokenize(tokenizer, [""])
     weights = sampling_weights(texts, args.camera_share)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import WanTransformer3DModel
-from safetensors import safe_open
+import yaml
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor
 from transformers import UMT5EncoderModel
 
@@ -56,10 +56,11 @@ class Model:
         out = []
         matrix = schedules.conditioned(schedules.synchronous(self.grid, 5), dict.fromkeys(slots, 0.0))
         velocity = sampler.guided(self.velocity, self.guidance)
+        z_dim = self.parts.vae.config.z_dim
         for first in range(0, len(captions), BATCH):
             part = list(captions[first : first + BATCH])
             noise = [
-                torch.randn(32, 5, 8, 8, generator=torch.Generator().manual_seed(seed + first + i))
+                torch.randn(z_dim, 5, 8, 8, generator=torch.Generator().manual_seed(seed + first + i))
                 for i in range(len(part))
             ]
             z = torch.stack(noise)
@@ -162,39 +163,41 @@ def measure(model: Model, plain: Model, count: int) -> dict[str, object]:
     return numbers
 
 
-def curve(adapters: Sequence[Path], count: int) -> list[dict[str, float]]:
-    """Image-to-video and text-to-video after each adapter checkpoint, and before the first."""
+def curve(runs: Sequence[Path], count: int) -> list[dict[str, float]]:
+    """Image-to-video and text-to-video before adaptation and at every checkpoint of the training folders `runs`.
+
+    A row has the seed and the clips seen; both are 0 in the first row, the base's.
+    """
     scenes = [world.sample(seed, "heldout", "shape") for seed in range(count)]
     truth, captions = [world.render(s) for s in scenes], [s.caption for s in scenes]
-    points = []
-    for path in [None, *adapters]:
-        model = Model("tiny-base")
-        samples = 0
-        if path is not None:
-            lora.load(model.parts.transformer, path, name="pusa")
-            with safe_open(path, "pt") as file:
-                samples = int(file.metadata()["samples"])
-        z = model.encode(truth)
-        clips = model.decode(model.sample(captions, z, [0]))
-        plain = model.decode(model.sample(captions))
-        points.append(
-            {
-                "samples": samples,
-                "i2v_db": pooled_psnr(clips, truth, slice(1, None)),
-                "i2v_motion": rates(clips, scenes)["motion"],
-                "t2v_motion": rates(plain, scenes)["motion"],
-            }
-        )
-        print(json.dumps(points[-1]), flush=True)
+    model = Model("tiny-base")
+    z = model.encode(truth)
+
+    def point(seed: int, samples: int) -> dict[str, float]:
+        made, plain = model.decode(model.sample(captions, z, [0])), model.decode(model.sample(captions))
+        row = {"seed": seed, "samples": samples, "i2v_db": pooled_psnr(made, truth, slice(1, None))}
+        row |= {"i2v_motion": rates(made, scenes)["motion"], "t2v_motion": rates(plain, scenes)["motion"]}
+        row |= {"t2v_colour": rates(plain, scenes)["colour"]}
+        print(json.dumps(row), flush=True)
+        return row
+
+    points = [point(0, 0)]
+    for run in runs:
+        settings = yaml.safe_load((run / "config.yaml").read_text())["train"]
+        for folder in sorted((run / "checkpoints").iterdir()):
+            lora.load(model.parts.transformer, folder / "lora.safetensors", name="pusa")
+            step = int(folder.name.removeprefix("step_"))
+            points.append(point(settings["seed"], step * settings["batch"] * settings["accumulate"]))
     return points
 
 
-def base_curve(snapshots: Sequence[Path], source: str, count: int) -> list[dict[str, float]]:
-    """Text-to-video at each snapshot of the base's training, with the autoencoder of `source`."""
+def base_curve(snapshots: Sequence[Path], vae: Path, count: int) -> list[dict[str, float]]:
+    """Text-to-video at each snapshot of the base's training, with the autoencoder that it was trained with."""
     scenes = [world.sample(seed, "heldout", "shape") for seed in range(count)]
     points = []
     for folder in snapshots:
-        model = Model(source)
+        model = Model("tiny-base")
+        model.parts.vae = AutoencoderKLWan.from_pretrained(vae).eval()
         stock = WanTransformer3DModel.from_pretrained(folder / "transformer")
         model.parts.transformer = VectorWanTransformer3DModel.upgrade(stock).eval().requires_grad_(False)
         model.parts.text_encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder").eval()
@@ -211,8 +214,9 @@ def main() -> None:
     parser.add_argument("--base", default="tiny-base")
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--curve", type=Path, nargs="*", help="adapter files: measure these instead, as a curve")
+    parser.add_argument("--curve", type=Path, nargs="*", help="runs of `pusa train`: measure their checkpoints instead")
     parser.add_argument("--snapshots", type=Path, nargs="*", help="base snapshots: measure these instead, as a curve")
+    parser.add_argument("--vae", type=Path, default=Path("src/pusa/embedded/tiny/vae"), help="of the snapshots")
     parser.add_argument("--out", type=Path, help="default runs/embedded/numbers.json, curve.json or snapshots.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -222,7 +226,9 @@ def main() -> None:
         return
     if args.snapshots:
         out = args.out or Path("runs/embedded/snapshots.json")
-        out.write_text(json.dumps(base_curve(args.snapshots, args.base, args.clips), indent=2) + "\n")
+        rows = {(row["run"], row["step"]): row for row in (json.loads(out.read_text()) if out.exists() else [])}
+        rows |= {(row["run"], row["step"]): row for row in base_curve(args.snapshots, args.vae, args.clips)}
+        out.write_text(json.dumps([rows[key] for key in sorted(rows)], indent=2) + "\n")
         return
     args.out = args.out or Path("runs/embedded/numbers.json")
     numbers = measure(Model(args.model), Model(args.base), args.clips)

@@ -2,7 +2,8 @@
 
     python recipes/embedded/report.py --runs runs/embedded
 
-Nothing is typed by hand: every number comes from `numbers.json`, `curve.json` (measure.py) or a training log.
+Nothing is typed by hand: every number comes from `numbers.json`, `curve.json`, `snapshots.json` (measure.py), from a
+training's log or cost sheet, or from what the benchmarks wrote under `runs/benchmarks`.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ STAGES = {
     "decoder": "its decoder, further",
     "base": "text-to-video base, first stage",
     "base2": "second stage",
-    "adapter": "adapter",
+    "base3": "third stage, 12 latent channels",
 }
-CLIPS = {"vae": 2.25, "decoder": 2.25, "base": 32, "base2": 32, "adapter": 16}
+CLIPS = {"vae": 2.25, "decoder": 2.25, "base": 32, "base2": 32, "base3": 32}
 """Clips in a step, on average."""
+SHIPPED = "adapter0"
+"""The run of the adapter that is shipped; its sisters differ in their seed."""
 
 
 def read_log(path: Path) -> list[Json]:
@@ -154,6 +157,7 @@ Start–end, frames 4–12, with the last picture encoded in three ways:
 """
     if snapshots:
         before = {"base": 0, "base2": logs["base"][-1]["step"] + 1}
+        before["base3"] = before["base2"] + logs["base2"][-1]["step"] + 1
         rates = [
             [f"{before[p['run']] + p['step']:,}", *(percent(p[k]) for k in ("colour", "shape", "motion"))]
             for p in snapshots
@@ -163,22 +167,101 @@ The base over its steps of 32 clips each, text-to-video on 24 held-out scenes (`
 
 {table(["steps of the base", "colour", "shape", "motion"], rates)}
 
-Each of its two stages ends with a learning rate near zero. Whether a third, `base.py --init`, reaches the targets is
-not shown.
+Each of its stages ends with a learning rate near zero. The third begins after `reduce.py` took the 20 latent channels
+out that carry nothing.
 """
     if curve:
-        points = [
-            [f"{c['samples']:,}", db(c["i2v_db"]), percent(c["i2v_motion"]), percent(c["t2v_motion"])] for c in curve
-        ]
-        head = ["samples seen by the adapter", "image-to-video, frames 1–16", "motion", "text-to-video: motion"]
         text += f"""
 ## How little adaptation it takes
 
-On 24 held-out scenes (`measure.py --clips 24 --curve`):
+`pusa train` with three seeds, measured on 24 held-out scenes (`measure.py --clips 24 --curve`): the mean over the
+seeds, and the least and the greatest.
 
-{table(head, points)}
+{adaptation_table(curve)}
 
 ![Training curves](images/training.png)
+"""
+    return text
+
+
+def adaptation_table(curve: list[Json]) -> str:
+    """A row for each number of clips seen: mean and range over the seeds."""
+    columns = {"i2v_db": db, "i2v_motion": percent, "t2v_motion": percent, "t2v_colour": percent}
+    rows = []
+    for samples in sorted({point["samples"] for point in curve}):
+        here = [point for point in curve if point["samples"] == samples]
+        row = [f"{samples:,}"]
+        for key, show in columns.items():
+            values = [point[key] for point in here]
+            mean = show(sum(values) / len(values))
+            row.append(f"{mean} ({show(min(values))} to {show(max(values))})" if len(values) > 1 else mean)
+        rows.append(row)
+    head = ["clips seen by the adapter", "image-to-video, frames 1–16", "motion", "text-to-video: motion", "colour"]
+    return table(head, rows)
+
+
+def training_section(benchmarks: dict[str, Any]) -> str:
+    """What the trainer costs, from the files that the benchmarks wrote."""
+    text = "\n## Training\n"
+    if step := benchmarks.get("lora_step"):
+        o, (mine, stock) = step["options"], step["steps"].values()
+        rows = [
+            [
+                f"a timestep {kind}",
+                f"{one['samples_per_second']:.4f}",
+                f"{one['median_seconds']:.1f} s",
+                f"{one['peak_bytes'] / 2**30:.2f} GiB",
+                percent(one["mfu"]),
+                ", ".join(
+                    f"{group} {100 * share:.0f} %"
+                    for group, share in sorted(one["time"].items(), key=lambda item: -item[1])[:3]
+                ),
+            ]
+            for kind, one in step["steps"].items()
+        ]
+        size = f"{o['size']} x {o['frames']} frames ({step['tokens']:,} tokens)"
+        text += f"""
+A LoRA step of {o["blocks"]} blocks at the dims of Wan2.1 1.3B, {size}, rank {o["rank"]}, {o["precision"]},
+{step["device"]}, the two kinds taking turns step by step:
+
+{table(["", "samples/s", "median step", "peak memory", "MFU", "where the time goes"], rows)}
+
+Per frame is {stock["median_seconds"] / mine["median_seconds"]:.2f} times as fast (target: at least as fast) in
+{percent(mine["peak_bytes"] / stock["peak_bytes"])} of the memory (target: at most 85 %), and the losses agree to
+{step["losses_apart"]:.0e}. The matrix rate that the MFU refers to, {step["matrix_rate"] / 1e9:,.0f} GFLOP/s, was
+measured in the same run.
+
+```shell
+python benchmarks/lora_step.py --blocks {o["blocks"]} --size {o["size"]} --frames {o["frames"]} --steps {o["steps"]}
+```
+"""
+    if files := benchmarks.get("many_files"):
+        rows = [
+            [
+                f"`pusa {row['verb']}`",
+                f"{row['files']:,}",
+                f"{row['seconds']:.0f} s",
+                f"{row['ms_per_file_cpu']:.1f} ms",
+                f"{row['peak_bytes'] / 2**20:.0f} MiB",
+            ]
+            for row in sorted(files, key=lambda row: (row["verb"], row["files"]))
+        ]
+        text += f"""
+Many small files (64 x 64, 5 frames), each command in a process of its own:
+
+{table(["", "files", "wall time", "CPU time per file", "peak memory"], rows)}
+
+```shell
+python benchmarks/many_files.py --files {" ".join(str(n) for n in sorted({row["files"] for row in files}))}
+```
+"""
+    text += """
+Twenty random `kill -9` in one training, three of them while a checkpoint is written, leave the weights and the log of
+the uninterrupted run, bit for bit:
+
+```shell
+pytest -m slow tests/training/test_trainer.py -k kill
+```
 """
     return text
 
@@ -205,12 +288,14 @@ what it was: the judge finds the right colour in {percent(t2v["base"]["colour"])
 model, trained for a few hours on one CPU thread, still misses."""
 
 
-def card(n: Json, logs: dict[str, list[Json]]) -> str:
+def card(n: Json, logs: dict[str, list[Json]], cost: Json) -> str:
     rows = []
     for name, title in STAGES.items():
         if log := logs.get(name):
             steps = log[-1]["step"] + 1
             rows.append([title, f"{steps:,}", f"{steps * CLIPS[name]:,.0f}", f"{log[-1]['seconds'] / 60:.0f} min"])
+    if cost:
+        rows.append(["adapter", f"{cost['steps']:,}", f"{cost['samples']:,}", f"{cost['seconds'] / 60:.0f} min"])
     t2v, i2v = n["text_to_video"], n["image_to_video"]
     return f"""---
 license: apache-2.0
@@ -236,7 +321,7 @@ timestep adaptation put on top. It knows one small synthetic world (`pusa.embedd
 
 {table(["part", "steps", "clips seen", "wall time"], rows)}
 
-One {platform.machine()} CPU thread, shared with other work; seeds 1, 2 and 3. Every batch and every noise is a function
+One {platform.machine()} CPU thread, shared with other work; seeds 1, 2 and 0. Every batch and every noise is a function
 of (seed, step); some learning rate schedules were changed on the way, which `recipes/embedded/README.md` tells.
 `recipes/embedded/` remakes each part; what it measures is in `docs/results.md`:
 
@@ -254,10 +339,10 @@ Captions outside the world mean nothing to it. A photograph dissolves into textu
 def plot(logs: dict[str, list[Json]], curve: list[Json], path: Path) -> None:
     figure, axes = plt.subplots(1, 3 if curve else 2, figsize=(12, 3.2))
     for axis, (title, stages) in zip(
-        axes, {"autoencoder": ("vae", "decoder"), "base": ("base", "base2")}.items(), strict=False
+        axes, {"autoencoder": ("vae", "decoder"), "base": ("base", "base2", "base3")}.items(), strict=False
     ):
         done = 0
-        for stage, colour in zip(stages, ("#2b6cb0", "#63a4e0"), strict=True):
+        for stage, colour in zip(stages, ("#2b6cb0", "#63a4e0", "#c05621"), strict=False):
             if log := logs.get(stage):
                 axis.plot([done + x["step"] for x in log], [x["mean"] for x in log], color=colour, label=stage)
                 done += log[-1]["step"] + 1
@@ -265,9 +350,13 @@ def plot(logs: dict[str, list[Json]], curve: list[Json], path: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend()
     if curve:
-        axes[2].plot([c["samples"] for c in curve], [c["i2v_db"] for c in curve], "o-", color="#c05621")
+        for seed, colour in zip(sorted({c["seed"] for c in curve}), ("#c05621", "#dd9452", "#7b341e"), strict=False):
+            points = [c for c in curve if c["seed"] == seed or c["samples"] == 0]
+            samples, values = [c["samples"] for c in points], [c["i2v_db"] for c in points]
+            axes[2].plot(samples, values, "o-", color=colour, label=f"seed {seed}")
         axes[2].set(title="adapter: image-to-video PSNR", xlabel="clips seen", ylabel="dB")
         axes[2].grid(alpha=0.3)
+        axes[2].legend()
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -276,20 +365,25 @@ def plot(logs: dict[str, list[Json]], curve: list[Json], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/embedded"))
+    parser.add_argument("--benchmarks", type=Path, default=Path("runs/benchmarks"))
     args = parser.parse_args()
+
+    def read(path: Path, otherwise: Any) -> Any:
+        return json.loads(path.read_text()) if path.exists() else otherwise
+
     numbers = json.loads((args.runs / "numbers.json").read_text())
-    curve_path = args.runs / "curve.json"
-    curve = json.loads(curve_path.read_text()) if curve_path.exists() else []
-    snapshots_path = args.runs / "snapshots.json"
-    snapshots = json.loads(snapshots_path.read_text()) if snapshots_path.exists() else []
-    logs = {p.parent.name: read_log(p) for p in args.runs.glob("*/log.jsonl")}
+    curve, snapshots = read(args.runs / "curve.json", []), read(args.runs / "snapshots.json", [])
+    cost = read(args.runs / SHIPPED / "cost.json", {})
+    benchmarks = {path.stem: read(path, None) for path in args.benchmarks.glob("*.json")}
+    logs = {name: read_log(path) for name in STAGES if (path := args.runs / name / "log.jsonl").exists()}
     plot(logs, curve, Path("docs/images/training.png"))
-    Path("docs/results.md").write_text(results(numbers, curve, snapshots, logs))
+    page = results(numbers, curve, snapshots, logs) + training_section(benchmarks)
+    Path("docs/results.md").write_text(page)
     before, rest = Path("README.md").read_text().split("<!-- results -->")
     after = rest.split("<!-- end of results -->")[1]
     text = f"{before}<!-- results -->\n{summary(numbers)}\n<!-- end of results -->{after}"
     Path("README.md").write_text(text)
-    (TINY / "README.md").write_text(card(numbers, logs))
+    (TINY / "README.md").write_text(card(numbers, logs, cost))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
+
+from pusa.embedded import world
+from pusa.videos import read_video
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "embedded"
 
@@ -14,7 +18,7 @@ RECIPES = Path(__file__).parents[2] / "recipes" / "embedded"
 @pytest.fixture(autouse=True)
 def _on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(RECIPES))
-    for name in ("base", "encode", "loop", "muon"):
+    for name in ("base", "clips", "encode", "loop", "muon", "reduce"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
@@ -57,9 +61,9 @@ def test_one_pad_token_with_a_bias_equals_all_of_the_padding() -> None:
     from base import TextToVideo, build_tokenizer, tokenize
 
     torch.manual_seed(0)
-    model, tokenizer = TextToVideo().eval(), build_tokenizer()
+    model, tokenizer = TextToVideo(12).eval(), build_tokenizer()
     texts = ["a red circle moves left on a black background", ""]
-    x, t = torch.randn(2, 32, 2, 4, 4), torch.tensor([300.0, 700.0])
+    x, t = torch.randn(2, 12, 2, 4, 4), torch.tensor([300.0, 700.0])
     with torch.no_grad():
         context = model.context(*tokenize(tokenizer, texts))
         short = model.transformer(x, t, context, return_dict=False)[0]
@@ -86,3 +90,68 @@ def test_stratified_draws_fill_the_interval() -> None:
 
     draws = stratified(32, torch.Generator().manual_seed(1))
     assert np.array_equal(np.sort((draws * 32).long().numpy()), np.arange(32))
+
+
+def _low_rank_vae(z_dim: int, rank: int) -> AutoencoderKLWan:
+    """A random autoencoder whose latents vary in `rank` directions only, without constants that padding would cut."""
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(base_dim=8, z_dim=z_dim, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[True])
+    mixing = torch.randn(z_dim, rank) @ torch.randn(rank, z_dim) / rank
+    with torch.no_grad():
+        vae.quant_conv.weight[:z_dim, :z_dim, 0, 0, 0] = mixing
+        vae.quant_conv.weight[:z_dim, z_dim:] = 0
+        vae.quant_conv.bias.zero_()
+        vae.post_quant_conv.bias.zero_()
+    vae.register_to_config(latents_mean=[0.0] * z_dim, latents_std=(0.5 + torch.rand(z_dim)).tolist())
+    return vae.eval()
+
+
+def test_leaving_out_empty_channels_changes_neither_pictures_nor_velocities() -> None:
+    from reduce import principal, reduce_transformer, reduce_vae
+
+    vae = _low_rank_vae(z_dim=8, rank=3)
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
+    clip = torch.rand(2, 3, 5, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    with torch.no_grad():
+        z = (vae.encode(clip).latent_dist.mode() - mean) / std
+        directions = principal(z, 3)
+        small = reduce_vae(vae, directions)
+        latents = small.encode(clip).latent_dist.mode()
+        assert latents.shape[1] == small.config.z_dim == 3
+        torch.testing.assert_close(latents, torch.einsum("bcfhw,ck->bkfhw", z, directions), atol=1e-4, rtol=1e-4)
+
+        before, after = vae.decode(z * std + mean).sample, small.decode(latents).sample
+        torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
+        fewer = reduce_vae(vae, directions[:, :2])
+        assert (fewer.decode(latents[:, :2]).sample - before).abs().max() > 0.1
+
+        torch.manual_seed(0)
+        transformer = WanTransformer3DModel(
+            num_layers=1,
+            num_attention_heads=2,
+            attention_head_dim=12,
+            ffn_dim=16,
+            text_dim=8,
+            in_channels=8,
+            out_channels=8,
+        ).eval()
+        x, t, text = torch.randn(2, 3, 2, 4, 4), torch.tensor([300.0, 700.0]), torch.randn(2, 4, 8)
+        whole = torch.einsum("bkfhw,ck->bcfhw", x, directions)
+        wanted = torch.einsum("bcfhw,ck->bkfhw", transformer(whole, t, text).sample, directions)
+        assert torch.equal(
+            reduce_transformer(transformer, torch.eye(8))(whole, t, text).sample, transformer(whole, t, text).sample
+        )
+        torch.testing.assert_close(reduce_transformer(transformer, directions)(x, t, text).sample, wanted)
+
+
+def test_clips_of_the_world_are_written_without_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import clips
+
+    monkeypatch.setattr(sys, "argv", ["clips.py", "--out", str(tmp_path), "--count", "2"])
+    clips.main()
+    for index, kind in enumerate(("shape", "camera")):
+        scene = world.sample(clips.FIRST_SEED + index, kind=kind)  # type: ignore[arg-type]
+        frames, fps = read_video(tmp_path / f"{index:05d}.mp4")
+        assert fps == world.FPS
+        assert np.array_equal(frames, world.render(scene))
+    assert scene.caption in (tmp_path / "metadata.csv").read_text()

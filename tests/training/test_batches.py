@@ -25,7 +25,7 @@ class Sample:
     latents: Tensor
     context: Tensor
     caption: str
-    key: str
+    origin: str
 
 
 class Stand:
@@ -124,7 +124,7 @@ def test_epochs_and_seeds_differ() -> None:
 
 
 def tell(batches: Batches) -> list[tuple[int, int, tuple[str, ...], list[float]]]:
-    return [(each.step, each.lane, each.keys, each.latents[:, 0, 0, 0, 0].tolist()) for each in batches]
+    return [(each.step, each.lane, each.origins, each.latents[:, 0, 0, 0, 0].tolist()) for each in batches]
 
 
 @given(
@@ -160,7 +160,7 @@ def test_a_batch_has_what_the_model_needs_and_threads_do_the_reading() -> None:
         batch = next(batches)
     assert batch.latents.shape == (3, 2, 2, 1, 1)
     assert batch.context.shape == (3, 3, 2)
-    assert batch.captions == tuple(f"c{key}" for key in batch.keys)
+    assert batch.captions == tuple(f"c{key}" for key in batch.origins)
     assert all(name.startswith("batches") for name in stand.threads)
 
 
@@ -175,15 +175,15 @@ def test_a_clip_that_cannot_be_read_is_an_error_at_its_step(workers: int) -> Non
 
 
 def test_closing_ends_the_threads() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     batches = Batches(Stand(["a"] * 6), TrainSettings(steps=100, workers=3))
     next(batches)
+    readers = set(threading.enumerate()) - before
+    assert readers
     batches.close()
-    for _ in range(100):
-        if threading.active_count() == before:
-            break
-        time.sleep(0.02)
-    assert threading.active_count() == before
+    for reader in readers:
+        reader.join(timeout=10)
+    assert not any(reader.is_alive() for reader in readers)
     assert list(batches) == []
 
 
