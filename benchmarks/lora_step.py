@@ -28,7 +28,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pusa.media import write_json
+from pusa.files import write_json
 
 KINDS = ("per frame", "per token")
 GROUPS = {

@@ -1,4 +1,4 @@
-"""Files are surveyed from their packets and read in part, and agree with `media.read_video` frame for frame."""
+"""Files are surveyed from their packets and read in part, and agree with `videos.read_video` frame for frame."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pusa import film, media
+from pusa import film, videos
 from pusa.errors import InputError
 
 
@@ -55,7 +55,7 @@ KINDS = [
 def test_parts_are_those_of_the_whole(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
     path = encode(tmp_path / name, footage(73), codec, **options)
     held = film.look(path)
-    whole, _ = media.read_video(path, fps=16)
+    whole, _ = videos.read_video(path, fps=16)
     assert (len(held.times), held.width, held.height) == (73, 96, 64)
     assert held.fps == pytest.approx(24, rel=0.05)
     for first in (0, 5, 30, len(whole) - 9):
@@ -117,7 +117,7 @@ def test_the_size_is_the_displayed_one(tmp_path: Path) -> None:
         container.mux(stream.encode(None))
     held = film.look(turned)
     assert (held.width, held.height) == (64, 96)
-    whole, _ = media.read_video(turned)
+    whole, _ = videos.read_video(turned)
     np.testing.assert_array_equal(film.read(turned, np.arange(5) / 8, (64, 96)), whole[:5])
 
 
@@ -136,7 +136,7 @@ def test_a_variable_rate_is_read_by_time(tmp_path: Path) -> None:
         container.mux(stream.encode(None))
     held = film.look(path)
     assert held.fps == pytest.approx(29 / (held.times[-1] - held.times[0]))
-    whole, _ = media.read_video(path, fps=8)
+    whole, _ = videos.read_video(path, fps=8)
     np.testing.assert_array_equal(film.read(path, np.arange(9) / 8, (96, 64)), whole[:9])
 
 

@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "pusa"
 ROOMS = (
-    "errors", "media", "film", "core", "embedded", "models", "generation", "training", "evaluation", "serving", "cli",
+    "errors", "files", "images", "videos", "film",
+    "core", "embedded", "models", "generation", "training", "evaluation", "serving", "cli",
 )  # fmt: skip
 CORE_MAY_IMPORT = {"torch", "pusa.core", "pusa.errors"} | sys.stdlib_module_names
 OUTSIDE = {"__init__", "__main__"}  # the doors: they lead to every room and no room imports them

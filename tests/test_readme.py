@@ -14,7 +14,7 @@ from pusa import embedded
 from pusa.cli import app, run
 from pusa.cli.habits import translate
 from pusa.embedded import world
-from pusa.media import write_video
+from pusa.videos import write_video
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -23,6 +23,6 @@ class InputError(PusaError, ValueError):
 
 
 class Cancelled(PusaError):
-    """A callback asked to stop."""
+    """A callback asked to stop, or Ctrl-C did where work was first brought to a good end."""
 
     exit_code = 130

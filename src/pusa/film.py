@@ -19,9 +19,9 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from pusa import media
+from pusa import files, images, videos
 from pusa.errors import InputError, PusaError
-from pusa.media import Frames, Image
+from pusa.images import Frames, Image
 
 STILLS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".avif"})
 """Suffixes of files that Pillow opens; GIF, PNG and WebP among them may move."""
@@ -72,13 +72,13 @@ def look(path: str | Path) -> Film:
     with _sentences(path):
         if _is_picture(path):
             frames, times = _pictures(path)
-            fps = media.rate_of(times, 0.0)[1] if len(frames) > 1 else 0.0
+            fps = videos.rate_of(times, 0.0)[1] if len(frames) > 1 else 0.0
             return Film(times, fps, frames.shape[2], frames.shape[1])
         track = _track(path)
         frame = next(_decoded(path, track, 0, whole=False), None)
         if frame is None:
             raise InputError(f"{path} has no picture that can be decoded; export it again")
-        height, width = media.upright(frame[1], track.squeeze).shape[:2]
+        height, width = videos.upright(frame[1], track.squeeze).shape[:2]
         if track.keys and track.keys[-1]:
             next(_decoded(path, track, track.keys[-1], whole=False), None)
         return Film(track.times, track.fps if len(track.times) > 1 else 0.0, width, height)
@@ -87,16 +87,16 @@ def look(path: str | Path) -> Film:
 def read(path: str | Path, seconds: NDArray[np.float64], size: tuple[int, int]) -> Frames:
     """The frames nearest to `seconds` [N] after the first one, cropped to cover `size` = (width, height).
 
-    The choice is that of `media.read_video` with a rate. uint8 [N, height, width, 3]. Only what lies between the key
+    The choice is that of `videos.read_video` with a rate. uint8 [N, height, width, 3]. Only what lies between the key
     frame before the first of them and the last of them is decoded. InputError when the file is damaged there.
     """
     path = Path(path)
     with _sentences(path):
         if _is_picture(path):
             frames, times = _pictures(path)
-            return np.stack([media.fit(frames[i], size) for i in media.nearest(times, seconds)])
+            return np.stack([images.fit(frames[i], size) for i in videos.nearest(times, seconds)])
         track = _track(path)
-        chosen = media.nearest(track.times, seconds).tolist()
+        chosen = videos.nearest(track.times, seconds).tolist()
         start = max((key for key in track.keys if key <= min(chosen)), default=0)
         found: dict[int, Image] = {}
         for place in dict.fromkeys((start, 0)):  # a seek that misses is made good from the beginning
@@ -118,13 +118,13 @@ def _collect(
         if frame.is_corrupt:
             raise InputError(f"{path} is damaged at frame {number}; export it again")
         if number in wanted and number not in found:
-            found[number] = media.fit(media.upright(frame, track.squeeze), size)
+            found[number] = images.fit(videos.upright(frame, track.squeeze), size)
             if len(found) == len(wanted):
                 return
 
 
 def _is_picture(path: Path) -> bool:
-    media.existing_file(path)
+    files.existing_file(path)
     if path.suffix.lower() == ".gif":
         _check_end_of_gif(path)
     return path.suffix.lower() in STILLS
@@ -141,16 +141,16 @@ def _check_end_of_gif(path: Path) -> None:
 
 def _pictures(path: Path) -> tuple[Frames, NDArray[np.float64]]:
     """A still [1, H, W, 3] at time 0, or the frames of an animated picture and their times."""
-    if media.is_animated(path):
-        frames, times, _ = media.decode_animation(path)
+    if videos.is_animated(path):
+        frames, times, _ = videos.decode_animation(path)
         return frames, times
-    return media.read_image(path)[None], np.zeros(1)
+    return images.read_image(path)[None], np.zeros(1)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    with av.open(media.plain_name(path)) as container:
-        yield container, media.picture_track(path, container)
+    with av.open(images.plain_name(path)) as container:
+        yield container, videos.picture_track(path, container)
 
 
 def _track(path: Path) -> _Track:
@@ -190,7 +190,7 @@ def _track(path: Path) -> _Track:
     else:
         ordered = np.sort(np.array(known, np.int64))
         times = np.asarray(ordered * base, np.float64)
-        constant, fps = media.rate_of(times, stated)
+        constant, fps = videos.rate_of(times, stated)
         if not constant:
             fps = (len(times) - 1) / float(times[-1] - times[0])
         track = _Track(
@@ -249,7 +249,7 @@ def _sentences(path: Path) -> Iterator[None]:
     except (av.FFmpegError, OSError, LookupError, ValueError, MemoryError) as error:
         if _ends_early(path):
             raise Truncated(f"{path} is cut off: its file is shorter than it says; copy it again") from error
-        raise media.unreadable(path, "video", error) from error
+        raise files.unreadable(path, "video", error) from error
 
 
 def _ends_early(path: Path) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pusa import media
+from pusa import videos
 from pusa.cli import main
 from pusa.models import checkpoints
 
@@ -24,7 +24,7 @@ def folder(tmp_path: Path, noise_frames: Frames) -> Path:
     made = tmp_path / "clips"
     made.mkdir()
     for seed, count in enumerate((40, 24, 17)):
-        media.write_video(made / f"clip{seed}.mp4", noise_frames(count, seed, (48, 32)), 8)
+        videos.write_video(made / f"clip{seed}.mp4", noise_frames(count, seed, (48, 32)), 8)
         (made / f"clip{seed}.txt").write_text(f"caption {seed}")
     return made
 
@@ -61,7 +61,7 @@ def test_the_settings_decide(folder: Path, check: Callable[..., dict[str, Any]])
 def test_what_needs_attention_is_named_and_exit_code_1(
     folder: Path, noise_frames: Frames, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    media.write_video(folder / "brief.mp4", noise_frames(11, 9), 8)
+    videos.write_video(folder / "brief.mp4", noise_frames(11, 9), 8)
     (folder / "brief.txt").write_text("brief")
     shutil.copy(folder / "clip0.mp4", folder / "twin.mp4")
     (folder / "twin.txt").write_text("twin")
@@ -82,6 +82,33 @@ def test_what_needs_attention_is_named_and_exit_code_1(
     assert "Traceback" not in text
     assert main(["check", str(folder), "--model", str(tiny_folder), "--quiet"]) == 1
     assert capsys.readouterr().out == "3 of 6 clips are used\n"
+
+
+def test_one_is_one(folder: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("clip1", "clip2"):
+        (folder / f"{name}.mp4").unlink()
+        (folder / f"{name}.txt").unlink()
+    (folder / "clip0.txt").write_text("dance")
+    assert main(["check", str(folder), "--model", str(tiny_folder)]) == 0
+    text = capsys.readouterr().out
+    assert "1 video\n" in text
+    assert "1, of 1 word\n" in text
+    assert main(["check", str(folder), "--model", str(tiny_folder), "--quiet"]) == 0
+    assert capsys.readouterr().out == "1 of 1 clip is used\n"
+    assert main(["check", str(folder), "--model", str(tiny_folder), "--buckets", "32x32x81"]) == 1
+    assert "1 of 1 clip is not used" in capsys.readouterr().out
+
+
+def test_it_says_how_many_clips_training_keeps_apart(
+    folder: Path, noise_frames: Frames, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(folder), "--model", str(tiny_folder)]) == 0
+    assert "keeps no clip apart to validate with: these are fewer than 10" in capsys.readouterr().out
+    for seed in range(3, 10):
+        videos.write_video(folder / f"clip{seed}.mp4", noise_frames(17, seed, (32, 32)), 8)
+        (folder / f"clip{seed}.txt").write_text("more")
+    assert main(["check", str(folder), "--model", str(tiny_folder)]) == 0
+    assert "pusa train keeps 1 clip apart to validate with" in capsys.readouterr().out
 
 
 def test_what_is_merely_left_over_needs_no_attention(folder: Path, check: Callable[..., dict[str, Any]]) -> None:

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from pusa import embedded
 from pusa.cli import main
+from pusa.training.trainer import train
+from tests.training.small import Samples, components, config
 
 Pusa = Callable[..., dict[str, Any]]
 
@@ -63,6 +65,8 @@ def test_what_is_said_and_where(pusa: Pusa, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == ""
     assert main(["export", "a.safetensors", "--to", "kohya", "--rank", "6", "--out", "d.safetensors"]) == 0
     assert "kept 100.000 % of" in capsys.readouterr().err
+    assert main(["export", "a.safetensors", "--to", "kohya", "--rank", "7", "--out", "e.safetensors"]) == 0
+    assert "nothing was cut: the highest rank is 6, below 7" in capsys.readouterr().err
 
 
 def test_merged(pusa: Pusa, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,6 +77,11 @@ def test_merged(pusa: Pusa, tiny_folder: Path, capsys: pytest.CaptureFixture[str
     stem = "diffusion_model.blocks.0.self_attn.q.lora_"
     expected = before["blocks.0.attn1.to_q.weight"] + 0.5 * lora[f"{stem}B.weight"] @ lora[f"{stem}A.weight"]
     torch.testing.assert_close(after["blocks.0.attn1.to_q.weight"], expected)
+    failed = pusa("a.safetensors", "--to", "merged", "--model", str(tiny_folder), "--out", "a.safetensors/m")
+    assert (failed["code"], failed["error"]["message"]) == (
+        2,
+        "cannot write a.safetensors/m: there is no folder a.safetensors; make it first",
+    )
     clip = ["generate", "a red circle", "--frames", "5", "--steps", "1", "--out", "x.mp4", "--model", "m"]
     assert main([*clip, "--quiet"]) == 0, capsys.readouterr().err
 
@@ -98,6 +107,9 @@ def test_the_embedded_adapter_goes_round(pusa: Pusa) -> None:
         (["--to", "kohya", "--model", "tiny-base", "--out", "b.safetensors"], ["--model", "--to merged"]),
         (["--to", "kohya", "--out", "a.safetensors"], ["a.safetensors exists already"]),
         (["--to", "kohya", "--out", "a.safetensors", "--overwrite"], ["is the LoRA that is read"]),
+        (["--to", "kohya", "--ema", "0.1", "--out", "b.safetensors"], ["--ema needs the folder of a run"]),
+        (["--to", "kohya", "--step", "5", "--out", "b.safetensors"], ["--step belongs to --ema"]),
+        (["--to", "kohya", "--rank", "0", "--out", "b.safetensors"], ["--rank 0 leaves nothing"]),
         (["--to", "kohya", "--rank", "2.5", "--out", "b.safetensors"], ["whole number"]),
         (["--to", "merged", "--model", "tiny-base", "--scale", "nan", "--out", "m"], ["--scale", "finite"]),
         (["--to", "merged", "--model", "tiny-bose", "--out", "m"], ["tiny-bose", "did you mean 'tiny-base'"]),
@@ -111,6 +123,31 @@ def test_wrong_usage(pusa: Pusa, tmp_path: Path, tokens: list[str], words: list[
     assert all(word in message for word in words), message
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
     assert Path("a.safetensors").read_bytes() == content
+
+
+def test_a_run_at_another_averaging_length(pusa: Pusa, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = config(train={"ema": "post-hoc"}, save={"every": 2})
+    train(settings, "run", components=components(), samples=Samples())
+    assert pusa("run", "--to", "comfy", "--out", "own.safetensors")["code"] == 0
+    own = load_file("run/lora.safetensors")
+    assert all(torch.equal(own[key], value) for key, value in load_file("own.safetensors").items())
+
+    done = pusa("run", "--ema", "0.2", "--to", "kohya", "--rank", "1", "--out", "long.safetensors")
+    assert (done["code"], done["ranks"]) == (0, [1])
+    assert done["ema"].pop("misfit") < 0.25
+    assert done["ema"] == {"sigma_rel": 0.2, "step": 12, "snapshots": 6}
+    assert (
+        pusa("run", "--ema", "0.05", "--step", "8", "--to", "comfy", "--out", "short.safetensors")["ema"]["step"] == 8
+    )
+    key = "diffusion_model.blocks.0.self_attn.q.lora_B.weight"
+    assert not torch.equal(load_file("short.safetensors")[key], own[key])
+
+    assert main(["export", "run", "--ema", "0.15", "--to", "comfy", "--out", "b.safetensors"]) == 0
+    assert "average of relative length 0.15 at step 12 of the run run, from 6 snapshots" in capsys.readouterr().err
+    failed = pusa("run", "--ema", "0.5", "--to", "comfy", "--out", "c.safetensors")
+    assert failed["code"] == 2
+    assert "between 0 and 0.28" in failed["error"]["message"]
+    assert not Path("c.safetensors").exists()
 
 
 def test_overwrite_replaces_another_file(pusa: Pusa) -> None:

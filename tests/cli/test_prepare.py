@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +17,11 @@ from numpy.typing import NDArray
 
 from pusa.cli import main
 from pusa.cli.terminal import Terminal
-from pusa.media import write_video
 from pusa.models.checkpoints import load
 from pusa.training import clips
 from pusa.training.cache import Cached
 from pusa.training.fingerprints import fingerprint
+from pusa.videos import write_video
 
 Pusa = Callable[..., dict[str, Any]]
 
@@ -72,6 +75,59 @@ def test_other_cuts_buckets_and_rates_are_other_samples(prepare: Pusa) -> None:
     assert numbers(result) == (0, 4, 0, 0, 0)
     assert result["buckets"] == {"32x32x9": 4}
     assert numbers(prepare()) == (0, 0, 4, 0, 0)
+
+
+def test_it_needs_no_transformer(
+    prepare: Pusa, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    for file in (tmp_path / "model" / "transformer").glob("*.safetensors"):
+        file.unlink()
+    assert main(["prepare", "data", "--model", "model", "--buckets", "32x32x5", "--quiet"]) == 0
+    assert capsys.readouterr().out.startswith("4 clips encoded")
+    assert numbers(prepare()) == (0, 0, 4, 0, 0)
+
+
+@pytest.mark.parametrize("place", ["/proc/nope", "data/0.mp4", "data/0.mp4/deeper", "n" * 300])
+def test_a_cache_that_cannot_be_is_one_sentence(prepare: Pusa, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pusa.models.checkpoints.load_encoders", lambda *_, **__: pytest.fail("weights were loaded"))
+    result = prepare("--cache", place)
+    assert result["code"] == 2
+    message = result["error"]["message"]
+    assert message.startswith(f"cannot write the cache into {place}: ")
+    assert message.endswith("; choose another folder for it.")
+    assert "Errno" not in message
+
+
+def test_a_full_cache_may_be_read_only(prepare: Pusa, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare()
+    Path("runs/cache/claims").unlink()
+    opened = os.open
+    monkeypatch.setattr(os, "open", lambda path, flags, *rest, **more: read_only(opened, path, flags, *rest, **more))
+    assert numbers(prepare()) == (0, 0, 4, 0, 0)
+    Path("data/new.txt").write_text("new")
+    shutil.copy("data/0.mp4", "data/new.mp4")
+    with Path("data/new.mp4").open("ab") as file:
+        file.write(b"\0" * 8)
+    message = prepare()["error"]["message"]
+    assert (
+        message
+        == "cannot write the cache into runs/cache: runs/cache is read-only for you; choose another folder for it."
+    )
+
+
+def read_only(opened: Callable[..., int], path: Any, flags: int, *rest: Any, **more: Any) -> int:
+    """os.open on a file system that is mounted read-only; the tests may run as root, which permissions do not stop."""
+    if "runs/cache" in str(path) and flags & (os.O_WRONLY | os.O_RDWR):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+    return opened(path, flags, *rest, **more)
+
+
+def test_a_caption_that_is_too_long_is_named_by_its_clip(prepare: Pusa) -> None:
+    Path("data/2.txt").write_text("word " * 2000)
+    result = prepare()
+    assert numbers(result) == (0, 4, 0, 0, 5)
+    assert "2.mp4: The prompt has " in result["stderr"]
 
 
 def test_what_cannot_be_used_is_named_and_the_exit_code_is_1(prepare: Pusa) -> None:

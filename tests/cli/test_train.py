@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +97,7 @@ def test_other_processes_say_nothing(ask: Ask, asked: dict[str, Any], monkeypatc
         (["--train.lrr", "1"], "Unknown option: --train.lrr. Did you mean --train.lr?"),
         (["--data", "x", "--train.lr", "fast"], 'train.lr is "fast" (the command line); give a number above 0.'),
         (["--data", "x", "--preset", "tinny"], "There is no preset 'tinny'; did you mean tiny?"),
+        (["--preset", "tiny", "--preset", "paper"], "--preset is given more than once; keep the one that is meant."),
         (["none.yaml"], "There is no settings file none.yaml; check the name."),
         (["--preset", "tiny"], "There is no data to train on; give --data DIR, or data.path in the settings."),
         (["--data", "a", "--data.path", "b"],
@@ -123,7 +128,7 @@ def test_the_verb_is_registered() -> None:
 
 @pytest.fixture
 def clips(tmp_path: Path, noise_frames: Callable[..., Any]) -> Path:
-    from pusa.media import write_video
+    from pusa.videos import write_video
 
     folder = tmp_path / "clips"
     folder.mkdir()
@@ -158,6 +163,80 @@ def test_from_clips_to_an_adapter_and_on(ask: Ask, clips: Path, tiny_folder: Pat
     code, _, err = ask(*common, "--train.steps", "4", "--train.lr", "1")
     assert code == 2
     assert "train.lr" in err
+
+
+@pytest.fixture
+def common(clips: Path, tiny_folder: Path, tmp_path: Path) -> list[str]:
+    """A training of six steps on four clips."""
+    return ["--data", str(clips), "--out", str(tmp_path / "run"), "--model.source", str(tiny_folder), "--data.cache",
+            str(tmp_path / "cache"), "--data.held_out", "1", "--lora.rank", "2", "--train.steps", "6",
+            "--validate.every", "0", "--preview.every", "0"]  # fmt: skip
+
+
+def test_ctrl_c_leaves_a_checkpoint(
+    ask: Ask, common: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pusa.training.tracking import Tracker
+
+    step = Tracker.step
+
+    def interrupted(self: Tracker, record: dict[str, Any]) -> None:
+        step(self, record)
+        if record["step"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "step", interrupted)
+        code, out, err = ask(*common)
+    sentence = "pusa: interrupted after step 2 of 6, with a checkpoint; the same command goes on from there."
+    assert (code, out, err.splitlines()[-1]) == (130, "", sentence)
+    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step_000002"]
+    code, out, _ = ask(*common, "--json")
+    assert (code, json.loads(out)["first"]) == (0, 2)
+
+
+def test_clips_that_make_it_diverge_are_named_by_their_files(ask: Ask, common: list[str], clips: Path) -> None:
+    code, _, err = ask(*common, "--train.lr", "1e30")
+    assert code == 2
+    names = re.findall(r"no finite loss or gradient on (.*) \(a red circle moves left\):", err)
+    assert len(names) == 1
+    assert Path(names[0]).parent == clips
+
+
+@pytest.mark.parametrize("place", ["/proc/nope", "FILE", "FILE/deeper"])
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_encoded(
+    ask: Ask, common: list[str], place: str, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pusa.models.checkpoints.load", lambda *_, **__: pytest.fail("weights were loaded"))
+    place = place.replace("FILE", str(clips / "0.txt"))
+    for flag, what in (("--out", "the run"), ("--data.cache", "the cache")):
+        common[common.index(flag) + 1] = place
+        code, _, err = ask(*common)
+        assert code == 2
+        assert f"cannot write {what} into {place}: " in err
+        assert "choose another folder" in err
+        assert "Errno" not in err
+
+
+def test_a_missing_logger_is_said_before_anything_is_encoded(
+    ask: Ask, common: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pusa.models.checkpoints.load", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    code, _, err = ask(*common, "--track.loggers", "wandb")
+    assert (code, err) == (2, "pusa: wandb is not installed: pip install wandb, or take it out of track.loggers.\n")
+
+
+def test_a_folder_in_use_is_refused_before_anything_is_encoded(
+    ask: Ask, common: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pusa.training.state import Run
+
+    monkeypatch.setattr("pusa.models.checkpoints.load", lambda *_, **__: pytest.fail("weights were loaded"))
+    with Run.open(tmp_path / "run", {}):
+        code, _, err = ask(*common)
+    assert code == 2
+    assert f"run is in use by process {os.getpid()}" in err
 
 
 def test_clips_are_held_out_by_content_and_whole(clips: Path, tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ class Samples(Sequence[Any]):
         frames = (int(self.buckets[i].split("x")[2]) + 3) // 4
         latents = self.change(i, torch.randn(CHANNELS, frames, 4, 4, generator=rng))
         context = torch.randn(4, TEXT, generator=rng)
-        return SimpleNamespace(key=self.keys[i], latents=latents, context=context, caption=f"caption {i}")
+        key, caption = self.keys[i], f"caption {i}"
+        return SimpleNamespace(key=key, origin=f"{key}.mp4", latents=latents, context=context, caption=caption)
 
 
 def config(**changes: Any) -> Config:

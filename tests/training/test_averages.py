@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 
 from pusa.errors import InputError
@@ -59,7 +60,7 @@ def test_the_tracked_averages_are_power_functions() -> None:
 @pytest.mark.parametrize("sigma_rel", [0.05, 0.075, 0.1, 0.15])
 def test_any_length_can_be_had_afterwards(sigma_rel: float, tmp_path: Path) -> None:
     trained("post-hoc", folder=tmp_path)
-    made = averages.reconstruct(sorted(tmp_path.iterdir()), sigma_rel)["w"]
+    made = averages.reconstruct(sorted(tmp_path.iterdir()), sigma_rel).weights["w"]
     wrong = (power_average(0.05 if sigma_rel > 0.07 else 0.15) - power_average(sigma_rel)).abs().max()
     distance = (made.double() - power_average(sigma_rel)).abs().max()
     assert distance < 0.01
@@ -68,12 +69,47 @@ def test_any_length_can_be_had_afterwards(sigma_rel: float, tmp_path: Path) -> N
 
 def test_a_tracked_length_comes_back_as_it_was(tmp_path: Path) -> None:
     kept = trained("post-hoc", folder=tmp_path)
-    made = averages.reconstruct(sorted(tmp_path.iterdir()), 0.10)["w"]
+    made = averages.reconstruct(sorted(tmp_path.iterdir()), 0.10).weights["w"]
     torch.testing.assert_close(made, kept.values["0.10"]["w"], atol=1e-4, rtol=0)
     with pytest.raises(InputError, match="no snapshot"):
         averages.reconstruct([], 0.1)
     with pytest.raises(InputError, match=r"between 0 and 0\.28"):
         averages.reconstruct(sorted(tmp_path.iterdir()), 0.5)
+
+
+def test_what_did_not_change_comes_out_as_it_was_from_few_snapshots(tmp_path: Path) -> None:
+    kept = Averages({"w": nn.Parameter(torch.tensor([1.0, -3.0]))}, "post-hoc")
+    for step in (45, 90, 135, 180):
+        averages.write_snapshot(tmp_path / f"step_{step:06d}.safetensors", kept.values, step)
+    made = averages.reconstruct(sorted(tmp_path.iterdir()), 0.2)
+    torch.testing.assert_close(made.weights["w"], torch.tensor([1.0, -3.0]), atol=1e-6, rtol=0)
+    assert (made.step, made.snapshots) == (180, 4)
+    assert 0.1 < made.misfit < averages.MISFIT
+
+
+def test_a_length_that_the_snapshots_cannot_give_is_refused_with_those_that_they_can(tmp_path: Path) -> None:
+    trained("post-hoc", every=100, folder=tmp_path)
+    there = sorted(tmp_path.iterdir())
+    with pytest.raises(
+        InputError, match=r"too far apart for an average of relative length 0\.01; .* give (\S+) to (\S+)\.$"
+    ):
+        averages.reconstruct(there, 0.01)
+    earlier = averages.reconstruct(there, 0.08, 300)
+    assert (earlier.step, earlier.snapshots) == (300, 3)
+    with pytest.raises(InputError, match="no snapshot of step 250; the nearest are of 100, 200, 300"):
+        averages.reconstruct(there, 0.08, 250)
+
+
+def test_a_snapshot_that_does_not_belong_is_named(tmp_path: Path) -> None:
+    trained("post-hoc", every=100, folder=tmp_path)
+    there = sorted(tmp_path.iterdir())
+    averages.write_snapshot(there[1], {"0.05": {"v": torch.zeros(3)}, "0.10": {"v": torch.zeros(3)}}, 200)
+    with pytest.raises(InputError, match=r"step_000200\.safetensors holds other parameters"):
+        averages.reconstruct(there, 0.08)
+    for damage in (lambda: there[1].write_bytes(b"cut"), lambda: save_file({"w": torch.zeros(3)}, there[1])):
+        damage()
+        with pytest.raises(InputError, match=r"step_000200\.safetensors is damaged"):
+            averages.reconstruct(there, 0.08)
 
 
 def test_the_plain_average_forgets_at_its_decay_and_begins_short() -> None:

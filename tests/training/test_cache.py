@@ -24,7 +24,6 @@ from safetensors import safe_open
 
 from pusa.errors import InputError
 from pusa.generation.pipeline import Pipeline
-from pusa.media import write_video
 from pusa.models import latents
 from pusa.models.checkpoints import Components, load
 from pusa.models.lora import sha256
@@ -33,6 +32,7 @@ from pusa.training.cache import Cache, Cached, Prepared
 from pusa.training.clips import Bucket, Cut, Plan, VideoFile
 from pusa.training.fingerprints import Fingerprint, fingerprint
 from pusa.training.store import Store
+from pusa.videos import write_video
 
 FPS = 8.0
 SMALL = Bucket(32, 32, 5)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pusa import media
+from pusa import images, videos
 from pusa.errors import InputError
 from pusa.training import clips
 from pusa.training.clips import Bucket, Cut, Mode, VideoFile, plan, probe, survey
@@ -135,11 +135,11 @@ def test_nonsense_is_refused() -> None:
 
 def test_a_sample_is_the_resampled_clip_from_its_start(tmp_path: Path, noise_frames: Frames) -> None:
     path = tmp_path / "a.mp4"
-    media.write_video(path, noise_frames(90, size=(48, 32)), 24)
+    videos.write_video(path, noise_frames(90, size=(48, 32)), 24)
     file = probe(Entry(path, "moving", ""))
     assert isinstance(file, VideoFile)
     assert (file.frames, file.fps, file.width, file.height) == (90, 24, 48, 32)
-    whole = media.fit(media.read_video(path, fps=8)[0], (32, 32))
+    whole = images.fit(videos.read_video(path, fps=8)[0], (32, 32))
     made = plan([file], [Bucket(32, 32, 9)], 8, "slide")
     assert len(made.cuts) == 6
     for cut in made.cuts:
@@ -152,14 +152,14 @@ def test_a_clip_fills_exactly_the_frames_that_it_is_planned_for(
     tmp_path: Path, noise_frames: Frames, slower: float, faster: float
 ) -> None:
     path = tmp_path / "a.mp4"
-    media.write_video(path, noise_frames(61), slower)
+    videos.write_video(path, noise_frames(61), slower)
     file = probe(Entry(path, "", ""))
     assert isinstance(file, VideoFile)
-    assert file.frames_at(faster) == len(media.read_video(path, fps=faster)[0])
+    assert file.frames_at(faster) == len(videos.read_video(path, fps=faster)[0])
 
 
 def test_a_picture_is_a_sample_of_one_frame(tmp_path: Path, noise_frames: Frames) -> None:
-    media.write_image(tmp_path / "a.png", noise_frames(1, size=(64, 32))[0])
+    images.write_image(tmp_path / "a.png", noise_frames(1, size=(64, 32))[0])
     file = probe(Entry(tmp_path / "a.png", "still", ""))
     assert isinstance(file, VideoFile)
     assert (file.frames, file.fps, file.seconds, file.width) == (1, 0, 0, 64)
@@ -203,7 +203,7 @@ def folder(tmp_path: Path, noise_frames: Frames) -> Path:
             "cut": (40, 32),
         }.items()
     ):
-        media.write_video(made / f"{name}.mp4", noise_frames(count, seed, (side, side)), 8)
+        videos.write_video(made / f"{name}.mp4", noise_frames(count, seed, (side, side)), 8)
         (made / f"{name}.txt").write_text(f"clip {seed}")
     (made / "mute.txt").write_text("")
     raw = (made / "cut.mp4").read_bytes()
@@ -250,7 +250,7 @@ def test_damage_within_a_clip_is_found_when_it_is_read(tmp_path: Path, noise_fra
     """The units of a packet keep their lengths here, so that only decoding can tell."""
     path = tmp_path / "a.mp4"
     noise = np.random.default_rng(0).integers(0, 256, (17, 64, 64, 3), np.uint8)
-    media.write_video(path, noise, 8)
+    videos.write_video(path, noise, 8)
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2 : len(raw) // 2 + 40] = bytes(range(1, 41))
     path.write_bytes(raw)

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from pusa.errors import InputError
 from pusa.generation.pipeline import Pipeline
-from pusa.media import write_video
 from pusa.training import clips, cluster
 from pusa.training.cache import Cached, Prepared
 from pusa.training.cluster import Layout, layout, together
 from pusa.training.dataset import Problem
 from pusa.training.fingerprints import fingerprint
+from pusa.videos import write_video
 
 
 def test_a_process_per_gpu_or_per_node_or_as_many_as_asked() -> None:

@@ -135,7 +135,8 @@ REFUSED = [
     ("train: {gradient_checkpointing: yes}", 'train.gradient_checkpointing is "yes" (FILE); give true or false.'),
     ("model: {expert: medium}", 'model.expert is "medium" (FILE); give high or low, or null.'),
     ("model: {source: 3}", "model.source is 3 (FILE); give a text."),
-    ("data: {cache: ''}", "data.cache is null (FILE); give a path."),
+    ("data: {cache: ''}", "data.cache (FILE) is empty; give a path."),
+    ("train: {steps: 3.0}", "train.steps is 3.0 (FILE); give a whole number of at least 1."),
     ("data: {buckets: [5]}", "data.buckets[0] is 5 (FILE); give a text."),
     ("data: {buckets: 832x480x81}", 'data.buckets is "832x480x81" (FILE); give a list such as [832x480x81], or null.'),
     ("data: {buckets: [832x480]}",
@@ -157,6 +158,7 @@ REFUSED = [
      "sigma.low 0.5 and sigma.high 0.9 leave the side of the low-noise expert, 0 to 0.875; leave them out or "
      "narrow them (FILE)."),
     ("track: {loggers: [tensorbord]}", 'track.loggers[0] is "tensorbord" (FILE); give tensorboard, trackio or wandb.'),
+    ("validate: {sigmas: [0.5, 0.1, 0.5]}", "validate.sigmas (FILE) names a level twice; give each once."),
     ("validate: {sigmas: [0]}", "validate.sigmas[0] is 0 (FILE); give a number above 0 and at most 1."),
     ("lora: {targets: []}", "lora.targets is [] (FILE); give a list of module names."),
     ("train: {lr: -1, steps: 0, seed: x}",
@@ -244,7 +246,7 @@ trees = some(
         seed=st.integers(0, 2**63 - 1),
         schedule=st.sampled_from(["constant", "cosine", "linear"]),
     ),
-    validate=some(sigmas=st.lists(st.floats(0.001, 1), min_size=1)),
+    validate=some(sigmas=st.lists(st.floats(0.001, 1), min_size=1, unique=True)),
     preview=some(prompts=st.none() | st.lists(texts), every=st.integers(0, 9)),
     track=some(currency=texts, price=st.none() | st.floats(0, 1e9)),
 )

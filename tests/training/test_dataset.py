@@ -145,7 +145,7 @@ def test_two_lists(tmp_path: Path) -> None:
     touch(tmp_path, "clips/a.mp4", "clips/b.mp4", "clips/c.mp4")
     (tmp_path / "videos.txt").write_text("clips/a.mp4\nclips\\b.mp4\n\n")
     (tmp_path / "prompts.txt").write_text("one\u2028still one\n\n")
-    with pytest.raises(InputError, match=r"videos.txt has 2 lines and prompts.txt 1"):
+    with pytest.raises(InputError, match=r"videos.txt and prompts.txt have 2 and 1 lines"):
         find(tmp_path)
     (tmp_path / "prompts.txt").write_text("one\u2028still one\ntwo\n\n")
     listing = find(tmp_path)
@@ -156,7 +156,7 @@ def test_two_lists(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "match"),
     [
-        ({}, "holds no clips, only nothing at all"),
+        ({}, "holds no files; put .mp4"),
         ({"a.zip": "", "b.zip": "", "c.parquet": ""}, "only 2 .zip, 1 .parquet"),
         ({"metadata.csv": "name,words\na,b\n", "a.mp4": ""}, "has no file column .it has name, words."),
         ({"metadata.csv": "video,words\na.mp4,b\n", "a.mp4": ""}, "has no caption column"),
@@ -166,6 +166,9 @@ def test_two_lists(tmp_path: Path) -> None:
         ({"metadata.json": '{"a.mp4": "red"}', "a.mp4": ""}, "must be a list of objects"),
         ({"metadata.json": "[", "a.mp4": ""}, "is no JSON"),
         ({"metadata.csv": b"video,prompt\na.mp4,caf\xe9\n", "a.mp4": ""}, "not UTF-8 text .line 2."),
+        ({"metadata.csv": "", "a.mp4": ""}, "metadata.csv is empty; write a header"),
+        ({"metadata.csv": "file_name,text\n\n", "a.mp4": ""}, "metadata.csv names no clip; write a row for each"),
+        ({"metadata.jsonl": "\n"}, "metadata.jsonl names no clip"),
         ({"metadata.csv": "video,prompt\n", "metadata.jsonl": "{}", "a.mp4": ""}, "several tables"),
         ({"videos.txt": "a.mp4\n"}, "videos.txt without prompts.txt"),
     ],
@@ -174,8 +177,9 @@ def test_two_lists(tmp_path: Path) -> None:
 def test_what_cannot_be_read_at_all_is_one_sentence(tmp_path: Path, files: dict[str, Any], match: str) -> None:
     for name, content in files.items():
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(InputError, match=match):
+    with pytest.raises(InputError, match=match) as caught:
         find(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path)), "it says which folder"
 
 
 def test_links_that_go_round_are_entered_once(tmp_path: Path) -> None:
@@ -190,6 +194,8 @@ def test_links_that_go_round_are_entered_once(tmp_path: Path) -> None:
 
 
 def test_sources_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the path of the clips is empty"):
+        find("")
     touch(tmp_path, "a.mp4")
     with pytest.raises(InputError, match="is one file; give its folder"):
         find(tmp_path / "a.mp4")

@@ -52,7 +52,7 @@ def together(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for case in workers.CASES:
         shutil.copytree(alone / case, folder / f"{case}-resumed")
         shutil.rmtree(folder / f"{case}-resumed" / "checkpoints" / "step_000006")
-    cases = [*workers.CASES, *(f"{case}-resumed" for case in workers.CASES), "nan"]
+    cases = [*workers.CASES, *(f"{case}-resumed" for case in workers.CASES), "nan", "interrupted"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
     environment |= {"GLOO_SOCKET_IFNAME": "lo", "TORCH_CPP_LOG_LEVEL": "ERROR"}
@@ -139,7 +139,15 @@ def test_what_comes_out_is_whole_and_loads(case: str, alone: Path, together: Pat
 def test_every_process_stops_at_a_clip_of_nans_and_names_it(together: Path) -> None:
     errors = [json.loads((together / f"nan.{rank}.json").read_text())["error"] for rank in (0, 1)]
     assert errors[0] == errors[1]
-    assert "clip5 (caption 5)" in errors[0]
+    assert "clip5.mp4 (caption 5)" in errors[0]
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(together: Path) -> None:
+    for rank in (0, 1):
+        seen = json.loads((together / f"interrupted.{rank}.json").read_text())
+        assert "after step 2 of 6, with a checkpoint" in seen["error"]
+        assert seen["first"] == 2
+    assert far(state(together / "interrupted"), state(together / "ddp-lora")) == 0
 
 
 def test_a_launcher_that_says_half_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from pusa import media
+from pusa import images, videos
 from pusa.core.objectives import flow_matching_loss
 from pusa.errors import InputError
 from pusa.models import checkpoints, latents
@@ -66,7 +66,7 @@ def test_clips_and_sheet(parts: Components, held: list[Held], tmp_path: Path) ->
     made = previews.make(parts, held, 40, tmp_path / "step_000040", Settings())
     names = {path.name for path in (tmp_path / "step_000040").iterdir()}
     assert names == {"sheet.png", *(f"{task}_{i}.mp4" for task in Settings().tasks for i in (0, 1))}
-    frames, fps = media.read_video(tmp_path / "step_000040" / "image-to-video_1.mp4")
+    frames, fps = videos.read_video(tmp_path / "step_000040" / "image-to-video_1.mp4")
     assert (frames.shape, fps) == ((17, 32, 32, 3), 8)
     by_name = {p.path.stem: p for p in made}
     for task, slots in (("text-to-video", ()), ("image-to-video", (0,)), ("start-end", (0, 4)), ("extension", (0, 1))):
@@ -78,7 +78,7 @@ def test_clips_and_sheet(parts: Components, held: list[Held], tmp_path: Path) ->
     first = by_name["image-to-video_0"]
     assert np.array_equal(first.frames[0], first.truth[0])  # the given latent came through bit for bit
     assert not np.array_equal(first.frames[-1], first.truth[-1])
-    sheet = media.read_image(tmp_path / "step_000040" / "sheet.png")
+    sheet = images.read_image(tmp_path / "step_000040" / "sheet.png")
     assert (sheet == previews.MARK).all(axis=-1).any()
     block = (sheet.shape[0] - 34) / len(made)
     assert block == int(block) > 100

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pusa import film, media
+from pusa import film, images, videos
 from pusa.cli import main
 from pusa.training import clips
 from pusa.training.clips import Bucket
@@ -56,7 +56,7 @@ def folder(footage: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_every_frame_is_read(name: str, frames: int, size: tuple[int, int], rate: float, footage: Path) -> None:
-    clip, fps = media.read_video(footage / f"{name}.mp4")
+    clip, fps = videos.read_video(footage / f"{name}.mp4")
     assert clip.shape == (frames, size[1], size[0], 3)
     assert fps == pytest.approx(rate)
     moved = np.abs(clip[1:, ::4, ::4].astype(int) - clip[:-1, ::4, ::4]).mean((1, 2, 3))
@@ -71,9 +71,9 @@ def test_samples_are_the_frames_of_the_film_at_their_times(folder: Path) -> None
     assert counts == {"bigbuckbunny": 2, "bikes": 4, "carphone_pristine": 1, "carphone_distorted": 1}
     assert {cut.file.path.stem: cut.file.caption for cut in plan.cuts} == CAPTIONS
     for cut in plan.cuts:
-        whole, _ = media.read_video(cut.file.path, FPS)
+        whole, _ = videos.read_video(cut.file.path, FPS)
         first = round(cut.start * FPS)
-        expected = media.fit(whole[first : first + BUCKET.frames], (BUCKET.width, BUCKET.height))
+        expected = images.fit(whole[first : first + BUCKET.frames], (BUCKET.width, BUCKET.height))
         assert np.array_equal(clips.read(cut, FPS), expected), cut
 
 
@@ -107,8 +107,8 @@ def test_check_prepare_train_generate(
         "train", "--data", str(folder), "--out", "run", *(word for pair in settings.items() for word in pair)
     )
     assert trained["steps"] == 2
-    media.write_image("first.png", film.read(folder / "bikes.mp4", np.zeros(1), (64, 64))[0])
+    images.write_image("first.png", film.read(folder / "bikes.mp4", np.zeros(1), (64, 64))[0])
     words = ["generate", CAPTIONS["bikes"], "--image", "first.png", "--out", "clip.mp4", "--steps", "2"]
     made = pusa(*words, "--model", str(tiny_folder), "--lora", trained["output"])
-    frames, _ = media.read_video(made["clips"][0]["path"])
+    frames, _ = videos.read_video(made["clips"][0]["path"])
     assert frames.shape == (17, 32, 32, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,6 +140,23 @@ def test_the_log_is_cut_back_to_the_checkpoint(folder: Path) -> None:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert lines == [{"step": 1, "loss": 0.1, "list": [None, 1]}, {"step": 2, "loss": 0.2, "list": [None, 1]},
                      {"step": 3, "loss": 3.0}]  # fmt: skip
+
+
+def test_snapshots_after_the_checkpoint_are_taken_back(folder: Path) -> None:
+    def snapshot(step: int) -> None:
+        (folder / "snapshots").mkdir(exist_ok=True)
+        (folder / "snapshots" / f"step_{step:06d}.safetensors").touch()
+
+    with Run.open(folder, FACTS) as run:
+        for step in (2, 4):
+            write(run, step)
+            snapshot(step)
+        snapshot(6)
+    Run.open(folder, FACTS).close()
+    assert sorted(p.name for p in (folder / "snapshots").iterdir()) == [f"step_{s:06d}.safetensors" for s in (2, 4)]
+    shutil.rmtree(folder / "checkpoints")
+    Run.open(folder, FACTS).close()
+    assert not list((folder / "snapshots").iterdir())
 
 
 def test_a_run_that_never_saved_begins_anew(folder: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pusa.core.objectives import bell, flow_matching_loss
-from pusa.errors import InputError, PusaError
+from pusa.errors import Cancelled, InputError, PusaError
 from pusa.models import lora
 from pusa.models.wan import VectorWanTransformer3DModel
 from pusa.training import draws
@@ -265,7 +267,7 @@ def bad(*clips: int) -> small.Samples:
 
 
 def test_a_clip_of_nans_is_named_and_stops_the_run(tmp_path: Path) -> None:
-    refused(r"Step \d gave no finite loss or gradient on .*clip5", tmp_path, samples=bad(5))
+    refused(r"Step \d gave no finite loss or gradient on .*clip5\.mp4", tmp_path, samples=bad(5))
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
@@ -274,7 +276,7 @@ def test_a_clip_of_nans_is_skipped_on_request_and_named_in_the_log(tmp_path: Pat
     skipped = {record["step"]: record["skipped"] for record in log(tmp_path) if "skipped" in record}
     assert result.skipped == tuple(skipped)
     assert len(skipped) == 3  # 12 steps of 2 clips are 3 epochs of 8
-    assert all(names == ["clip5 (caption 5)"] for names in skipped.values())
+    assert all(names == ["clip5.mp4 (caption 5)"] for names in skipped.values())
     assert all(record["loss"] is None for record in log(tmp_path) if "skipped" in record)
     assert all(w.isfinite().all() for w in weights(tmp_path).values())
 
@@ -289,7 +291,8 @@ def test_changed_settings_are_refused_by_name_unless_forced(tmp_path: Path) -> N
     refused(r"step 4 .*train\.steps was 4 and is 12", tmp_path)
     refused(r"\(train\.lr was 0\.01 and is 0\.02\)", tmp_path, train={"steps": 4, "lr": 2e-2})
     refused("train.accumulate x processes was 1 and is 2", tmp_path, train={"steps": 4, "accumulate": 2})
-    refused("clips was ", tmp_path, train={"steps": 4}, samples=small.Samples(9))
+    refused('clips was "8 samples .* and is "9 samples ', tmp_path, train={"steps": 4}, samples=small.Samples(9))
+    assert run(tmp_path, train={"steps": 4}, data={"path": "moved"}).first == 4, "the same clips in another place"
     other = small.components()
     other.fingerprint = "another"
     refused('model was "small" and is "another"', tmp_path, train={"steps": 4}, components=other)
@@ -331,6 +334,53 @@ def test_a_run_of_constant_rate_may_be_made_longer_but_not_shorter(tmp_path: Pat
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
     assert curve(tmp_path / "a") == curve(tmp_path / "b")
     refused("up to step 9 already, past train.steps = 7", tmp_path / "a", train={**constant, "steps": 7})
+
+
+class Signals:
+    """A tracker that sends this process signals during a step."""
+
+    def __init__(self, at: int, *numbers: int) -> None:
+        self.at, self.numbers = at, numbers
+
+    def step(self, record: dict[str, Any]) -> None:
+        for number in self.numbers if record["step"] == self.at else ():
+            os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_ends_the_step_and_goes_on_to_the_same_weights(
+    number: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"train": {"ema": "post-hoc", "workers": 2}, "save": {"every": 4}}
+    seen: list[int] = []
+    before = signal.getsignal(number)
+    options = {"tracker": Signals(6, number), "hooks": [Hook(3, lambda step, *_: seen.append(step))]}
+    with pytest.raises(Cancelled, match="after step 6 of 12, with a checkpoint; the same command goes on from there"):
+        run(tmp_path / "a", options=options, **settings)
+    assert "stopping after this step" in capfd.readouterr().err
+    assert signal.getsignal(number) == before
+    assert seen == [3], "nothing more is begun"
+    assert [p.name for p in Run.open(tmp_path / "a", {}, force=True).checkpoints] == ["step_000004", "step_000006"]
+    assert len(log(tmp_path / "a")) == 6
+    assert run(tmp_path / "a", options={"tracker": Signals(12, number)}, **settings).first == 6, "the last step counts"
+    run(tmp_path / "b", **settings)
+    a, b = (read(tmp_path / name / "checkpoints" / "step_000012").state() for name in "ab")
+    assert same(a["weights"], b["weights"])
+    assert [str(a[kind]) for kind in ("averages", "optimiser")] == [str(b[kind]) for kind in ("averages", "optimiser")]
+    assert curve(tmp_path / "a") == curve(tmp_path / "b")
+    assert len({*os.listdir(tmp_path / "a/snapshots")} ^ {*os.listdir(tmp_path / "b/snapshots")}) == 0
+
+
+def test_a_second_interruption_ends_it_at_once(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, options={"tracker": Signals(6, signal.SIGINT, signal.SIGINT)})
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_000004"]
+    assert run(tmp_path).first == 4
+
+
+def test_in_a_thread_it_trains_without_listening(tmp_path: Path) -> None:
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(run, tmp_path, train={"steps": 2}).result().steps == 2
 
 
 def killed(folder: Path, settings: dict[str, Any], kills: list[float | str]) -> list[Any]:

@@ -6,13 +6,15 @@ torchrun --nproc-per-node 2 -m tests.training.workers FOLDER CASE...
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pusa.errors import PusaError
+from pusa.errors import Cancelled, PusaError
 from pusa.training import parallel
 from pusa.training.trainer import Hook, train
 from tests.training import small
@@ -46,7 +48,7 @@ def samples(case: str) -> small.Samples:
 
 def settings(case: str, processes: int) -> dict[str, Any]:
     """The settings of a case such that a step has two micro-batches, on however many processes."""
-    changes = CASES["ddp-lora"] if case == "nan" else CASES[case.removesuffix("-resumed")]
+    changes = CASES["ddp-lora"] if case in ("nan", "interrupted") else CASES[case.removesuffix("-resumed")]
     return {**changes, "train": {**changes["train"], "accumulate": 2 // processes}}
 
 
@@ -59,14 +61,22 @@ def one(case: str, out: Path, world: parallel.World) -> dict[str, Any]:
         seen["shards"] = parallel.shards(transformer)
         seen["class"] = type(transformer).__name__
 
+    def interrupt(step: int, *_: Any) -> None:
+        if step == 2 and world.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    hooks = [Hook(6, look), *([Hook(1, interrupt)] if case == "interrupted" else [])]
     try:
-        train(
+        result = train(
             small.config(**settings(case, world.size)),
             out,
             components=components,
             samples=samples(case),
-            hooks=[Hook(6, look)],
+            hooks=hooks,
         )
+        seen["first"] = result.first
+    except Cancelled as error:
+        seen |= one(case, out, world) | {"error": str(error)}
     except PusaError as error:
         seen["error"] = str(error)
     return seen

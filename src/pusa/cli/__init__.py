@@ -13,11 +13,11 @@ import warnings
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
-from cyclopts.exceptions import UnusedCliTokensError
+from cyclopts.exceptions import RepeatArgumentError, UnusedCliTokensError
 
 from pusa import __version__
 from pusa.cli.habits import translate
-from pusa.cli.terminal import Report
+from pusa.cli.terminal import Report, printable
 from pusa.errors import PusaError
 
 VERBS = {
@@ -77,7 +77,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
             import json
 
             print(json.dumps({"error": {"message": sentence, "exit_code": code}}, ensure_ascii=False))
-        print(f"pusa: {sentence}", file=sys.stderr)
+        print(f"pusa: {printable(sentence)}", file=sys.stderr)
         return code
 
 
@@ -93,6 +93,8 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
         extra = " ".join(error.unused_tokens)
         return f"{extra!r} is one argument too many; a prompt of several words goes in quotes.", 2
+    if isinstance(error, RepeatArgumentError):
+        return f"{error.token.keyword} is given more than once; keep the one that is meant.", 2
     if isinstance(error, CycloptsError):
         return str(error), 2
     if isinstance(error, PusaError):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from pusa.cli.arguments import number
-from pusa.cli.options import MODEL, OUTPUT, Many, Switch, Whole, of_model
+from pusa.cli.options import MODEL, Many, Talk, Whole, of_model
 from pusa.cli.terminal import Report, Terminal
 from pusa.errors import InputError
 
@@ -38,9 +38,7 @@ def check(
     batch: Annotated[int, Whole, Parameter(group=RUN)] = 1,
     rank: Annotated[int, Whole, Parameter(group=RUN)] = 32,
     price: Annotated[float | None, Parameter(group=RUN)] = None,
-    json: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
-    quiet: Annotated[bool, Switch, Parameter(alias="-q", group=OUTPUT)] = False,
-    debug: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
+    talk: Talk = Talk(),
 ) -> Report:
     """Say what clips there are, which samples become of them, and what a training will take. No weight is loaded.
 
@@ -67,14 +65,8 @@ def check(
         Rank of the LoRA; 0 is full fine-tuning.
     price
         Money for one hour of this machine.
-    json
-        Print one JSON object on stdout, also for errors.
-    quiet
-        Say only how many clips are used.
-    debug
-        Show the traceback of an error.
     """
-    terminal = Terminal(not (quiet or json))
+    terminal = Terminal(talk.talkative)
     for flag, value, least in (("--steps", steps, 1), ("--batch", batch, 1), ("--rank", rank, 0)):
         if value < least:
             raise InputError(f"{flag} {value}: give {least} or more.")
@@ -90,7 +82,7 @@ def check(
         from pusa.training.costs import device_name, matmul_rate
         from pusa.training.estimate import estimate, sizes_for
 
-        name, folder = checkpoints.find(model, weights=False)
+        name, folder = checkpoints.find(model, parts=())
         checkpoints.check(name, folder)
         defaults = checkpoints.defaults_of(folder)
         shape, sizes = sizes_for(name, folder, buckets)
@@ -110,12 +102,9 @@ def check(
     counts = {bucket: plan.buckets.get(bucket, 0) for bucket in dict.fromkeys(sizes)}
     record = _record(name, plan, counts, cut, run, device_name(device))
     attention = any(problem.kind not in HARMLESS for problem in plan.problems) or not plan.cuts
-    if quiet:
-        text = f"{_used(plan)} of {plan.found} clips are used"
-    else:
-        from pusa.cli import findings
+    from pusa.cli import findings
 
-        text = findings.render(record, plan, run)
+    text = f"{findings.share(_used(plan), plan.found)} used" if talk.quiet else findings.render(record, plan, run)
     return Report({**record, "attention": attention}, text, exit_code=int(attention))
 
 
@@ -127,6 +116,8 @@ def _record(
     model: str, plan: Plan, counts: dict[Bucket, int], cut: str, run: Estimate | None, device: str
 ) -> dict[str, Any]:
     """Everything that `--json` says."""
+    from pusa.training.run import held_out
+
     files = plan.files
     moving = [file for file in files if file.frames > 1]
     clips_in = Counter(bucket for bucket in {(cut.file.path, cut.bucket): cut.bucket for cut in plan.cuts}.values())
@@ -156,6 +147,7 @@ def _record(
             {"bucket": str(bucket), "samples": samples, "clips": clips_in.get(bucket, 0)}
             for bucket, samples in counts.items()
         ],
+        "held_out": held_out(len({cut.file.sha256 for cut in plan.cuts})),
         "cropped": _cropped(plan),
         "problems": [
             {"path": str(problem.path), "kind": problem.kind, "reason": problem.reason} for problem in plan.problems

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from pusa.cli.making import open_pipeline
-from pusa.cli.options import File, Model, Switch
+from pusa.cli.options import MODEL, OUTPUT, File, Model, Talk
 from pusa.cli.terminal import Report, Terminal
 from pusa.errors import InputError
 
@@ -30,11 +30,9 @@ MARK = "demo.json"
 
 def demo(
     *,
-    out: Annotated[Path, File] = Path("outputs/demo"),
-    model: str = "tiny",
-    quiet: Annotated[bool, Switch, Parameter(alias="-q")] = False,
-    json: Annotated[bool, Switch] = False,
-    debug: Annotated[bool, Switch] = False,
+    out: Annotated[Path, File, Parameter(group=OUTPUT)] = Path("outputs/demo"),
+    model: Annotated[str, Parameter(group=MODEL)] = "tiny",
+    talk: Talk = Talk(),
 ) -> Report:
     """Run every task on real input and write a page that shows them.
 
@@ -44,21 +42,16 @@ def demo(
         Folder for the clips (mp4), contact_sheet.png, matrix_beside_clip.png and index.html.
     model
         Another model than the embedded one; it must make clips of 64x64.
-    quiet
-        Say nothing but the result.
-    json
-        Print one JSON object on stdout, also for errors.
-    debug
-        Show the traceback of an error.
     """
-    terminal = Terminal(not (quiet or json))
+    terminal = Terminal(talk.talkative)
     claim(out)
     started = time.perf_counter()
     with terminal.status("Starting"):
         from pusa.cli import pictures
         from pusa.cli.page import page
         from pusa.cli.tasks import tasks
-        from pusa.media import write_image, write_json, write_text_atomic
+        from pusa.files import write_json, write_text_atomic
+        from pusa.images import write_image
 
         todo = tasks(out / "inputs")
     open_pipeline(Model(model=model), terminal)

@@ -16,6 +16,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from pusa.cli.terminal import count, printable
+
 if TYPE_CHECKING:
     from pusa.training.clips import Plan
     from pusa.training.dataset import Problem
@@ -56,7 +58,7 @@ def _what(record: dict[str, Any]) -> Any:
     table = Table.grid(padding=(0, 3, 0, 0))
     table.add_column(style="dim")
     table.add_column()
-    kinds = [_count(clips["videos"], "video"), *([_count(clips["pictures"], "picture")] if clips["pictures"] else [])]
+    kinds = [count(clips["videos"], "video"), *([count(clips["pictures"], "picture")] if clips["pictures"] else [])]
     table.add_row("clips", " and ".join(kinds) if clips["readable"] else "none that can be read")
     if clips["videos"]:
         least, middle, most = clips["lengths"]
@@ -68,10 +70,9 @@ def _what(record: dict[str, Any]) -> Any:
     if clips["sizes"]:
         table.add_row("sizes", _tally(clips["sizes"]))
     if clips["words"]:
-        least, middle, most = clips["words"]
-        table.add_row(
-            "captions", f"{clips['captions']}, of {least} to {most} words" if least < most else f"of {least} words"
-        )
+        least, _, most = clips["words"]
+        words = f"{least} to {most:,} words" if least < most else count(least, "word")
+        table.add_row("captions", f"{clips['captions']:,}, of {words}")
     title = Text.assemble((record["data"], "bold"), (f"  {record['layout']}", "dim"))
     return Group(title, Padding(table, (0, 0, 0, 2)))
 
@@ -96,10 +97,20 @@ def _buckets(record: dict[str, Any]) -> Any:
         note = f"The samples show {duration(record['sampled_seconds'])} of {duration(record['clips']['seconds'])}; "
         parts.append(_note(note + "--cut uniform or --cut slide takes more from each clip."))
     if record["cropped"]:
-        count = len(record["cropped"])
-        note = f"{_count(count, 'clip')} {'loses' if count == 1 else 'lose'} more than half of the picture to the "
+        many = len(record["cropped"])
+        note = f"{count(many, 'clip')} {'loses' if many == 1 else 'lose'} more than half of the picture to the "
         parts.append(_note(note + f"bucket's shape, {record['cropped'][0]} for one; add a bucket of that shape."))
+    if record["samples"]:
+        kept = record["held_out"]
+        note = f"pusa train keeps {count(kept, 'clip')} apart to validate with; --data.held_out says how many."
+        few = "pusa train keeps no clip apart to validate with: these are fewer than 10; --data.held_out 1 keeps one."
+        parts.append(_note(note if kept else few))
     return Group(*parts)
+
+
+def share(part: int, whole: int) -> str:
+    """`1 of 3 clips is`."""
+    return f"{part:,} of {count(whole, 'clip')} {'is' if part == 1 else 'are'}"
 
 
 def _problems(record: dict[str, Any], plan: Plan, shown: int | None) -> list[Any]:
@@ -110,9 +121,9 @@ def _problems(record: dict[str, Any], plan: Plan, shown: int | None) -> list[Any
     order = list(NAMES)
     problems = sorted(plan.problems, key=lambda problem: order.index(problem.kind))
     left_out = clips["found"] - clips["used"]
-    counts = Counter(problem.kind for problem in problems if problem.kind != "unused")
-    why = ", ".join(f"{count} {NAMES[kind]}" for kind, count in counts.items())
-    heading = f"{left_out} of {clips['found']} clips are not used" if left_out else "All clips are used"
+    kinds = Counter(problem.kind for problem in problems if problem.kind != "unused")
+    why = ", ".join(f"{number} {NAMES[kind]}" for kind, number in kinds.items())
+    heading = f"{share(left_out, clips['found'])} not used" if left_out else "All clips are used"
     parts: list[Any] = [_heading(heading, why)]
     for kind, several in groupby(problems, key=lambda problem: problem.kind):
         named = list(several)
@@ -129,7 +140,7 @@ def _short_ones(problems: list[Problem], plan: Plan) -> str:
     if not files:
         return ""
     longest = max(whole(file.frames_at(plan.fps)) for file in files)
-    return f"{len(files)} too short at {plan.fps:g} fps (longest bucket that fits: {longest} frames)"
+    return f"{len(files)} too short at {plan.fps:g} fps (longest bucket that fits: {count(longest, 'frame')})"
 
 
 def _kind(kind: str, problems: list[Problem], root: Path, shown: int | None, summary: str) -> Any:
@@ -138,7 +149,7 @@ def _kind(kind: str, problems: list[Problem], root: Path, shown: int | None, sum
     table.add_column(overflow="fold", max_width=48)
     table.add_column(style="dim", overflow="fold")
     for problem in problems[:shown]:
-        table.add_row(Text(_short(problem.path, root)), Text(_printable(problem.reason.replace(f"{root}/", ""))))
+        table.add_row(Text(_short(problem.path, root)), Text(printable(problem.reason.replace(f"{root}/", ""))))
     title = Text.assemble((f"{len(problems):,} {NAMES[kind]}", style), (f"  {summary}" if summary else "", "dim"))
     parts: list[Any] = [title, Padding(table, (0, 0, 0, 2))]
     if shown is not None and len(problems) > shown:
@@ -151,12 +162,7 @@ def _kind(kind: str, problems: list[Problem], root: Path, shown: int | None, sum
 def _short(path: Path | str, root: Path) -> str:
     """As the person would name it."""
     path = Path(path)
-    return _printable(str(path.relative_to(root)) if path.is_relative_to(root) else str(path))
-
-
-def _printable(text: str) -> str:
-    """Control characters, which a file's name may hold, as their escapes."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    return printable(str(path.relative_to(root)) if path.is_relative_to(root) else str(path))
 
 
 def _run(record: dict[str, Any], run: Estimate | None) -> Any:
@@ -196,10 +202,6 @@ def _run(record: dict[str, Any], run: Estimate | None) -> Any:
 
 def _note(text: str) -> Any:
     return Padding(Text(text, "dim"), (0, 0, 0, 2))
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _tally(counts: dict[str, int]) -> str:

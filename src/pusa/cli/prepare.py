@@ -11,8 +11,8 @@ from cyclopts import Group, Parameter
 
 from pusa.cli.arguments import number
 from pusa.cli.check import HARMLESS, SAMPLES
-from pusa.cli.options import MODEL, OUTPUT, File, Many, Switch, Whole, of_model
-from pusa.cli.terminal import Report, Terminal, clock
+from pusa.cli.options import MODEL, OUTPUT, File, Many, Talk, Whole, of_model
+from pusa.cli.terminal import Report, Terminal, clock, count, printable
 from pusa.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ def prepare(
     cache: Annotated[Path, File, Parameter(group=OUTPUT)] = Path("runs/cache"),
     ray: Annotated[str | None, Parameter(group=MACHINES, metavar="ADDRESS")] = None,
     workers: Annotated[int | None, Whole, Parameter(group=MACHINES)] = None,
-    json: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
-    quiet: Annotated[bool, Switch, Parameter(alias="-q", group=OUTPUT)] = False,
-    debug: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
+    talk: Talk = Talk(),
 ) -> Report | None:
     """Encode the clips and captions of a folder once, for training.
 
@@ -59,15 +57,9 @@ def prepare(
         Address of a Ray cluster (auto, HOST:PORT, ray://HOST:PORT), or local to start one; needs pusa[cluster].
     workers
         With --ray: number of processes. By default one per GPU, else one per machine.
-    json
-        Print one JSON object on stdout, also for errors.
-    quiet
-        Say nothing but the result.
-    debug
-        Show the traceback of an error.
     """
     rank, world = _place()
-    terminal = Terminal(rank == 0 and not (quiet or json))
+    terminal = Terminal(rank == 0 and talk.talkative)
     if fps is not None and not 0 < number(str(fps), "--fps", "frame rate") <= 1000:
         raise InputError(f"--fps {fps:g}: give a rate above 0 and at most 1000.")
     if workers is not None and (ray is None or workers < 1):
@@ -78,8 +70,9 @@ def prepare(
         from pusa.models import checkpoints
         from pusa.training import clips
         from pusa.training.estimate import sizes_for
+        from pusa.training.store import make_folder
 
-        name, folder = checkpoints.find(model, weights=False)
+        name, folder = checkpoints.find(model, parts=())
         checkpoints.check(name, folder)
         wishes, (_, sizes) = checkpoints.defaults_of(folder), sizes_for(name, folder, buckets)
     with terminal.counting() as progress:
@@ -92,6 +85,7 @@ def prepare(
             workers=min(16, 2 * (os.cpu_count() or 1)),
         )
     if ray is None:
+        make_folder(cache, "the cache")
         prepared = _here(plan, model, cache, terminal, rank, world)
     else:
         from pusa.training import cluster
@@ -115,9 +109,9 @@ def _here(plan: Plan, model: str, folder: Path, terminal: Terminal, rank: int, w
 
         local = os.environ.get("LOCAL_RANK")
         device = f"cuda:{local}" if local is not None and torch.cuda.is_available() else None
-        components = checkpoints.load(model, device=device)
+        encoders = checkpoints.load_encoders(model, device=device)
     with terminal.counting() as progress:
-        return cache.prepare(plan, components, folder, progress=progress, rank=rank, world=world)
+        return cache.prepare(plan, encoders, folder, progress=progress, rank=rank, world=world)
 
 
 def _report(data: str, folder: Path, plan: Plan, prepared: Prepared) -> Report:
@@ -138,8 +132,9 @@ def _report(data: str, folder: Path, plan: Plan, prepared: Prepared) -> Report:
     }
     shared = f", {prepared.shared} made by other processes" if prepared.shared else ""
     summary = (
-        f"{prepared.made} clips encoded, {prepared.kept} kept{shared}, {len(prepared.failed)} failed; "
-        f"{prepared.captions} captions encoded; {prepared.bytes / 2**20:.1f} MiB in {folder}; {clock(prepared.seconds)}"
+        f"{count(prepared.made, 'clip')} encoded, {prepared.kept} kept{shared}, {len(prepared.failed)} failed; "
+        f"{count(prepared.captions, 'caption')} encoded; {prepared.bytes / 2**20:.1f} MiB in {folder}; "
+        f"{clock(prepared.seconds)}"
     )
-    lines = [*(f"{each.path} {each.reason}" for each in problems), summary]
+    lines = [*(printable(f"{each.path} {each.reason}") for each in problems), summary]
     return Report(record, "\n".join(lines), exit_code=int(any(each.kind not in HARMLESS for each in problems)))

@@ -48,7 +48,7 @@ class Terminal:
     def note(self, text: str) -> None:
         """One line on stderr."""
         if self.talkative:
-            print(text, file=sys.stderr)
+            print(printable(text), file=sys.stderr)
 
     @contextmanager
     def status(self, text: str) -> Iterator[None]:
@@ -116,6 +116,16 @@ class Terminal:
                 )
 
             yield advance
+
+
+def count(number: int, thing: str) -> str:
+    """`1 clip`, `1,200 clips`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def printable(text: str) -> str:
+    """Control characters, which a file's name may hold, as their escapes."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def clock(seconds: float) -> str:

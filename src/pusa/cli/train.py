@@ -16,9 +16,9 @@ from typing import Annotated
 
 from cyclopts import Group, Parameter
 
-from pusa.cli.options import OUTPUT, File, Switch
+from pusa.cli.options import OUTPUT, File, Switch, Talk
 from pusa.cli.terminal import Report, Terminal
-from pusa.errors import InputError
+from pusa.errors import Cancelled, InputError
 
 SECTIONS = Path(__file__).parents[1] / "training" / "sections.py"
 SEPARATOR = "__"
@@ -134,9 +134,7 @@ def train(
         Path | None, File, Parameter(group=OUTPUT, show_default=lambda _: "runs/ and the name of CONFIG or preset")
     ] = None,
     force: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
-    json: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
-    quiet: Annotated[bool, Switch, Parameter(alias="-q", group=OUTPUT)] = False,
-    debug: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
+    talk: Talk = Talk(),
     **typed: str | None,
 ) -> Report | None:
     """Train an adapter that gives a text-to-video model one timestep per frame, from a folder of clips.
@@ -158,17 +156,11 @@ def train(
         Folder of the run.
     force
         Go on in a folder that was trained with other settings.
-    json
-        Print one JSON object on stdout, also for errors.
-    quiet
-        Say nothing but the result.
-    debug
-        Show the traceback of an error.
     """
     if presets:
         return _presets()
     chief = os.environ.get("RANK", "0") == "0"
-    terminal = Terminal(chief and not (quiet or json))
+    terminal = Terminal(chief and talk.talkative)
     overrides = {label.rstrip("_").replace(SEPARATOR, "."): text for label, text in typed.items() if text is not None}
     if data is not None and overrides.setdefault("data.path", data) != data:
         raise InputError("--data and --data.path are the same and name two places; give one of them.")
@@ -181,7 +173,12 @@ def train(
 
         from pusa.training.run import run
     name = config.stem if config else preset or "tiny-base"
-    outcome = run(chosen, out or Path("runs") / name, force=force, terminal=terminal)
+    try:
+        outcome = run(chosen, out or Path("runs") / name, force=force, terminal=terminal)
+    except Cancelled as error:
+        if chief:
+            raise
+        raise SystemExit(error.exit_code) from error
     if not chief:
         return None
     result = outcome.result

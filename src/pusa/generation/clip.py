@@ -22,8 +22,10 @@ from torch import Tensor
 
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
-from pusa.media import Frames, replacing, write_json, write_video
+from pusa.files import replacing, write_json
+from pusa.images import Frames
 from pusa.models.lora import sha256
+from pusa.videos import write_video
 
 
 @dataclass(eq=False)

@@ -35,7 +35,7 @@ from torch import Tensor
 from pusa.errors import InputError
 from pusa.generation.clip import GeneratedClip
 from pusa.generation.footage import Footage, array_record, file_record, open_footage
-from pusa.media import Fit, Frames, fit, read_image, to_rgb
+from pusa.images import Fit, Frames, fit, read_image, to_rgb
 from pusa.models import latents
 from pusa.models.latents import FRAMES_PER_SLOT, frames_of, latent_frames, slot_of
 

@@ -28,8 +28,8 @@ from pusa.generation.conditions import Clip, Target, resolve
 from pusa.generation.footage import Footage, open_footage
 from pusa.generation.pipeline import Pipeline
 from pusa.generation.settings import Callback, Settings, Solver, check_prompts, check_seed
-from pusa.media import Fit, Frames
-from pusa.media import fit as fit_frames
+from pusa.images import Fit, Frames
+from pusa.images import fit as fit_frames
 from pusa.models.latents import FRAMES_PER_SLOT
 
 Direction = Literal["forward", "backward"]

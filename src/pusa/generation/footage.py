@@ -15,9 +15,10 @@ from torch import Tensor
 
 from pusa.errors import InputError
 from pusa.generation.clip import GeneratedClip, kept_latents, latents_hash, vae_fingerprint
-from pusa.media import Frames, read_video
+from pusa.images import Frames
 from pusa.models.latents import decode, pixel_frames
 from pusa.models.lora import sha256
+from pusa.videos import read_video
 
 
 @dataclass(eq=False)

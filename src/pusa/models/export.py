@@ -11,7 +11,6 @@ matrices that have only r columns, they are those of the r x r matrix R S^T; B A
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 import statistics
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pusa.errors import InputError
-from pusa.media import check_writable, replacing, write_text_atomic
+from pusa.files import building, check_writable, replacing, write_text_atomic
 from pusa.models import checkpoints, lora
 
 Dialect = Literal["diffusers", "comfy", "kohya"]
@@ -125,13 +124,15 @@ def merge(
     scale: float = 1.0,
     rank: int | None = None,
     dtype: DType | None = None,
+    called: str | None = None,
 ) -> Exported:
     """Write the checkpoint `base`, with W + scale * B A in its transformer, as the diffusers folder `target`.
 
     base: as for `checkpoints.load`; its other parts are copied. The sum is formed in float32, one file of weights at a
     time, and stored in the base's type or in `dtype` (which leaves alone what diffusers keeps in float32). rank:
-    as for `convert`. The folder appears when it is complete. Raises InputError when the LoRA does not fit the
-    base, the folder is there and not empty, or the base lacks a part or its weights are quantised.
+    as for `convert`. called: what the README says of the LoRA, by default its file's name and hash. The folder appears
+    when it is complete. Raises InputError when the LoRA does not fit the base, the folder is there and not empty, or
+    the base lacks a part or its weights are quantised.
     """
     source, target = Path(source), Path(target)
     if not abs(scale) < float("inf"):
@@ -156,16 +157,13 @@ def merge(
     factors, metadata = lora.read(source, lora.linears(skeleton))
     factors, energy = _prepare(source, factors, rank, None)
 
-    target.absolute().parent.mkdir(parents=True, exist_ok=True)
-    building = target.with_name(f".{target.name}-{secrets.token_hex(4)}.part")
-    try:
-        building.mkdir()
+    with building(target) as new:
         for part in parts:
             leave = shutil.ignore_patterns(*(file.name for file in files)) if part == "transformer" else None
-            shutil.copytree(folder / part, building / part, ignore=leave)
+            shutil.copytree(folder / part, new / part, ignore=leave)
         for entry in folder.iterdir():
             if entry.name in ("model_index.json", "pusa.json") or entry.name.upper().startswith(("LICENSE", "NOTICE")):
-                shutil.copy2(entry, building / entry.name)
+                shutil.copy2(entry, new / entry.name)
         waiting = set(factors)
         for file in files:
             with safe_open(str(file), "pt") as weights:
@@ -177,13 +175,11 @@ def merge(
                     tensors[key] = _sum(name, key, weight, *factors[module], scale)
                     waiting.discard(module)
                 tensors[key] = _stored(name, key, tensors[key], weight.dtype, dtype)
-            save_file(tensors, str(building / "transformer" / file.name), metadata=header)
+            save_file(tensors, str(new / "transformer" / file.name), metadata=header)
         if waiting:
             raise InputError(f"{name} is incomplete: its transformer has no {min(waiting)}.weight; copy it again.")
-        write_text_atomic(building / "README.md", _card(name, source, scale, metadata))
-        building.replace(target)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        adapter = called or f"{source.name}, sha256 {lora.sha256(source)}"
+        write_text_atomic(new / "README.md", _card(name, adapter, scale, metadata))
     return Exported(target, len(factors), _ranks(factors), _dtypes(factors), energy)
 
 
@@ -283,7 +279,7 @@ def _weight_files(name: str, folder: Path) -> list[Path]:
     return [folder / file for file in names]
 
 
-def _card(name: str, source: Path, scale: float, metadata: Mapping[str, str]) -> str:
+def _card(name: str, adapter: str, scale: float, metadata: Mapping[str, str]) -> str:
     facts = "".join(f"\n* {key}: {value}" for key, value in sorted(metadata.items()) if key.startswith("pusa."))
     front = f"base_model: {name}\nbase_model_relation: merge\n" if not Path(name).is_absolute() and "/" in name else ""
     return f"""---
@@ -293,7 +289,7 @@ pipeline_tag: text-to-video
 
 {Path(name).name} with a LoRA in its weights: W + {scale:g} B A.
 
-* LoRA: {source.name}, sha256 {lora.sha256(source)}{facts}
+* LoRA: {adapter}{facts}
 """
 
 

@@ -7,27 +7,36 @@ An average of the last steps is better than the last step, but how long it shoul
 
 whose length is a fixed share of the training so far: σ_rel, its relative standard deviation. Two of them are kept
 running (σ_rel 0.05 and 0.10) and written down from time to time; any other length is, to good accuracy, a weighted sum
-of what was written down, and `reconstruct` finds the weights by least squares.
+of what was written down, and `reconstruct` finds the shares by least squares.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pusa.errors import InputError
-from pusa.media import replacing
+from pusa.files import replacing
 
 POST_HOC = (0.05, 0.10)
 """σ_rel of the two power functions that are tracked; the second is what a run hands out when nothing else is asked."""
+SNAPSHOTS = "snapshots"
+"""The folder in a run's folder."""
+MISFIT = 0.25
+"""How far an average may be from what was asked for; see `Reconstruction`."""
+LENGTHS = tuple(round(0.005 * i, 3) for i in range(1, 56))
+"""σ_rel that are tried to say which ones can be had."""
 
 
 def gamma(sigma_rel: float) -> float:
@@ -76,40 +85,114 @@ def write_snapshot(path: Path, values: Mapping[str, Mapping[str, Tensor]], step:
         save_file(tensors, str(part), metadata={"step": str(step), "sigma_rel": json.dumps([float(n) for n in values])})
 
 
-def reconstruct(snapshots: Sequence[Path], sigma_rel: float, step: int | None = None) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Reconstruction:
+    """An average of a length that was chosen afterwards.
+
+    weights: float32, by parameter name. step: how many steps it looks back from. snapshots: the files it is made of.
+    misfit: relative L2 distance between how it weighs the steps and how the power function does, at most MISFIT.
+    """
+
+    weights: Mapping[str, Tensor]
+    step: int
+    snapshots: int
+    misfit: float
+
+
+def snapshots_of(run: Path) -> dict[int, Path]:
+    """The snapshots in a run's folder by step, in their order."""
+    found = {int(path.stem.removeprefix("step_")): path for path in (run / SNAPSHOTS).glob("step_*.safetensors")}
+    return dict(sorted(found.items()))
+
+
+def reconstruct(snapshots: Sequence[Path], sigma_rel: float, step: int | None = None) -> Reconstruction:
     """The average of relative length `sigma_rel` at the end of `step` steps (default: of all), from snapshots.
 
-    Returns float32 tensors by parameter name. The sum over snapshots runs in float64. InputError when there are none.
+    The shares of the snapshots are the least-squares ones among those that add up to 1: what training left alone, such
+    as most of a LoRA's A, comes out as it was. The sum over snapshots runs in float64. Raises InputError when there are
+    no snapshots, none of `step`, when they are too far apart for this length, or when one cannot be read.
     """
-    kept: list[tuple[Path, int, float]] = []
-    for path in snapshots:
-        with safe_open(str(path), "pt") as file:
-            facts = file.metadata() or {}
-        kept += [(path, int(facts["step"]), s) for s in json.loads(facts["sigma_rel"])]
-    end = max((at for _, at, _ in kept), default=0) if step is None else step
-    kept = [entry for entry in kept if entry[1] <= end]
-    if not kept:
+    if not snapshots:
         raise InputError("There is no snapshot to make an average of: train with train.ema = post-hoc and save.every.")
-    times = np.array([at for _, at, _ in kept], float)
-    exponents = np.array([gamma(s) for _, _, s in kept])
-    target_time, target_exponent = np.array([end], float), np.array([gamma(sigma_rel)])
+    exponent = gamma(sigma_rel)
+    with ExitStack() as stack:
+        kept = [average for path in snapshots for average in stack.enter_context(_opened(path))]
+        steps = sorted({average.step for average in kept})
+        end = steps[-1] if step is None else step
+        if end not in steps:
+            near = ", ".join(map(str, sorted(sorted(steps, key=lambda at: abs(at - end))[:3])))
+            raise InputError(f"There is no snapshot of step {end}; the nearest are of {near}.")
+        kept = [average for average in kept if average.step <= end]
+        times, exponents = np.array([a.step for a in kept], float), np.array([gamma(a.sigma_rel) for a in kept])
+        shares, misfit = _shares(times, exponents, end, exponent)
+        if misfit > MISFIT:
+            good = [s for s in LENGTHS if _shares(times, exponents, end, gamma(s))[1] <= MISFIT]
+            raise InputError(
+                f"The snapshots are too few or too far apart for an average of relative length {sigma_rel:g}; the ones "
+                f"that are there give {good[0]:g} to {good[-1]:g}."
+            )
+        names = kept[-1].names()
+        if odd := [average for average in kept if average.names() != names]:
+            raise InputError(f"The snapshot {odd[0].path} holds other parameters than the last one: remove it.")
+        weights = {}
+        for name in names:
+            total = torch.zeros((), dtype=torch.float64)
+            for average, share in zip(kept, shares.tolist(), strict=True):
+                total = total + share * average.tensor(name).double()
+            weights[name] = total.float()
+    return Reconstruction(weights, end, len({average.path for average in kept}), misfit)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """One of the averages in an opened snapshot."""
+
+    path: Path
+    file: Any
+    step: int
+    sigma_rel: float
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.sigma_rel:.2f}/"
+
+    def names(self) -> list[str]:
+        return sorted(k.removeprefix(self.prefix) for k in self.file.keys() if k.startswith(self.prefix))  # noqa: SIM118
+
+    def tensor(self, name: str) -> Tensor:
+        value: Tensor = self.file.get_tensor(self.prefix + name)
+        return value
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[list[_Kept]]:
+    """The averages in a snapshot; InputError when it cannot be read."""
+    try:
+        file: Any = safe_open(str(path), "pt")
+        about = file.metadata()
+        kept = [_Kept(path, file, int(about["step"]), float(s)) for s in json.loads(about["sigma_rel"])]
+    except Exception as error:
+        raise InputError(f"The snapshot {path} is damaged: remove it to make the average of the others.") from error
+    with file:
+        yield kept
+
+
+Floats = NDArray[np.float64]
+
+
+def _shares(times: Floats, exponents: Floats, end: float, exponent: float) -> tuple[Floats, float]:
+    """Shares [N] of power functions that end at `times`, adding up to 1, nearest to one that ends at `end`; the misfit.
+
+    Minimises wᵀ A w − 2 bᵀ w under 1ᵀ w = 1, with A and b the overlaps among them and with the one that is wanted.
+    """
     among = _overlap(times[:, None], exponents[:, None], times[None], exponents[None])
-    wanted = _overlap(times[:, None], exponents[:, None], target_time[None], target_exponent[None])
-    weights = np.linalg.lstsq(among, wanted, rcond=None)[0][:, 0]
-
-    total: dict[str, Tensor] = {}
-    for (path, _, s), weight in zip(kept, weights, strict=True):
-        with safe_open(str(path), "pt") as file:
-            prefix = f"{s:.2f}/"
-            for name in file.keys():  # noqa: SIM118
-                if name.startswith(prefix):
-                    value = file.get_tensor(name).double() * weight
-                    key = name.removeprefix(prefix)
-                    total[key] = total[key] + value if key in total else value
-    return {key: value.float() for key, value in total.items()}
-
-
-Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+    wanted = _overlap(times, exponents, np.array(end), np.array(exponent))
+    itself = _overlap(np.array(end), np.array(exponent), np.array(end), np.array(exponent))
+    ones = np.ones((len(times), 1))
+    system = np.block([[among, ones], [ones.T, np.zeros((1, 1))]])
+    shares = np.linalg.lstsq(system, np.append(wanted, 1.0), rcond=None)[0][:-1]
+    rest = itself - 2 * shares @ wanted + shares @ among @ shares
+    return shares, float(np.sqrt(max(0.0, rest / itself)))
 
 
 def _overlap(t_a: Floats, g_a: Floats, t_b: Floats, g_b: Floats) -> Floats:

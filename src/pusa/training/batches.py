@@ -32,7 +32,7 @@ from pusa.training.sections import TrainSettings
 
 
 class Samples(Protocol):
-    """Encoded clips, as `cache.Cached` has them: a sample has `latents`, `context`, `caption` and `key`."""
+    """Encoded clips, as `cache.Cached` has them: a sample has `latents`, `context`, `caption` and `origin`."""
 
     @property
     def buckets(self) -> Sequence[Any]:
@@ -44,14 +44,17 @@ class Samples(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One micro-batch. latents: [B, C, F, h, w]; context: [B, 512, D]; step and lane: where it belongs."""
+    """One micro-batch. latents: [B, C, F, h, w]; context: [B, 512, D]; step and lane: where it belongs.
+
+    origins: the file of each clip, for people.
+    """
 
     step: int
     lane: int
     latents: Tensor
     context: Tensor
     captions: tuple[str, ...]
-    keys: tuple[str, ...]
+    origins: tuple[str, ...]
 
 
 def indices(step: int, lane: int, lanes: int, batch: int, buckets: Sequence[Any], seed: int) -> list[int]:
@@ -192,7 +195,7 @@ class Batches(Iterator[Batch]):
             torch.stack([clip.latents for clip in clips]),
             torch.stack([clip.context for clip in clips]),
             tuple(clip.caption for clip in clips),
-            tuple(clip.key for clip in clips),
+            tuple(clip.origin for clip in clips),
         )
 
     def close(self) -> None:

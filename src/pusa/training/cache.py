@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from pusa.errors import InputError
 from pusa.models import latents
-from pusa.models.checkpoints import Components
+from pusa.models.checkpoints import Encoders
 from pusa.models.lora import sha256
 from pusa.training import clips
 from pusa.training.clips import Bucket, Cut, Plan, VideoFile
@@ -46,11 +47,13 @@ Progress = Callable[[str, int, int], None]
 class Sample:
     """One clip as the trainer sees it.
 
-    key: of what the latents and the context were made from. latents: float32 [C, F, h, w], normalised. context:
-    [512, D] in the text encoder's dtype, zero past the caption's end.
+    key: of what the latents and the context were made from. origin: for people, the file and what part of it.
+    latents: float32 [C, F, h, w], normalised. context: [512, D] in the text encoder's dtype, zero past the caption's
+    end.
     """
 
     key: str
+    origin: str
     latents: Tensor
     context: Tensor
     caption: str
@@ -130,7 +133,7 @@ class Cache:
         except InputError as error:
             raise InputError(f"{cut.file.path}: {error}; run `pusa prepare` again to remake it.") from error
         digest = hashlib.sha256(" ".join(entries).encode()).hexdigest()
-        return Sample(digest, z.float(), _padded(context), cut.file.caption, cut.bucket)
+        return Sample(digest, str(cut), z.float(), _padded(context), cut.file.caption, cut.bucket)
 
     def load_text(self, caption: str) -> Tensor:
         """The context of a caption, [512, D]. Raises InputError when it is not there or damaged."""
@@ -151,7 +154,7 @@ class Cached(Sequence[Sample]):
         self.cache = Cache(folder, fingerprint)
         if lost := self.cache.missing(plan):
             files = list(dict.fromkeys(cut.file.path for cut in lost))
-            which = str(files[0]) if len(files) == 1 else f"{files[0]} and of {len(files) - 1} other files"
+            which = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
             raise InputError(
                 f"The cache {folder} has no whole entry of {which}: run `pusa prepare` with the same settings, or take "
                 "out of the data what it says cannot be cached."
@@ -195,7 +198,7 @@ class Cached(Sequence[Sample]):
 
 def prepare(
     plan: Plan,
-    components: Components,
+    encoders: Encoders,
     folder: Path,
     *,
     progress: Progress | None = None,
@@ -209,25 +212,27 @@ def prepare(
     planned, becomes a Problem and the others go on. Clips are encoded one at a time. Raises InputError when the cache
     cannot be written, for instance on a full disk.
     """
-    return _Preparation(plan, components, folder, progress or (lambda *_: None), rank, world).run()
+    return _Preparation(plan, encoders, folder, progress or (lambda *_: None), rank, world).run()
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """One entry to make: the latents or the context of a cut, or (without a cut) the context of a caption."""
+    """One entry to make: the latents or the context of a cut, or (without a cut) the context of a caption.
+
+    origin: of a caption, the first clip that has it.
+    """
 
     key: str
     cut: Cut | None = None
     caption: str = ""
+    origin: str = ""
 
 
 class _Preparation:
-    def __init__(
-        self, plan: Plan, components: Components, folder: Path, progress: Progress, rank: int, world: int
-    ) -> None:
-        self.plan, self.components, self.progress = plan, components, progress
+    def __init__(self, plan: Plan, encoders: Encoders, folder: Path, progress: Progress, rank: int, world: int) -> None:
+        self.plan, self.encoders, self.progress = plan, encoders, progress
         self.rank, self.world = rank, world
-        self.cache = Cache(folder, fingerprint(components, plan.fps))
+        self.cache = Cache(folder, fingerprint(encoders, plan.fps))
         self.store = self.cache.store
         self.done: dict[str, int] = {"made": 0, "shared": 0, "captions": 0}
         self.failed: dict[str, Problem] = {}
@@ -240,6 +245,21 @@ class _Preparation:
         share = [unit for place, unit in enumerate(units) if place % self.world == self.rank]
         rest = [unit for place, unit in enumerate(units) if place % self.world != self.rank]
         todo = [unit for unit in (*share, *rest) if unit.key not in kept]
+        if todo:
+            self._fill(todo)
+        whole = kept - self.failed.keys()
+        clips_kept = [unit.key for unit in units if unit.key in whole and unit.key.startswith("latents/")]
+        return Prepared(
+            made=self.done["made"],
+            kept=len(clips_kept),
+            shared=self.done["shared"],
+            failed=tuple(self.failed.values()),
+            captions=self.done["captions"],
+            bytes=sum(self.store.size(unit.key) for unit in units),
+            seconds=time.perf_counter() - started,
+        )
+
+    def _fill(self, todo: list[_Unit]) -> None:
         total, finished = len(todo), 0
         with self.store.claims() as claims:
             for wait in (False, True):
@@ -253,24 +273,13 @@ class _Preparation:
                             busy.append(unit)
                     self.progress(WAITING if wait else ENCODING, finished, total)
                 todo = busy
-        whole = kept - self.failed.keys()
-        clips_kept = [unit.key for unit in units if unit.key in whole and unit.key.startswith("latents/")]
-        return Prepared(
-            made=self.done["made"],
-            kept=len(clips_kept),
-            shared=self.done["shared"],
-            failed=tuple(self.failed.values()),
-            captions=self.done["captions"],
-            bytes=sum(self.store.size(unit.key) for unit in units),
-            seconds=time.perf_counter() - started,
-        )
 
     def _units(self) -> list[_Unit]:
         """Every entry that the plan needs, once, in an order that all processes agree on."""
         units = {entry: _Unit(entry) for entry in [self.cache.text("")]}
         for cut in self.plan.cuts:
             entry = self.cache.context(cut)
-            units.setdefault(entry, _Unit(entry, cut if cut.file.ready else None, cut.file.caption))
+            units.setdefault(entry, _Unit(entry, cut if cut.file.ready else None, cut.file.caption, str(cut.file.path)))
         for cut in self.plan.cuts:
             entry = self.cache.latents(cut)
             units.setdefault(entry, _Unit(entry, cut))
@@ -302,7 +311,10 @@ class _Preparation:
     def _encode(self, unit: _Unit) -> tuple[Tensor, dict[str, Any]]:
         """The tensor of an entry and what its header says of it."""
         if unit.cut is None:
-            encoded = latents.encode_text(self.components.text_encoder, self.components.tokenizer, [unit.caption])[0]
+            with warnings.catch_warnings(record=True) as told:
+                encoded = latents.encode_text(self.encoders.text_encoder, self.encoders.tokenizer, [unit.caption])[0]
+            for warning in told:
+                warnings.warn(f"{unit.origin}: {warning.message}", stacklevel=2)
             return _stripped(encoded), {"caption": unit.caption, "text": self.cache.fingerprint.text}
         file = unit.cut.file
         where = {"file": file.sha256, "bucket": str(unit.cut.bucket)}
@@ -319,7 +331,7 @@ class _Preparation:
                     "fps": f"{self.plan.fps:g}",
                     "vae": self.cache.fingerprint.vae,
                 }
-                tensor = latents.encode(self.components.vae, frames)[0]
+                tensor = latents.encode(self.encoders.vae, frames)[0]
         except (InputError, OSError) as error:
             if not file.path.exists():
                 raise _UnusableError(Problem(file.path, "missing", "is not there any more")) from error
@@ -334,14 +346,14 @@ class _Preparation:
         return tensor, where
 
     def _check_ready(self, cut: Cut, z: Tensor, context: Tensor) -> None:
-        channels = int(self.components.vae.config.z_dim)
-        width = int(self.components.text_encoder.config.d_model)
-        factor = int(self.components.vae.config.scale_factor_spatial)
+        channels = int(self.encoders.vae.config.z_dim)
+        width = int(self.encoders.text_encoder.config.d_model)
+        factor = int(self.encoders.vae.config.scale_factor_spatial)
         slots = latents.latent_frames(cut.bucket.frames)
         expected = [channels, slots, cut.bucket.height // factor, cut.bucket.width // factor]
         if list(z.shape) != expected or context.shape[1] != width:
             raise InputError(
-                f"has latents of {list(z.shape)} and a context {context.shape[1]} wide, but {self.components.source} "
+                f"has latents of {list(z.shape)} and a context {context.shape[1]} wide, but {self.encoders.source} "
                 f"takes {expected} and {width}; it was made for another model"
             )
 

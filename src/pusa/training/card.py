@@ -14,7 +14,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from pusa.media import write_text_atomic
+from pusa.files import write_text_atomic
 from pusa.training.costs import Costs
 from pusa.training.validation import Validation
 

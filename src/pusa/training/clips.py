@@ -9,6 +9,7 @@ buckets of one frame, moving ones in the others.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import re
@@ -24,7 +25,7 @@ import numpy as np
 from pusa import film
 from pusa.errors import InputError
 from pusa.film import Truncated
-from pusa.media import Frames
+from pusa.images import Frames
 from pusa.models.latents import FRAMES_PER_SLOT, latent_frames, pixel_frames
 from pusa.training.dataset import Entry, Problem, find, is_ready
 from pusa.training.official import read_ready
@@ -114,6 +115,9 @@ class Cut:
     bucket: Bucket
     start: float
 
+    def __str__(self) -> str:
+        return f"{self.file.path} from {self.start:.3g} s on" if self.start else str(self.file.path)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -157,6 +161,8 @@ def probe(entry: Entry) -> VideoFile | Problem:
         lost = "is a link to nothing; mend it" if entry.path.is_symlink() else "does not exist; check the name"
         return Problem(entry.path, "missing", lost)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            return Problem(entry.path, "missing", "is a link to itself; mend it")
         return Problem(entry.path, "unreadable", f"cannot be read ({error.strerror or error}); check the disk")
 
 
@@ -319,7 +325,7 @@ def _in_order(work: Callable[[In], Out], things: Iterable[In], workers: int) -> 
 def read(cut: Cut, fps: float) -> Frames:
     """The pixels of a sample, uint8 [bucket.frames, height, width, 3]; only the part that is needed is decoded.
 
-    Frame k is the one nearest to `start + k / fps` seconds, as `media.read_video` chooses it. Raises InputError when
+    Frame k is the one nearest to `start + k / fps` seconds, as `videos.read_video` chooses it. Raises InputError when
     the file is damaged there, and for a file that holds latents.
     """
     if cut.file.ready:

@@ -22,6 +22,7 @@ from pusa.models import checkpoints
 from pusa.training import cache
 from pusa.training.cache import Prepared, Progress
 from pusa.training.clips import Plan, VideoFile
+from pusa.training.store import make_folder, unusable
 
 POLL = 1.0
 """seconds between two looks at how far the cache has come"""
@@ -112,12 +113,11 @@ def _connect(address: str) -> Any:
 
 
 def _touch(token: Path) -> None:
+    make_folder(token.parent, "the cache")
     try:
-        token.parent.mkdir(parents=True, exist_ok=True)
         token.touch()
     except OSError as error:
-        reason = error.strerror
-        raise InputError(f"cannot write {token.parent}: {reason}; choose another folder for the cache") from error
+        raise unusable(token.parent, "the cache", error) from error
 
 
 def _absolute(file: VideoFile) -> VideoFile:
@@ -169,4 +169,5 @@ def _share(plan: Plan, source: str, token: Path, rank: int, world: int, tally: A
             last = time.monotonic()
             tally.report.remote(rank, what, done, total)
 
-    return cache.prepare(plan, checkpoints.load(source), token.parent, progress=progress, rank=rank, world=world)
+    encoders = checkpoints.load_encoders(source)
+    return cache.prepare(plan, encoders, token.parent, progress=progress, rank=rank, world=world)

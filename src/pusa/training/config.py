@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from pusa.errors import InputError
-from pusa.media import write_text_atomic
+from pusa.files import write_text_atomic
 from pusa.training import notation
 from pusa.training.presets import PRESETS
 from pusa.training.sections import (
@@ -240,6 +240,8 @@ def _sentence(error: ValidationError, origin: Mapping[tuple[str, str], str]) -> 
         known = get_args(get_args(field.annotation)[0])
         return f"{section}.{key} names {deeper[0]!r}{place}, which does not exist; {_nearest(deeper[0], known)}"
     found = "missing" if first["type"] == "missing" else _show(first["input"])
+    if isinstance(first["input"], float) and first["type"].startswith("int"):
+        found = repr(first["input"])  # 3.0, which is not a whole number here
     return f"{name} is {found}{place}; give {_expected(field, deep=bool(deeper))}{rest}."
 
 

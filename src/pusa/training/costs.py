@@ -29,7 +29,7 @@ from diffusers import WanTransformer3DModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from pusa.media import write_json
+from pusa.files import write_json
 from pusa.models.latents import TEXT_TOKENS
 
 PAPER: Mapping[str, Any] = {"clips": 3860, "samples": 7200, "steps": 900, "money": 500.0, "currency": "USD"}

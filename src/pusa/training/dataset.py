@@ -100,6 +100,8 @@ def find(source: str | Path) -> Listing:
     Raises InputError when there is no such source, when a table cannot be read as one, or when nothing in it is a clip.
     """
     text = str(source)
+    if not text:
+        raise InputError("the path of the clips is empty; give a folder of clips, or the hub id of a dataset")
     path = Path(source).expanduser()
     if path.is_dir():
         return _list(text, _Found(path.absolute()))
@@ -222,16 +224,16 @@ def _listing(source: str, layout: str, found: _Found, files: list[Path], known: 
             raise InputError(
                 f"{source} has no clip that is there; the first that is not: {named[0].path} {named[0].reason}"
             )
+        held = f"holds no clips, only {_kinds(files)}" if files else "holds no files"
         raise InputError(
-            f"{source} holds no clips, only {_kinds(files)}; put .mp4, .mov, .webm, .gif, .png or .jpg files there, "
-            "each with a .txt of the same name"
+            f"{source} {held}; put .mp4, .mov, .webm, .gif, .png or .jpg files there, each with a .txt of the same name"
         )
     return Listing(source, layout, tuple(found.entries.values()), tuple(found.problems))
 
 
 def _kinds(files: list[Path]) -> str:
     counts = Counter(path.suffix.lower() or path.name for path in files).most_common(4)
-    return ", ".join(f"{count} {suffix}" for suffix, count in counts) or "nothing at all"
+    return ", ".join(f"{count} {suffix}" for suffix, count in counts)
 
 
 def _from_folder(source: str, found: _Found, files: list[Path]) -> Listing:
@@ -256,10 +258,11 @@ def _from_folder(source: str, found: _Found, files: list[Path]) -> Listing:
 
 
 def _from_lists(source: str, found: _Found, lists: dict[str, Path], files: list[Path]) -> Listing:
-    videos, prompts = (read_text(lists[name]).rstrip().split("\n") for name in _LISTS)
+    videos, prompts = (read_text(lists[name], f"{source}/{name}").rstrip().split("\n") for name in _LISTS)
     if len(videos) != len(prompts):
         raise InputError(
-            f"{source}: videos.txt has {len(videos)} lines and prompts.txt {len(prompts)}; give each clip one in both"
+            f"{source}: videos.txt and prompts.txt have {len(videos)} and {len(prompts)} lines; give each clip one in "
+            "both"
         )
     for number, (name, prompt) in enumerate(zip(videos, prompts, strict=True), 1):
         where = f"videos.txt, line {number}"
@@ -273,14 +276,20 @@ def _from_lists(source: str, found: _Found, lists: dict[str, Path], files: list[
 
 def _from_tables(source: str, found: _Found, paths: list[Path], files: list[Path]) -> Listing:
     dialects: set[str] = set()
+    folder = source if found.hub or Path(source).expanduser().is_dir() else os.path.dirname(source)
     for table in paths:
         label = str(table.relative_to(found.folder))
-        for row in tables.rows(table, label, found.problem):
-            dialects.add(row.dialect)
-            path = _resolve(found, table.parent, row.name, row.where)
-            if path is not None:
-                found.add(path, row.caption, row.where, row.lack)
+        try:
+            for row in tables.rows(table, label, found.problem):
+                dialects.add(row.dialect)
+                path = _resolve(found, table.parent, row.name, row.where)
+                if path is not None:
+                    found.add(path, row.caption, row.where, row.lack)
+        except InputError as error:
+            raise InputError(os.path.join(folder, str(error))) from error
     names = ", ".join(str(table.relative_to(found.folder)) for table in paths[:3])
+    if not found.entries and not found.problems:
+        raise InputError(f"{os.path.join(folder, names)} names no clip; write a row for each")
     layout = f"{names} ({' and '.join(sorted(dialects))})"
     return _listing(source, layout, found, files, set(paths), f"is not named in {paths[0].name}")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from pusa.models.checkpoints import Components
+from pusa.models.checkpoints import Encoders
 from pusa.models.latents import TEXT_TOKENS
 
 _CALL_SETTINGS = ("padding", "truncation")
@@ -28,16 +28,16 @@ class Fingerprint:
     fps: float
 
 
-def fingerprint(components: Components, fps: float) -> Fingerprint:
+def fingerprint(encoders: Encoders, fps: float) -> Fingerprint:
     """Hashes of everything in a model that decides a clip's latents and a caption's context, every weight included."""
-    vae, text = components.vae, components.text_encoder
+    vae, text = encoders.vae, encoders.text_encoder
     tiles = [vae.tile_sample_min_height, vae.tile_sample_min_width, vae.tile_sample_stride_height,
              vae.tile_sample_stride_width] if vae.use_tiling else None  # fmt: skip
     of_vae = {"config": _plain(dict(vae.config)), "weights": _weights(vae), "tiles": tiles}
     of_text = {
         "config": _plain(text.config.to_dict()),
         "weights": _weights(text),
-        "tokenizer": _tokenizer(components.tokenizer),
+        "tokenizer": _tokenizer(encoders.tokenizer),
         "tokens": TEXT_TOKENS,
     }
     return Fingerprint(_digest(of_vae), _digest(of_text), float(fps))

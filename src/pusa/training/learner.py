@@ -171,7 +171,7 @@ class Learner:
 
 
 def _names(batch: Batch) -> list[str]:
-    return [f"{key} ({caption[:60]})" for key, caption in zip(batch.keys, batch.captions, strict=True)]
+    return [f"{origin} ({caption[:60]})" for origin, caption in zip(batch.origins, batch.captions, strict=True)]
 
 
 def _record(step: int, lanes: Tensor, norm: float, rate: float) -> dict[str, Any]:

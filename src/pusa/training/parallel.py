@@ -212,6 +212,11 @@ def everyones(world: World, values: Tensor) -> Tensor:
     return torch.stack(parts)
 
 
+def anyone(world: World, flag: bool) -> bool:
+    """Whether it is so on any process. Every process must call it."""
+    return bool(everyones(world, torch.tensor(flag)).any())
+
+
 def everyones_words(world: World, words: list[str]) -> list[str]:
     """The words of every process, in the order of ranks."""
     if world.size == 1:

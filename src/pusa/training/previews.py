@@ -22,12 +22,13 @@ from torch import Tensor
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
 from pusa.generation.pipeline import Pipeline
-from pusa.media import Frames, write_image, write_video
+from pusa.images import Frames, write_image
 from pusa.models import latents
 from pusa.models.checkpoints import Components
 from pusa.models.latents import frames_of, pixel_frames
 from pusa.training.draws import LEAST_FRAMES
 from pusa.training.validation import Sample, given, undisturbed
+from pusa.videos import write_video
 
 CLIPS = 2
 """So many held-out clips are shown for each task."""

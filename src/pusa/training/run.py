@@ -15,13 +15,15 @@ from typing import Protocol
 
 from pusa.errors import InputError
 from pusa.models import checkpoints
-from pusa.training import clips, parallel
+from pusa.training import clips, loggers, parallel
 from pusa.training.cache import Cache, Cached, prepare
 from pusa.training.clips import Bucket, Cut, Plan
 from pusa.training.config import Config
 from pusa.training.dataset import Problem
 from pusa.training.estimate import sizes_for
 from pusa.training.fingerprints import fingerprint
+from pusa.training.state import take
+from pusa.training.store import make_folder
 from pusa.training.trainer import Result, train
 from pusa.training.watching import Watch
 
@@ -57,11 +59,13 @@ def run(config: Config, out: Path, *, force: bool = False, terminal: Terminal) -
     InputError when none is left, and for everything that `trainer.train` and `checkpoints.load` refuse.
     """
     with parallel.join() as world:
+        parallel.from_chief(world, lambda: loggers.check(list(config.track.loggers)))
         with terminal.status("Looking at the model"):
             name, folder = checkpoints.find(config.model.source)
             checkpoints.check(name, folder)
             wishes, (_, buckets) = checkpoints.defaults_of(folder), sizes_for(name, folder, config.data.buckets or ())
         plan = parallel.from_chief(world, lambda: survey(config, buckets, wishes.fps, terminal))
+        parallel.from_chief(world, lambda: _writable(config.data.cache, out))
         with terminal.status(f"Loading {config.model.source}"):
             components = checkpoints.load(config.model.source, device=parallel.local_device())
         with terminal.counting() as progress:
@@ -97,6 +101,12 @@ def run(config: Config, out: Path, *, force: bool = False, terminal: Terminal) -
     return Outcome(result, len(samples), len(others), plan.problems)
 
 
+def _writable(cache: Path, out: Path) -> None:
+    """Find out before the hours of encoding that a folder cannot be made or is in use."""
+    make_folder(cache, "the cache")
+    take(out).close()
+
+
 def survey(config: Config, buckets: Sequence[Bucket], fps: float, terminal: Terminal) -> Plan:
     """What the data holds and what becomes of it; InputError when nothing of it can be trained on."""
     source = config.data.path
@@ -128,14 +138,17 @@ def hold_out(plan: Plan, clips: int | None) -> tuple[Plan, Plan]:
     Which ones depends on the content of each file alone: where it lies and what stands beside it change nothing.
     """
     files = {cut.file.sha256 for cut in plan.cuts}
-    count = min(MOST_HELD_OUT, len(files) // 10) if clips is None else clips
+    count = held_out(len(files)) if clips is None else clips
     if count >= len(files):
-        raise InputError(
-            f"data.held_out is {count} and there are {len(files)} clips; leave at least one of them to train on."
-        )
+        raise InputError(f"data.held_out is {count} of {len(files)}; leave at least one clip to train on.")
     apart = set(sorted(files, key=lambda content: hashlib.sha256(f"held out {content}".encode()).digest())[:count])
     parts = [tuple(cut for cut in plan.cuts if (cut.file.sha256 in apart) is held) for held in (False, True)]
     return replace(plan, cuts=parts[0]), replace(plan, cuts=parts[1])
+
+
+def held_out(files: int) -> int:
+    """How many files are kept apart when nothing is said: a tenth, rounded down."""
+    return min(MOST_HELD_OUT, files // 10)
 
 
 def _something_left(plan: Plan) -> None:

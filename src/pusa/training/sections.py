@@ -24,7 +24,9 @@ def _none(value: Any) -> Any:
 
 def _path(value: Any) -> Any:
     """The empty path would be the folder we are in."""
-    return value if value != "" else None
+    if value == "":
+        raise ValueError("is empty; give a path")
+    return value
 
 
 Absent = BeforeValidator(_none)
@@ -243,6 +245,13 @@ class ValidateSettings(Section):
         0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95
     ]  # fmt: skip
     """Noise levels of the frames that are made."""
+
+    @field_validator("sigmas")
+    @classmethod
+    def _sigmas(cls, value: list[float]) -> list[float]:
+        if len(set(value)) < len(value):
+            raise ValueError("names a level twice; give each once")
+        return value
 
 
 class PreviewSettings(Section):

@@ -7,7 +7,8 @@
 
 To resume, run the same command again. A checkpoint is written under another name, pushed to the disk and renamed; what
 a power cut or `kill -9` leaves behind is never under a checkpoint's name, and what a bad disk leaves there has another
-hash. The newest whole checkpoint is where a run goes on, and lines of the log that came after it are taken back.
+hash. The newest whole checkpoint is where a run goes on; lines of the log and snapshots that came after it are taken
+back.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from typing import IO, Any
 import torch
 
 from pusa.errors import InputError, PusaError
-from pusa.media import write_json
+from pusa.files import write_json
+from pusa.training.averages import snapshots_of
+from pusa.training.store import make_folder, unusable
 
 MANIFEST, STATE = "checkpoint.json", "state.pt"
 LOGS = ("log.jsonl", "validation.jsonl")
@@ -69,9 +72,7 @@ class Run:
         and not `force`, or when there are checkpoints and none is whole.
         """
         folder = Path(folder)
-        with writing(f"the run folder {folder}"):
-            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        run = cls(folder, json.loads(json.dumps(facts)), _take(folder))
+        run = cls(folder, json.loads(json.dumps(facts)), take(folder))
         try:
             for rubbish in (folder / "checkpoints").glob(f".*{_PART}"):
                 shutil.rmtree(rubbish)
@@ -83,6 +84,9 @@ class Run:
                 )
             for name in LOGS:
                 rewind(folder / name, run.resumed.step if run.resumed else 0)
+            for step, snapshot in snapshots_of(folder).items():
+                if step > (run.resumed.step if run.resumed else 0):
+                    snapshot.unlink()
         except BaseException:
             run.close()
             raise
@@ -200,9 +204,17 @@ def rewind(path: Path, step: int) -> None:
         file.truncate(end)
 
 
-def _take(folder: Path) -> IO[str]:
-    """Lock the folder for as long as the returned file is open, or as this process lives."""
-    file = (folder / "lock").open("a+", encoding="utf-8")
+def take(folder: Path) -> IO[str]:
+    """Make the folder and lock it for as long as the returned file is open, or as this process lives.
+
+    Raises InputError when another process has it, or when nothing can be written there.
+    """
+    make_folder(folder, "the run")
+    try:
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        file = (folder / "lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise unusable(folder, "the run", error) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -281,7 +293,8 @@ def writing(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        text = (error.strerror if isinstance(error, OSError) else None) or str(error).strip() or type(error).__name__
+        reason = text.splitlines()[0].rstrip(".")
         cause: BaseException | None = error
         while cause is not None:
             number = getattr(cause, "errno", None)

@@ -26,7 +26,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pusa.errors import InputError
-from pusa.media import replacing
+from pusa.files import replacing
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -54,7 +54,7 @@ class Store:
         The same tensor and `about` give the same bytes. Raises InputError on a full disk or a read-only folder.
         """
         path, tensor = self.path(key), tensor.detach().cpu().contiguous()
-        _make(path.parent)
+        make_folder(path.parent, "the cache")
         # One metadata entry: safetensors writes several in any order.
         header = json.dumps({**about, "sha256": _checksum(tensor)}, sort_keys=True, ensure_ascii=False)
         content = safetensors.torch.save({key.split("/")[0]: tensor}, {"pusa": header})
@@ -97,12 +97,12 @@ class Store:
     @contextmanager
     def claims(self) -> Iterator[Claims]:
         """The right to make entries, for one process; one at a time."""
-        _make(self.folder)
+        make_folder(self.folder, "the cache")
         path = self.folder / "claims"
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}; choose another folder for the cache") from error
+            raise unusable(self.folder, "the cache", error) from error
         try:
             yield Claims(self, descriptor)
         finally:
@@ -144,14 +144,29 @@ class Claims:
             part.unlink(missing_ok=True)
 
 
-def _make(folder: Path) -> None:
+def make_folder(folder: Path, what: str) -> None:
+    """Make a folder and those it lies in. InputError when that cannot be; what: what it is for, such as "the cache"."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise InputError(f"{folder} is a file where the cache needs a folder; choose another folder") from error
     except OSError as error:
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
-        raise InputError(f"cannot make the folder {folder}: {reason}; choose another folder for the cache") from error
+        raise unusable(folder, what, error) from error
+
+
+def unusable(folder: Path, what: str, error: OSError) -> InputError:
+    """One sentence for a folder in which nothing can be written."""
+    above = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            reason, advice = "the disk is full", "free some space, or "
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            reason, advice = f"{above} is read-only for you", ""
+        case errno.EEXIST | errno.ENOTDIR:
+            reason, advice = f"{above} is no folder", ""
+        case errno.ENOENT:
+            reason, advice = f"{above} takes no folders", ""
+        case _:
+            reason, advice = f"{error.strerror}", ""
+    return InputError(f"cannot write {what} into {folder}: {reason}; {advice}choose another folder for it.")
 
 
 def _checksum(tensor: Tensor) -> str:

@@ -84,8 +84,10 @@ def _no_column(label: str, what: str, known: Iterable[str], row: dict[str, Any])
 
 def _csv(table: Path, label: str, problem: Report) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, cells) of a CSV; quoted cells may hold commas and newlines; commas, semicolons or tabs divide."""
-    lines = iter([line + "\n" for line in read_text(table).split("\n")])
+    lines = iter([line + "\n" for line in read_text(table, label).split("\n")])
     header = next((line for line in lines if line.strip()), "")
+    if not header:
+        raise InputError(f"{label} is empty; write a header such as file_name,text and a row for each clip")
     for delimiter in (",", ";", "\t"):
         names = [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])]
         if any(name in DIALECTS for name in names):
@@ -100,7 +102,7 @@ def _csv(table: Path, label: str, problem: Report) -> Iterator[tuple[int, dict[s
             here, line = line, reader.line_num + 2
             if len(cells) > len(names):
                 where = f"{label}, line {here}"
-                problem(where, "unreadable", f"has {len(cells)} cells for {len(names)} columns; quote the caption")
+                problem(where, "unreadable", f"has {len(cells)} cells and the header {len(names)}; quote the caption")
             elif cells:
                 yield here, dict(zip(names, cells + [""] * (len(names) - len(cells)), strict=True))
     except csv.Error as error:
@@ -109,7 +111,7 @@ def _csv(table: Path, label: str, problem: Report) -> Iterator[tuple[int, dict[s
 
 def _json(table: Path, label: str, problem: Report) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line or item, cells) of JSON lines, or of one JSON list of objects."""
-    text = read_text(table)
+    text = read_text(table, label)
     if table.suffix.lower() == ".json":
         try:
             items = json.loads(text)
@@ -133,15 +135,19 @@ def _json(table: Path, label: str, problem: Report) -> Iterator[tuple[int, dict[
             problem(f"{label}, line {number}", "unreadable", f"holds a {type(item).__name__} where an object is needed")
 
 
-def read_text(path: Path) -> str:
-    """A text file in UTF-8, or UTF-16 with its mark; line ends of any system become newlines."""
+def read_text(path: Path, name: str | None = None) -> str:
+    """A text file in UTF-8, or UTF-16 with its mark; line ends of any system become newlines.
+
+    name: what it is called in errors, its file name by default.
+    """
+    name = name or path.name
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path.name} cannot be read ({error.strerror}); check it") from error
+        raise InputError(f"{name} cannot be read ({error.strerror}); check it") from error
     encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         return raw.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise InputError(f"{path.name} is not UTF-8 text (line {line}); save it as UTF-8") from error
+        raise InputError(f"{name} is not UTF-8 text (line {line}); save it as UTF-8") from error

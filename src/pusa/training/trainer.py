@@ -18,10 +18,10 @@ from typing import Any, Protocol
 
 import torch
 
-from pusa.errors import InputError
+from pusa.errors import Cancelled, InputError
 from pusa.models.checkpoints import Components
 from pusa.models.wan import VectorWanTransformer3DModel
-from pusa.training import parallel
+from pusa.training import interruption, parallel
 from pusa.training.adaptation import Adaptation, adapt
 from pusa.training.averages import write_snapshot
 from pusa.training.batches import Batches
@@ -83,7 +83,8 @@ def train(
     accelerate every process calls this. force: go on even though settings, model or clips have changed.
 
     Raises InputError for settings that cannot work, a held-out clip among the samples, a folder in use, a full disk,
-    and, unless they are to be skipped, for clips that give no finite loss.
+    and, unless they are to be skipped, for clips that give no finite loss. Ctrl-C or SIGTERM on any process ends the
+    step on all of them, and after a checkpoint `Cancelled` is raised; what was due after that step is left out.
     """
     if not len(samples):
         raise InputError("There is no clip to train on: see what `pusa check` says about the data.")
@@ -110,6 +111,7 @@ def train(
             learner.restore(run.resumed.state() if run and run.resumed else {})
 
         batches = stack.enter_context(Batches(samples, config.train, first=first, world=world))
+        heard = stack.enter_context(interruption.listening(answer=world.chief))
         loss, skipped = None, []
         for step in range(first, steps):
             began, done = time.perf_counter(), step + 1
@@ -118,12 +120,19 @@ def train(
             loss = record["loss"]
             skipped += [done] * ("skipped" in record)
             keeper.note(record, tracker)
-            for hook in hooks:
+            stop = done < steps and parallel.anyone(world, heard())
+            for hook in () if stop else hooks:
                 if done % hook.every == 0 or done == steps:
                     with learner.showing_best():
                         hook.call(done, adaptation.transformer, out)
-            if done % config.save.every == 0 or done == steps:
-                keeper.save(done)
+            stop = done < steps and parallel.anyone(world, heard())
+            due = done % config.save.every == 0 or done == steps
+            if due or stop:
+                keeper.save(done, snapshot=due)
+            if stop:
+                raise Cancelled(
+                    f"interrupted after step {done} of {steps}, with a checkpoint; the same command goes on from there."
+                )
         return Result(out, keeper.hand_out(), first, steps, loss, tuple(skipped))
 
 
@@ -144,13 +153,13 @@ class Keeper:
                 tracker.step(record)
             self.run.log(record)
 
-    def save(self, step: int) -> None:
-        """A checkpoint, and with post-hoc averaging a snapshot, which is kept for good."""
+    def save(self, step: int, *, snapshot: bool) -> None:
+        """A checkpoint, and with `snapshot` and post-hoc averaging a snapshot, which is kept for good."""
         state, best = self.learner.state(), self.learner.best()
 
         def write() -> None:
             assert self.run
-            if self.learner.averages.kind == "post-hoc":
+            if snapshot and self.learner.averages.kind == "post-hoc":
                 path = self.folder / "snapshots" / f"step_{step:06d}.safetensors"
                 with writing(str(path)):
                     path.parent.mkdir(exist_ok=True)
@@ -176,12 +185,14 @@ def facts_of(config: Config, world: World, components: Components, samples: Any)
     """What decides the weights, and so must be the same when a run is resumed.
 
     Of passes and processes only the product counts, and sharding only divides the same numbers differently: a run may
-    go on with twice the processes and half the passes, to the same weights but for rounding.
+    go on with twice the processes and half the passes, to the same weights but for rounding. Of the data counts what
+    was read, not where it lies.
     """
     decisive = config.decisive()
-    del decisive["train.accumulate"], decisive["train.parallel"]
+    del decisive["train.accumulate"], decisive["train.parallel"], decisive["data.path"]
     passes = {"train.accumulate x processes": config.train.accumulate * world.size}
-    return {**decisive, **passes, "model": components.fingerprint, "clips": samples.fingerprint}
+    clips = f"{len(samples)} samples with hash {samples.fingerprint[:16]}"
+    return {**decisive, **passes, "model": components.fingerprint, "clips": clips}
 
 
 def metadata_of(config: Config, base: str, step: int) -> dict[str, Any]:

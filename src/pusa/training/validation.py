@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from pusa.core import schedules
 from pusa.core.objectives import Velocity, interpolate
 from pusa.errors import InputError
-from pusa.media import replacing, write_text_atomic
+from pusa.files import replacing, write_text_atomic
 from pusa.training.draws import LEAST_FRAMES
 
 TASKS = ("text-to-video", "image-to-video", "start-end", "extension", "independent")
@@ -143,7 +143,8 @@ class Validation:
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["".join(f"{cell:>{width}} " for cell, width in zip(row[1:], widths[1:], strict=True)) for row in rows]
         what = "loss" if self.base is None else "change against the base"
-        head = f"Validation after step {self.step} on {self.clips} clips; to the right {what} by σ and by latent frame"
+        clips = f"{self.clips} clip{'' if self.clips == 1 else 's'}"
+        head = f"Validation after step {self.step} on {clips}; to the right {what} by σ and by latent frame"
         body = [f"{row[0]:{widths[0]}} {line}".rstrip() for row, line in zip(rows, lines, strict=True)]
         text = "\n".join([head, *body])
         return text.replace("+nan%", "–").replace("nan", "–")

@@ -1,0 +1,118 @@
+"""Write docs/benchmarks.md from what the other benchmarks wrote with `--json runs/benchmarks/NAME.json`.
+
+python benchmarks/report.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def lora_step_section(runs: list[Json]) -> str:
+    """`benchmarks/lora_step.py`, once per run of it."""
+    rows, commands = [], []
+    for run in runs:
+        o = run["options"]
+        size = f"{o['size']} x {o['frames']}" + (", checkpointing" if o["checkpointing"] else "")
+        mine, stock = run["steps"].values()
+        for kind, one in run["steps"].items():
+            parts = sorted(one["time"].items(), key=lambda item: -item[1])[:3]
+            rows.append(
+                [
+                    f"{size}, a timestep {kind}",
+                    f"{one['median_seconds']:.1f} s",
+                    f"{one['peak_bytes'] / 2**30:.2f} GiB",
+                    percent(one["mfu"]),
+                    ", ".join(f"{group} {100 * share:.0f} %" for group, share in parts),
+                ]
+            )
+        faster, memory = stock["median_seconds"] / mine["median_seconds"], mine["peak_bytes"] / stock["peak_bytes"]
+        rows.append([f"{size}: per frame", f"{faster:.2f} times as fast", f"{percent(memory)} of it", "", ""])
+        commands.append(
+            f"python benchmarks/lora_step.py --blocks {o['blocks']} --size {o['size']} --frames {o['frames']} "
+            f"--precision {o['precision']} --threads {o['threads']} --steps {o['steps']}"
+            + (" --checkpointing" if o["checkpointing"] else "")
+        )
+    o, first = runs[0]["options"], runs[0]
+    apart = max(run["losses_apart"] for run in runs)
+    what = f"{o['blocks']} blocks at the dims of Wan2.1 1.3B, rank {o['rank']}, {o['precision']}, {first['device']}"
+    return f"""
+## A LoRA step, per frame and per token
+
+{what}: with a timestep per frame, and through the timesteps per token of stock diffusers, taking turns step by step.
+The targets are to be at least as fast, with at most 85 % of the memory. Peak memory is the whole process's. The losses
+of the two differ by {apart:.0e}. The MFU refers to a matrix rate measured in the same run, such as
+{first["matrix_rate"] / 1e9:,.0f} GFLOP/s.
+
+{table(["", "median step", "peak memory", "MFU", "where the time goes"], rows)}
+
+```shell
+{chr(10).join(commands)}
+```
+"""
+
+
+def page(benchmarks: dict[str, Any]) -> str:
+    """The document, of the benchmarks that were run."""
+    text = "# Benchmarks\n\nEach section ends with the command that measures it again.\n"
+    if steps := [benchmarks[name] for name in sorted(benchmarks) if name.startswith("lora_step")]:
+        text += lora_step_section(steps)
+    if files := benchmarks.get("many_files"):
+        rows = [
+            [
+                f"`pusa {row['verb']}`",
+                f"{row['files']:,}",
+                f"{row['seconds']:.0f} s",
+                f"{row['ms_per_file_cpu']:.1f} ms",
+                f"{row['peak_bytes'] / 2**20:.0f} MiB",
+            ]
+            for row in sorted(files, key=lambda row: (row["verb"], row["files"]))
+        ]
+        text += f"""
+## Many small files
+
+`pusa check` and `pusa prepare` on small files (64 x 64, 5 frames), each command in a process of its own:
+
+{table(["", "files", "wall time", "CPU time per file", "peak memory"], rows)}
+
+```shell
+python benchmarks/many_files.py --files {" ".join(str(n) for n in sorted({row["files"] for row in files}))}
+```
+"""
+    text += """
+## Twenty kills
+
+Twenty random `kill -9` in one training, three of them while a checkpoint is written, leave the weights and the log of
+the uninterrupted run, bit for bit:
+
+```shell
+pytest -m slow tests/training/test_trainer.py -k kill
+```
+"""
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks"))
+    args = parser.parse_args()
+    benchmarks = {path.stem: json.loads(path.read_text()) for path in args.runs.glob("*.json")}
+    Path("docs/benchmarks.md").write_text(page(benchmarks))
+
+
+if __name__ == "__main__":
+    main()

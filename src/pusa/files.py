@@ -1,0 +1,149 @@
+"""Files that are read and files that are written, and one sentence for whatever is wrong with one.
+
+Writing is atomic: every file is made beside its destination and renamed, so an interrupted or failed write leaves what
+was there before and nothing else.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pusa.errors import InputError, PusaError
+
+
+def existing_file(path: str | Path) -> Path:
+    """The path, if there is a file with something in it; InputError says what there is instead."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; give a file in it")
+        if not path.exists():
+            raise InputError(f"{path} does not exist; check the path")
+        if path.is_file() and path.stat().st_size == 0:
+            raise InputError(f"{path} is empty (0 bytes); save or copy it again")
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(path)!r} is not a usable path ({_reason(error)}); check it") from error
+    return path
+
+
+def unreadable(path: Path, kind: str, error: Exception) -> InputError:
+    """What to raise when reading `path` as a `kind`, such as "picture", failed with `error`."""
+    if isinstance(error, PermissionError):
+        return InputError(f"{path} may not be read; change its permissions")
+    return InputError(f"{path} is damaged, cut off or not a {kind} ({_reason(error)}); save or copy it again")
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give the path of a new file beside `path`, with its suffix, that takes its place when the block ends well.
+
+    However the block ends otherwise (an error, Ctrl-C), the new file is removed and `path` is as it was. Raises
+    InputError when `path` cannot take a file (missing or read-only folder, full disk), PusaError on other write errors.
+    """
+    path = Path(path)
+    part = _new_beside(path)
+    mode = part.stat().st_mode
+    try:
+        yield part
+        part.chmod(mode)  # some writers, such as safetensors, make their files private
+        os.replace(part, path)
+    except PusaError as error:  # of a writer that was given `part` and knows no other name
+        raise type(error)(str(error).replace(str(part), str(path))) from error
+    except Exception as error:
+        raise (_unwritable(path, system) if (system := _of_the_system(error)) else error) from error
+    finally:
+        _remove(part)
+
+
+@contextmanager
+def building(path: str | Path) -> Iterator[Path]:
+    """`replacing` for a folder: an empty one beside `path`, which takes its place when the block ends well.
+
+    Folders above it are made. What is at `path` may be an empty folder only.
+    """
+    path = Path(path)
+    part = path.absolute().with_name(f".{path.absolute().name[:40]}-{secrets.token_hex(4)}.part")
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.mkdir()
+        yield part
+        part.replace(path)
+    except PusaError as error:
+        raise type(error)(str(error).replace(str(part), str(path))) from error
+    except Exception as error:
+        raise (_unwritable(path, system) if (system := _of_the_system(error)) else error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise now what `replacing` would raise at its start, so that long work does not end in a read-only folder."""
+    path = Path(path)
+    _remove(_new_beside(path))
+    try:
+        path.lstat()  # the new file's name is short, so that only this sees a name that is too long
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    """Write text as UTF-8."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: str | Path, data: Any) -> None:
+    """Write JSON, indented; NaN and infinity, which JSON has not, are a ValueError."""
+    write_text_atomic(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _new_beside(path: Path) -> Path:
+    try:
+        if path.is_dir():
+            raise InputError(f"cannot write {path}: it is a folder; give a file name")
+        part = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(4)}.part{path.suffix}")
+        part.open("xb").close()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    return part
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _of_the_system(error: Exception) -> OSError | None:
+    """What the system said: also where safetensors, which raises errors of its own, only quotes it."""
+    if isinstance(error, OSError):
+        return error
+    quoted = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(quoted[1]), os.strerror(int(quoted[1]))) if quoted else None
+
+
+def _unwritable(path: Path, error: OSError) -> PusaError:
+    number, folder = error.errno, path.parent
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return InputError(f"cannot write {path}: the disk is full; free some space or write elsewhere")
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return InputError(f"cannot write {path}: the folder {folder} is read-only for you; write elsewhere")
+    if number in (errno.ENOENT, errno.ENOTDIR, errno.EEXIST) and not folder.is_dir():
+        return InputError(f"cannot write {path}: there is no folder {folder}; make it first")
+    return PusaError(f"cannot write {path}: {_reason(error)}; check the disk and the file name, or write elsewhere")
+
+
+def _reason(error: BaseException) -> str:
+    return str(getattr(error, "strerror", None) or error or type(error).__name__).strip().rstrip(".")

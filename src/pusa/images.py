@@ -1,0 +1,211 @@
+"""Pictures: from files into arrays, to another size, beside each other on a sheet, and back into files.
+
+A picture is uint8 RGB [H, W, 3], a clip uint8 RGB [N, H, W, 3]. Reading is strict: a file that is missing, cut off or
+of the wrong kind is an `InputError` that names it. Transparency is laid over white; embedded colour profiles are not
+applied.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import numpy as np
+from av.container import InputContainer
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+from PIL import ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+
+from pusa.errors import InputError
+from pusa.files import existing_file, replacing, unreadable
+
+Image = NDArray[np.uint8]
+"""[H, W, 3], RGB"""
+Frames = NDArray[np.uint8]
+"""[N, H, W, 3], RGB"""
+Fit = Literal["crop", "pad", "stretch"]
+
+MAX_SIDE = 16_384
+"""pixels; the widest and highest picture that is read"""
+
+_ANIMATIONS = ("GIF", "PNG", "WEBP")
+_TEXT_DEMUXERS = {"tty", "bin", "srt", "webvtt", "ass"}
+
+
+def read_image(path: str | Path) -> Image:
+    """Read one picture in any format that Pillow knows, upright and as uint8 RGB [H, W, 3].
+
+    Greyscale, palette, CMYK, 16-bit (scaled to 8) and transparent (over white) pictures work; EXIF rotation is
+    applied. Raises InputError for anything that is not exactly one picture of at most 16,384 pixels a side.
+    """
+    path = existing_file(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)
+            picture = PILImage.open(path)
+    except PILImage.DecompressionBombError as error:
+        raise InputError(f"{path} has too many pixels to be read safely; scale it down first") from error
+    except UnidentifiedImageError as error:
+        if _is_video(path):
+            raise InputError(f"{path} is a video where a picture is needed; save one of its frames as PNG") from error
+        raise InputError(f"{path} is not a picture that can be read; convert it to PNG or JPEG") from error
+    except Exception as error:
+        raise unreadable(path, "picture", error) from error
+    with picture:
+        count = int(getattr(picture, "n_frames", 1))
+        if count > 1:
+            also = ", or give it as a video" if picture.format in _ANIMATIONS else ""
+            raise InputError(f"{path} holds {count} pictures where one is needed; save one of them as PNG{also}")
+        width, height = picture.size
+        if max(width, height) > MAX_SIDE:
+            raise InputError(
+                f"{path} is {width} x {height} pixels and the limit is {MAX_SIDE} a side; scale it down first"
+            )
+        try:
+            return to_rgb(picture)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        except Exception as error:
+            raise unreadable(path, "picture", error) from error
+
+
+def to_rgb(picture: PILImage.Image) -> Image:
+    """Turn an opened Pillow picture upright and into uint8 RGB [H, W, 3], by the rules of `read_image`."""
+    picture.load()
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "F":
+        raise InputError("the picture stores floating-point pixels, whose range is unknown; convert it to 8 or 16 bits")
+    if picture.mode.startswith("I"):
+        grey = np.asarray(picture).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65_535:
+            raise InputError("the picture stores 32-bit pixels, whose range is unknown; convert it to 8 or 16 bits")
+        return np.repeat(((grey + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
+    if picture.has_transparency_data:
+        return over_white(np.asarray(picture.convert("RGBA")))
+    return np.array(picture.convert("RGB"))
+
+
+def fit(frames: NDArray[np.uint8], size: tuple[int, int], mode: Fit = "crop") -> NDArray[np.uint8]:
+    """Bring a clip [N, H, W, 3] or a picture [H, W, 3] to `size` = (width, height) pixels, antialiased (Lanczos).
+
+    crop: scaled until it covers the size, the middle kept. pad: scaled until it fits inside, on black. stretch: each
+    side on its own. What has the size already is returned untouched. Raises InputError for a size below 1 pixel.
+    """
+    width, height = size
+    if min(width, height) < 1:
+        raise InputError(f"the size {width}x{height} has no pixels; give a width and a height of at least 1")
+    if mode not in ("crop", "pad", "stretch"):
+        raise InputError(f"the fit {mode!r} is unknown; choose crop, pad or stretch")
+    clip = frames[None] if frames.ndim == 3 else frames
+    check_frames(clip)
+    old_height, old_width = clip.shape[1:3]
+    if (old_width, old_height) == (width, height):
+        return frames
+    box = (0.0, 0.0, float(old_width), float(old_height))
+    inner, corner = (width, height), (0, 0)
+    if mode == "crop":
+        scale = max(width / old_width, height / old_height)
+        x, y = max(0.0, (old_width - width / scale) / 2), max(0.0, (old_height - height / scale) / 2)
+        box = (x, y, old_width - x, old_height - y)
+    elif mode == "pad":
+        scale = min(width / old_width, height / old_height)
+        inner = (max(1, round(old_width * scale)), max(1, round(old_height * scale)))
+        corner = ((width - inner[0]) // 2, (height - inner[1]) // 2)
+    out = np.zeros((len(clip), height, width, 3), np.uint8)
+    rows, columns = slice(corner[1], corner[1] + inner[1]), slice(corner[0], corner[0] + inner[0])
+    for source, target in zip(clip, out, strict=True):
+        scaled = PILImage.fromarray(source).resize(inner, PILImage.Resampling.LANCZOS, box=box)
+        target[rows, columns] = np.asarray(scaled)
+    return out[0] if frames.ndim == 3 else out
+
+
+def contact_sheet(
+    frames: Frames | Sequence[Image], columns: int | None = None, labels: bool | Sequence[str] = False, gap: int = 2
+) -> Image:
+    """Lay frames of one size out in rows on white, `gap` pixels apart; about square unless `columns` is given.
+
+    `labels` puts a line of text above each frame: its number (True) or the given strings, one per frame.
+    """
+    clip = np.stack(list(frames)) if len(frames) else np.zeros((0, 1, 1, 3), np.uint8)
+    check_frames(clip)
+    count, height, width = clip.shape[:3]
+    if columns is not None and columns < 1:
+        raise InputError(f"columns is {columns}; a contact sheet needs at least 1")
+    texts = [str(i) for i in range(count)] if labels is True else list(labels or ())
+    if texts and len(texts) != count:
+        raise InputError(f"{len(texts)} labels for {count} frames; give one label per frame")
+    columns = min(columns or math.ceil(math.sqrt(count)), count)
+    strip = 13 if texts else 0
+    cell_width, cell_height = width + gap, height + strip + gap
+    rows = math.ceil(count / columns)
+    sheet = np.full((rows * cell_height + gap, columns * cell_width + gap, 3), 255, np.uint8)
+    corners = [(gap + i // columns * cell_height, gap + i % columns * cell_width) for i in range(count)]
+    for (y, x), text in zip(corners, texts, strict=False):
+        label = PILImage.new("RGB", (width, strip), "white")
+        ImageDraw.Draw(label).text((1, 0), text, fill="black", font=ImageFont.load_default(10))
+        sheet[y : y + strip, x : x + width] = np.asarray(label)
+    for (y, x), frame in zip(corners, clip, strict=True):
+        sheet[y + strip : y + strip + height, x : x + width] = frame
+    return sheet
+
+
+def write_image(path: str | Path, image: Image) -> None:
+    """Write uint8 RGB [H, W, 3] as PNG, JPEG (quality 95) or WebP (lossless), by the name's suffix."""
+    path = Path(path)
+    check_frames(image[None])
+    options: dict[str, dict[str, Any]] = {
+        ".png": {},
+        ".jpg": {"quality": 95},
+        ".jpeg": {"quality": 95},
+        ".webp": {"lossless": True},
+    }
+    if path.suffix.lower() not in options:
+        raise InputError(f"cannot write a picture to {path}: its name must end in {', '.join(options)}")
+    with replacing(path) as part:
+        PILImage.fromarray(image).save(part, **options[path.suffix.lower()])
+
+
+def moving_frames(path: Path) -> int:
+    """How many frames an animated picture has; 1 for a still one and for what is no picture."""
+    try:
+        with PILImage.open(path) as picture:
+            return int(getattr(picture, "n_frames", 1)) if picture.format in _ANIMATIONS else 1
+    except Exception:
+        return 1
+
+
+def over_white(rgba: NDArray[np.uint8]) -> Image:
+    """[H, W, 4] to [H, W, 3]."""
+    alpha = rgba[..., 3:].astype(np.uint32)
+    over = rgba[..., :3] * alpha + 255 * (255 - alpha)
+    return ((over + 127) // 255).astype(np.uint8)
+
+
+def check_frames(frames: NDArray[Any]) -> None:
+    """Raise InputError unless these are `Frames`, and not empty."""
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+        raise InputError(f"frames are {frames.dtype} {list(frames.shape)}; they must be uint8 [N, H, W, 3], none empty")
+
+
+def kind_of(container: InputContainer) -> Literal["picture", "text", "video"]:
+    """What FFmpeg takes an opened file for; sound without pictures counts as a video."""
+    if container.format.name.endswith("_pipe") or container.format.name in ("image2", "ico"):
+        return "picture"
+    return "text" if container.format.name in _TEXT_DEMUXERS else "video"
+
+
+def plain_name(path: Path) -> str:
+    """A name that FFmpeg cannot take for an address, as it would `12:30.mp4`."""
+    return str(path.absolute())
+
+
+def _is_video(path: Path) -> bool:
+    try:
+        with av.open(plain_name(path)) as container:
+            return kind_of(container) == "video"
+    except (av.FFmpegError, LookupError, ValueError):
+        return False

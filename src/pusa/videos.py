@@ -1,0 +1,236 @@
+"""Videos in and out of arrays, so that nothing above this file touches a codec.
+
+A clip is uint8 RGB [N, H, W, 3]. Reading is strict: a file that is missing, cut off or of the wrong kind is an
+`InputError` that names it.
+
+Videos are converted with the matrix that they are tagged with. Ours are BT.709, limited range, with chroma where H.264
+expects it: the codec library's default conversion darkens a clip by half a grey level and shifts its colours by half a
+pixel every time it goes round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+from PIL import Image as PILImage
+
+from pusa.errors import InputError, PusaError
+from pusa.files import existing_file, replacing, unreadable
+from pusa.images import Frames, Image, check_frames, fit, kind_of, moving_frames, over_white, plain_name, to_rgb
+
+MAX_CLIP_BYTES = 4 * 2**30
+"""the largest clip that is read, as uint8 RGB in memory"""
+
+_EXACT = (
+    Interpolation.BICUBIC
+    | Interpolation.ACCURATE_RND
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.FULL_CHR_H_INP
+    | Interpolation.BITEXACT
+)
+_BT709 = 1
+_LIMITED = 1
+# Macroblock-tree lookahead gives other bytes from run to run, even on one thread; without it they are the same.
+_X264 = {"threads": "1", "x264-params": "mbtree=0"}
+
+
+def read_video(path: str | Path, fps: float | None = None) -> tuple[Frames, float]:
+    """Read every frame of a video or animated picture as uint8 RGB [N, H, W, 3], and its rate in frames per second.
+
+    Frames come upright and with square pixels; GIF, PNG and WebP may be animated.
+
+    With `fps`, frame k of the result is the frame whose timestamp is nearest to k / fps seconds, for every k up to the
+    last timestamp: a slower rate drops frames, a faster one repeats them, none is blended or invented. Without it the
+    frames are returned as stored; a variable frame rate is made constant in the same way, at its average.
+
+    Raises InputError when the file is no video, is damaged or cut off, or is larger than 4 GiB in memory.
+    """
+    path = existing_file(path)
+    if fps is not None and not (math.isfinite(fps) and fps > 0):
+        raise InputError(f"fps is {fps}; give a number of frames per second above 0")
+    try:
+        frames, times, stated = _decode(path)
+    except PusaError:
+        raise
+    except (av.FFmpegError, OSError, LookupError, ValueError) as error:
+        raise unreadable(path, "video", error) from error
+    constant, own = rate_of(times, stated)
+    if constant and (fps is None or math.isclose(fps, own, rel_tol=1e-6)):
+        return frames, own
+    rate = own if fps is None else float(fps)
+    return frames[nearest(times, np.arange(int((times[-1] - times[0]) * rate + 1e-6) + 1) / rate)], rate
+
+
+def write_video(path: str | Path, frames: Frames, fps: float, *, crf: int = 12) -> None:
+    """Write uint8 RGB [N, H, W, 3] as an H.264 mp4 that every browser plays from its first bytes on.
+
+    yuv420p, BT.709; `crf` from 0 (best) to 51. The same frames give the same bytes with the same codec version: one
+    encoder thread, no dates. Raises InputError for an odd width or height, a rate outside (0, 1000] or another suffix.
+    """
+    path = Path(path)
+    check_frames(frames)
+    height, width = frames.shape[1:3]
+    if path.suffix.lower() != ".mp4":
+        raise InputError(f"cannot write a video to {path}: its name must end in .mp4")
+    if width % 2 or height % 2:
+        raise InputError(f"a video of {width} x {height} pixels cannot be written; both sides must be even")
+    if not 0 < fps <= 1000:
+        raise InputError(f"fps is {fps}; give a rate above 0 and at most 1000")
+    if not 0 <= crf <= 51:
+        raise InputError(f"crf is {crf}; give 0 (best) to 51 (smallest)")
+    rate = Fraction(fps).limit_denominator(1001)
+    with (
+        replacing(path) as part,
+        _errors_of_the_system(),
+        av.open(plain_name(part), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+    ):
+        stream = container.add_stream("libx264", rate=rate, options=_X264 | {"crf": str(crf)})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        codec = stream.codec_context
+        codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
+        codec.color_range = _LIMITED
+        for index, picture in enumerate(frames):
+            frame = VideoFrame.from_ndarray(_to_yuv420p(picture), "yuv420p")
+            frame.pts, frame.time_base = index, 1 / rate
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def rate_of(times: NDArray[np.float64], stated: float) -> tuple[bool, float]:
+    """Whether ascending frame times [N], in seconds, are evenly spaced, and their rate (`stated` where it fits)."""
+    span = times[-1] - times[0]
+    own = float((len(times) - 1) / span) if span > 0 else stated or 1.0
+    if stated and abs(stated - own) < 0.01 * own:
+        own = stated
+    ideal = times[0] + np.arange(len(times)) / own
+    return bool(np.all(np.abs(times - ideal) < 0.5 / own)), own
+
+
+def nearest(times: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The number of the frame nearest to each of `wanted` seconds [N] after the first frame; of two, the earlier."""
+    if len(times) == 1:
+        return np.zeros(len(wanted), np.int64)
+    wanted = times[0] + wanted
+    after = np.searchsorted(times, wanted).clip(1, len(times) - 1)
+    return np.where(wanted - times[after - 1] <= times[after] - wanted + 1e-6, after - 1, after)
+
+
+def _decode(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
+    """All frames, their times in seconds (ascending) and the rate that the file states (0 if none)."""
+    with av.open(plain_name(path)) as container:
+        if kind_of(container) == "picture":
+            return decode_animation(path)
+        stream = picture_track(path, container)
+        stream.thread_type = "AUTO"
+        stated = float(stream.average_rate or stream.guessed_rate or 0)
+        squeeze = float(stream.sample_aspect_ratio or 1)
+        frames: list[Image] = []
+        times: list[float] = []
+        size, end, length = 0, 0.0, 0.0
+        for frame in container.decode(stream):
+            if frame.is_corrupt:
+                raise InputError(f"{path} is damaged at frame {len(frames)}; export it again")
+            picture = upright(frame, squeeze)
+            if frames and picture.shape != frames[0].shape:
+                raise InputError(f"{path} changes its size at frame {len(frames)}; export it at one size")
+            size += picture.nbytes
+            if size > MAX_CLIP_BYTES:
+                raise _too_large(path)
+            frames.append(picture)
+            fallback = times[-1] + 1 / (stated or 25.0) if times else 0.0
+            times.append(fallback if frame.pts is None else float(frame.time))
+            end = max(end, times[-1] + float((frame.duration or 0) * (frame.time_base or 0)))
+        if not frames:
+            raise InputError(f"{path} has no frames; export it again")
+        if stream.duration and stream.time_base:
+            length = float(stream.duration * stream.time_base) + float((stream.start_time or 0) * stream.time_base)
+        elif container.duration and not container.streams.audio:
+            length = container.duration / av.time_base
+    order = np.argsort(times, kind="stable")
+    gaps = np.diff(np.asarray(times)[order])
+    if length - end > 1.5 * max(gaps.max(initial=0.0), 1 / (stated or 25.0)):
+        raise InputError(f"{path} is cut off: it should last {length:.2f} s and ends at {end:.2f} s; copy it again")
+    return np.stack([frames[i] for i in order]), np.asarray(times)[order], stated
+
+
+def picture_track(path: Path, container: InputContainer) -> VideoStream:
+    """The video track of an opened file, not its cover picture; InputError when it has none."""
+    if kind_of(container) == "text":
+        raise InputError(f"{path} is text where a video is needed; give an mp4, mov, mkv, webm or gif")
+    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    if not streams:
+        raise InputError(f"{path} has no picture track (sound only?); give a video")
+    return streams[0]
+
+
+def decode_animation(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
+    """`_decode` for a file of pictures, which moves only when they have durations (0 is 100 ms, as in browsers)."""
+    count = moving_frames(path)
+    if count == 1:
+        raise InputError(f"{path} is a picture where a video is needed; give it as an image")
+    with PILImage.open(path) as picture:
+        if count * picture.width * picture.height * 3 > MAX_CLIP_BYTES:
+            raise _too_large(path)
+        frames: list[Image] = []
+        times = [0.0]
+        try:
+            for index in range(count):
+                picture.seek(index)
+                frames.append(to_rgb(picture))
+                times.append(times[-1] + (picture.info.get("duration") or 100) / 1000)
+        except Exception as error:
+            raise unreadable(path, "video", error) from error
+    return np.stack(frames), np.asarray(times[:-1]), 0.0
+
+
+def is_animated(path: Path) -> bool:
+    """Whether Pillow finds a picture that moves."""
+    return moving_frames(path) > 1
+
+
+def upright(frame: VideoFrame, squeeze: float) -> Image:
+    """One decoded frame as RGB, turned as its metadata says, pixels `squeeze` times as wide as high made square."""
+    if any(component.is_alpha for component in frame.format.components) or frame.format.has_palette:
+        picture = over_white(np.asarray(frame.to_ndarray(format="rgba"), np.uint8))
+    else:
+        picture = np.asarray(frame.reformat(format="rgb24", interpolation=_EXACT).to_ndarray(), np.uint8)
+    if squeeze != 1:
+        picture = fit(picture, (max(1, round(picture.shape[1] * squeeze)), picture.shape[0]), "stretch")
+    return np.rot90(picture, round(frame.rotation / 90)) if frame.rotation else picture
+
+
+def _too_large(path: Path) -> InputError:
+    return InputError(f"{path} needs more than {MAX_CLIP_BYTES / 2**30:.0f} GiB of memory; cut or scale it down first")
+
+
+@contextmanager
+def _errors_of_the_system() -> Iterator[None]:
+    """FFmpeg's errors as what they are, so that a full disk is one for everybody."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise OSError(error.errno, error.strerror) from error
+
+
+def _to_yuv420p(picture: Image) -> NDArray[np.uint8]:
+    """BT.709 limited range, planes below one another [3H/2, W]; chroma between rows, on even columns (as in H.264)."""
+    r, g, b = (picture[..., i].astype(np.float32) / 255 for i in range(3))
+    luma = 0.2126 * r + 0.7152 * g + 0.0722 * b
+    planes = [16 + 219 * luma]
+    for chroma in ((b - luma) / 1.8556, (r - luma) / 1.5748):
+        rows = 128 + 112 * (chroma[::2] + chroma[1::2])
+        left = np.concatenate([rows[:, :1], rows[:, 1:-1:2]], axis=1)
+        planes.append(0.25 * left + 0.5 * rows[:, ::2] + 0.25 * rows[:, 1::2])
+    flat = np.concatenate([plane.ravel() for plane in planes])
+    return np.asarray(np.rint(flat), np.uint8).reshape(-1, picture.shape[1])
