@@ -85,6 +85,23 @@ def test_a_lora_carries_its_own_scale_or_the_common_one() -> None:
     assert arguments.lora("C:/pusa.safetensors", 1.0) == (Path("C:/pusa.safetensors"), 1.0)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [r"C:\loras\pusa.safetensors", "C:pusa.safetensors", "a:b.pt", "12:30.safetensors", r"\\host\x.pt", "runs/a"],
+)
+def test_colons_in_the_name_of_a_lora_are_part_of_it(path: str) -> None:
+    assert arguments.lora(path, 0.7) == (Path(path), 0.7)
+    assert arguments.lora(f"{path}:1.4", 0.7) == (Path(path), 1.4)
+    assert arguments.lora(f"{path}:-2", 0.7) == (Path(path), -2.0)
+
+
+def test_a_lora_that_is_there_is_its_whole_name(tmp_path: Path) -> None:
+    for folder in (tmp_path / "a:1", tmp_path / "b:0.5"):
+        folder.mkdir()
+        assert arguments.lora(str(folder), 1.0) == (folder, 1.0)
+        assert arguments.lora(f"{folder}:2", 1.0) == (folder, 2.0)
+
+
 @pytest.mark.parametrize("scale", ["nan", "inf", "abc", ""])
 def test_a_lora_scale_is_a_finite_number(scale: str, tmp_path: Path) -> None:
     text = f"{tmp_path}/x:{scale}"

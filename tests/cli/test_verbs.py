@@ -18,7 +18,8 @@ from torch import Tensor
 from pusa.cli import main, run
 from pusa.cli.terminal import Terminal, pace
 from pusa.generation.clip import GeneratedClip
-from pusa.media import read_video, write_image, write_video
+from pusa.images import write_image
+from pusa.videos import read_video, write_video
 
 Pusa = Callable[..., dict[str, Any]]
 

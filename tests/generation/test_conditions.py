@@ -11,8 +11,9 @@ from PIL import Image as PILImage
 
 from pusa.errors import InputError
 from pusa.generation.conditions import Clip, Image, Target, place, resolve
-from pusa.media import fit, write_image, write_video
+from pusa.images import fit, write_image
 from pusa.models.latents import frames_of
+from pusa.videos import write_video
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -262,8 +263,16 @@ def test_loading_with_loras(tiny_folder, tmp_path):
     with pytest.raises(InputError, match="2 LoRA scales for 1 LoRAs"):
         load(tiny_folder, lora=[tmp_path / "a.safetensors"], lora_scale=[1.0, 2.0], device="cpu")
     (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "a.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes())
+    for weight in (p for n, p in pipe.transformer.named_parameters() if ".lora_B" in n):
+        weight.data.mul_(2)
+    lora.save(pipe.transformer, tmp_path / "b" / "a.safetensors")
     namesakes = load(tiny_folder, lora=[tmp_path / "a.safetensors", tmp_path / "b" / "a.safetensors"], device="cpu")
-    assert [x.name for x in namesakes.components.loras] == ["a", "a_a"]
+    assert [x.name for x in namesakes.components.loras] == ["a", "a_2"]
+    shutil.copy(tmp_path / "a.safetensors", tmp_path / "copy.safetensors")
+    with pytest.raises(InputError, match=r"copy\.safetensors is there already, as 'a'"):
+        load(tiny_folder, lora=[tmp_path / "a.safetensors", tmp_path / "copy.safetensors"], device="cpu")
+    for call in (lambda: pipe.set_lora("none", 1.0), lambda: namesakes.remove_lora("b")):
+        with pytest.raises(InputError, match=r"There is no LoRA '(none|b)': there is (none|a, a_2)\."):
+            call()
     with pytest.raises(InputError, match="twice"):
         load(tiny_folder, lora=[tmp_path / "a.safetensors", tmp_path / "b" / ".." / "a.safetensors"], device="cpu")

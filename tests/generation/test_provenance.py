@@ -18,8 +18,9 @@ from pusa.generation.conditions import Clip, Image
 from pusa.generation.extension import extend, transition
 from pusa.generation.pipeline import load
 from pusa.generation.provenance import read, regenerate
-from pusa.media import write_image, write_video
+from pusa.images import write_image
 from pusa.models import lora
+from pusa.videos import write_video
 
 PROMPT = "a red circle moves left"
 
@@ -96,6 +97,58 @@ def test_the_model_and_its_loras_are_loaded_again(tiny_folder, tmp_path):
     (tmp_path / "mine.safetensors").unlink()
     with pytest.raises(InputError, match=r"mine.safetensors, .* is not there any more"):
         regenerate(path)
+
+
+def test_all_strengths_are_remade(tiny_folder, tmp_path):
+    """Three files of three dialects, stacked, then changed, one replaced and one off: only the last strengths count."""
+    from diffusers import WanTransformer3DModel
+
+    from tests.models.lora_files import truth, written
+
+    stock = WanTransformer3DModel.from_pretrained(tiny_folder, subfolder="transformer")
+    paths = {}
+    for seed, dialect in enumerate(("lightx2v", "peft", "kohya")):
+        (tmp_path / dialect).mkdir()
+        whole = dialect == "lightx2v"
+        paths[dialect] = written(
+            tmp_path / dialect, dialect, *truth(stock, outer=whole, whole=whole, seed=seed, size=0.05)
+        )
+    pipe = load(tiny_folder, lora=list(paths.values()), lora_scale=[1.0, 0.5, 2.0], device="cpu")
+    assert [x.name for x in pipe.loras] == ["style", "style_2", "style_3"]
+    first = pipe.generate(PROMPT)
+    pipe.set_lora("style", 0.3)
+    pipe.set_lora("style_3", 0.0)
+    pipe.load_lora(paths["peft"], 1.4)
+    assert [(x.name, x.scale) for x in pipe.loras] == [("style", 0.3), ("style_3", 0.0), ("style_2", 1.4)]
+    clip = pipe.generate(PROMPT)
+    assert not torch.equal(clip.latents, first.latents)
+    path = clip.save(tmp_path / "clip.mp4")
+    again = regenerate(path)
+    assert torch.equal(again.latents, clip.latents)
+    assert again.recipe == clip.recipe
+    pipe.set_lora("style_3", 0.1)
+    with pytest.raises(InputError, match="LoRAs are not those"):
+        regenerate(path, pipe)
+    for name in ("style", "style_2", "style_3"):
+        pipe.remove_lora(name)
+    assert torch.equal(pipe.generate(PROMPT).latents, load(tiny_folder, device="cpu").generate(PROMPT).latents)
+    config = paths["peft"] / "adapter_config.json"
+    config.write_text(config.read_text().replace("8", "4"))
+    with pytest.raises(InputError, match=r"adapter_model.safetensors has changed since the clip was made with it"):
+        regenerate(path)
+
+
+def test_the_models_own_adapter_is_remade_at_its_strength(tmp_path):
+    pipe = load("tiny", device="cpu")
+    options = {"frames": 5, "size": (64, 64), "steps": 1, "guidance": 1.0}
+    usual = pipe.generate(PROMPT, **options)
+    pipe.set_lora("pusa", 0.5)
+    half = pipe.generate(PROMPT, **options)
+    pipe.remove_lora("pusa")
+    none = pipe.generate(PROMPT, **options)
+    for number, clip in enumerate((half, none)):
+        assert not torch.equal(clip.latents, usual.latents)
+        assert torch.equal(regenerate(clip.save(tmp_path / f"{number}.mp4")).latents, clip.latents)
 
 
 def test_changed_and_missing_sources_are_refused(tiny_pipe, files, noise_frames):

@@ -120,7 +120,7 @@ def test_folders_that_are_no_model(folder, tmp_path):
     refused(tmp_path / "photos", "model_index.json .* but it is empty")
     (tmp_path / "photos" / "cat.png").touch()
     refused(tmp_path / "photos", "it holds cat.png")
-    refused(tmp_path / "photos" / "cat.png", "is a file")
+    refused(tmp_path / "photos" / "cat.png", "is a file, but no model")
     shutil.rmtree(folder / "vae")
     refused(folder, "no vae/config.json")
     (folder / "model_index.json").write_text("{")
@@ -130,7 +130,7 @@ def test_folders_that_are_no_model(folder, tmp_path):
 def test_damaged_weights(folder):
     weights = next((folder / "text_encoder").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:1000])
-    refused(folder, "The text_encoder of .* cannot be loaded")
+    refused(folder, "text_encoder/model.safetensors is cut off in its header")
 
 
 @pytest.mark.parametrize("kind", ["transformer", "vae", "text_encoder"])
@@ -167,6 +167,21 @@ def test_a_hub_id(hub):
     assert parts.defaults.frames == 17
 
 
+def test_the_encoders_alone_need_no_transformer(hub, folder, tmp_path):
+    whole = checkpoints.load(folder, device="cpu")
+    parts = checkpoints.load_encoders("someone/tiny-wan", device="cpu")
+    assert parts.source == "someone/tiny-wan"
+    for kind in ("vae", "text_encoder"):
+        ours, others = getattr(parts, kind), getattr(whole, kind)
+        assert not ours.training
+        assert all(
+            torch.equal(a, b) and not a.requires_grad
+            for a, b in zip(ours.parameters(), others.parameters(), strict=True)
+        )
+    assert parts.tokenizer("red").input_ids == whole.tokenizer("red").input_ids
+    assert [p.name for p in (tmp_path / "cache" / "transformer").iterdir()] == ["config.json"]
+
+
 def test_the_wrong_hub_id_costs_no_download(hub, folder, tmp_path):
     edit(folder / "transformer" / "config.json", in_channels=36)
     refused("someone/wan-i2v", "image-to-video checkpoint")
@@ -176,6 +191,7 @@ def test_the_wrong_hub_id_costs_no_download(hub, folder, tmp_path):
 
 def test_names_that_lead_nowhere(tmp_path, monkeypatch):
     refused("tinny", "did you mean 'tiny'")
-    refused(str(tmp_path / "nowhere"), "give 'tiny', a folder or a hub id")
+    refused(str(tmp_path / "nowhere"), "give 'tiny', a folder, a file or a hub id")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     refused("nobody/nothing-of-that-name", "cannot be reached")
+    refused(str(tmp_path / "wan.safetensors"), "There is no file")

@@ -141,11 +141,14 @@ def listed(text: str, flag: str, read: Callable[[str], Number]) -> list[Number]:
 
 
 def lora(text: str, scale: float) -> tuple[Path, float]:
-    """`PATH[:scale]`; without a scale of its own, or when a file has this whole name, the file takes `scale`."""
+    """`PATH[:scale]`; without a scale of its own, or when a file has this whole name, the file takes `scale`.
+
+    What follows the last colon is no scale when it has a slash (C:/style.safetensors) or a suffix (a:b.safetensors).
+    """
     file, colon, own = text.rpartition(":")
     if not text:
         raise InputError("--lora: the path is empty; name a file.")
-    if not colon or not file or "/" in own or "\\" in own or Path(text).is_file():
+    if not colon or not file or re.search(r"[/\\]|\.[A-Za-z]\w*$", own) or Path(text).exists():
         return Path(text), scale
     return Path(file), number(own, f"The scale of --lora {text}", "finite number")
 

@@ -53,13 +53,13 @@ def extend(
     fit
         How a clip of another shape is brought to the size.
     """
-    terminal = Terminal(output.talkative)
+    terminal = Terminal(output.talk.talkative)
     multiplier(str(noise), "--noise")
     shape = None if size is None else read_size(size)
     output.check()
     path = output.path(f"{clip.stem}_{'preceded' if backward else 'extended'}_{sampling.seed}")
     check(terminal, videos=[clip])
-    pipe = open_pipeline(model, terminal)
+    pipe = open_pipeline(model, terminal, size=shape, guidance=sampling.guidance)
 
     from pusa.generation import extension
 

@@ -87,7 +87,7 @@ def generate(
     noise_multipliers
         Noise multiplier of each picture.
     """
-    terminal = Terminal(output.talkative)
+    terminal = Terminal(output.talk.talkative)
     if from_ is not None:
         asked = (prompt, image, last_image, keyframe, video, edit, frames, size, image_paths, cond_position)
         if any(asked) or count != 1 or sampling != Sampling() or model != Model():
@@ -115,7 +115,7 @@ def generate(
         pictures=[thing.path for thing in given if isinstance(thing, Picture)],
         videos=[thing.path for thing in (*given, editing) if isinstance(thing, Video | Source)],
     )
-    pipe = open_pipeline(model, terminal)
+    pipe = open_pipeline(model, terminal, size=shape, frames=frames, guidance=sampling.guidance)
 
     from pusa.generation.conditions import Clip, frame_index
     from pusa.generation.footage import open_footage

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
-from pusa.cli.options import OUTPUT, Switch
+from pusa.cli.arguments import size as read_size
+from pusa.cli.options import OUTPUT, Switch, Whole, of_model
 from pusa.cli.terminal import Report
 from pusa.errors import InputError
+
+if TYPE_CHECKING:
+    from pusa.models.recognise import Family
+    from pusa.models.weights import Stored
+
+MEMORY = Group.create_ordered("Memory")
 
 
 def info(
     model: str | None = None,
     *,
+    memory: Annotated[bool, Switch, Parameter(group=MEMORY)] = False,
+    size: Annotated[str | None, Parameter(group=MEMORY, metavar="WxH", show_default=of_model)] = None,
+    frames: Annotated[int | None, Whole, Parameter(group=MEMORY, show_default=of_model)] = None,
+    guidance: Annotated[float | None, Parameter(group=MEMORY, show_default=of_model)] = None,
+    profile: Annotated[str | None, Parameter(group=MEMORY, metavar="NAME")] = None,
+    rate: Annotated[float | None, Parameter(group=MEMORY, metavar="TFLOPS")] = None,
     json: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
     debug: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
 ) -> Report:
@@ -23,12 +38,31 @@ def info(
     Parameters
     ----------
     model
-        tiny, tiny-base, or a diffusers folder.
+        tiny, tiny-base, a folder, a .safetensors or .gguf file, or a hub id.
+    memory
+        Say what a clip will take in memory and time instead, under each memory profile.
+    size
+        Width and height of the clip.
+    frames
+        Length of the clip: 4n+1.
+    guidance
+        Guidance scale; 1 asks the model once a step.
+    profile
+        Only this memory profile: 80gb, 48gb, 24gb, 16gb, 12gb, 8gb or cpu.
+    rate
+        Speed of the device in large matrix products; measured if not given.
     json
         Print one JSON object on stdout, also for errors.
     debug
         Show the traceback of an error.
     """
+    if memory:
+        from pusa.cli.memory import outlook
+
+        shape = None if size is None else read_size(size)
+        return outlook(model or "tiny", size=shape, frames=frames, guidance=guidance, profile=profile, rate=rate)
+    if any(option is not None for option in (size, frames, guidance, profile, rate)):
+        raise InputError("--size, --frames, --guidance, --profile and --rate say what --memory is for; give it too.")
     record = _machine() if model is None else _model(model)
     width = max(len(name) for name in record)
     return Report(record, "\n".join(f"{name:{width}}  {_plain(value)}" for name, value in record.items()))
@@ -61,47 +95,67 @@ def _machine() -> dict[str, Any]:
 
 def _model(source: str) -> dict[str, Any]:
     from pusa import embedded
-    from pusa.models import checkpoints
+    from pusa.models import checkpoints, recognise, sources
 
-    folder = embedded.folder() if source in (checkpoints.TINY, checkpoints.TINY_BASE) else Path(source).expanduser()
-    if not folder.is_dir():
-        raise InputError(f"There is no folder {source}; give tiny, tiny-base or a model folder on this machine.")
-    defaults = checkpoints.defaults_of(folder)
-    refused = {}
+    name, path = checkpoints.find(source, parts=())
+    config, refused, lacking = None, None, []
     try:
-        checkpoints.check(source, folder)
+        sources.check_transformer(name, path)
+        lacking = sources.lacking(path)
+        if not lacking:
+            checkpoints.check(name, path)
     except InputError as error:
-        refused = {"refused": f"generate refuses it: {error}"}
-    weights = {part: _weights(folder / part) for part in ("transformer", "vae", "text_encoder")}
+        refused = f"generate refuses it: {error}"
+    with suppress(InputError):
+        config = checkpoints.config(name, path, "transformer")
+    experts = sources.experts_of(path)
+    parts = sources.contents(path)
+    family = None if config is None else recognise.family(config, experts=bool(experts))
     return {
         "model": source,
-        "folder": str(folder.resolve()),
+        **({} if family is None else {"kind": family.name}),
+        **({"experts": " and ".join(experts)} if experts else {}),
+        "folder" if path.is_dir() else "file": str(path.resolve()),
         "adapter": str(embedded.adapter()) if source == checkpoints.TINY else None,
-        **{part: f"{count / 1e6:,.1f} M parameters in {kind}" for part, (count, kind) in weights.items()},
-        "frames": defaults.frames,
-        "fps": defaults.fps,
-        "size": list(defaults.size),
-        "steps": defaults.steps,
-        "guidance": defaults.guidance,
-        "shift": defaults.shift,
-        **refused,
+        **{part: _weights(tensors) for part, tensors in parts.items()},
+        "files": {file.name: f"{file.stat().st_size / 1e6:.1f} MB" for file in _files(parts)},
+        "licence": "Apache-2.0" if name in (checkpoints.TINY, checkpoints.TINY_BASE) else _licence(family),
+        **({} if config is None else _wishes(path)),
+        **({"needs": " and ".join(f"--{kind.replace('_', '-')}" for kind in lacking)} if lacking else {}),
+        **({"refused": refused} if refused else {}),
     }
 
 
-def _weights(folder: Path) -> tuple[int, str]:
-    """Number of parameters and their types, from the headers of the weight files."""
-    from math import prod
+def _licence(family: Family | None) -> str:
+    return "unknown" if family is None else family.licence
 
-    from safetensors import safe_open
 
-    count, kinds = 0, set()
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(str(file), "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118
-                part = tensors.get_slice(name)
-                count += prod(part.get_shape())
-                kinds.add(str(part.get_dtype()))
-    return count, " and ".join(sorted(kinds)) or "no file"
+def _wishes(path: Path) -> dict[str, Any]:
+    from pusa.models import checkpoints
+
+    wishes = checkpoints.defaults_of(path)
+    return {
+        "frames": wishes.frames,
+        "fps": wishes.fps,
+        "size": list(wishes.size),
+        "steps": wishes.steps,
+        "guidance": wishes.guidance,
+        "shift": wishes.shift,
+    }
+
+
+def _files(parts: dict[str, list[Stored]]) -> list[Path]:
+    return sorted({one.file for tensors in parts.values() for one in tensors})
+
+
+def _weights(tensors: list[Stored]) -> str:
+    """Number of parameters and their types, the commonest first."""
+    counts: Counter[str] = Counter()
+    for one in tensors:
+        counts[one.dtype] += one.count
+    if not counts:
+        return "not here"
+    return f"{counts.total() / 1e6:,.1f} M parameters in {' and '.join(kind for kind, _ in counts.most_common())}"
 
 
 def _megabytes(path: Path) -> str:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pusa.cli.memory import profile_for
 from pusa.cli.options import Model, Output
 from pusa.cli.terminal import Report, Terminal
 from pusa.errors import InputError
@@ -20,21 +21,49 @@ if TYPE_CHECKING:
     Callback = Callable[[Step], None]
 
 
-def open_pipeline(model: Model, terminal: Terminal) -> Pipeline:
-    """The loaded model; a second command of the same process gets the same one."""
+def open_pipeline(
+    model: Model,
+    terminal: Terminal,
+    *,
+    size: tuple[int, int] | None = None,
+    frames: int | None = None,
+    guidance: float | None = None,
+) -> Pipeline:
+    """The loaded model; a second command of the same process gets the same one.
+
+    size, frames, guidance: of the clip, which --memory is weighed for; None for the model's own.
+    """
     with terminal.status(f"Loading {model.model}"):
         if not terminal.drawing:
             from huggingface_hub.utils.tqdm import disable_progress_bars
 
             disable_progress_bars()
-        return _open(model.model, model.loras())
+        memory = profile_for(model, size, frames, guidance)
+        return _open(model.model, model.vae, model.text_encoder, model.loras(), memory)
 
 
 @lru_cache(maxsize=1)
-def _open(source: str, loras: tuple[tuple[Path, float], ...]) -> Pipeline:
-    from pusa.generation.pipeline import load
+def _open(
+    source: str,
+    vae: str | None,
+    text_encoder: str | None,
+    loras: tuple[tuple[Path, float], ...],
+    memory: str | None,
+) -> Pipeline:
+    import torch
 
-    return load(source, lora=[path for path, _ in loras], lora_scale=[scale for _, scale in loras])
+    from pusa.generation.pipeline import load
+    from pusa.models.profiles import explained
+
+    with explained(memory, on_cpu=not torch.cuda.is_available()):
+        return load(
+            source,
+            vae=vae,
+            text_encoder=text_encoder,
+            lora=[path for path, _ in loras],
+            lora_scale=[scale for _, scale in loras],
+            memory=memory,
+        )
 
 
 def check(
@@ -42,7 +71,7 @@ def check(
 ) -> None:
     """What can be refused without a model is refused before one is loaded: the length, unreadable pictures, no file."""
     with terminal.status("Starting"):
-        from pusa.media import read_image
+        from pusa.images import read_image
         from pusa.models.latents import latent_frames
 
         if frames is not None:
@@ -56,8 +85,8 @@ def check(
 
 def make(jobs: Mapping[Path, Callable[[Callback], GeneratedClip]], output: Output, terminal: Terminal) -> Report:
     """Run the job of each path (it gets the sampler's callback and returns the clip), save and report the clips."""
+    from pusa.files import check_writable
     from pusa.generation.clip import latents_path
-    from pusa.media import check_writable
 
     for path in jobs:
         folder = next(folder for folder in path.absolute().parents if folder.exists())

@@ -65,15 +65,38 @@ class Model:
     """Which networks run."""
 
     model: str = "tiny"
-    """tiny (embedded), tiny-base (without its adapter), a diffusers folder, or a hub id."""
+    """tiny (embedded), tiny-base (without its adapter), a folder, a .safetensors or .gguf file, or a hub id."""
+    vae: Annotated[str | None, Parameter(metavar="PATH")] = None
+    """File or folder of the autoencoder, where the model is a file without one."""
+    text_encoder: Annotated[str | None, Parameter(metavar="PATH")] = None
+    """File or folder of the text encoder, where the model is a file without one."""
     lora: Annotated[tuple[str, ...], Many, Parameter(name="--lora", metavar="PATH[:SCALE]")] = ()
     """A LoRA file and its strength, for example pusa_v1.safetensors:1.4. Repeatable."""
     lora_scale: float = 1.0
     """Strength of every LoRA that names none of its own."""
+    memory: Literal["auto", "none", "80gb", "48gb", "24gb", "16gb", "12gb", "8gb", "cpu"] = "auto"
+    """How the model is laid out in memory: auto is the fastest way that fits; none loads it without weighing it."""
 
     def loras(self) -> tuple[tuple[Path, float], ...]:
         number(str(self.lora_scale), "--lora-scale", "finite number")
         return tuple(lora(text, self.lora_scale) for text in self.lora)
+
+
+@Parameter(name="*", group=OUTPUT)
+@dataclass(frozen=True, kw_only=True)
+class Talk:
+    """How much is said."""
+
+    json: Annotated[bool, Switch] = False
+    """Print one JSON object on stdout, also for errors."""
+    quiet: Annotated[bool, Switch, Parameter(alias="-q")] = False
+    """Say nothing but the result."""
+    debug: Annotated[bool, Switch] = False
+    """Show the traceback of an error."""
+
+    @property
+    def talkative(self) -> bool:
+        return not (self.quiet or self.json)
 
 
 @Parameter(name="*", group=OUTPUT)
@@ -85,16 +108,7 @@ class Output:
     """An .mp4 file, or a folder, in which the clip is named for its prompt or source, its seed and its size."""
     overwrite: Annotated[bool, Switch] = False
     """Replace a file that is already there."""
-    json: Annotated[bool, Switch] = False
-    """Print one JSON object on stdout, also for errors."""
-    quiet: Annotated[bool, Switch, Parameter(alias="-q")] = False
-    """Say nothing but the result."""
-    debug: Annotated[bool, Switch] = False
-    """Show the traceback of an error."""
-
-    @property
-    def talkative(self) -> bool:
-        return not (self.quiet or self.json)
+    talk: Talk = Talk()
 
     def check(self) -> None:
         """Refuse an --out that cannot be a clip, before any work is done."""

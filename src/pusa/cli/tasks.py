@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from pusa import embedded
 from pusa.embedded import world
-from pusa.media import fit, read_image, write_image, write_video
+from pusa.images import fit, read_image, write_image
+from pusa.videos import write_video
 
 Frames = NDArray[np.uint8]
 """[N, H, W, 3]"""

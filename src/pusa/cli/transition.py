@@ -51,13 +51,13 @@ def transition(
     fit
         How clips of another shape are brought to the size.
     """
-    terminal = Terminal(output.talkative)
+    terminal = Terminal(output.talk.talkative)
     multiplier(str(noise), "--noise")
     shape = None if size is None else read_size(size)
     output.check()
     path = output.path(f"{a.stem}_to_{b.stem}_{sampling.seed}")
     check(terminal, videos=[a, b])
-    pipe = open_pipeline(model, terminal)
+    pipe = open_pipeline(model, terminal, size=shape, guidance=sampling.guidance)
 
     from pusa.generation import extension
 

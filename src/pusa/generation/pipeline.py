@@ -8,12 +8,14 @@ other, so neither the device nor the batch size changes what a seed means.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import platform
-import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Unpack, overload
 
 import torch
@@ -39,8 +41,8 @@ from pusa.generation.settings import (
     check_prompts,
     check_seed,
 )
-from pusa.media import Fit, Frames
-from pusa.models import checkpoints, latents, lora
+from pusa.images import Fit, Frames
+from pusa.models import checkpoints, dialects, latents, lora, profiles
 from pusa.models.checkpoints import Components, Defaults
 from pusa.models.wan import VectorWanTransformer3DModel
 
@@ -50,6 +52,18 @@ class Pipeline:
 
     def __init__(self, components: Components) -> None:
         self.components = components
+        self.profile = profiles.PLAIN
+        self._disk: TemporaryDirectory[str] | None = None
+
+    def lay_out(self, profile: profiles.Profile, device: str | torch.device) -> None:
+        """Spread the model, which is on the CPU, over device, memory and disk as a memory profile says; once.
+
+        LoRAs may be there already; with a profile that offloads to disk none can be added later.
+        """
+        if profile.transformer == "disk":
+            self._disk = TemporaryDirectory(prefix="pusa-weights-")
+        profiles.apply(self.components, profile, torch.device(device), self._disk.name if self._disk else None)
+        self.profile = profile
 
     @property
     def transformer(self) -> VectorWanTransformer3DModel:
@@ -63,8 +77,14 @@ class Pipeline:
 
     @property
     def text_encoder(self) -> UMT5EncoderModel:
-        """transformers' UMT5EncoderModel."""
-        return self.components.text_encoder
+        """transformers' UMT5EncoderModel; read again where the memory profile released it."""
+        parts = self.components
+        if parts.text_encoder is None:
+            beside = {kind: parts.beside.get(kind) for kind in ("vae", "text_encoder")}
+            again = checkpoints.load_encoders(parts.source, **beside, dtype=self.transformer.dtype, device="cpu")
+            profiles.lay_text_encoder(again.text_encoder, self.profile, self.device)
+            parts.text_encoder = again.text_encoder
+        return parts.text_encoder
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -87,19 +107,64 @@ class Pipeline:
 
     def decode(self, z: Tensor) -> Frames:
         """Normalised latents [1, C, F, h, w] to uint8 frames [4(F-1)+1, H, W, 3]."""
-        return latents.decode(self.vae, z)
+        factor = int(self.vae.config.scale_factor_spatial)
+        with self._explained((z.shape[4] * factor, z.shape[3] * factor), latents.pixel_frames(z.shape[2])):
+            return latents.decode(self.vae, z)
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Prompts to what the transformer reads, [B, 512, D] in its dtype and on its device."""
-        encoded = latents.encode_text(self.text_encoder, self.tokenizer, prompts)
+        with self._explained():
+            encoded = latents.encode_text(self.text_encoder, self.tokenizer, prompts)
+        if self.profile.releases:
+            self.components.text_encoder = None
         return encoded.to(self.device, self.transformer.dtype)
 
+    @property
+    def loras(self) -> tuple[lora.Lora, ...]:
+        """The LoRAs that run, with their strengths, in the order in which they are added up."""
+        return self.components.loras
+
     def load_lora(self, path: str | Path, scale: float = 1.0, name: str | None = None) -> lora.Lora:
-        """Add a LoRA at a strength; one of the same name is replaced."""
-        loaded = lora.load(self.transformer, path, scale, name)
-        others = tuple(other for other in self.components.loras if other.name != loaded.name)
-        self.components.loras = (*others, loaded)
-        return loaded
+        """Add a LoRA at a strength: a file of any dialect, or the folder of a PEFT adapter.
+
+        name: what `set_lora` and `remove_lora` know it by; a LoRA that has it is replaced. By default it is the file's
+        name, with a number where another file has that; so the same file again is replaced. Raises InputError, with
+        nothing changed, for a file that cannot be read or does not fit, and for one that runs under another name.
+        """
+        self._check_changeable()
+        self.components.loras = lora.stack(self.transformer, self.loras, path, scale, name)
+        return self.loras[-1]
+
+    def set_lora(self, name: str, scale: float) -> lora.Lora:
+        """Give a LoRA another strength from the next clip on, whatever it had; at 0 the model runs without it."""
+        changed = dataclasses.replace(self._lora(name), scale=scale)
+        lora.set_scale(self.transformer, name, scale)
+        self.components.loras = tuple(changed if x.name == name else x for x in self.loras)
+        return changed
+
+    def remove_lora(self, name: str) -> None:
+        """Take a LoRA off the model, bit for bit, and free its memory."""
+        self._check_changeable()
+        gone = self._lora(name)
+        lora.remove(self.transformer, name)
+        self.components.loras = tuple(x for x in self.loras if x is not gone)
+
+    def _check_changeable(self) -> None:
+        if self._disk is not None:
+            raise InputError(
+                f"The weights lie on the disk (memory profile {self.profile.name}), where no LoRA can come or go: give "
+                "LoRAs when the model is loaded."
+            )
+
+    def _explained(
+        self, size: tuple[int, int] | None = None, frames: int | None = None
+    ) -> AbstractContextManager[None]:
+        return profiles.explained(self.profile.name, on_cpu=self.device.type == "cpu", size=size, frames=frames)
+
+    def _lora(self, name: str) -> lora.Lora:
+        if found := next((x for x in self.loras if x.name == name), None):
+            return found
+        raise InputError(f"There is no LoRA {name!r}: there is {', '.join(x.name for x in self.loras) or 'none'}.")
 
     @overload
     def generate(
@@ -296,15 +361,16 @@ class Pipeline:
         def renoise(step: int) -> Tensor:
             return self.noise((seed ^ 0x9E3779B97F4A7C15 * (step + 1)) % SEEDS, settings)
 
-        z = sampler.sample(
-            sampler.guided(self.velocity, settings.guidance),
-            x.to(self.device),
-            matrix,
-            (("cond", text[0]), ("uncond", text[1])),
-            solver=settings.solver,
-            noise=renoise,
-            callback=callback,
-        )
+        with self._explained(settings.size, settings.frames):
+            z = sampler.sample(
+                sampler.guided(self.velocity, settings.guidance),
+                x.to(self.device),
+                matrix,
+                (("cond", text[0]), ("uncond", text[1])),
+                solver=settings.solver,
+                noise=renoise,
+                callback=callback,
+            )
         return z.cpu()
 
     def velocity(self, x: Tensor, sigma: Tensor, context: tuple[str, Tensor]) -> Tensor:
@@ -328,10 +394,12 @@ class Pipeline:
         return {
             "model": {
                 "source": parts.source,
+                **({"beside": parts.beside} if parts.beside else {}),
                 "fingerprint": parts.fingerprint,
                 "vae": vae_fingerprint(parts.vae),
                 "dtype": str(self.transformer.dtype).removeprefix("torch."),
                 "device": self.device.type,
+                **({} if self.profile == profiles.PLAIN else {"memory": self.profile.name}),
             },
             "loras": [{"name": x.name, "path": str(x.path), "sha256": x.sha256, "scale": x.scale} for x in parts.loras],
             "versions": versions(),
@@ -352,30 +420,37 @@ class Pipeline:
 def load(
     source: str | Path = checkpoints.TINY,
     *,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
     lora: str | Path | Sequence[str | Path] = (),
     lora_scale: float | Sequence[float] = 1.0,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
+    memory: str | None = None,
 ) -> Pipeline:
     """Load a model and make a pipeline of it.
 
-    source: "tiny" (embedded, with its adapter), "tiny-base" (without), a diffusers folder or a hub id. lora: LoRA files
-    to add, each at its lora_scale. dtype, device: see `checkpoints.load`. Raises InputError for what cannot be loaded.
+    source: "tiny" (embedded, with its adapter), "tiny-base" (without), a folder, a file or a hub id. vae, text_encoder:
+    files or folders for those parts, where the source lacks them. lora: LoRA files to add, each at its lora_scale.
+    dtype, device: see `checkpoints.load`, as for the rest. memory: a profile of `pusa.models.profiles`; by default
+    everything lies on the device. Raises InputError for what cannot be loaded.
     """
     paths = [lora] if isinstance(lora, (str, Path)) else list(lora)
     scales = list(lora_scale) if isinstance(lora_scale, Sequence) else [lora_scale] * len(paths)
     if len(scales) != len(paths):
         raise InputError(f"{len(scales)} LoRA scales for {len(paths)} LoRAs: give one for all or one each.")
-    files = [Path(path).resolve() for path in paths]
-    if twice := [path for path in paths if files.count(Path(path).resolve()) > 1]:
+    files = [dialects.file_of(path).resolve() for path in paths]
+    if twice := [path for path, file in zip(paths, files, strict=True) if files.count(file) > 1]:
         raise InputError(f"The LoRA {twice[0]} is given twice: give it once, at the strength it should have.")
-    pipe = Pipeline(checkpoints.load(source, dtype=dtype, device=device))
+    profile = profiles.PLAIN if memory is None else profiles.named(memory)
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    first = target if profile == profiles.PLAIN else torch.device("cpu")
+    dtype = dtype or (torch.float32 if target.type == "cpu" else torch.bfloat16)
+    pipe = Pipeline(checkpoints.load(source, vae=vae, text_encoder=text_encoder, dtype=dtype, device=first))
     for path, scale in zip(paths, scales, strict=True):
-        stem = name = re.sub(r"\W+", "_", Path(path).stem)
-        taken = {present.name for present in pipe.components.loras}
-        while name in taken:  # another file of the same name would be replaced
-            name += f"_{stem}"
-        pipe.load_lora(path, scale, name)
+        pipe.load_lora(path, scale)
+    if profile != profiles.PLAIN:
+        pipe.lay_out(profile, target)
     return pipe
 
 

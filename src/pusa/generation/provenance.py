@@ -19,6 +19,7 @@ from pusa.generation.conditions import Clip, Image
 from pusa.generation.extension import extend, transition
 from pusa.generation.pipeline import Pipeline, load, versions
 from pusa.generation.settings import Callback
+from pusa.models import lora, profiles
 from pusa.models.lora import sha256
 
 _SAMPLING = ("negative_prompt", "fit", "steps", "guidance", "shift", "seed", "solver")
@@ -49,8 +50,10 @@ def regenerate(path: str | Path, pipe: Pipeline | None = None, *, callback: Call
     """
     recipe = read(path)
     try:
-        for record in [*_sources(recipe), *recipe["loras"]]:
+        for record in _sources(recipe):
             _check_file(record)
+        for record in recipe["loras"]:
+            _check_lora(record)
         pipe = _pipeline(recipe) if pipe is None else pipe
         _check_model(recipe, pipe)
         options: Any = {key: recipe[key] for key in _SAMPLING} | {"size": tuple(recipe["size"]), "callback": callback}
@@ -97,21 +100,34 @@ def _check_file(record: dict[str, Any]) -> None:
         raise InputError(f"{path} has changed since the clip was made from it: put the old one back.")
 
 
+def _check_lora(record: dict[str, Any]) -> None:
+    path = Path(record["path"])
+    if not path.is_file():
+        raise InputError(f"The LoRA {path}, which the clip was made with, is not there any more: put it back.")
+    if lora.fingerprint(path) != record["sha256"]:
+        raise InputError(f"The LoRA {path} has changed since the clip was made with it: put the old one back.")
+
+
 def _pipeline(recipe: dict[str, Any]) -> Pipeline:
     model = recipe["model"]
-    pipe = load(model["source"], dtype=getattr(torch, model["dtype"]), device=model["device"])
-    present = {lora.name for lora in pipe.components.loras}
+    profile = model.get("memory")
+    device = "cpu" if profile else model["device"]
+    pipe = load(model["source"], **model.get("beside", {}), dtype=getattr(torch, model["dtype"]), device=device)
+    for present in pipe.loras:  # the model's own may have been at another strength or place, or taken off
+        pipe.remove_lora(present.name)
     for record in recipe["loras"]:
-        if record["name"] not in present:
-            pipe.load_lora(record["path"], record["scale"], record["name"])
+        pipe.load_lora(record["path"], record["scale"], record["name"])
+    if profile:
+        pipe.lay_out(profiles.named(profile), model["device"])
     return pipe
 
 
 def _check_model(recipe: dict[str, Any], pipe: Pipeline) -> None:
     now = pipe.recipe()
     then, source = recipe["model"], recipe["model"]["source"]
-    if {**then, "source": None} != {**now["model"], "source": None}:
-        differing = [key for key in then if key != "source" and then[key] != now["model"].get(key)]
+    places = {"source": None, "beside": None}
+    if {**then, **places} != {**now["model"], **places}:
+        differing = [key for key in then if key not in places and then[key] != now["model"].get(key)]
         raise InputError(f"The model {source} is not the one that made the clip: its {', '.join(differing)} differs.")
     if [(x["sha256"], x["scale"]) for x in recipe["loras"]] != [(x["sha256"], x["scale"]) for x in now["loras"]]:
         raise InputError("The loaded LoRAs are not those that the clip was made with.")

@@ -10,7 +10,7 @@ from pusa.core.sampler import Step
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
 from pusa.generation.conditions import Clip
-from pusa.media import Fit
+from pusa.images import Fit
 
 SEEDS = 2**63
 """how many seeds there are"""

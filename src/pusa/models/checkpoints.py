@@ -1,20 +1,18 @@
-"""Find and load a text-to-video model: the embedded base, a diffusers folder or a hub id.
+"""Find and load a text-to-video model: the embedded base, a diffusers folder, Wan's own layout, a file, or a hub id.
 
-A checkpoint is an ordinary diffusers Wan folder. Its parts are loaded as the stock classes and the transformer is then
-upgraded to one timestep per frame, so nothing about the files is ours. What a model likes by default (frame rate,
-length, size, steps) is read from `pusa.json` beside `model_index.json` where there is one, else from the Wan family it
-belongs to. Everything that can be refused is refused from the configs, before any weight is read or downloaded.
+Whatever it comes from, its parts are loaded as the stock classes and the transformer is then upgraded to one timestep
+per frame, so nothing about the files is ours. `sources.py` finds it, `recognise.py` says which Wan it is and
+`original.py` reads everything that is not a diffusers folder. What a model likes by default (frame rate, length, size,
+steps) is read from `pusa.json` beside `model_index.json` where there is one, else from the Wan family it belongs to.
+Everything that can be refused is refused from configs and headers, before any weight is read or downloaded.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,55 +24,67 @@ from transformers.utils import logging as transformers_logging
 
 from pusa import embedded
 from pusa.errors import InputError
-from pusa.models import lora
-from pusa.models.latents import FRAMES_PER_SLOT, latent_frames
+from pusa.models import defaults, hub, lora, original, weights
+from pusa.models.defaults import Defaults
+from pusa.models.latents import FRAMES_PER_SLOT
+from pusa.models.sources import (
+    ENCODERS,
+    PARTS,
+    TINY,
+    TINY_BASE,
+    Beside,
+    check_transformer,
+    config,
+    files_of,
+    find,
+    lasting,
+    locate,
+    read_json,
+)
 from pusa.models.wan import VectorWanTransformer3DModel
 
-TINY, TINY_BASE = "tiny", "tiny-base"
-PARTS = ("transformer", "vae", "text_encoder", "tokenizer")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_KINDS: dict[str, tuple[type, ...]] = {
-    "fps": (int, float),
-    "frames": (int,),
-    "size": (list,),
-    "steps": (int,),
-    "guidance": (int, float),
-    "shift": (int, float),
-}
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What a model is asked for when the user says nothing: fps, pixel frames (4n+1), (width, height) and sampling."""
-
-    fps: float = 16
-    frames: int = 81
-    size: tuple[int, int] = (832, 480)
-    steps: int = 10
-    guidance: float = 3.0
-    shift: float = 5.0
-
-
-WAN21 = Defaults()
-WAN22_5B = Defaults(fps=24, frames=121, size=(1280, 704))
+__all__ = [
+    "TINY",
+    "TINY_BASE",
+    "Components",
+    "Defaults",
+    "Encoders",
+    "check",
+    "config",
+    "defaults_of",
+    "find",
+    "fingerprint",
+    "load",
+    "load_encoders",
+]
 
 
 @dataclass
-class Components:
-    """A loaded model: the diffusers and transformers objects, what it is called and what it likes.
+class Encoders:
+    """The parts of a model that clips and captions are encoded with.
 
-    source: what was asked for, in a form that `load` takes again (folders as absolute paths). fingerprint: changes
-    when a file of the checkpoint does. loras: the adapters loaded so far.
+    source: what was asked for, in a form that `load` takes again (folders as absolute paths).
     """
 
-    transformer: VectorWanTransformer3DModel
     vae: AutoencoderKLWan
     text_encoder: UMT5EncoderModel
     tokenizer: PreTrainedTokenizerBase
     source: str
+
+
+@dataclass
+class Components(Encoders):
+    """A loaded model: the diffusers and transformers objects, what it is called and what it likes.
+
+    fingerprint: changes when a file of the checkpoint does. loras: the adapters loaded so far. beside: the parts that
+    were given beside the source, in a form that `load` takes again.
+    """
+
+    transformer: VectorWanTransformer3DModel
     fingerprint: str
     defaults: Defaults
     loras: tuple[lora.Lora, ...] = ()
+    beside: dict[str, str] = field(default_factory=dict)
 
     @property
     def multiple(self) -> int:
@@ -83,50 +93,119 @@ class Components:
 
 
 def load(
-    source: str | Path = TINY, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+    source: str | Path = TINY,
+    *,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
 ) -> Components:
     """Load a model and put it on `device` in `dtype` (the autoencoder stays in float32).
 
-    source: "tiny" (the embedded base with its adapter), "tiny-base" (without), a folder in the diffusers layout, or a
-    hub id such as "Wan-AI/Wan2.1-T2V-1.3B-Diffusers". device: a GPU where there is one, by default. dtype: bfloat16 on
-    a GPU, float32 on a CPU, by default. Raises InputError when there is no such model or it is of an unsupported kind.
+    source: "tiny" (the embedded base with its adapter), "tiny-base" (without), a folder in the diffusers layout or in
+    Wan's own, a file (.safetensors in any precision including fp8 with scales, .gguf, .pth), or a hub id such as
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers". vae, text_encoder: a file, a folder or a hub id for that part, where the source
+    holds only the transformer or another is wanted. device: a GPU where there is one, by default. dtype: bfloat16 on a
+    GPU, float32 on a CPU, by default; fp8 weights are widened to it. Raises InputError when there is no such model, it
+    is of an unsupported kind, or its parts do not belong together.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("There is no CUDA device here: give device='cpu'.")
-    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-    name, folder = find(source)
-    check(name, folder)
-
-    def part(kind: str, loader: Callable[..., Any]) -> Any:
-        try:
-            with _no_bars():
-                return loader(str(folder / kind), local_files_only=True)
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(f"The {kind} of {name} cannot be loaded, copy it again ({reason}).") from error
-
-    def network(kind: str, cls: Any, **options: Any) -> Any:
-        model, report = part(kind, partial(cls.from_pretrained, output_loading_info=True, **options))
-        if missing := sorted(report["missing_keys"]):
-            lost = missing[0] if len(missing) == 1 else f"{missing[0]} nor {len(missing) - 1} others"
-            raise InputError(f"The {kind} of {name} is incomplete: it has no {lost}; copy it again.")
-        return model
-
-    stock = network("transformer", WanTransformer3DModel, torch_dtype=dtype)
+    parts = _Parts.of(source, PARTS, {"vae": vae, "text_encoder": text_encoder}, dtype, device)
+    stock = parts.network("transformer", WanTransformer3DModel, torch_dtype=parts.dtype)
     components = Components(
-        transformer=VectorWanTransformer3DModel.upgrade(stock).eval().requires_grad_(False).to(device),
-        vae=network("vae", AutoencoderKLWan, torch_dtype=torch.float32).eval().requires_grad_(False).to(device),
-        text_encoder=network("text_encoder", UMT5EncoderModel, dtype=dtype).eval().requires_grad_(False).to(device),
-        tokenizer=part("tokenizer", AutoTokenizer.from_pretrained),
-        source=name,
-        fingerprint=fingerprint(folder),
-        defaults=defaults_of(folder),
+        **vars(parts.encoders()),
+        transformer=VectorWanTransformer3DModel.upgrade(stock),
+        fingerprint=fingerprint(parts.folder, parts.beside),
+        defaults=defaults_of(parts.folder),
+        beside={kind: lasting(given) for kind, given in parts.beside.items() if given is not None},
     )
-    if name == TINY:
+    if components.source == TINY:
         adapter = lora.load(components.transformer, embedded.adapter(), name="pusa")
         components = replace(components, loras=(adapter,))
     return components
+
+
+def load_encoders(
+    source: str | Path = TINY,
+    *,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> Encoders:
+    """Only what turns clips and captions into latents and contexts, as `load` would; the transformer is not fetched."""
+    return _Parts.of(source, ENCODERS, {"vae": vae, "text_encoder": text_encoder}, dtype, device).encoders()
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Where the parts of a model are, and how they are loaded."""
+
+    name: str
+    folder: Path
+    beside: Beside
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(
+        cls,
+        source: str | Path,
+        parts: Sequence[str],
+        beside: Beside,
+        dtype: torch.dtype | None,
+        device: str | torch.device | None,
+    ) -> _Parts:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise InputError("There is no CUDA device here: give device='cpu'.")
+        own = [kind for kind in parts if beside.get("text_encoder" if kind == "tokenizer" else kind) is None]
+        name, folder = find(source, own)
+        check(name, folder, **beside)
+        return cls(name, folder, beside, dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16), device)
+
+    def encoders(self) -> Encoders:
+        return Encoders(
+            vae=self.network("vae", AutoencoderKLWan, torch_dtype=torch.float32),
+            text_encoder=self.network("text_encoder", UMT5EncoderModel, dtype=self.dtype),
+            tokenizer=self.part("tokenizer", self.tokenizer(), AutoTokenizer.from_pretrained),
+            source=self.name,
+        )
+
+    def network(self, kind: str, cls: Any, **options: Any) -> Any:
+        """A frozen network on the device; InputError when weights of it are missing or damaged."""
+        found = locate(self.name, self.folder, kind, self.beside)
+        name = str(found.path) if isinstance(found, original.Part) and found.path != self.folder else self.name
+        if isinstance(found, original.Part):
+            dtype = torch.float32 if kind == "vae" else self.dtype
+            with _no_bars():
+                model: Any = original.network(found, dtype)
+        else:
+            for file in original.shards(found, ""):
+                weights.listing(file)
+            model, report = self.part(kind, found, partial(cls.from_pretrained, output_loading_info=True, **options))
+            if missing := sorted(report["missing_keys"]):
+                lost = missing[0] if len(missing) == 1 else f"{missing[0]} nor {len(missing) - 1} others"
+                raise InputError(f"The {kind} of {self.name} is incomplete: it has no {lost}; copy it again.")
+        for key, value in model.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise InputError(
+                    f"The {kind} of {name} is damaged: its {key} holds values that are no numbers; copy it again."
+                )
+        return model.eval().requires_grad_(False).to(self.device)
+
+    def tokenizer(self) -> Path:
+        """The folder of the tokenizer that goes with the text encoder."""
+        found = locate(self.name, self.folder, "text_encoder", self.beside)
+        home = found.path if isinstance(found, original.Part) else found
+        return original.tokenizer_beside(home) or hub.snapshot(original.TOKENIZER, ["*.json", "spiece.model"])
+
+    def part(self, kind: str, folder: Path, loader: Callable[..., Any]) -> Any:
+        try:
+            with _no_bars():
+                return loader(str(folder), local_files_only=True)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(f"The {kind} of {self.name} cannot be loaded, copy it again ({reason}).") from error
 
 
 @contextmanager
@@ -141,12 +220,15 @@ def _no_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def fingerprint(folder: Path) -> str:
-    """A hash over the checkpoint's files: names, sizes and both ends of each, so that 30 GB take no time."""
+def fingerprint(folder: Path, beside: Beside | None = None) -> str:
+    """A hash over the checkpoint's files: names, sizes and both ends of each, so that 30 GB take no time.
+
+    folder: the model's folder or file. beside: the parts that are given elsewhere.
+    """
     digest = hashlib.sha256()
-    for path in sorted(p for kind in PARTS for p in (folder / kind).rglob("*") if p.is_file()):
+    for name, path in files_of(folder, beside or {}):
         size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
+        digest.update(f"{name} {size}\n".encode())
         with path.open("rb") as file:
             digest.update(file.read(1 << 16))
             file.seek(max(0, size - (1 << 16)))
@@ -154,137 +236,43 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def find(source: str | Path, *, weights: bool = True) -> tuple[str, Path]:
-    """The model's lasting name and its folder on this machine, downloaded when it is a hub id.
+def check(name: str, folder: Path, *, vae: str | Path | None = None, text_encoder: str | Path | None = None) -> None:
+    """Raise InputError unless the configs and headers at `folder` are those of a plain Wan text-to-video model.
 
-    weights: False downloads the configs only.
+    folder: the model's folder or file. vae, text_encoder: the parts that are given beside it.
     """
-    text = str(source)
-    if text in (TINY, TINY_BASE):
-        if not embedded.folder().is_dir():
-            raise InputError(
-                "The embedded model is not part of this installation: install pusa again, or give a folder."
-            )
-        return text, embedded.folder()
-    path = Path(source).expanduser()
-    if path.is_file():
-        raise InputError(f"{path} is a file, but a model is a folder in the diffusers layout: give the folder.")
-    if path.is_dir():
-        return str(path.resolve()), path
-    if isinstance(source, str) and _HUB_ID.fullmatch(text):
-        return text, _download(text, weights)
-    near = difflib.get_close_matches(text.lower(), (TINY, TINY_BASE), n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else "give 'tiny', a folder or a hub id."
-    raise InputError(f"There is no model {text!r}: {hint}")
-
-
-def _download(hub_id: str, weights: bool = True) -> Path:
-    """Fetch a hub checkpoint, its configs first so that the wrong one costs nothing."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    def fetch(patterns: list[str]) -> Path:
-        try:
-            return Path(snapshot_download(hub_id, allow_patterns=patterns))
-        except GatedRepoError as error:
-            raise InputError(
-                f"{hub_id} is gated: accept its terms on huggingface.co and log in with `hf auth login`."
-            ) from error
-        except RepositoryNotFoundError as error:
-            raise InputError(f"There is no model {hub_id!r} on huggingface.co and no folder of that name.") from error
-        except LocalEntryNotFoundError as error:
-            raise InputError(
-                f"{hub_id} is neither a folder nor in the local cache, and huggingface.co cannot be reached: connect, "
-                "or give the path of a folder."
-            ) from error
-        except HFValidationError as error:
-            raise InputError(f"There is no folder {hub_id} and no hub id can look like that; check it.") from error
-        except OSError as error:
-            raise InputError(f"{hub_id} could not be downloaded ({str(error).splitlines()[0]}); try again.") from error
-
-    configs = fetch(["model_index.json", "pusa.json", "*/config.json"])
-    check(hub_id, configs)
-    if not weights:
-        return configs
-    return fetch(["model_index.json", "pusa.json", "scheduler/*", *(f"{kind}/*" for kind in PARTS)])
-
-
-def check(name: str, folder: Path) -> None:
-    """Raise InputError unless the configs in `folder` are those of a plain Wan text-to-video model."""
-    if not (folder / "model_index.json").is_file():
-        found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-        more = f" and {len(found) - 8} more" if len(found) > 8 else ""
-        listing = f"it holds {', '.join(found[:8])}{more}" if found else "it is empty"
-        raise InputError(f"{name} is no model: it needs a model_index.json as diffusers writes it, but {listing}.")
-    index = _read_json(folder / "model_index.json")
-    transformer = config(name, folder, "transformer")
-    vae = config(name, folder, "vae")
-    two_experts = bool((index.get("transformer_2") or [None])[0])
-    channels, latent = transformer.get("in_channels", 16), vae.get("z_dim", 16)
-    if channels == 36:
-        right = "Wan-AI/Wan2.2-T2V-A14B-Diffusers" if two_experts else "Wan-AI/Wan2.1-T2V-14B-Diffusers"
-        raise InputError(
-            f"{name} is an image-to-video checkpoint (36 input channels); one timestep per frame makes a text-to-video "
-            f"model do that: use {right}."
-        )
-    kind = (index.get("transformer") or [None, "nothing"])[1]
-    if kind != "WanTransformer3DModel":
-        raise InputError(
-            f"{name} has {kind} as its transformer, but only a plain WanTransformer3DModel will do: use for example "
-            "Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
-        )
-    if two_experts:
-        raise InputError(
-            f"{name} has two experts (transformer and transformer_2), which are not supported yet: use a model with "
-            "one, such as Wan-AI/Wan2.1-T2V-14B-Diffusers."
-        )
+    transformer = check_transformer(name, folder)
+    beside = {"vae": vae, "text_encoder": text_encoder}
+    autoencoder = config(name, folder, "vae", beside)
+    channels, latent = transformer.get("in_channels", 16), autoencoder.get("z_dim", 16)
     if channels != latent:
+        of = name if vae is None else str(vae)
+        right = {16: "Wan2.1's of 16 channels (Wan2.1_VAE)", 48: "Wan2.2's of 48 channels (Wan2.2_VAE)"}
+        if channels in right and latent in right:
+            raise InputError(
+                f"{name} needs {right[channels]} as its autoencoder, but {of} has {latent}: give that one."
+            )
         raise InputError(
             f"{name} reads {channels} channels where its autoencoder has {latent}: it is no text-to-video model."
         )
-    if vae.get("scale_factor_temporal", 4) != FRAMES_PER_SLOT:
-        raise InputError(f"The autoencoder of {name} compresses time by {vae['scale_factor_temporal']} instead of 4.")
-
-
-def config(name: str, folder: Path, kind: str) -> dict[str, Any]:
-    """The config.json of a part of the model in `folder`, which is called `name` in errors."""
-    path = folder / kind / "config.json"
-    if not path.is_file():
-        raise InputError(f"{name} is incomplete: there is no {kind}/config.json in it; copy or download it again.")
-    return _read_json(path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}); copy it again.") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path} is damaged (it holds a {type(data).__name__}); copy it again.")
-    return data
+    if autoencoder.get("scale_factor_temporal", 4) != FRAMES_PER_SLOT:
+        raise InputError(
+            f"The autoencoder of {name} compresses time by {autoencoder['scale_factor_temporal']} instead of 4."
+        )
+    if text_encoder is not None or folder.is_file():
+        text = config(name, folder, "text_encoder", beside)
+        if (width := text.get("d_model")) != transformer.get("text_dim", 4096):
+            raise InputError(
+                f"{name} reads text of {transformer.get('text_dim', 4096)} channels, but "
+                f"{text_encoder or name} has a text encoder of {width}: give Wan's umt5-xxl."
+            )
 
 
 def defaults_of(folder: Path) -> Defaults:
-    """The defaults of the checkpoint in a folder: its family's, changed by its `pusa.json` if it has one."""
-    family = WAN22_5B if config(str(folder), folder, "vae").get("z_dim", 16) == 48 else WAN21
+    """The defaults of the checkpoint in a folder or file: its family's, changed by its `pusa.json` if it has one."""
+    plain = (folder / "model_index.json").is_file()
+    channels = config(str(folder), folder, "vae").get("z_dim", 16) if plain else None
+    channels = channels or config(str(folder), folder, "transformer").get("in_channels", 16)
+    family = defaults.WAN22_5B if channels == 48 else defaults.WAN21
     path = folder / "pusa.json"
-    if not path.is_file():
-        return family
-    wishes = _read_json(path)
-    for key, value in wishes.items():
-        if key not in _KINDS:
-            raise InputError(f"{path} has the unknown key {key!r}: it may have {', '.join(_KINDS)}.")
-        if not isinstance(value, _KINDS[key]) or isinstance(value, bool):
-            raise InputError(f"{path} has {value!r} for {key!r}, which is not of the right kind.")
-    if "frames" in wishes:
-        latent_frames(wishes["frames"])
-    if "size" in wishes:
-        if len(wishes["size"]) != 2:
-            raise InputError(f"{path} has {wishes['size']!r} for 'size': write [width, height].")
-        wishes["size"] = tuple(wishes["size"])
-    return replace(family, **wishes)
+    return defaults.changed(family, path, read_json(path)) if path.is_file() else family

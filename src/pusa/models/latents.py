@@ -5,17 +5,20 @@ frames 4k-3 ... 4k. Hence the first latent of a clip is the latent of its first 
 clip's beginning are the beginning of its latents, and a clip has 4n+1 frames. Scale factors and normalisation come from
 the autoencoder's own config, so every AutoencoderKLWan works (Wan2.1, the 48-channel one of Wan2.2, the embedded one).
 
-The autoencoder keeps its causal state on the module while it works: one encode or decode at a time.
+Clips go through the autoencoder a slot at a time and only what is asked for is kept, so the memory that it takes does
+not grow with their length, bit for bit as if they went through in one piece; `vae.enable_tiling()` makes it independent
+of the size too. It keeps its causal state on the module while it works: one encode or decode at a time.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from numpy.typing import NDArray
 from torch import Tensor
@@ -68,22 +71,91 @@ def encode(vae: AutoencoderKLWan, frames: Frames) -> Tensor:
         raise InputError(
             f"Frames of {width}x{height} pixels cannot be encoded: both sides must be multiples of {factor}."
         )
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(vae.device).permute(3, 0, 1, 2).unsqueeze(0)
-    latents = vae.encode((pixels.float() / 127.5 - 1).to(vae.dtype)).latent_dist.mode().float()
+    moments = _encode_whole(vae, frames) if _tiles(vae, height, width) else _encode_slots(vae, frames)
+    latents = moments.chunk(2, dim=1)[0].float()
     mean, std = _statistics(vae, latents)
     normalised: Tensor = (latents - mean) / std
     return normalised
 
 
+def _encode_whole(vae: AutoencoderKLWan, frames: Frames) -> Tensor:
+    """Mean and log-variance of the latents, [1, 2C, F, h, w]."""
+    parameters: Tensor = vae.encode(_pixels(vae, frames)).latent_dist.parameters
+    return parameters
+
+
+def _encode_slots(vae: AutoencoderKLWan, frames: Frames) -> Tensor:
+    """`_encode_whole` with one slot's pixels on the device at a time."""
+    vae.clear_cache()
+    try:
+        slots = []
+        for held in map(frames_of, range(latent_frames(len(frames)))):
+            pixels = _pixels(vae, frames[held.start : held.stop])
+            if vae.config.patch_size is not None:
+                pixels = patchify(pixels, patch_size=vae.config.patch_size)
+            vae._enc_conv_idx = [0]
+            slots.append(vae.encoder(pixels, feat_cache=vae._enc_feat_map, feat_idx=vae._enc_conv_idx))
+        moments: Tensor = vae.quant_conv(torch.cat(slots, dim=2))
+    finally:
+        vae.clear_cache()
+    return moments
+
+
+def _pixels(vae: AutoencoderKLWan, frames: Frames) -> Tensor:
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(vae.device).permute(3, 0, 1, 2).unsqueeze(0)
+    return (pixels.float() / 127.5 - 1).to(vae.dtype)
+
+
 @torch.no_grad()
 def decode(vae: AutoencoderKLWan, latents: Tensor) -> Frames:
-    """Decode normalised latents [1, C, F, h, w] to uint8 frames [4(F-1)+1, H, W, 3], rounded to the nearest level."""
+    """Decode normalised latents [1, C, F, h, w] to uint8 frames [4(F-1)+1, H, W, 3], rounded to the nearest level.
+
+    What `vae.decode` gives, bit for bit. Its frames leave the device as they come; with tiling on they are put together
+    from tiles on the CPU, which takes 21 bytes for each of a pixel's three colours there.
+    """
     latents = latents.to(vae.device, torch.float32)
     mean, std = _statistics(vae, latents)
-    pixels = vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0]
-    levels = ((pixels[0].float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    frames: Frames = levels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
+    factor = int(vae.config.scale_factor_spatial)
+    count, height, width = pixel_frames(latents.shape[2]), latents.shape[3] * factor, latents.shape[4] * factor
+    frames = np.empty((count, height, width, 3), np.uint8)
+    done = 0
+    for pixels in decoded(vae, (latents * std + mean).to(vae.dtype)):
+        levels = ((pixels[0].float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        frames[done : done + levels.shape[1]] = levels.permute(1, 2, 3, 0).cpu().numpy()
+        done += levels.shape[1]
+        del pixels, levels
     return frames
+
+
+def decoded(vae: AutoencoderKLWan, z: Tensor) -> Iterator[Tensor]:
+    """The pixels of `vae.decode(z)` in [-1, 1], slot after slot: [1, 3, 1 or 4, H, W]; all in one piece with tiling."""
+    if _tiles(vae, z.shape[3] * vae.spatial_compression_ratio, z.shape[4] * vae.spatial_compression_ratio):
+        gather = vae.decoder.register_forward_hook(lambda module, given, tile: tile.cpu())
+        try:
+            yield vae.decode(z, return_dict=False)[0]
+        finally:
+            gather.remove()
+        return
+    vae.clear_cache()
+    try:
+        x = vae.post_quant_conv(z)
+        for slot in range(x.shape[2]):
+            vae._conv_idx = [0]
+            pixels = vae.decoder(
+                x[:, :, slot : slot + 1], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=slot == 0
+            )
+            if vae.config.patch_size is not None:
+                pixels = unpatchify(pixels, patch_size=vae.config.patch_size)
+            yield pixels.clamp(-1, 1)
+            del pixels
+    finally:
+        vae.clear_cache()
+
+
+def _tiles(vae: AutoencoderKLWan, height: int, width: int) -> bool:
+    """Whether pictures of this size are cut into tiles."""
+    large = width > vae.tile_sample_min_width or height > vae.tile_sample_min_height
+    return bool(vae.use_tiling) and large
 
 
 def _statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,61 +1,66 @@
-"""LoRA files in and out: whichever dialect a file speaks, each of its keys is used or named in an error.
+"""LoRAs on a model: loaded at a strength, changed, removed and written. What a file says is `dialects`' business.
 
-Dialects read: diffusers and PEFT (`transformer.blocks.0.attn1.to_q.lora_A.weight`), ComfyUI
-(`diffusion_model.blocks.0.self_attn.q.lora_A.weight`, also lora_down/lora_up), the official Pusa files
-(`blocks.0.self_attn.q.lora_A.default.weight`) and kohya (`lora_unet_blocks_0_self_attn_q.lora_down.weight`).
-
-Strength s means W + s * (alpha / r) * B A, with alpha from the file (alpha / sqrt(r) where a PEFT config beside it says
-that it is rank-stabilised). A file without alpha, as the official ones are, means W + s * B A; there s = 1.4
-extrapolates what was learned. The sum is formed as the model runs, never in the
-weights, so an adapter can change strength or leave, and the same name loaded again replaces what it named.
+Strength s means W + s * (alpha / r) * B A, with alpha from the file. A file without alpha, as the official ones are,
+means W + s * B A; there s = 1.4 extrapolates what was learned. The sum is formed as the model runs, never in the
+weights, so it works over weights in any form, an adapter can change strength or leave, and the same name loaded again
+replaces what it named. `differences` does the same for what is no factor: changes of biases, norms and tables.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.hooks import HookRegistry
+from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pusa.errors import InputError
-from pusa.media import replacing
+from pusa.files import replacing
+from pusa.models import dialects, differences
+from pusa.models.dialects import scaling
+from pusa.models.differences import Differences
+from pusa.models.names import original_name, parameter_shapes, wan_shapes
 
-_PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "pipe.dit.")
-_KOHYA = "lora_unet_"
-_KEY = re.compile(r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_down|lora_up)(\.[^.]+)?\.weight|(?P<scaled>.+)\.alpha")
-_SIDES = {"lora_A": "down", "lora_down": "down", "lora_B": "up", "lora_up": "up"}
-_ORIGINAL = (
-    (r"\.attn1\.", ".self_attn."),
-    (r"\.attn2\.", ".cross_attn."),
-    (r"_attn\.to_([qkv])$", r"_attn.\1"),
-    (r"_attn\.to_out\.0$", "_attn.o"),
-    (r"\.ffn\.net\.0\.proj$", ".ffn.0"),
-    (r"\.ffn\.net\.2$", ".ffn.2"),
-    (r"^condition_embedder\.time_embedder\.linear_1$", "time_embedding.0"),
-    (r"^condition_embedder\.time_embedder\.linear_2$", "time_embedding.2"),
-    (r"^condition_embedder\.time_proj$", "time_projection.1"),
-    (r"^condition_embedder\.text_embedder\.linear_1$", "text_embedding.0"),
-    (r"^condition_embedder\.text_embedder\.linear_2$", "text_embedding.2"),
-    (r"^proj_out$", "head.head"),
-)
+__all__ = [
+    "Lora",
+    "default_name",
+    "fingerprint",
+    "linears",
+    "load",
+    "names",
+    "original_name",
+    "read",
+    "remove",
+    "save",
+    "scaling",
+    "set_scale",
+    "sha256",
+    "stack",
+    "write",
+]
 
 
 @dataclass(frozen=True)
 class Lora:
-    """A loaded adapter. ranks: the ranks that occur; modules: how many linear layers it changes."""
+    """A loaded adapter. path: its file; sha256: its `fingerprint`; scale: its strength now.
+
+    ranks: the ranks that occur; modules: how many linear layers have factors of it; differences: how many parameters it
+    changes as a whole.
+    """
 
     name: str
     path: Path
@@ -63,57 +68,95 @@ class Lora:
     scale: float
     ranks: tuple[int, ...]
     modules: int
-
-
-@dataclass
-class _Pair:
-    down: Tensor | None = None  # [r, in]
-    up: Tensor | None = None  # [out, r]
-    alpha: float | None = None
-    keys: list[str] = field(default_factory=list)
+    differences: int = 0
 
 
 def load(transformer: WanTransformer3DModel, path: str | Path, scale: float = 1.0, name: str | None = None) -> Lora:
-    """Add the adapter in `path` (.safetensors, or a .pt/.pth/.bin of plain tensors) to the model at strength `scale`.
+    """Add the adapter in `path` to the model at strength `scale`.
 
-    name: what it is called, the file's stem by default; an adapter of that name is replaced, others stay as they are.
-    Raises InputError, leaving the model as it was, when the file cannot be read, nothing in it fits the model, a key is
-    left over or a shape differs.
+    path: .safetensors, a .pt, .pth or .bin of plain tensors, or the folder of a PEFT adapter. name: what it is called,
+    `default_name` by default; an adapter of that name is replaced, others stay as they are. Raises InputError, leaving
+    the model as it was, for what `dialects.read` refuses and for a difference of a parameter that is quantised.
     """
-    path = Path(path)
-    if not math.isfinite(scale):
-        raise InputError(
-            f"The strength of the LoRA {path} is {scale}: give a finite number, 1 is the trained strength."
-        )
-    name = name or re.sub(r"\W+", "_", path.stem)
+    file = dialects.file_of(path)
+    _check_scale(scale, f"LoRA {path}")
+    name = default_name(path) if name is None else name
     if not re.fullmatch(r"[\w-]+", name):
         raise InputError(f"The LoRA name {name!r} may have letters, digits, '_' and '-' only.")
-    pairs, _ = _pairs(path, linears(transformer))
+    changes = dialects.read(file, parameter_shapes(transformer))
+    differences.check(transformer, changes.differences)
+    digest = fingerprint(file)
 
-    present = getattr(transformer, "peft_config", {})
-    active = transformer.active_adapters() if present else []
-    if name in present:
-        transformer.delete_adapters(name)
-    ranks = {module: len(pair.down) for module, pair in pairs.items() if pair.down is not None}
-    top = max(ranks.values())
-    rank_pattern = {re.escape(module): rank for module, rank in ranks.items() if rank != top}
-    config = LoraConfig(r=top, lora_alpha=top, target_modules=list(pairs), lora_dropout=0.0,
-                        rank_pattern=rank_pattern, alpha_pattern=dict(rank_pattern))  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
-        inject_adapter_in_model(config, transformer, name, low_cpu_mem_usage=True)
-    transformer._hf_peft_config_loaded = True
-    for module, pair in pairs.items():
-        layer = transformer.get_submodule(module)
-        weight = layer.get_base_layer().weight
-        dtype = weight.dtype if weight.is_floating_point() and weight.element_size() > 1 else torch.bfloat16
-        for side, value in (("lora_A", pair.down), ("lora_B", pair.up)):
-            assert value is not None
-            linear = getattr(layer, side)[name]
-            linear.weight = nn.Parameter(value.to(weight.device, dtype))
+    active = [other for other in _active(transformer) if other != name]
+    remove(transformer, name)
+    Differences.of(transformer).put(transformer, name, changes.differences, scale)
+    if changes.factors:
+        _inject(transformer, name, changes.factors)
+        for module in changes.factors:
+            transformer.get_submodule(module).set_scale(name, scale)
+        transformer.set_adapter([*active, name])
+    _maybe_remove_and_reapply_group_offloading(transformer)
+    ranks = tuple(sorted({len(down) for down, _ in changes.factors.values()}))
+    return Lora(name, file.resolve(), digest, scale, ranks, len(changes.factors), len(changes.differences))
+
+
+def stack(
+    transformer: WanTransformer3DModel,
+    present: Sequence[Lora],
+    path: str | Path,
+    scale: float = 1.0,
+    name: str | None = None,
+) -> tuple[Lora, ...]:
+    """`load` on a model that has the LoRAs `present`; returns those that it has then, in the order they are added up.
+
+    Without a name the LoRA gets its `default_name`, with a number where another file has that. Raises InputError, with
+    nothing changed, also when the same content is there under another name: nothing is added twice.
+    """
+    file = dialects.file_of(path).resolve()
+    if name is None:
+        files, base = {lora.name: lora.path for lora in present}, default_name(path)
+        numbered = itertools.chain([base], (f"{base}_{number}" for number in itertools.count(2)))
+        name = next(candidate for candidate in numbered if files.get(candidate, file) == file)
+    others = [lora for lora in present if lora.name != name]
+    digest = fingerprint(file) if others else None
+    if twin := next((lora for lora in others if lora.sha256 == digest), None):
+        raise InputError(
+            f"The LoRA {path} is there already, as {twin.name!r} from {twin.path} at strength {twin.scale:g}: give it "
+            "once, at the strength it should have."
+        )
+    return (*others, load(transformer, path, scale, name))
+
+
+def set_scale(transformer: WanTransformer3DModel, name: str, scale: float) -> None:
+    """Give the adapter `name` another strength, whatever it had before; at 0 the model is what it was without it.
+
+    The next forward has it; nothing is loaded or added again. Raises InputError for a name that the model does not have
+    and for a strength that is not finite.
+    """
+    _check_scale(scale, f"LoRA {name}")
+    _check_known(transformer, name)
+    for layer in _layers(transformer).values():
         layer.set_scale(name, scale)
-    transformer.set_adapter([*(other for other in active if other != name), name])
-    return Lora(name, path.resolve(), sha256(path), scale, tuple(sorted(set(ranks.values()))), len(pairs))
+    Differences.of(transformer).scale(transformer, name, scale)
+
+
+def remove(transformer: WanTransformer3DModel, name: str) -> None:
+    """Take the adapter `name` off the model, bit for bit; nothing when there is none of that name."""
+    if name in getattr(transformer, "peft_config", {}):
+        transformer.delete_adapters(name)
+    Differences.of(transformer).remove(transformer, name)
+
+
+def names(transformer: WanTransformer3DModel) -> tuple[str, ...]:
+    """The adapters that the model has."""
+    return tuple(dict.fromkeys([*getattr(transformer, "peft_config", {}), *Differences.of(transformer).names]))
+
+
+def default_name(path: str | Path) -> str:
+    """What a LoRA is called when nobody says: the stem of its file, or the folder's name where all files are alike."""
+    path = Path(path).resolve()
+    generic = path.stem in dialects.FOLDER_STEMS
+    return re.sub(r"\W+", "_", path.parent.name if generic else path.name if path.is_dir() else path.stem) or "lora"
 
 
 def read(
@@ -123,16 +166,19 @@ def read(
 
     W + B A is what the file means: alpha is folded into B, which is float32 where that changed it and otherwise in the
     file's type. layers: the model's, as `linears` gives them; without it the names are checked against Wan's, and sizes
-    are not. Raises InputError as `load` does.
+    are not. Raises InputError as `load` does, and for a file that has more than factors.
     """
-    path = Path(path)
-    pairs, metadata = _pairs(path, layers)
-    factors: dict[str, tuple[Tensor, Tensor]] = {}
-    for module, pair in pairs.items():
-        assert pair.down is not None
-        assert pair.up is not None
-        factors[module] = (pair.down, pair.up)
-    return factors, metadata
+    shapes = None
+    if layers is not None:
+        known = {f"{module}.weight": (out, into) for module, (into, out) in layers.items()}
+        shapes = {**wan_shapes(layers), **known}
+    changes = dialects.read(path, shapes)
+    if changes.differences:
+        raise InputError(
+            f"The LoRA {path} is more than factors of linear layers: it changes {len(changes.differences)} parameters "
+            f"as a whole (such as {min(changes.differences)}), so it can only be loaded, not written or merged."
+        )
+    return changes.factors, changes.metadata
 
 
 def linears(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -160,44 +206,49 @@ def save(
     (an average of them, or what processes hold in shards), by parameter name. The run-time strength is not part of the
     file.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise InputError(f"A LoRA is written as safetensors, so {path} must end in .safetensors.")
-    layers = {module: layer for module, layer in transformer.named_modules() if isinstance(layer, LoraLayer)}
-    names = sorted({adapter for layer in layers.values() for adapter in layer.lora_A})
-    if name is None and len(names) != 1:
-        have = f"has {len(names)} LoRAs ({', '.join(names)}): name one" if names else "has no LoRA to write"
+    layers = _layers(transformer)
+    known = sorted({adapter for layer in layers.values() for adapter in layer.lora_A})
+    if name is None and len(known) != 1:
+        have = f"has {len(known)} LoRAs ({', '.join(known)}): name one" if known else "has no LoRA to write"
         raise InputError(f"The model {have}.")
-    name = name or names[0]
-    if name not in names:
-        raise InputError(f"The model has no LoRA {name!r}: it has {', '.join(names) or 'none'}.")
+    name = name or known[0]
+    if name not in known:
+        raise InputError(f"The model has no LoRA {name!r}: it has {', '.join(known) or 'none'}.")
+    if name in Differences.of(transformer).names:
+        raise InputError(
+            f"The LoRA {name} is more than factors of linear layers, so it cannot be written: keep its file."
+        )
     stabilised = bool(getattr(getattr(transformer, "peft_config", {}).get(name), "use_rslora", False))
-    tensors: dict[str, Tensor] = {}
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
     for module, layer in layers.items():
         if name not in layer.lora_A:
             continue
-        trained = _scaling(layer.lora_alpha[name], layer.r[name], stabilised)
-        key = f"diffusion_model.{original_name(module)}"
+        trained = scaling(layer.lora_alpha[name], layer.r[name], stabilised)
         down, up = (
             layer.get_submodule(f"{side}.{name}").weight
             if weights is None
             else weights[f"{module}.{side}.{name}.weight"]
             for side in ("lora_A", "lora_B")
         )
-        up = up if trained == 1 else up * trained
-        tensors |= {
-            f"{key}.lora_{side}.weight": v.detach().contiguous().cpu() for side, v in zip("AB", (down, up), strict=True)
-        }
+        factors[module] = down, up if trained == 1 else up * trained
+    write(path, factors, metadata)
+
+
+def write(
+    path: str | Path, factors: Mapping[str, tuple[Tensor, Tensor]], metadata: Mapping[str, Any] | None = None
+) -> None:
+    """`save` for factors that stand alone, {diffusers module: (A [r, in], B [out, r])}, which mean W + B A."""
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise InputError(f"A LoRA is written as safetensors, so {path} must end in .safetensors.")
+    tensors = {
+        f"diffusion_model.{original_name(module)}.lora_{side}.weight": value.detach().contiguous().cpu()
+        for module, pair in factors.items()
+        for side, value in zip("AB", pair, strict=True)
+    }
     strings = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
     with replacing(path) as part:
         save_file(tensors, str(part), metadata={"format": "pt", **strings})
-
-
-def original_name(module: str) -> str:
-    """The name that Wan's own code, and with it ComfyUI, gives to a module of the diffusers model."""
-    for pattern, replacement in _ORIGINAL:
-        module = re.sub(pattern, replacement, module)
-    return module
 
 
 def sha256(path: Path) -> str:
@@ -206,143 +257,55 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file and its safetensors metadata, with a neighbouring PEFT config under "adapter_config"."""
-    if not path.is_file():
-        what = "is a folder: give the file in it" if path.is_dir() else "does not exist: check the path"
-        raise InputError(f"The LoRA {path} {what}.")
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(str(path), "pt") as file:
-                keys = file.keys()
-                tensors, metadata = {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
-        else:
-            tensors, metadata = torch.load(path, map_location="cpu", weights_only=True), {}
-    except Exception as error:
-        if path.suffix == ".safetensors":
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(f"The LoRA {path} is damaged or not a LoRA ({reason}); copy it again.") from error
-        raise InputError(
-            f"{path} is no LoRA; give a .safetensors file, or a .pt, .pth or .bin that holds plain tensors."
-        ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise InputError(f"The LoRA {path} is not a plain dictionary of tensors: it may be a training checkpoint.")
-    config = path.with_name("adapter_config.json")
-    if path.stem == "adapter_model" and config.is_file():
-        metadata = {**metadata, "adapter_config": config.read_text(encoding="utf-8")}
-    return tensors, metadata
+def fingerprint(path: Path) -> str:
+    """The `sha256` of a LoRA file, or of it and the PEFT configuration that says what its numbers mean."""
+    config = dialects.configuration_file(path)
+    if config is None:
+        return sha256(path)
+    return hashlib.sha256(f"{sha256(path)} {sha256(config)}".encode()).hexdigest()
 
 
-def _pairs(path: Path, layers: Mapping[str, tuple[int, int]] | None) -> tuple[dict[str, _Pair], dict[str, str]]:
-    tensors, metadata = _read(path)
-    pairs = _pair(_wan_layers(tensors) if layers is None else layers, path, tensors)
-    _fold_alpha(pairs, path, metadata)
-    return pairs, metadata
+def _inject(transformer: WanTransformer3DModel, name: str, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Put factors beside the linear layers that they are of, as a PEFT adapter."""
+    ranks = {module: len(down) for module, (down, _) in factors.items()}
+    top = max(ranks.values())
+    pattern = {re.escape(module): rank for module, rank in ranks.items() if rank != top}
+    config = LoraConfig(r=top, lora_alpha=top, target_modules=list(factors), lora_dropout=0.0,
+                        rank_pattern=pattern, alpha_pattern=dict(pattern))  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
+        inject_adapter_in_model(config, transformer, name, low_cpu_mem_usage=True)
+    transformer._hf_peft_config_loaded = True
+    for module, pair in factors.items():
+        layer = transformer.get_submodule(module)
+        base = layer.get_base_layer()
+        for side, value in zip(("lora_A", "lora_B"), pair, strict=True):
+            getattr(layer, side)[name].weight = nn.Parameter(value.to(base.weight.device, _computed_in(base)))
 
 
-def _wan_layers(keys: Iterable[str]) -> dict[str, None]:
-    """Wan's linear layers, of any size, with the blocks that the keys of a file speak of."""
-    numbers = {match[1] for key in keys if (match := re.search(r"(?:^|[._])blocks[._](\d{1,4})[._]", key))}
-    with torch.device("meta"):
-        layers = linears(WanTransformer3DModel(num_layers=1))
-    return {
-        module.replace("blocks.0.", f"blocks.{number}."): None
-        for module in layers
-        for number in (sorted(numbers, key=int) if module.startswith("blocks.0.") else ("0",))
-    }
+def _computed_in(linear: nn.Linear) -> torch.dtype:
+    """The type that a layer computes in, however its weights are stored."""
+    registry = getattr(linear, "_diffusers_hook", None)
+    casting = registry.get_hook("layerwise_casting") if isinstance(registry, HookRegistry) else None
+    for kind in (getattr(casting, "compute_dtype", None), getattr(linear, "compute_dtype", None), linear.weight.dtype):
+        if isinstance(kind, torch.dtype) and kind.is_floating_point and kind.itemsize > 1:
+            return kind
+    return torch.bfloat16
 
 
-def _pair(layers: Mapping[str, tuple[int, int] | None], path: Path, tensors: Mapping[str, Tensor]) -> dict[str, _Pair]:
-    """Sort a file's tensors by the layer that they change, and check that nothing is left over."""
-    names: dict[str, str] = {}
-    for module in layers:
-        names |= {module: module, original_name(module): module}
-        names |= {_KOHYA + known.replace(".", "_"): module for known in (module, original_name(module))}
-
-    pairs: dict[str, _Pair] = {}
-    left: list[str] = []
-    for key, value in tensors.items():
-        match = _KEY.fullmatch(key)
-        target = match and names.get(_strip(match["module"] or match["scaled"]))
-        if not match or not target:
-            left.append(key)
-            continue
-        pair = pairs.setdefault(target, _Pair())
-        pair.keys.append(key)
-        if match["scaled"]:
-            pair.alpha = float(value)
-        elif getattr(pair, _SIDES[match["part"]]) is not None:
-            raise InputError(f"The LoRA {path} names {target} twice ({', '.join(pair.keys)}).")
-        else:
-            setattr(pair, _SIDES[match["part"]], value)
-    if not pairs:
-        example = f"such as {left[0]}" if left else "the file is empty"
-        raise InputError(
-            f"Nothing in the LoRA {path} fits the model: none of its {len(left)} keys names one of the model's layers "
-            f"({example}); it was made for another kind of model."
-        )
-    if left:
-        raise InputError(
-            f"The LoRA {path} changes more than this model can take: {len(left)} of its {len(tensors)} keys fit no "
-            f"linear layer of it (such as {', '.join(left[:3])})."
-        )
-    for module, pair in pairs.items():
-        _check_pair(path, module, pair, layers[module])
-    return pairs
+def _layers(model: nn.Module) -> dict[str, LoraLayer]:
+    return {module: layer for module, layer in model.named_modules() if isinstance(layer, LoraLayer)}
 
 
-def _strip(module: str) -> str:
-    for prefix in _PREFIXES:
-        module = module.removeprefix(prefix)
-    return module
+def _active(transformer: WanTransformer3DModel) -> list[str]:
+    return list(transformer.active_adapters()) if getattr(transformer, "peft_config", {}) else []
 
 
-def _check_pair(path: Path, module: str, pair: _Pair, size: tuple[int, int] | None) -> None:
-    if pair.down is None or pair.up is None:
-        raise InputError(f"The LoRA {path} is incomplete: {module} has only {', '.join(pair.keys)}.")
-    if pair.down.ndim != 2 or pair.up.ndim != 2 or pair.down.shape[0] != pair.up.shape[1]:
-        raise InputError(f"The LoRA {path} is damaged: the two factors of {module} do not multiply.")
-    given = (pair.down.shape[1], pair.up.shape[0])
-    if size is not None and given != size:
-        raise InputError(
-            f"The LoRA {path} was made for a model of another size: {module} maps {given[0]} to {given[1]} features "
-            f"there and {size[0]} to {size[1]} here."
-        )
+def _check_scale(scale: float, what: str) -> None:
+    if not math.isfinite(scale):
+        raise InputError(f"The strength of the {what} is {scale}: give a finite number, 1 is the trained strength.")
 
 
-def _fold_alpha(pairs: Mapping[str, _Pair], path: Path, metadata: Mapping[str, str]) -> None:
-    """Multiply each B by its scaling; alpha is in the key beside it or in the PEFT config that came with the file."""
-    config = _peft_config(path, metadata)
-    if config.get("use_dora"):
-        raise InputError(f"The LoRA {path} is a DoRA, which cannot be read: merge it into its model where it was made.")
-    stabilised = bool(config.get("use_rslora"))
-    for module, pair in pairs.items():
-        assert pair.down is not None
-        assert pair.up is not None
-        rank = len(pair.down)
-        alpha = pair.alpha
-        if alpha is None:
-            patterns = config.get("alpha_pattern") or {}
-            found = (a for p, a in patterns.items() if re.match(rf"(.*\.)?({_strip(p)})$", module))
-            alpha = float(next(found, config.get("lora_alpha") or rank))
-        if (trained := _scaling(alpha, rank, stabilised)) != 1:
-            pair.up = pair.up.float() * trained
-
-
-def _scaling(alpha: float, rank: int, stabilised: bool) -> float:
-    """What multiplies B A: alpha / r, or alpha / sqrt(r) in a rank-stabilised LoRA (arXiv 2312.03732)."""
-    return alpha / (math.sqrt(rank) if stabilised else rank)
-
-
-def _peft_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The LoraConfig saved with a file: PEFT's adapter_config.json, or what diffusers keeps in the metadata."""
-    text = metadata.get("adapter_config") or metadata.get("lora_adapter_metadata")
-    if not text:
-        return {}
-    try:
-        config = json.loads(text)
-        if not isinstance(config, dict):
-            raise ValueError("no dictionary")
-    except ValueError as error:
-        raise InputError(f"The LoRA {path} has a damaged configuration ({error}); copy it again.") from error
-    return {key.removeprefix("transformer."): value for key, value in config.items()}
+def _check_known(transformer: WanTransformer3DModel, name: str) -> None:
+    if name not in (known := names(transformer)):
+        raise InputError(f"The model has no LoRA {name!r}: it has {', '.join(known) or 'none'}.")

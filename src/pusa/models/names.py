@@ -1,0 +1,92 @@
+"""What Wan's weights are called: in diffusers, in Wan's own code and with it ComfyUI, and in the files of trainers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from diffusers import WanTransformer3DModel
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+Shapes = Mapping[str, tuple[int | None, ...]]
+"""{parameter: its shape} of a diffusers model, None for a length that is not known; a linear layer's is [out, in]."""
+
+_PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "pipe.dit.")
+_KOHYA = ("lora_unet_", "lora_unet__")
+_ORIGINAL = (
+    (r"\.attn1\.", ".self_attn."),
+    (r"\.attn2\.", ".cross_attn."),
+    (r"_attn\.to_([qkv])$", r"_attn.\1"),
+    (r"_attn\.to_out\.0$", "_attn.o"),
+    (r"\.ffn\.net\.0\.proj$", ".ffn.0"),
+    (r"\.ffn\.net\.2$", ".ffn.2"),
+    (r"^(blocks\.\d+)\.norm2$", r"\1.norm3"),
+    (r"^(blocks\.\d+)\.scale_shift_table$", r"\1.modulation"),
+    (r"^scale_shift_table$", "head.modulation"),
+    (r"^condition_embedder\.time_embedder\.linear_1$", "time_embedding.0"),
+    (r"^condition_embedder\.time_embedder\.linear_2$", "time_embedding.2"),
+    (r"^condition_embedder\.time_proj$", "time_projection.1"),
+    (r"^condition_embedder\.text_embedder\.linear_1$", "text_embedding.0"),
+    (r"^condition_embedder\.text_embedder\.linear_2$", "text_embedding.2"),
+    (r"^proj_out$", "head.head"),
+)
+
+
+def original_name(module: str) -> str:
+    """The name that Wan's own code, and with it ComfyUI, gives to a module or table of the diffusers model."""
+    for pattern, replacement in _ORIGINAL:
+        module = re.sub(pattern, replacement, module)
+    return module
+
+
+def every_name(shapes: Shapes) -> dict[str, str]:
+    """The diffusers name of a module or table, by every name that a file may have for it."""
+    names: dict[str, str] = {}
+    for parameter in shapes:
+        module = _owner(parameter)
+        for known in (module, original_name(module)):
+            names[known] = module
+            names |= {prefix + known.replace(".", "_"): module for prefix in _KOHYA}
+    return names
+
+
+def _owner(parameter: str) -> str:
+    """The module of a weight or bias; a table, which has no module of its own, is called by its name."""
+    return parameter.removesuffix(".weight").removesuffix(".bias")
+
+
+def strip(module: str) -> str:
+    """A name in a file without what programs put before it."""
+    for prefix in _PREFIXES:
+        module = module.removeprefix(prefix)
+    return module
+
+
+def parameter_shapes(model: nn.Module) -> Shapes:
+    """The shapes of a model's own parameters, adapters apart, as if none were quantised."""
+    shapes: dict[str, tuple[int | None, ...]] = {}
+    for module, layer in model.named_modules():
+        if ".base_layer" in module or ".lora_" in module:
+            continue
+        base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+        for name, value in base.named_parameters(module, recurse=False):
+            shapes[name] = tuple(value.shape)
+        if isinstance(base, nn.Linear):
+            shapes[f"{module}.weight"] = (base.out_features, base.in_features)
+            if base.bias is not None:
+                shapes[f"{module}.bias"] = (base.out_features,)
+    return shapes
+
+
+def wan_shapes(keys: Iterable[str]) -> Shapes:
+    """Wan's parameters, of any size, with the blocks that the keys of a file speak of."""
+    numbers = {match[1] for key in keys if (match := re.search(r"(?:^|[._])blocks[._](\d{1,4})[._]", key))}
+    with torch.device("meta"):
+        one = parameter_shapes(WanTransformer3DModel(num_layers=1))
+    return {
+        name.replace("blocks.0.", f"blocks.{number}."): (None,) * len(shape)
+        for name, shape in one.items()
+        for number in (sorted(numbers, key=int) if name.startswith("blocks.0.") else ("0",))
+    }

@@ -1,0 +1,206 @@
+"""What a file of weights holds, read from its header, and its tensors one after the other.
+
+Three formats carry Wan: safetensors, PyTorch's pickles (`.pth`), and GGUF. Listing a file reads names, types and shapes
+and no weight, so that a model can be described, and refused, before 30 GB are read; a file that was cut off says which
+tensor it lost. Pickles are opened with `weights_only`, which runs no code that is in them.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from pusa.errors import InputError
+from pusa.files import existing_file
+
+SAFETENSORS, PICKLE, GGUF = (".safetensors",), (".pth", ".pt", ".ckpt", ".bin"), (".gguf",)
+SUFFIXES = (*SAFETENSORS, *PICKLE, *GGUF)
+_LONGEST_HEADER = 100_000_000
+_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+          "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1}  # fmt: skip
+_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float64: "F64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file. name, dtype: as the file has them (BF16, F8_E4M3, Q8_0 ...). shape: of its values."""
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """The number of values."""
+        return prod(self.shape)
+
+
+def listing(file: Path) -> dict[str, Stored]:
+    """The tensors of a file by their names, without reading them.
+
+    Raises InputError for a file that is missing, empty, cut off, damaged, of another format, or a pickle with code.
+    """
+    file, suffix = existing_file(file), file.suffix.lower()
+    for suffixes, reader in _LISTINGS:
+        if suffix in suffixes:
+            _refuse_pointer(file)
+            return reader(file)
+    raise InputError(f"{file} is no file of weights: give one that ends in {', '.join(SUFFIXES[:2])} or {GGUF[0]}.")
+
+
+def read(stored: Iterable[Stored]) -> Iterator[tuple[Stored, Tensor]]:
+    """The tensors themselves, on the CPU, file by file; safetensors and pickles are mapped, not copied."""
+    by_file: dict[Path, list[Stored]] = {}
+    for one in stored:
+        by_file.setdefault(one.file, []).append(one)
+    for file, ones in by_file.items():
+        with _opened(file) as get:
+            for one in ones:
+                try:
+                    yield one, get(one)
+                except (OSError, RuntimeError, ValueError) as error:
+                    raise InputError(f"{file} is damaged: its {one.name} cannot be read; copy it again.") from error
+
+
+class _opened:  # noqa: N801
+    """A file opened for reading tensors from it."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.handle = file, ExitStack()
+
+    def __enter__(self) -> Callable[[Stored], Tensor]:
+        if self.file.suffix.lower() in SAFETENSORS:
+            try:
+                handle = self.handle.enter_context(safe_open(str(self.file), "pt"))
+            except Exception as error:
+                raise InputError(f"{self.file} is damaged ({error}); copy it again.") from error
+            return lambda one: handle.get_tensor(one.name)
+        if self.file.suffix.lower() in GGUF:
+            from diffusers.models.model_loading_utils import load_gguf_checkpoint
+
+            try:
+                quantised = load_gguf_checkpoint(str(self.file))
+            except ValueError as error:
+                raise InputError(f"{self.file} cannot be read ({str(error).splitlines()[0]}).") from error
+            return lambda one: _shaped(quantised[one.name], one)
+        tensors = _unpickled(self.file)
+        return lambda one: tensors[one.name]
+
+    def __exit__(self, *error: Any) -> None:
+        self.handle.close()
+
+
+def _shaped(tensor: Tensor, one: Stored) -> Tensor:
+    """Plain numbers of a GGUF file in the shape they had before it: the format knows four dimensions."""
+    return tensor.reshape(one.shape) if one.dtype in ("F32", "F16") else tensor
+
+
+def _refuse_pointer(file: Path) -> None:
+    with file.open("rb") as stream:
+        if stream.read(24) == b"version https://git-lfs.":
+            raise InputError(f"{file} is a git-lfs pointer instead of the weights: run `git lfs pull` where it lies.")
+
+
+def _safetensors(file: Path) -> dict[str, Stored]:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length <= _LONGEST_HEADER:
+            raise InputError(f"{file} is damaged or no safetensors file (its header cannot be); copy it again.")
+        if length > size - 8:
+            raise InputError(f"{file} is cut off in its header ({size} bytes); copy or download it again.")
+        header = stream.read(length)
+    try:
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        found = [(name, e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for name, e in entries.items()]
+        for name, dtype, shape, begin, end in found:
+            if dtype in _BYTES and end - begin != prod(shape) * _BYTES[dtype]:
+                raise InputError(f"{file} is damaged: {name} has the wrong length in its header; copy it again.")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{file} is damaged: its header cannot be read; copy or download it again.") from error
+    held = size - 8 - length
+    lost = [(begin, name) for name, _, _, begin, end in found if end > held]
+    if lost:
+        more = f", as {len(lost) - 1} others" if len(lost) > 1 else ""
+        raise InputError(f"{file} is cut off: {min(lost)[1]} is not whole{more}; copy or download it again.")
+    return {name: Stored(file, name, dtype, shape) for name, dtype, shape, _, _ in found}
+
+
+def _gguf(file: Path) -> dict[str, Stored]:
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise InputError(f"Reading {file} needs the package gguf: pip install 'pusa[gguf]'.") from error
+    try:
+        reader = GGUFReader(file)
+        shapes = {tensor.name: tuple(int(n) for n in reversed(tensor.shape)) for tensor in reader.tensors}
+        for name in shapes:
+            if field := reader.get_field(f"comfy.gguf.orig_shape.{name}"):
+                shapes[name] = tuple(int(n) for n in field.contents())
+    except Exception as error:
+        raise InputError(f"{file} is cut off, damaged or no GGUF file ({error}); copy or download it again.") from error
+    return {t.name: Stored(file, t.name, t.tensor_type.name, shapes[t.name]) for t in reader.tensors}
+
+
+def _pickle(file: Path) -> dict[str, Stored]:
+    return {
+        name: Stored(file, name, _NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+        for name, tensor in _unpickled(file).items()
+    }
+
+
+def _unpickled(file: Path) -> dict[str, Tensor]:
+    """The tensors of a pickle, mapped where the file allows it."""
+    try:
+        try:
+            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap can only be used" not in str(error):
+                raise
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error) or "nsupported global" in str(error):
+            raise InputError(
+                f"{file} is refused: beside weights it holds code that would run on opening; get the weights as "
+                "safetensors."
+            ) from error
+        raise InputError(
+            f"{file} is refused: it is damaged, or beside weights it holds code; copy it again, or get the weights as "
+            "safetensors."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise InputError(f"{file} is cut off, damaged or no file of weights; copy or download it again.") from error
+    for key in ("state_dict", "model", "module"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
+        raise InputError(f"{file} holds no dictionary of tensors; give a file of weights.")
+    return loaded
+
+
+_LISTINGS: tuple[tuple[tuple[str, ...], Callable[[Path], dict[str, Stored]]], ...] = (
+    (SAFETENSORS, _safetensors),
+    (PICKLE, _pickle),
+    (GGUF, _gguf),
+)
