@@ -15,8 +15,8 @@ python recipes/embedded/base.py --latents $runs/latents --out $runs/base2 --init
 # Twelve channels carry everything: the third stage has only those.
 python recipes/embedded/reduce.py --vae $runs/decoder/vae --latents $runs/latents --base $runs/base2/step_008800 --out $runs/reduced
 python recipes/embedded/base.py --latents $runs/reduced/latents --out $runs/base3 --init $runs/reduced/base \
-    --steps 7500 --camera-share 0.35
-base=$runs/base3/step_007500
+    --steps 7000 --camera-share 0.35
+base=$runs/base3/step_007000
 
 # The adapter, by the trainer that everybody uses; the first seed is shipped.
 python recipes/embedded/clips.py --out $runs/clips
@@ -30,5 +30,5 @@ python recipes/embedded/measure.py
 python recipes/embedded/measure.py --clips 24 --curve $runs/adapter{0,1,2}
 python recipes/embedded/measure.py --clips 24 --vae $runs/decoder/vae \
     --snapshots $runs/base/step_00{1000,2000,3000,4500} $runs/base2/step_00{2000,4500,6500,8800}
-python recipes/embedded/measure.py --clips 24 --snapshots $runs/base3/step_00{2500,5000,7500}
+python recipes/embedded/measure.py --clips 24 --snapshots $runs/base3/step_00{2500,5000,7000}
 python recipes/embedded/report.py

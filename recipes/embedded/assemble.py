@@ -1,6 +1,6 @@
 """Step 5 of the embedded base: put the parts into the folder that the package ships.
 
-    python recipes/embedded/assemble.py --vae runs/embedded/reduced/vae --base runs/embedded/base3/step_007500 \
+    python recipes/embedded/assemble.py --vae runs/embedded/reduced/vae --base runs/embedded/base3/step_007000 \
         --adapter runs/embedded/adapter0/lora.safetensors --out src/pusa/embedded/tiny
 
 Weights are stored as float16; stock `WanPipeline.from_pretrained(folder)` loads the result. `pusa.json` beside

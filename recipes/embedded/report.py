@@ -2,8 +2,8 @@
 
     python recipes/embedded/report.py --runs runs/embedded
 
-Nothing is typed by hand: every number comes from `numbers.json`, `curve.json`, `snapshots.json` (measure.py), from a
-training's log or cost sheet, or from what the benchmarks wrote under `runs/benchmarks`.
+Nothing is typed by hand: every number comes from `numbers.json`, `curve.json`, `snapshots.json` (measure.py) or from a
+training's log or cost sheet.
 """
 
 from __future__ import annotations
@@ -119,6 +119,8 @@ python recipes/embedded/measure.py
 python recipes/embedded/report.py
 ```
 
+What a training step costs is in [benchmarks.md](benchmarks.md).
+
 The model is the embedded one; how it was made is in [its model card](../src/pusa/embedded/tiny/README.md). The
 autoencoder reconstructs held-out shape clips with {db(vae["shapes_db"])} and camera clips with {db(vae["cameras_db"])}
 PSNR. No later number can be much better than that.
@@ -198,72 +200,6 @@ def adaptation_table(curve: list[Json]) -> str:
         rows.append(row)
     head = ["clips seen by the adapter", "image-to-video, frames 1–16", "motion", "text-to-video: motion", "colour"]
     return table(head, rows)
-
-
-def training_section(benchmarks: dict[str, Any]) -> str:
-    """What the trainer costs, from the files that the benchmarks wrote."""
-    text = "\n## Training\n"
-    if step := benchmarks.get("lora_step"):
-        o, (mine, stock) = step["options"], step["steps"].values()
-        rows = [
-            [
-                f"a timestep {kind}",
-                f"{one['samples_per_second']:.4f}",
-                f"{one['median_seconds']:.1f} s",
-                f"{one['peak_bytes'] / 2**30:.2f} GiB",
-                percent(one["mfu"]),
-                ", ".join(
-                    f"{group} {100 * share:.0f} %"
-                    for group, share in sorted(one["time"].items(), key=lambda item: -item[1])[:3]
-                ),
-            ]
-            for kind, one in step["steps"].items()
-        ]
-        size = f"{o['size']} x {o['frames']} frames ({step['tokens']:,} tokens)"
-        text += f"""
-A LoRA step of {o["blocks"]} blocks at the dims of Wan2.1 1.3B, {size}, rank {o["rank"]}, {o["precision"]},
-{step["device"]}, the two kinds taking turns step by step:
-
-{table(["", "samples/s", "median step", "peak memory", "MFU", "where the time goes"], rows)}
-
-Per frame is {stock["median_seconds"] / mine["median_seconds"]:.2f} times as fast (target: at least as fast) in
-{percent(mine["peak_bytes"] / stock["peak_bytes"])} of the memory (target: at most 85 %), and the losses agree to
-{step["losses_apart"]:.0e}. The matrix rate that the MFU refers to, {step["matrix_rate"] / 1e9:,.0f} GFLOP/s, was
-measured in the same run.
-
-```shell
-python benchmarks/lora_step.py --blocks {o["blocks"]} --size {o["size"]} --frames {o["frames"]} --steps {o["steps"]}
-```
-"""
-    if files := benchmarks.get("many_files"):
-        rows = [
-            [
-                f"`pusa {row['verb']}`",
-                f"{row['files']:,}",
-                f"{row['seconds']:.0f} s",
-                f"{row['ms_per_file_cpu']:.1f} ms",
-                f"{row['peak_bytes'] / 2**20:.0f} MiB",
-            ]
-            for row in sorted(files, key=lambda row: (row["verb"], row["files"]))
-        ]
-        text += f"""
-Many small files (64 x 64, 5 frames), each command in a process of its own:
-
-{table(["", "files", "wall time", "CPU time per file", "peak memory"], rows)}
-
-```shell
-python benchmarks/many_files.py --files {" ".join(str(n) for n in sorted({row["files"] for row in files}))}
-```
-"""
-    text += """
-Twenty random `kill -9` in one training, three of them while a checkpoint is written, leave the weights and the log of
-the uninterrupted run, bit for bit:
-
-```shell
-pytest -m slow tests/training/test_trainer.py -k kill
-```
-"""
-    return text
 
 
 def summary(n: Json) -> str:
@@ -365,7 +301,6 @@ def plot(logs: dict[str, list[Json]], curve: list[Json], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/embedded"))
-    parser.add_argument("--benchmarks", type=Path, default=Path("runs/benchmarks"))
     args = parser.parse_args()
 
     def read(path: Path, otherwise: Any) -> Any:
@@ -374,11 +309,9 @@ def main() -> None:
     numbers = json.loads((args.runs / "numbers.json").read_text())
     curve, snapshots = read(args.runs / "curve.json", []), read(args.runs / "snapshots.json", [])
     cost = read(args.runs / SHIPPED / "cost.json", {})
-    benchmarks = {path.stem: read(path, None) for path in args.benchmarks.glob("*.json")}
     logs = {name: read_log(path) for name in STAGES if (path := args.runs / name / "log.jsonl").exists()}
     plot(logs, curve, Path("docs/images/training.png"))
-    page = results(numbers, curve, snapshots, logs) + training_section(benchmarks)
-    Path("docs/results.md").write_text(page)
+    Path("docs/results.md").write_text(results(numbers, curve, snapshots, logs))
     before, rest = Path("README.md").read_text().split("<!-- results -->")
     after = rest.split("<!-- end of results -->")[1]
     text = f"{before}<!-- results -->\n{summary(numbers)}\n<!-- end of results -->{after}"
