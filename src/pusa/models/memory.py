@@ -1,0 +1,433 @@
+"""What making a clip will take, from configs and headers alone: peak memory of device and machine, and operations.
+
+The networks are built on the meta device, where tensors have shapes and no data, and the very code that will run is
+rehearsed there: one pass of the text encoder, one of the transformer with a timestep per frame, the decoding of three
+slots (after which memory repeats itself). A ledger follows every tensor from its making to its release, which gives the
+peak, and counts the operations of matrix products, convolutions and attention. Attention is taken as fused, as every
+backend of torch runs it: its scores are never held. LoRAs are rehearsed as well.
+
+What the rehearsal cannot see is added: the weights as a profile lays them out, the runtime itself, and the copies that
+convolutions on a CPU make of what they read and write. Guidance asks twice, one after the other, and takes no memory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+from transformers import UMT5Config, UMT5EncoderModel
+
+from pusa.errors import InputError
+from pusa.models import checkpoints, dialects, latents, original, recognise, sources, weights
+from pusa.models.ledger import Pass, rehearse
+from pusa.models.profiles import KEPT, KEPT_OF_WAN, PLAIN, PROFILES, Profile
+from pusa.models.sources import Beside
+from pusa.models.wan import VectorWanTransformer3DModel
+
+META = torch.device("meta")
+RUNTIME = 0.75e9
+"""Bytes of the machine's memory that Python with torch, diffusers and transformers takes before a model is there."""
+CUDA_CONTEXT = 0.6e9
+"""Bytes of a GPU that CUDA and its libraries take."""
+FRAGMENTATION = 1.08
+"""What torch's allocator on a GPU holds beside what is in use, as a factor on what comes and goes."""
+UMT5_XXL = {"vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
+            "feed_forward_proj": "gated-gelu"}  # fmt: skip
+"""The text encoder of every Wan, for a source that has none with it."""
+SMALL = 100e6
+"""Bytes: a model with less on the disk is not weighed before it is loaded."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """The weights of a network in bytes.
+
+    weights: in the types that it computes in. fp8: with its linear layers stored as fp8. file: on the disk. block,
+    rest: the largest block as stored, and what is outside the blocks; the same as fp8: block_fp8, rest_fp8. widest: its
+    largest tensor.
+    """
+
+    weights: int
+    fp8: int
+    file: int
+    block: int
+    block_fp8: int
+    rest: int
+    rest_fp8: int
+    widest: int
+
+    def stored(self, profile: Profile, kind: str) -> int:
+        return self.fp8 if kind in profile.fp8 else self.weights
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a clip takes under a profile, in bytes.
+
+    device, host: the peak of each phase (load, text, sample, decode); on a CPU everything is the host's. moved: what
+    one step copies from host or disk to the device. flops: of one step.
+    """
+
+    profile: str
+    device: Mapping[str, float]
+    host: Mapping[str, float]
+    moved: float
+    flops: int
+
+    @property
+    def device_peak(self) -> float:
+        return max(self.device.values(), default=0.0)
+
+    @property
+    def host_peak(self) -> float:
+        return max(self.host.values())
+
+    def fits(self, device: float | None, host: float) -> bool:
+        """Within the bytes that a device (None where there is none) and the machine have left."""
+        return self.host_peak <= host and (device is None or self.device_peak <= device)
+
+    def record(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "profile": self.profile,
+            "device": round(self.device_peak),
+            "host": round(self.host_peak),
+            "phases": {
+                side: {phase: round(size) for phase, size in sizes.items()}
+                for side, sizes in (("device", self.device), ("host", self.host))
+                if sizes
+            },
+            "moved_per_step": round(self.moved),
+            "flops_per_step": self.flops,
+        }
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A clip that was not made: its networks' weights and passes, from which `needs` works out every profile.
+
+    text, sample, plain, tiled: passes of the text encoder, of the transformer, and of decoding whole frames or tiles.
+    """
+
+    networks: Mapping[str, Network]
+    text: Pass
+    sample: Pass
+    plain: Pass
+    tiled: Pass
+    size: tuple[int, int]
+    frames: int
+    passes: int
+    on_cpu: bool
+    assumed: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        folder: Path,
+        *,
+        size: tuple[int, int],
+        frames: int,
+        guidance: float = 1.0,
+        dtype: torch.dtype | None = None,
+        on_cpu: bool = True,
+        beside: Beside | None = None,
+        loras: Sequence[Path] = (),
+    ) -> Rehearsal:
+        """Rehearse a clip of the model at `folder`, called `name` in errors, in `dtype` (as `checkpoints.load`).
+
+        size: (width, height). guidance: 1 is one pass a step, else two. on_cpu: where it would run. beside: parts
+        given beside the model; what is neither there nor here is taken to be Wan's own. Reads no weight. Raises
+        InputError for what is no model or no clip.
+        """
+        dtype = dtype or (torch.float32 if on_cpu else torch.bfloat16)
+        slots = latents.latent_frames(frames)
+        configs, assumed = _configs(name, folder, beside or {})
+        transformer, encoder, vae = _built(configs, dtype)
+        files = _files(folder, beside or {})
+        for number, path in enumerate(loras):
+            _adapt(transformer, path, f"lora{number}")
+        networks = {
+            "transformer": _weighed(transformer, KEPT_OF_WAN, transformer.blocks, files.get("transformer", [])),
+            "text_encoder": _weighed(encoder, KEPT, encoder.encoder.block, files.get("text_encoder", [])),
+            "vae": _weighed(vae, None, None, files.get("vae", [])),
+        }
+        factor = int(vae.config.scale_factor_spatial)
+        multiple = factor * int(transformer.config.patch_size[1])
+        if any(side < 1 or side % multiple for side in size):
+            raise InputError(f"The size {size[0]}x{size[1]} cannot be made: both must be multiples of {multiple}.")
+        height, width = size[1] // factor, size[0] // factor
+        clip = torch.empty(1, transformer.config.in_channels, slots, height, width, device=META, dtype=dtype)
+        context = torch.empty(1, latents.TEXT_TOKENS, transformer.config.text_dim, device=META, dtype=dtype)
+        times = torch.empty(1, slots, device=META)
+        # `forward` looks at the timesteps' values to tell whether they differ, and here they have none.
+        sample = rehearse(
+            lambda: transformer._forward_per_frame(clip, times, context, None, return_dict=False, attention_kwargs=None)
+        )
+        ids = torch.zeros(1, latents.TEXT_TOKENS, device=META, dtype=torch.int64)
+        text = rehearse(lambda: encoder(ids))
+        few = min(slots, 3)
+        z = torch.empty(1, vae.config.z_dim, few, height, width, device=META)
+        plain = _decoding(vae, z, slots, on_cpu)
+        vae.enable_tiling()
+        tile = z[..., : vae.tile_sample_min_height // factor, : vae.tile_sample_min_width // factor]
+        tiles = prod(-(-side // vae.tile_sample_stride_width) for side in size)
+        vae.use_tiling = False
+        one = plain if tile.shape == z.shape else _decoding(vae, tile, slots, on_cpu)
+        tiled = one if tile.shape == z.shape else Pass(one.peak, one.flops * tiles)
+        return cls(
+            networks, text, sample, plain, tiled, size, frames, 1 if guidance == 1 else 2, on_cpu, tuple(assumed)
+        )
+
+    def needs(self, profile: Profile) -> Needs:
+        """Under a profile."""
+        return self._on_cpu(profile) if self.on_cpu else self._on_gpu(profile)
+
+    @property
+    def flops(self) -> int:
+        """Operations of one step."""
+        return self.passes * self.sample.flops
+
+    def _decode(self, profile: Profile) -> tuple[Pass, float]:
+        """The pass, and the bytes of frames in the host's memory: as bytes, and as floats where tiles are joined."""
+        pixels = float(prod(self.size) * self.frames * 3)
+        if profile.tiled and self.tiled is not self.plain:
+            return self.tiled, pixels * 22
+        return self.plain, pixels
+
+    def _on_cpu(self, profile: Profile) -> Needs:
+        stored = {kind: float(network.stored(profile, kind)) for kind, network in self.networks.items()}
+        loading = sum(network.weights for network in self.networks.values()) + self._loading()
+        decode, frames = self._decode(profile)
+        moved = 0.0
+        transformer = self.networks["transformer"]
+        if profile.transformer == "disk":
+            fp8 = "transformer" in profile.fp8
+            moved = self.passes * float(stored["transformer"])
+            stored["transformer"] = float(transformer.block_fp8 + transformer.rest_fp8 if fp8 else
+                                          transformer.block + transformer.rest)  # fmt: skip
+        everything = sum(stored.values())
+        later = everything - stored["text_encoder"] * profile.releases
+        widening = {kind: self.networks[kind].widest * (kind in profile.fp8) for kind in self.networks}
+        host = {
+            "load": RUNTIME + loading,
+            "text": RUNTIME + everything + self.text.peak + widening["text_encoder"],
+            "sample": RUNTIME + later + self.sample.peak + widening["transformer"],
+            "decode": RUNTIME + later + decode.peak + frames,
+        }
+        return Needs(profile.name, {}, host, moved, self.flops)
+
+    def _on_gpu(self, profile: Profile) -> Needs:
+        transformer, encoder, vae = (self.networks[kind] for kind in ("transformer", "text_encoder", "vae"))
+        stored = {kind: float(network.stored(profile, kind)) for kind, network in self.networks.items()}
+        fp8 = "transformer" in profile.fp8
+        block, rest = (transformer.block_fp8, transformer.rest_fp8) if fp8 else (transformer.block, transformer.rest)
+        widening = transformer.widest if fp8 else 0
+        while_sampling = {
+            "device": stored["transformer"],
+            "host": float(rest + block),
+            "stream": float(rest + 2 * block),
+            "disk": float(rest + block),
+        }[profile.transformer] + widening
+        resident = (
+            CUDA_CONTEXT
+            + stored["transformer"] * (profile.transformer == "device")
+            + stored["text_encoder"] * (profile.text_encoder == "device")
+            + stored["vae"] * (profile.vae == "device")
+        )
+        text = encoder.widest if profile.text_encoder == "host" else 0
+        sample = while_sampling if profile.transformer != "device" else float(widening)
+        decode, frames = self._decode(profile)
+        one_layer = vae.widest if profile.vae == "host" else 0
+        device = {
+            "text": resident + text + FRAGMENTATION * self.text.peak,
+            "sample": resident + sample + FRAGMENTATION * self.sample.peak,
+            "decode": resident + one_layer + FRAGMENTATION * decode.peak,
+        }
+        on_host = {
+            "transformer": stored["transformer"] * (profile.transformer in ("host", "stream")),
+            "text_encoder": stored["text_encoder"] * (profile.text_encoder == "host"),
+            "vae": stored["vae"] * (profile.vae == "host"),
+        }
+        kept = sum(on_host.values())
+        later = kept - on_host["text_encoder"] * profile.releases
+        if profile == PLAIN:
+            load = max(network.weights for network in self.networks.values()) + self._loading()
+        else:
+            load = sum(network.weights for network in self.networks.values()) + self._loading()
+        if profile.pinned:
+            load = max(load, kept + stored["transformer"])
+        host = {
+            "load": RUNTIME + load,
+            "text": RUNTIME + kept,
+            "sample": RUNTIME + later,
+            "decode": RUNTIME + later + frames,
+        }
+        moved = self.passes * stored["transformer"] * (profile.transformer != "device")
+        return Needs(profile.name, device, host, moved, self.flops)
+
+    def _loading(self) -> float:
+        """What loading takes for a moment beside the weights: the check of the widest tensor for broken values."""
+        return float(max(2 * network.widest for network in self.networks.values()))
+
+
+def choose(rehearsal: Rehearsal, device: float | None, host: float) -> Profile:
+    """The fastest profile under which the clip fits into the bytes that are left; InputError when there is none."""
+    names = [name for name in PROFILES if (name in ("80gb", "cpu", "8gb")) or not rehearsal.on_cpu]
+    candidates = [PROFILES[name] for name in names if rehearsal.on_cpu or name != "cpu"]
+    candidates.sort(key=lambda profile: profile.transformer == "disk")
+    needs = [rehearsal.needs(profile) for profile in candidates]
+    for profile, need in zip(candidates, needs, strict=True):
+        if need.fits(device, host):
+            return profile
+    raise too_large(min(needs, key=lambda need: (need.device_peak, need.host_peak)), rehearsal, device, host)
+
+
+def too_large(needs: Needs, rehearsal: Rehearsal, device: float | None, host: float) -> InputError:
+    """What to raise for a clip that will not fit."""
+    width, height = rehearsal.size
+    over = [
+        f"{need / 1e9:.1f} GB {where} where {have / 1e9:.1f} GB are free"
+        for need, have, where in (
+            (needs.device_peak, device, "of device memory"),
+            (needs.host_peak, host, "of memory"),
+        )
+        if have is not None and need > have
+    ]
+    return InputError(
+        f"There is not enough memory: {rehearsal.frames} frames of {width}x{height} will take about "
+        f"{' and '.join(over)} (profile {needs.profile}); give fewer --frames, a smaller --size or a smaller model, "
+        "another --memory, or --memory none to try all the same."
+    )
+
+
+def bytes_on_disk(folder: Path, beside: Beside | None = None) -> int:
+    """Of the files of weights of a model, as far as they are here."""
+    return sum(file.stat().st_size for files in _files(folder, beside or {}).values() for file in files)
+
+
+def free_memory(device: torch.device) -> tuple[float | None, float]:
+    """Bytes that are free: of the device (None for a CPU), and of the machine, within the limits of its container."""
+    host = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")) if hasattr(os, "sysconf") else float("inf")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        found = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        host = float(found.get("MemAvailable", f"{host / 1024}").split()[0]) * 1024
+    limit, used = (Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current"))
+    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdigit():
+        host = min(host, float(most) - float(used.read_text()))
+    on_device = float(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
+    return on_device, host
+
+
+def _decoding(vae: AutoencoderKLWan, z: Tensor, slots: int, on_cpu: bool) -> Pass:
+    """Decoding `slots` slots, from a rehearsal of those in z."""
+
+    def run() -> None:
+        for _ in latents.decoded(vae, z):
+            pass
+
+    found = rehearse(run, on_cpu)
+    return Pass(found.peak, found.flops * slots // z.shape[2])
+
+
+# ------------------------------------------------------------------------------------------------------ the networks
+
+
+def _configs(name: str, folder: Path, beside: Beside) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Configuration of each network, and the kinds that are neither in the model nor given, so taken as Wan's own."""
+    lacking = [kind for kind in sources.lacking(folder) if not beside.get(kind)]
+    configs = {
+        kind: checkpoints.config(name, folder, kind, beside)
+        for kind in ("transformer", "text_encoder", "vae")
+        if kind not in lacking
+    }
+    if not configs.get("text_encoder", UMT5_XXL):
+        lacking.append("text_encoder")
+    for kind in lacking:
+        large = configs["transformer"].get("in_channels") == 48
+        vae = recognise.wan22_vae() if large else recognise.wan21_vae()
+        configs[kind] = UMT5_XXL if kind == "text_encoder" else vae
+    return configs, lacking
+
+
+def _built(configs: Mapping[str, Mapping[str, Any]], dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """Transformer, text encoder and autoencoder on the meta device, in the types in which they are loaded."""
+    with META:
+        stock = WanTransformer3DModel.from_config(configs["transformer"])
+        encoder = UMT5EncoderModel(UMT5Config(**configs["text_encoder"])).to(dtype)
+        encoder.encoder.embed_tokens = encoder.shared
+        vae = AutoencoderKLWan.from_config(configs["vae"])
+    exact = set(WanTransformer3DModel._keep_in_fp32_modules)
+    for key, parameter in stock.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if exact & set(key.split(".")) else dtype)
+    transformer = VectorWanTransformer3DModel.upgrade(stock)
+    return tuple(network.eval().requires_grad_(False) for network in (transformer, encoder, vae))  # type: ignore[return-value]
+
+
+def _files(folder: Path, beside: Beside) -> dict[str, list[Path]]:
+    """The files of weights of each network, as far as they are here."""
+    found = {kind: sorted({one.file for one in stored}) for kind, stored in sources.contents(folder).items()}
+    for kind in ("vae", "text_encoder"):
+        if given := beside.get(kind):
+            part = sources.locate(str(given), folder, kind, beside)
+            found[kind] = part.files if isinstance(part, original.Part) else original.shards(part, "")
+    return found
+
+
+def _weighed(network: nn.Module, kept: Sequence[str] | None, blocks: Any, files: Sequence[Path]) -> Network:
+    """kept: patterns of the modules that are not cast to fp8; None for a network that never is."""
+
+    def size(module: nn.Module, fp8: bool, prefix: str = "") -> int:
+        sizes = {}
+        for name, child in module.named_modules(prefix=prefix):
+            linear = fp8 and kept is not None and isinstance(child, nn.Linear)
+            cast = linear and not any(re.search(pattern, name) for pattern in kept or ())
+            for tensor in (*child.parameters(recurse=False), *child.buffers(recurse=False)):
+                sizes[tensor] = tensor.numel() if cast else tensor.nbytes  # one that has two names counts once
+        return sum(sizes.values())
+
+    quantised = [file for file in files if file.suffix.lower() in weights.GGUF]
+    on_disk = sum(file.stat().st_size for file in files)
+    whole, cast = size(network, False), size(network, True)
+    share = 1.0
+    if quantised and whole:
+        share, whole, cast = on_disk / whole, on_disk, on_disk
+    largest = max((size(block, False, "blocks.0") for block in blocks), default=0) if blocks is not None else 0
+    largest_cast = max((size(block, True, "blocks.0") for block in blocks), default=0) if blocks is not None else 0
+    count = len(blocks) if blocks is not None else 0
+    block, block_fp8 = int(largest * share), int((largest if quantised else largest_cast) * share)
+    return Network(
+        weights=whole,
+        fp8=cast,
+        file=on_disk,
+        block=block,
+        block_fp8=block_fp8,
+        rest=whole - count * block,
+        rest_fp8=cast - count * block_fp8,
+        widest=max((p.nbytes for p in network.parameters()), default=0),
+    )
+
+
+def _adapt(transformer: Any, path: Path, name: str) -> None:
+    """Put the factors of a LoRA's rank on the layers that a LoRA changes; its file is only listed."""
+    listing = weights.listing(dialects.file_of(path)).values()
+    rank = max((min(one.shape) for one in listing if len(one.shape) == 2 and "lora" in one.name), default=0)
+    if not rank:
+        return
+    targets = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
+    dtype = transformer.blocks[0].ffn.net[2].weight.dtype
+    inject_adapter_in_model(LoraConfig(r=rank, target_modules=targets), transformer, name, low_cpu_mem_usage=True)
+    for key, parameter in transformer.named_parameters():
+        if ".lora_" in key:
+            parameter.data = parameter.data.to(dtype)
+            parameter.requires_grad_(False)
