@@ -53,7 +53,8 @@ def matrix_beside_clip(exhibits: Sequence[Exhibit]) -> Picture:
         top = index * height + 12
         matrix = exhibit.matrix
         draw.text((margin, top + 10), exhibit.title, INK, _font(20))
-        draw.text((left, top + 12), f"“{exhibit.prompt}”", SOFT, _font(17))
+        after_title = margin + int(draw.textlength(exhibit.title, _font(20))) + gap
+        draw.text((max(left, after_title), top + 12), f"“{exhibit.prompt}”", SOFT, _font(17))
         heat = PILImage.fromarray(heat_map(matrix, cell, max(4, frame // matrix.steps)))
         sheet.paste(heat, (margin, top + head + (frame - heat.height) // 2), heat)
         for slot in range(matrix.frames):
