@@ -31,6 +31,8 @@ STAGES = {
 }
 CLIPS = {"vae": 2.25, "decoder": 2.25, "base": 32, "base2": 32, "base3": 32}
 """Clips in a step, on average."""
+CHANNELS = {"base": 32, "base2": 32, "base3": 12}
+"""Latent channels, over which the losses are means; only their sums can be compared."""
 SHIPPED = "adapter0"
 """The run of the adapter that is shipped; its sisters differ in their seed."""
 
@@ -263,7 +265,7 @@ timestep adaptation put on top. It knows one small synthetic world (`pusa.embedd
 
 | part | class | parameters |
 | --- | --- | ---: |
-| autoencoder | `AutoencoderKLWan` | 2.8 M |
+| autoencoder | `AutoencoderKLWan`, 12 latent channels | 2.7 M |
 | transformer | `WanTransformer3DModel`, 8 layers of width 192 | 4.5 M |
 | text encoder | `UMT5EncoderModel`, 2 layers of width 64 | 0.1 M |
 | adapter | LoRA, rank 32 | 1.2 M |
@@ -290,14 +292,20 @@ Captions outside the world mean nothing to it. A photograph dissolves into textu
 def plot(logs: dict[str, list[Json]], curve: list[Json], path: Path) -> None:
     figure, axes = plt.subplots(1, 3 if curve else 2, figsize=(12, 3.2))
     for axis, (title, stages) in zip(
-        axes, {"autoencoder": ("vae", "decoder"), "base": ("base", "base2", "base3")}.items(), strict=False
+        axes,
+        {
+            "autoencoder: loss": ("vae", "decoder"),
+            "base: squared error, summed over channels": ("base", "base2", "base3"),
+        }.items(),
+        strict=False,
     ):
         done = 0
         for stage, colour in zip(stages, ("#2b6cb0", "#63a4e0", "#c05621"), strict=False):
             if log := logs.get(stage):
-                axis.plot([done + x["step"] for x in log], [x["mean"] for x in log], color=colour, label=stage)
+                scale = CHANNELS.get(stage, 1)
+                axis.plot([done + x["step"] for x in log], [scale * x["mean"] for x in log], color=colour, label=stage)
                 done += log[-1]["step"] + 1
-        axis.set(title=f"{title}: training loss", xlabel="step", yscale="log")
+        axis.set(title=title, xlabel="step", yscale="log")
         axis.grid(alpha=0.3)
         axis.legend()
     if curve:
