@@ -72,7 +72,7 @@ def test_what_needs_attention_is_named_and_exit_code_1(
     for line in (
         "3 of 6 clips are not used",
         "1 too short at 8 fps (longest bucket that fits: 9 frames)",
-        "brief.mp4  has 11 of the 17 frames needed at 8 fps; --buckets 32x32x9 would fit",
+        "brief.mp4  has 11 of the 17 frames needed at 8 fps; the bucket 32x32x9 would fit",
         "twin.mp4  is the same file as clip0.mp4",
         "bad.mp4  has no bad.txt beside it; write one",
         "notes.pdf  is no clip",

@@ -146,7 +146,7 @@ def test_for_people_there_is_a_line_per_problem_and_a_summary(
     *problems, summary = capsys.readouterr().out.splitlines()
     assert len(problems) == 1
     assert "2.mp4 has no 2.txt" in problems[0]
-    assert summary.startswith("3 clips encoded, 0 kept, 0 failed; 4 captions encoded;")
+    assert summary.startswith("3 clips encoded, 0 kept, 0 failed, 1 not used; 4 captions encoded;")
 
 
 @pytest.mark.parametrize(

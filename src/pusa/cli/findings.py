@@ -187,7 +187,7 @@ def _run(record: dict[str, Any], run: Estimate | None) -> Any:
         "time",
         f"{duration(run.seconds[0])} to {duration(run.seconds[1])}",
         f"{_big(run.flops_per_step)}FLOP a step at {share} % of the {_big(run.rate)}FLOP/s measured on "
-        f"{record['estimate']['device']}",
+        f"{record['estimate']['device']}, the longer time with checkpointing; validation and previews come on top",
     )
     if run.cost:
         table.add_row("cost", f"{run.cost[0]:,.2f} to {run.cost[1]:,.2f}", "that time at the given price")

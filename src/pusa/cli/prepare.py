@@ -132,7 +132,8 @@ def _report(data: str, folder: Path, plan: Plan, prepared: Prepared) -> Report:
     }
     shared = f", {prepared.shared} made by other processes" if prepared.shared else ""
     summary = (
-        f"{count(prepared.made, 'clip')} encoded, {prepared.kept} kept{shared}, {len(prepared.failed)} failed; "
+        f"{count(prepared.made, 'clip')} encoded, {prepared.kept} kept{shared}, {len(prepared.failed)} failed, "
+        f"{sum(each.kind not in HARMLESS for each in plan.problems)} not used; "
         f"{count(prepared.captions, 'caption')} encoded; {prepared.bytes / 2**20:.1f} MiB in {folder}; "
         f"{clock(prepared.seconds)}"
     )

@@ -221,13 +221,13 @@ def _bucket(file: VideoFile, buckets: list[Bucket], fps: float) -> Bucket | Prob
         own = Bucket(file.width, file.height, file.frames)
         if own in buckets:
             return own
-        return Problem(file.path, "too-short", f"holds latents of {own}, which is no bucket here; add --buckets {own}")
+        return Problem(file.path, "too-short", f"holds latents of {own}, which is no bucket here; add the bucket {own}")
     still = file.frames == 1
     moving = [bucket for bucket in buckets if (bucket.frames == 1) == still]
     if not moving:
         kind = "a still picture" if still else "a clip"
         wanted = f"{buckets[0].width}x{buckets[0].height}x{1 if still else whole(file.frames_at(fps))}"
-        return Problem(file.path, "too-short", f"is {kind} and no bucket is for those; add --buckets {wanted}")
+        return Problem(file.path, "too-short", f"is {kind} and no bucket is for those; add the bucket {wanted}")
     large = [bucket for bucket in moving if _scale(file, bucket) <= ENLARGE]
     if not large:
         smallest = min(moving, key=lambda bucket: _scale(file, bucket))
@@ -244,7 +244,7 @@ def _bucket(file: VideoFile, buckets: list[Bucket], fps: float) -> Bucket | Prob
         return max(fitting, key=lambda bucket: (bucket.frames, bucket.width * bucket.height, kept(file, bucket)))
     needed = min(bucket.frames for bucket in shaped)
     fits = f"{shaped[0].width}x{shaped[0].height}x{whole(available)}"
-    reason = f"has {available} of the {needed} frames needed at {fps:g} fps; --buckets {fits} would fit"
+    reason = f"has {available} of the {needed} frames needed at {fps:g} fps; the bucket {fits} would fit"
     return Problem(file.path, "too-short", reason)
 
 
