@@ -49,10 +49,14 @@ def outputs(model):
     torch.manual_seed(0)
     latents, text = torch.randn(1, 16, 3, 4, 4), torch.randn(1, 7, 32)
     levels, pixels = torch.tensor([[0.0, 500.0, 900.0]]), torch.rand(1, 3, 5, 16, 16) * 2 - 1
+    ids = model.tokenizer("a red circle", return_tensors="pt").input_ids
     with torch.no_grad():
-        yield model.transformer(latents.to(model.transformer.dtype), levels, text.to(model.transformer.dtype)).sample
-        yield model.vae.encode(pixels).latent_dist.mode()
-        yield model.text_encoder(model.tokenizer("a red circle", return_tensors="pt").input_ids).last_hidden_state
+        dtype = model.transformer.dtype
+        return (
+            model.transformer(latents.to(dtype), levels, text.to(dtype)).sample,
+            model.vae.encode(pixels).latent_dist.mode(),
+            model.text_encoder(ids).last_hidden_state,
+        )
 
 
 def run(network, dtype=torch.float32):
