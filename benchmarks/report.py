@@ -53,7 +53,8 @@ def lora_step_section(runs: list[Json]) -> str:
     return f"""
 ## A LoRA step, per frame and per token
 
-{what}: with a timestep per frame, and through the timesteps per token of stock diffusers, taking turns step by step.
+{what}: with a timestep per frame, and through the
+timesteps per token of stock diffusers, taking turns step by step.
 The targets are to be at least as fast, with at most 85 % of the memory. Peak memory is the whole process's. The losses
 of the two differ by {apart:.0e}. The MFU refers to a matrix rate measured in the same run, such as
 {first["matrix_rate"] / 1e9:,.0f} GFLOP/s.

@@ -185,8 +185,8 @@ seeds, and the least and the greatest.
 
 {adaptation_table(curve)}
 
-{percent(share)} of the gain in PSNR is there after the first {first:,} clips. What limits image-to-video is the base:
-more clips for the adapter add little, while each further stage of the base has raised it.
+{percent(share)} of the gain in PSNR is there after the first {first:,} clips. More clips
+for the adapter add little: what limits image-to-video is the base.
 
 ![Training curves](images/training.png)
 """
@@ -233,8 +233,8 @@ def summary(n: Json) -> str:
     head = ["PSNR to the truth", "adapted", "base model alone", "repeated frame or cross-fade"]
     return f"""{table(head, [[name, *(db(x) for x in values)] for name, *values in rows])}
 
-The embedded model on {n["clips"]} held-out clips, where first frame and caption determine the rest. Text-to-video stays
-what it was: the judge finds the right colour in {percent(t2v["base"]["colour"])} of the base's clips and
+The embedded model on {n["clips"]} held-out clips, where first frame and caption determine the rest. Text-to-video is
+nearly kept: the judge finds the right colour in {percent(t2v["base"]["colour"])} of the base's clips and
 {percent(t2v["adapted"]["colour"])} of the adapted model's, the right motion in {percent(t2v["base"]["motion"])} and
 {percent(t2v["adapted"]["motion"])}. `python recipes/embedded/measure.py` measures it;
 [docs/results.md](docs/results.md) has all numbers, the controls, and the {missed} of {len(goals)} targets that this

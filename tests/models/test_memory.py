@@ -13,7 +13,7 @@ from diffusers import WanTransformer3DModel
 
 from pusa.cli import main
 from pusa.errors import InputError, PusaError
-from pusa.models import memory, profiles
+from pusa.models import memory, profiles, skeletons
 from pusa.models.memory import Rehearsal
 from pusa.models.profiles import PLAIN, PROFILES
 from pusa.training.costs import StepCounter
@@ -34,7 +34,7 @@ def wan14b(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
     for name, data in {
         "model_index.json": {"_class_name": "WanPipeline", "transformer": ["diffusers", "WanTransformer3DModel"]},
         "transformer/config.json": WAN14B,
-        "text_encoder/config.json": memory.UMT5_XXL,
+        "text_encoder/config.json": skeletons.UMT5_XXL,
         "vae/config.json": {"z_dim": 16},
     }.items():
         (folder / name).parent.mkdir(exist_ok=True)

@@ -111,7 +111,7 @@ def _facts(seconds: float) -> list[str]:
 
     import torch
 
-    from pusa.generation.pipeline import versions
+    from pusa.generation.model import versions
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     software = ", ".join(f"{name} {number}" for name, number in versions().items())

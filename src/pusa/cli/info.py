@@ -75,7 +75,7 @@ def _machine() -> dict[str, Any]:
     import torch
 
     from pusa import embedded
-    from pusa.generation.pipeline import versions
+    from pusa.generation.model import versions
 
     found = versions()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None

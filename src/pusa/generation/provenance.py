@@ -17,7 +17,8 @@ from pusa.errors import InputError
 from pusa.generation.clip import GeneratedClip, latents_hash, latents_path, read_latents
 from pusa.generation.conditions import Clip, Image
 from pusa.generation.extension import extend, transition
-from pusa.generation.pipeline import Pipeline, load, versions
+from pusa.generation.model import versions
+from pusa.generation.pipeline import Pipeline, load
 from pusa.generation.settings import Callback
 from pusa.models import lora, profiles
 from pusa.models.lora import sha256

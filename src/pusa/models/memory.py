@@ -13,7 +13,6 @@ convolutions on a CPU make of what they read and write. Guidance asks twice, one
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -21,52 +20,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from peft import LoraConfig, inject_adapter_in_model
-from torch import Tensor, nn
-from transformers import UMT5Config, UMT5EncoderModel
+from diffusers import AutoencoderKLWan
+from torch import Tensor
 
 from pusa.errors import InputError
-from pusa.models import checkpoints, dialects, latents, original, recognise, sources, weights
+from pusa.models import latents, skeletons
 from pusa.models.ledger import Pass, rehearse
 from pusa.models.profiles import KEPT, KEPT_OF_WAN, PLAIN, PROFILES, Profile
 from pusa.models.sources import Beside
-from pusa.models.wan import VectorWanTransformer3DModel
 
-META = torch.device("meta")
 RUNTIME = 0.75e9
 """Bytes of the machine's memory that Python with torch, diffusers and transformers takes before a model is there."""
 CUDA_CONTEXT = 0.6e9
 """Bytes of a GPU that CUDA and its libraries take."""
 FRAGMENTATION = 1.08
 """What torch's allocator on a GPU holds beside what is in use, as a factor on what comes and goes."""
-UMT5_XXL = {"vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
-            "feed_forward_proj": "gated-gelu"}  # fmt: skip
-"""The text encoder of every Wan, for a source that has none with it."""
 SMALL = 100e6
 """Bytes: a model with less on the disk is not weighed before it is loaded."""
-
-
-@dataclass(frozen=True)
-class Network:
-    """The weights of a network in bytes.
-
-    weights: in the types that it computes in. fp8: with its linear layers stored as fp8. file: on the disk. block,
-    rest: the largest block as stored, and what is outside the blocks; the same as fp8: block_fp8, rest_fp8. widest: its
-    largest tensor.
-    """
-
-    weights: int
-    fp8: int
-    file: int
-    block: int
-    block_fp8: int
-    rest: int
-    rest_fp8: int
-    widest: int
-
-    def stored(self, profile: Profile, kind: str) -> int:
-        return self.fp8 if kind in profile.fp8 else self.weights
 
 
 @dataclass(frozen=True)
@@ -118,7 +88,7 @@ class Rehearsal:
     text, sample, plain, tiled: passes of the text encoder, of the transformer, and of decoding whole frames or tiles.
     """
 
-    networks: Mapping[str, Network]
+    networks: Mapping[str, skeletons.Network]
     text: Pass
     sample: Pass
     plain: Pass
@@ -151,32 +121,34 @@ class Rehearsal:
         """
         dtype = dtype or (torch.float32 if on_cpu else torch.bfloat16)
         slots = latents.latent_frames(frames)
-        configs, assumed = _configs(name, folder, beside or {})
-        transformer, encoder, vae = _built(configs, dtype)
-        files = _files(folder, beside or {})
+        configs, assumed = skeletons.configs(name, folder, beside or {})
+        transformer, encoder, vae = skeletons.built(configs, dtype)
+        files = skeletons.files_of(folder, beside or {})
         for number, path in enumerate(loras):
-            _adapt(transformer, path, f"lora{number}")
+            skeletons.adapt(transformer, path, f"lora{number}")
         networks = {
-            "transformer": _weighed(transformer, KEPT_OF_WAN, transformer.blocks, files.get("transformer", [])),
-            "text_encoder": _weighed(encoder, KEPT, encoder.encoder.block, files.get("text_encoder", [])),
-            "vae": _weighed(vae, None, None, files.get("vae", [])),
+            "transformer": skeletons.weighed(
+                transformer, KEPT_OF_WAN, transformer.blocks, files.get("transformer", [])
+            ),
+            "text_encoder": skeletons.weighed(encoder, KEPT, encoder.encoder.block, files.get("text_encoder", [])),
+            "vae": skeletons.weighed(vae, None, None, files.get("vae", [])),
         }
         factor = int(vae.config.scale_factor_spatial)
         multiple = factor * int(transformer.config.patch_size[1])
         if any(side < 1 or side % multiple for side in size):
             raise InputError(f"The size {size[0]}x{size[1]} cannot be made: both must be multiples of {multiple}.")
         height, width = size[1] // factor, size[0] // factor
-        clip = torch.empty(1, transformer.config.in_channels, slots, height, width, device=META, dtype=dtype)
-        context = torch.empty(1, latents.TEXT_TOKENS, transformer.config.text_dim, device=META, dtype=dtype)
-        times = torch.empty(1, slots, device=META)
+        clip = torch.empty(1, transformer.config.in_channels, slots, height, width, device=skeletons.META, dtype=dtype)
+        context = torch.empty(1, latents.TEXT_TOKENS, transformer.config.text_dim, device=skeletons.META, dtype=dtype)
+        times = torch.empty(1, slots, device=skeletons.META)
         # `forward` looks at the timesteps' values to tell whether they differ, and here they have none.
         sample = rehearse(
             lambda: transformer._forward_per_frame(clip, times, context, None, return_dict=False, attention_kwargs=None)
         )
-        ids = torch.zeros(1, latents.TEXT_TOKENS, device=META, dtype=torch.int64)
+        ids = torch.zeros(1, latents.TEXT_TOKENS, device=skeletons.META, dtype=torch.int64)
         text = rehearse(lambda: encoder(ids))
         few = min(slots, 3)
-        z = torch.empty(1, vae.config.z_dim, few, height, width, device=META)
+        z = torch.empty(1, vae.config.z_dim, few, height, width, device=skeletons.META)
         plain = _decoding(vae, z, slots, on_cpu)
         vae.enable_tiling()
         tile = z[..., : vae.tile_sample_min_height // factor, : vae.tile_sample_min_width // factor]
@@ -312,7 +284,7 @@ def too_large(needs: Needs, rehearsal: Rehearsal, device: float | None, host: fl
 
 def bytes_on_disk(folder: Path, beside: Beside | None = None) -> int:
     """Of the files of weights of a model, as far as they are here."""
-    return sum(file.stat().st_size for files in _files(folder, beside or {}).values() for file in files)
+    return sum(file.stat().st_size for files in skeletons.files_of(folder, beside or {}).values() for file in files)
 
 
 def free_memory(device: torch.device) -> tuple[float | None, float]:
@@ -338,96 +310,3 @@ def _decoding(vae: AutoencoderKLWan, z: Tensor, slots: int, on_cpu: bool) -> Pas
 
     found = rehearse(run, on_cpu)
     return Pass(found.peak, found.flops * slots // z.shape[2])
-
-
-# ------------------------------------------------------------------------------------------------------ the networks
-
-
-def _configs(name: str, folder: Path, beside: Beside) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Configuration of each network, and the kinds that are neither in the model nor given, so taken as Wan's own."""
-    lacking = [kind for kind in sources.lacking(folder) if not beside.get(kind)]
-    configs = {
-        kind: checkpoints.config(name, folder, kind, beside)
-        for kind in ("transformer", "text_encoder", "vae")
-        if kind not in lacking
-    }
-    if not configs.get("text_encoder", UMT5_XXL):
-        lacking.append("text_encoder")
-    for kind in lacking:
-        large = configs["transformer"].get("in_channels") == 48
-        vae = recognise.wan22_vae() if large else recognise.wan21_vae()
-        configs[kind] = UMT5_XXL if kind == "text_encoder" else vae
-    return configs, lacking
-
-
-def _built(configs: Mapping[str, Mapping[str, Any]], dtype: torch.dtype) -> tuple[Any, Any, Any]:
-    """Transformer, text encoder and autoencoder on the meta device, in the types in which they are loaded."""
-    with META:
-        stock = WanTransformer3DModel.from_config(configs["transformer"])
-        encoder = UMT5EncoderModel(UMT5Config(**configs["text_encoder"])).to(dtype)
-        encoder.encoder.embed_tokens = encoder.shared
-        vae = AutoencoderKLWan.from_config(configs["vae"])
-    exact = set(WanTransformer3DModel._keep_in_fp32_modules)
-    for key, parameter in stock.named_parameters():
-        parameter.data = parameter.data.to(torch.float32 if exact & set(key.split(".")) else dtype)
-    transformer = VectorWanTransformer3DModel.upgrade(stock)
-    return tuple(network.eval().requires_grad_(False) for network in (transformer, encoder, vae))  # type: ignore[return-value]
-
-
-def _files(folder: Path, beside: Beside) -> dict[str, list[Path]]:
-    """The files of weights of each network, as far as they are here."""
-    found = {kind: sorted({one.file for one in stored}) for kind, stored in sources.contents(folder).items()}
-    for kind in ("vae", "text_encoder"):
-        if given := beside.get(kind):
-            part = sources.locate(str(given), folder, kind, beside)
-            found[kind] = part.files if isinstance(part, original.Part) else original.shards(part, "")
-    return found
-
-
-def _weighed(network: nn.Module, kept: Sequence[str] | None, blocks: Any, files: Sequence[Path]) -> Network:
-    """kept: patterns of the modules that are not cast to fp8; None for a network that never is."""
-
-    def size(module: nn.Module, fp8: bool, prefix: str = "") -> int:
-        sizes = {}
-        for name, child in module.named_modules(prefix=prefix):
-            linear = fp8 and kept is not None and isinstance(child, nn.Linear)
-            cast = linear and not any(re.search(pattern, name) for pattern in kept or ())
-            for tensor in (*child.parameters(recurse=False), *child.buffers(recurse=False)):
-                sizes[tensor] = tensor.numel() if cast else tensor.nbytes  # one that has two names counts once
-        return sum(sizes.values())
-
-    quantised = [file for file in files if file.suffix.lower() in weights.GGUF]
-    on_disk = sum(file.stat().st_size for file in files)
-    whole, cast = size(network, False), size(network, True)
-    share = 1.0
-    if quantised and whole:
-        share, whole, cast = on_disk / whole, on_disk, on_disk
-    largest = max((size(block, False, "blocks.0") for block in blocks), default=0) if blocks is not None else 0
-    largest_cast = max((size(block, True, "blocks.0") for block in blocks), default=0) if blocks is not None else 0
-    count = len(blocks) if blocks is not None else 0
-    block, block_fp8 = int(largest * share), int((largest if quantised else largest_cast) * share)
-    return Network(
-        weights=whole,
-        fp8=cast,
-        file=on_disk,
-        block=block,
-        block_fp8=block_fp8,
-        rest=whole - count * block,
-        rest_fp8=cast - count * block_fp8,
-        widest=max((p.nbytes for p in network.parameters()), default=0),
-    )
-
-
-def _adapt(transformer: Any, path: Path, name: str) -> None:
-    """Put the factors of a LoRA's rank on the layers that a LoRA changes; its file is only listed."""
-    listing = weights.listing(dialects.file_of(path)).values()
-    rank = max((min(one.shape) for one in listing if len(one.shape) == 2 and "lora" in one.name), default=0)
-    if not rank:
-        return
-    targets = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
-    dtype = transformer.blocks[0].ffn.net[2].weight.dtype
-    inject_adapter_in_model(LoraConfig(r=rank, target_modules=targets), transformer, name, low_cpu_mem_usage=True)
-    for key, parameter in transformer.named_parameters():
-        if ".lora_" in key:
-            parameter.data = parameter.data.to(dtype)
-            parameter.requires_grad_(False)
