@@ -80,7 +80,8 @@ def tasks(folder: Path) -> list[Task]:
         ),
         Task(
             "Image to video",
-            "The first frame is a photograph the model never saw. Its column is clean from the first step.",
+            "The first frame is a photograph the model never saw. Its column is clean from the first step. What "
+            "follows dissolves: photographs are more than this small model has learnt.",
             ["generate", "the camera zooms in over a photograph", "--image", str(photo)],
             {0: (small, "frame 0")},
         ),
