@@ -199,7 +199,7 @@ def test_a_table_a_file_and_a_picture(adapted: Any, tmp_path: Path) -> None:
     assert history[1].losses.total.equal(later.losses.total)
     assert validate(velocity_of(adapted), samples, base=history[0].base, **tasks).base is history[0].base
     text = str(later)
-    assert all(part in text for part in ("image-to-video", "–", ".95", "f4", "after step 100 on 1 clips"))
+    assert all(part in text for part in ("image-to-video", "–", ".95", "f4", "after step 100 on 1 clip;"))
     assert max(map(len, text.splitlines())) < 160
     assert "nan" not in str(validate(velocity_of(adapted), samples, **tasks))
     both(damaged(adapted, 0.2), samples, step=50, **tasks).write(path)  # the run was resumed before step 100
