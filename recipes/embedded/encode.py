@@ -24,7 +24,7 @@ from pusa.embedded.world import render, sample
 
 SHARD = 256
 FIRST_SEED = 1_000_000
-"""The latents' seeds do not overlap those that the autoencoder saw."""
+"""The latents' seeds overlap neither those that the autoencoder saw nor those of the adapter's clips."""
 
 
 def encode(vae: AutoencoderKLWan, clips: np.ndarray) -> Tensor:
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, default=Path("runs/embedded/vae/vae"))
     parser.add_argument("--out", type=Path, default=Path("runs/embedded/latents"))
     parser.add_argument("--clips", type=int, default=18432)
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--part", default="0/1", help="I/N: this process takes every N-th shard")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -69,7 +70,8 @@ def main() -> None:
         path = args.out / f"{index:05d}.safetensors"
         if path.exists():
             continue
-        seeds = range(FIRST_SEED + index * SHARD, FIRST_SEED + (index + 1) * SHARD)
+        first = args.first_seed + index * SHARD
+        seeds = range(first, first + SHARD)
         scenes = [sample(seed) for seed in seeds]
         latents = [encode(vae, np.stack([render(s) for s in scenes[i : i + 8]])) for i in range(0, SHARD, 8)]
         partial = path.with_suffix(".partial")
