@@ -20,11 +20,13 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-from diffusers.models._modeling_parallel import ContextParallelInput
+from diffusers.models._modeling_parallel import ContextParallelInput, ParallelConfig
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
 from pusa.errors import InputError
 
@@ -217,6 +219,17 @@ class VectorWanTransformer3DModel(WanTransformer3DModel):
                 f"give one per latent frame, shape ({batch}, {frames})."
             )
         return False
+
+    def _resolve_parallel_config(self, config: Any) -> ParallelConfig:
+        """diffusers' own, which divides by the number of accelerators, also where there is none."""
+        if torch.accelerator.device_count():
+            return super()._resolve_parallel_config(config)  # type: ignore[no-any-return]
+        whole = config if isinstance(config, ParallelConfig) else ParallelConfig(context_parallel_config=config)
+        split = whole.context_parallel_config
+        mesh = split.mesh or init_device_mesh("cpu", split.mesh_shape, mesh_dim_names=split.mesh_dim_names)
+        whole.setup(dist.get_rank(), dist.get_world_size(), torch.device("cpu"), mesh=mesh)
+        self._parallel_config = whole
+        return whole
 
     @property
     def _is_context_parallel(self) -> bool:

@@ -1,8 +1,8 @@
 """Several processes train one model: whole copies that average their gradients (DDP), or one copy in shards (FSDP2).
 
-Launched by `torchrun` or `accelerate launch`, which set RANK, WORLD_SIZE and the meeting point; without them everything
-here is the identity. Nothing that leaves a run is sharded: weights, averages and optimiser state are gathered by name
-on process 0 and spread again from there, so a checkpoint does not know how many processes wrote it.
+`pusa.processes` meets the others; without a launcher everything here is the identity. Nothing that leaves a run is
+sharded: weights, averages and optimiser state are gathered by name on process 0 and spread again from there, so a
+checkpoint does not know how many processes wrote it.
 
 A step has `accumulate` x `size` micro-batches, its *lanes*. Lane l goes to process l mod size, and what is in it
 depends on (seed, lane, step) alone: two processes with a lane each see the clips, noise and σ of one with two lanes.
@@ -10,11 +10,9 @@ depends on (seed, lane, step) alone: two processes with a lane each see the clip
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,53 +22,27 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pusa.errors import InputError, PusaError
+from pusa.errors import InputError
+from pusa.processes import World, anyone, everyones, everyones_words, from_chief, join, local_device
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class World:
-    """This process (`rank`) among `size` of them. The chief, rank 0, alone writes files."""
-
-    rank: int = 0
-    size: int = 1
-
-    @property
-    def chief(self) -> bool:
-        return self.rank == 0
-
-
-def local_device() -> torch.device:
-    """The device of this process: the GPU of its LOCAL_RANK, the only GPU, or the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-
-
-@contextmanager
-def join() -> Iterator[World]:
-    """Meet the other processes that the launcher started, for the block; alone without a launcher.
-
-    A process group that is already there is used and left in place.
-    """
-    if dist.is_initialized():
-        yield World(dist.get_rank(), dist.get_world_size())
-        return
-    if int(os.environ.get("WORLD_SIZE", 1)) <= 1:
-        yield World()
-        return
-    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
-        raise InputError(
-            f"WORLD_SIZE is set but {', '.join(missing)} is not: start with torchrun or accelerate launch."
-        )
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_device())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield World(dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+__all__ = [
+    "World",
+    "accumulating",
+    "anyone",
+    "collect",
+    "everyones",
+    "everyones_words",
+    "from_chief",
+    "is_sharded",
+    "join",
+    "local_device",
+    "optimiser_state",
+    "restore_optimiser",
+    "shards",
+    "spread",
+    "whole",
+    "wrap",
+]
 
 
 def wrap(model: nn.Module, kind: Literal["ddp", "fsdp"], world: World) -> nn.Module:
@@ -181,49 +153,6 @@ def restore_optimiser(
             spread({key: state[name][key]} if world.chief else {}, {key: kept[key]}, world)
         if kept:
             optimiser.state[p] = kept
-
-
-def from_chief(world: World, work: Callable[[], T]) -> T:
-    """Do `work` on process 0 and return its result (picklable) everywhere; if it fails, every process fails."""
-    outcome: list[Any] = [None, None]
-    if world.chief:
-        try:
-            outcome[0] = work()
-        except Exception as error:
-            if world.size == 1:
-                raise
-            outcome[1] = error if isinstance(error, PusaError) else PusaError(f"process 0 failed: {error!r}")
-            dist.broadcast_object_list(outcome, 0)
-            raise
-    if world.size > 1:
-        dist.broadcast_object_list(outcome, 0)
-    if outcome[1] is not None:
-        raise outcome[1]
-    result: T = outcome[0]
-    return result
-
-
-def everyones(world: World, values: Tensor) -> Tensor:
-    """[...] of each process -> [size, ...] on every process, in the order of ranks."""
-    if world.size == 1:
-        return values[None]
-    parts = [torch.empty_like(values) for _ in range(world.size)]
-    dist.all_gather(parts, values)
-    return torch.stack(parts)
-
-
-def anyone(world: World, flag: bool) -> bool:
-    """Whether it is so on any process. Every process must call it."""
-    return bool(everyones(world, torch.tensor(flag)).any())
-
-
-def everyones_words(world: World, words: list[str]) -> list[str]:
-    """The words of every process, in the order of ranks."""
-    if world.size == 1:
-        return words
-    parts: list[list[str]] = [[] for _ in range(world.size)]
-    dist.all_gather_object(parts, words)
-    return [word for part in parts for word in part]
 
 
 def _local(tensor: Tensor) -> Tensor:
