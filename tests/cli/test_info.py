@@ -99,7 +99,10 @@ def test_two_experts_and_refused_files_are_described(wans: Path, about: Any, tmp
     said = about(folder)
     assert said["experts"] == "high_noise_model and low_noise_model"
     assert said["transformer"] == said["transformer_2"]
-    assert "two experts" in said["refused"]
+    assert "refused" not in said
+    assert said["boundary"] == 0.875
+    file = shutil.copy(wans / "diffusion_pytorch_model.safetensors", tmp_path / "wan2.2_high_noise.safetensors")
+    assert about(file)["needs"] == "--transformer-2 and --vae and --text-encoder"
     tensors = {"patch_embedding.weight": torch.zeros(256, 36, 1, 2, 2), "img_emb.proj.0.weight": torch.zeros(4)}
     save_file(tensors, tmp_path / "i2v.safetensors")
     assert "incomplete" in about(tmp_path / "i2v.safetensors")["refused"]

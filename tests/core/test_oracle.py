@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pusa.core import TimestepMatrix, add_noise, sample, schedules, sigmas
+from pusa.core import TimestepMatrix, Velocity, add_noise, by_noise, sample, schedules, sigmas
+from pusa.errors import InputError
 
 FRAMES = 7
 Clip = tuple[Tensor, Tensor]
@@ -94,6 +95,50 @@ def test_published_case_within_its_published_error() -> None:
     z0, eps = (torch.randn(1, 16, 21, 4, 4, generator=g) for _ in range(2))
     out = sample(lambda x, sigma, context: eps - z0, add_noise(z0, eps, matrix.state[:1]), matrix)
     assert (out - z0).abs().max() < 2e-6  # 1.8e-7 for the unit-scale input of the published check
+
+
+def two_experts(boundary: float) -> tuple[Velocity, list[tuple[str, Tensor]]]:
+    """An honest oracle as either expert, and what each call was told."""
+    calls: list[tuple[str, Tensor]] = []
+
+    def expert(name: str) -> Velocity:
+        def velocity(x: Tensor, sigma: Tensor, context: Clip) -> Tensor:
+            calls.append((name, sigma))
+            return oracle(1e-5)(x, sigma, context)
+
+        return velocity
+
+    return by_noise(expert("high"), expert("low"), boundary), calls
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_conditions_at_low_noise_pass_through_the_expert_for_high_noise(name: str) -> None:
+    """One expert is asked for all frames of a clip, by the noisiest one; the data comes out and clean frames stay."""
+    grid = sigmas.grid(10)
+    matrices = [schedules.conditioned(SCHEDULES[name](grid), c) for c in ({}, {0: 0.0}, {0: 0.2, FRAMES - 1: 0.5})]
+    z0, eps = clip = clips(len(matrices))
+    velocity, calls = two_experts(0.875)
+    out = sample(velocity, start(matrices, clip), matrices, clip, noise=lambda step: eps)
+    assert (out - z0).abs().max() < 1e-6
+    assert torch.equal(out[1, :, 0], z0[1, :, 0])
+    for expert, sigma in calls:
+        masters = sigma.amax(dim=1)
+        assert (masters >= 0.875).all() if expert == "high" else (masters < 0.875).all()
+    assert {expert for expert, _ in calls} == {"high", "low"}
+    low_in_high = [sigma for expert, sigma in calls if expert == "high" and (sigma == 0).any()]
+    assert low_in_high, "no clean frame was shown to the expert for high noise"
+
+
+def test_clips_of_a_batch_ask_their_own_experts_and_bad_boundaries_are_refused() -> None:
+    matrices = [schedules.synchronous(sigmas.grid(n), FRAMES) for n in (4, 10)]
+    z0, _ = clip = clips(2)
+    velocity, calls = two_experts(0.875)
+    assert (sample(velocity, start(matrices, clip), matrices, clip) - z0).abs().max() < 1e-6
+    assert [(name, len(sigma)) for name, sigma in calls[:5]] == [
+        ("high", 2), ("high", 2), ("high", 1), ("low", 1), ("high", 1),
+    ]  # fmt: skip
+    with pytest.raises(InputError, match=r"boundary is 1\.5"):
+        by_noise(oracle(1), oracle(1), 1.5)
 
 
 def test_control_a_clean_start_labelled_noisy_misses_by_the_published_amount() -> None:

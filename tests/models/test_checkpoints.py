@@ -105,7 +105,7 @@ def test_image_to_video_checkpoints_name_the_right_one(folder):
 
 def test_unsupported_kinds(folder):
     edit(folder / "model_index.json", transformer_2=["diffusers", "WanTransformer3DModel"])
-    refused(folder, "two experts")
+    refused(folder, "no transformer_2/config.json")
     edit(
         folder / "model_index.json", transformer=["diffusers", "WanVACETransformer3DModel"], transformer_2=[None, None]
     )

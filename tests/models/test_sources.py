@@ -262,16 +262,76 @@ def refused(source, match, **beside):
     assert "\n" not in str(caught.value)
 
 
-def test_two_experts_are_recognised_and_not_loaded(wans, transformer, file, tmp_path):
-    folder = tmp_path / "Wan2.2-T2V-A14B"
-    for name in ("high_noise_model", "low_noise_model"):
-        (folder / name).mkdir(parents=True)
-        layouts.write_shards(transformer, folder / name, 2)
-        shutil.copy(wans / "config.json", folder / name)
-    refused(folder, r"two experts \(high_noise_model and low_noise_model\), which are not supported yet")
-    assert set(sources.contents(folder)) == {"transformer", "transformer_2"}
-    low = file.rename(file.with_name("wan2.2_t2v_low_noise_14B_bf16.safetensors"))
-    refused(low, "has two experts")
+@pytest.fixture(scope="module")
+def experts(base, wans, transformer, tmp_path_factory):
+    """Two experts, whose weights differ, in three layouts: diffusers' folder, Wan's own, and a file each."""
+    root = tmp_path_factory.mktemp("experts")
+    second = {name: -value if name == "head.head.weight" else value for name, value in transformer.items()}
+    diffusers, own = root / "Wan2.2-T2V-A14B-Diffusers", root / "Wan2.2-T2V-A14B"
+    shutil.copytree(base, diffusers)
+    shutil.copytree(base / "transformer", diffusers / "transformer_2")
+    weights_2 = layouts.state(base, "transformer") | {
+        "proj_out.weight": -layouts.state(base, "transformer")["proj_out.weight"]
+    }
+    for old in (diffusers / "transformer_2").glob("*.safetensors*"):
+        old.unlink()
+    save_file(weights_2, diffusers / "transformer_2" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    index = json.loads((diffusers / "model_index.json").read_text())
+    index |= {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.9}
+    (diffusers / "model_index.json").write_text(json.dumps(index))
+    shutil.copytree(wans, own, ignore=shutil.ignore_patterns("diffusion_pytorch_model*", "config.json"))
+    files = {}
+    for name, tensors in (("high_noise", transformer), ("low_noise", second)):
+        (own / f"{name}_model").mkdir()
+        layouts.write_shards(tensors, own / f"{name}_model", 2)
+        shutil.copy(wans / "config.json", own / f"{name}_model")
+        files[name] = root / f"wan2.2_t2v_{name}_14B.safetensors"
+        save_file(tensors, files[name])
+    return {"diffusers": diffusers, "own": own, **files}
+
+
+def beside_file(wans, experts, high="high_noise", low="low_noise"):
+    return {"source": experts[high], "transformer_2": experts[low], "vae": wans / VAE, "text_encoder": wans / TEXT}
+
+
+def test_two_experts_load_the_same_from_every_layout(wans, experts):
+    ways = {"diffusers": {"source": experts["diffusers"]}, "own": {"source": experts["own"]}}
+    ways["files"] = beside_file(wans, experts)
+    ways["folder beside a file"] = {**ways["files"], "transformer_2": experts["own"] / "low_noise_model"}
+    loaded = {name: checkpoints.load(device="cpu", dtype=torch.bfloat16, **way) for name, way in ways.items()}
+    states = {name: (m.transformer.state_dict(), m.transformer_2.state_dict()) for name, m in loaded.items()}
+    first, second = states["diffusers"]
+    assert torch.equal(first["proj_out.weight"], -second["proj_out.weight"])
+    for name, pair in states.items():
+        for one, same in zip(pair, (first, second), strict=True):
+            assert one.keys() == same.keys()
+            assert all(torch.equal(one[key], same[key]) for key in one), name
+    assert [m.defaults.boundary for m in loaded.values()] == [0.9, 0.875, 0.875, 0.875]
+    assert set(sources.contents(experts["own"])) == {"transformer", "transformer_2", "vae", "text_encoder"}
+    for way in ("diffusers", "own"):
+        alone = checkpoints.load(experts[way], expert="low", device="cpu", dtype=torch.bfloat16)
+        assert alone.transformer_2 is None
+        assert torch.equal(alone.transformer.state_dict()["proj_out.weight"], second["proj_out.weight"])
+        assert alone.fingerprint != loaded[way].fingerprint
+
+
+def test_experts_that_are_missing_or_mixed_up(wans, experts, file, base, tmp_path):
+    files = beside_file(wans, experts)
+    parts = {"vae": files["vae"], "text_encoder": files["text_encoder"]}
+    refused(experts["low_noise"], "one expert of two, for low noise: .* --transformer-2", **parts)
+    refused(experts["low_noise"], "mixed up: .*low_noise.* is the one for low noise", **parts, transformer_2=file)
+    refused(file, "mixed up: .*high_noise.* is the one for high noise", **parts, transformer_2=experts["high_noise"])
+    refused(experts["low_noise"], "is the low-noise expert, and the high-noise one", **parts, expert="high")
+    refused(base, "one transformer and no high-noise expert", expert="high")
+    half = tmp_path / "half"
+    shutil.copytree(experts["own"], half, ignore=shutil.ignore_patterns("low_noise_model"))
+    refused(half, "low_noise_model is incomplete")
+    assert checkpoints.load(half, expert="high", device="cpu").transformer_2 is None
+    narrow = {name: value for name, value in load_file(file).items() if not name.startswith("blocks.1.")}
+    save_file(narrow, tmp_path / "other.safetensors")
+    refused(
+        file, "no second expert .* have 2 and 1 as num_layers", **parts, transformer_2=tmp_path / "other.safetensors"
+    )
 
 
 def with_image(transformer, last=False):

@@ -308,14 +308,12 @@ def test_stacking_names_and_twins(model, files, tmp_path):
     paths = [tmp_path / "style.safetensors", tmp_path / "a" / "style.safetensors", tmp_path / "copy.safetensors"]
     for path, name in zip(paths, ("one", "two", "one"), strict=True):
         path.write_bytes(files[name][0].read_bytes())
-    there = lora.stack(model, (), paths[0], 1.0)
-    there = lora.stack(model, there, paths[1], 0.5)
-    assert [(x.name, x.scale) for x in there] == [("style", 1.0), ("style_2", 0.5)]
-    there = lora.stack(model, there, paths[0], 0.25)
-    assert [(x.name, x.scale) for x in there] == [("style_2", 0.5), ("style", 0.25)]
-    said = say(model)
+    one = lora.load(model, paths[0], 1.0, lora.choose_name((), paths[0]))
+    two = lora.load(model, paths[1], 0.5, lora.choose_name([one], paths[1]))
+    assert [one.name, two.name] == ["style", "style_2"]
+    assert lora.choose_name([one, two], paths[0]) == "style"
+    one = lora.load(model, paths[0], 0.25, "style")
     for name in (None, "other"):
         with pytest.raises(InputError, match=r"copy\.safetensors is there already, as 'style'"):
-            lora.stack(model, there, paths[2], 1.0, name)
-    assert torch.equal(say(model), said)
+            lora.choose_name([one, two], paths[2], name)
     assert lora.names(model) == ("style_2", "style")

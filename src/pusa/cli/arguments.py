@@ -140,17 +140,17 @@ def listed(text: str, flag: str, read: Callable[[str], Number]) -> list[Number]:
         raise InputError(f"{flag}: {text!r} is no list of numbers; write for example {flag} 0,20.") from None
 
 
-def lora(text: str, scale: float) -> tuple[Path, float]:
+def lora(text: str, scale: float, flag: str = "--lora") -> tuple[Path, float]:
     """`PATH[:scale]`; without a scale of its own, or when a file has this whole name, the file takes `scale`.
 
     What follows the last colon is no scale when it has a slash (C:/style.safetensors) or a suffix (a:b.safetensors).
     """
     file, colon, own = text.rpartition(":")
     if not text:
-        raise InputError("--lora: the path is empty; name a file.")
+        raise InputError(f"{flag}: the path is empty; name a file.")
     if not colon or not file or re.search(r"[/\\]|\.[A-Za-z]\w*$", own) or Path(text).exists():
         return Path(text), scale
-    return Path(file), number(own, f"The scale of --lora {text}", "finite number")
+    return Path(file), number(own, f"The scale of {flag} {text}", "finite number")
 
 
 def slug(prompt: str, length: int = 60) -> str:

@@ -109,6 +109,8 @@ def _model(source: str) -> dict[str, Any]:
     with suppress(InputError):
         config = checkpoints.config(name, path, "transformer")
     experts = sources.experts_of(path)
+    if path.is_file() and experts:
+        lacking = ["transformer_2", *lacking]
     parts = sources.contents(path)
     family = None if config is None else recognise.family(config, experts=bool(experts))
     return {
@@ -141,6 +143,7 @@ def _wishes(path: Path) -> dict[str, Any]:
         "steps": wishes.steps,
         "guidance": wishes.guidance,
         "shift": wishes.shift,
+        **({} if wishes.boundary is None else {"boundary": wishes.boundary}),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pusa.core.sampler import Step
     from pusa.generation.clip import GeneratedClip
     from pusa.generation.pipeline import Pipeline
+    from pusa.models.recognise import Expert
 
     Callback = Callable[[Step], None]
 
@@ -38,31 +39,37 @@ def open_pipeline(
             from huggingface_hub.utils.tqdm import disable_progress_bars
 
             disable_progress_bars()
-        memory = profile_for(model, size, frames, guidance)
-        return _open(model.model, model.vae, model.text_encoder, model.loras(), memory)
+        from pusa.processes import from_chief, present
+
+        world = present()
+        memory = from_chief(world, lambda: profile_for(model, size, frames, guidance))
+        return _open(model.model, tuple(model.beside().items()), model.loras(), memory, world.size > 1)
 
 
 @lru_cache(maxsize=1)
 def _open(
     source: str,
-    vae: str | None,
-    text_encoder: str | None,
-    loras: tuple[tuple[Path, float], ...],
+    beside: tuple[tuple[str, str | None], ...],
+    loras: tuple[tuple[Path, float, Expert | None], ...],
     memory: str | None,
+    share_tokens: bool,
 ) -> Pipeline:
     import torch
 
     from pusa.generation.pipeline import load
+    from pusa.models.lora import LoraFile
     from pusa.models.profiles import explained
 
+    parts = dict(beside)
     with explained(memory, on_cpu=not torch.cuda.is_available()):
         return load(
             source,
-            vae=vae,
-            text_encoder=text_encoder,
-            lora=[path for path, _ in loras],
-            lora_scale=[scale for _, scale in loras],
+            vae=parts["vae"],
+            text_encoder=parts["text_encoder"],
+            transformer_2=parts["transformer_2"],
+            lora=[LoraFile(*one) for one in loras],
             memory=memory,
+            share_tokens=share_tokens,
         )
 
 
@@ -83,32 +90,54 @@ def check(
                 raise InputError(f"There is no file {path}; check the name.")
 
 
+def check_shares(model: Model, size: tuple[int, int] | None, frames: int | None) -> None:
+    """Under torchrun, refuse a clip that its processes cannot share, before a model is loaded; None is the model's."""
+    from pusa.processes import present
+
+    if present().size > 1:
+        from pusa.models.parallel import check_clip
+
+        check_clip(model.model, model.beside(), size, frames, present().size)
+
+
 def make(jobs: Mapping[Path, Callable[[Callback], GeneratedClip]], output: Output, terminal: Terminal) -> Report:
     """Run the job of each path (it gets the sampler's callback and returns the clip), save and report the clips."""
-    from pusa.files import check_writable
-    from pusa.generation.clip import latents_path
+    from pusa.processes import from_chief, present
 
-    for path in jobs:
-        folder = next(folder for folder in path.absolute().parents if folder.exists())
-        if not folder.is_dir():
-            raise InputError(f"--out {path}: {folder} is a file, so nothing can be written in it; choose a folder.")
-        nearest = path if path.parent.is_dir() else folder / path.name
-        check_writable(nearest)
-        check_writable(latents_path(nearest))
+    world = present()
+    from_chief(world, lambda: _check_places(jobs))
     clips: list[GeneratedClip] = []
     records: list[dict[str, Any]] = []
     for number, (path, job) in enumerate(jobs.items(), 1):
         started = time.perf_counter()
         with terminal.steps("Sampling" if len(jobs) == 1 else f"Clip {number} of {len(jobs)}") as callback:
             clip = job(callback)
-        output.free(path)
-        clip.save(path)
+        from_chief(world, partial(_save, clip, path, output))
         seconds = time.perf_counter() - started
         clips.append(clip)
         records.append(record(clip, path, seconds))
         count, height, width, _ = clip.frames.shape
         terminal.note(f"{count} frames of {width}x{height} at {clip.fps:g} fps in {seconds:.1f} s")
     return Report({"clips": records}, "\n".join(str(path) for path in jobs), clips)
+
+
+def _check_places(paths: Iterable[Path]) -> None:
+    """Raise now what saving clips at these paths would."""
+    from pusa.files import check_writable
+    from pusa.generation.clip import latents_path
+
+    for path in paths:
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        if not folder.is_dir():
+            raise InputError(f"--out {path}: {folder} is a file, so nothing can be written in it; choose a folder.")
+        nearest = path if path.parent.is_dir() else folder / path.name
+        check_writable(nearest)
+        check_writable(latents_path(nearest))
+
+
+def _save(clip: GeneratedClip, path: Path, output: Output) -> None:
+    output.free(path)
+    clip.save(path)
 
 
 def record(clip: GeneratedClip, path: Path, seconds: float) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +31,15 @@ def profile_for(model: Model, size: tuple[int, int] | None, frames: int | None, 
     from pusa.models import memory, profiles
 
     chosen = None if model.memory == "auto" else profiles.named(model.memory)
-    device, beside = _device(), {"vae": model.vae, "text_encoder": model.text_encoder}
+    device, beside = _device(), model.beside()
     _, folder = _found(model.model)
     on_disk = memory.bytes_on_disk(folder, beside)
     if 0 < on_disk < memory.SMALL:
         return None if chosen is None else chosen.name
-    loras = [path for path, _ in model.loras()]
+    loras = [path for path, *_ in model.loras()]
     rehearsal = _rehearse(model.model, size, frames, guidance, device.type == "cpu", beside, loras)
-    free = memory.free_memory(device)
+    on_device, on_host = memory.free_memory(device)
+    free = on_device, on_host / int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes each hold the model
     if chosen is None:
         return memory.choose(rehearsal, *free).name
     needs = rehearsal.needs(chosen)

@@ -45,6 +45,10 @@ class Sampling:
     """Sampling steps."""
     guidance: Annotated[float | None, Parameter(show_default=of_model)] = None
     """Classifier-free guidance scale; 1 asks the model once a step instead of twice."""
+    guidance_2: Annotated[float | None, Parameter(show_default=False)] = None
+    """Of a model with two experts, the guidance of the one for low noise; the same if not given."""
+    boundary: Annotated[float | None, Parameter(show_default=of_model)] = None
+    """The noise level at which such a model changes experts."""
     shift: Annotated[float | None, Parameter(show_default=of_model)] = None
     """Timestep shift: higher spends more steps at high noise."""
     seed: Annotated[int, Whole] = 0
@@ -70,16 +74,32 @@ class Model:
     """File or folder of the autoencoder, where the model is a file without one."""
     text_encoder: Annotated[str | None, Parameter(metavar="PATH")] = None
     """File or folder of the text encoder, where the model is a file without one."""
+    transformer_2: Annotated[str | None, Parameter(metavar="PATH")] = None
+    """File or folder of the expert for low noise, where the model is a file of the one for high noise."""
     lora: Annotated[tuple[str, ...], Many, Parameter(name="--lora", metavar="PATH[:SCALE]")] = ()
     """A LoRA file and its strength, for example pusa_v1.safetensors:1.4. Repeatable."""
+    lora_high: Annotated[tuple[str, ...], Many, Parameter(name="--lora-high", metavar="PATH[:SCALE]")] = ()
+    """The same for the expert for high noise alone."""
+    lora_low: Annotated[tuple[str, ...], Many, Parameter(name="--lora-low", metavar="PATH[:SCALE]")] = ()
+    """The same for the expert for low noise alone."""
     lora_scale: float = 1.0
     """Strength of every LoRA that names none of its own."""
     memory: Literal["auto", "none", "80gb", "48gb", "24gb", "16gb", "12gb", "8gb", "cpu"] = "auto"
     """How the model is laid out in memory: auto is the fastest way that fits; none loads it without weighing it."""
 
-    def loras(self) -> tuple[tuple[Path, float], ...]:
+    def loras(self) -> tuple[tuple[Path, float, Literal["high", "low"] | None], ...]:
+        """File, strength and expert of each LoRA."""
         number(str(self.lora_scale), "--lora-scale", "finite number")
-        return tuple(lora(text, self.lora_scale) for text in self.lora)
+        flags: list[tuple[str, tuple[str, ...], Literal["high", "low"] | None]] = [
+            ("--lora", self.lora, None),
+            ("--lora-high", self.lora_high, "high"),
+            ("--lora-low", self.lora_low, "low"),
+        ]
+        return tuple((*lora(text, self.lora_scale, flag), expert) for flag, texts, expert in flags for text in texts)
+
+    def beside(self) -> dict[str, str | None]:
+        """The parts that are given beside the model."""
+        return {"vae": self.vae, "text_encoder": self.text_encoder, "transformer_2": self.transformer_2}
 
 
 @Parameter(name="*", group=OUTPUT)

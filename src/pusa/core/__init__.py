@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pusa.core import objectives, schedules, sigmas
 from pusa.core.objectives import Velocity, flow_matching_loss, interpolate
-from pusa.core.sampler import Step, add_noise, guided, sample
+from pusa.core.sampler import Step, add_noise, by_noise, guided, sample
 from pusa.core.timesteps import TimestepMatrix
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "TimestepMatrix",
     "Velocity",
     "add_noise",
+    "by_noise",
     "flow_matching_loss",
     "guided",
     "interpolate",

@@ -123,6 +123,31 @@ def guided(velocity: Velocity, scale: float, *, batched: bool = False) -> Veloci
     return combined
 
 
+def by_noise(high: Velocity, low: Velocity, boundary: float) -> Velocity:
+    """Two experts, as Wan2.2 A14B has them: a clip whose noisiest frame is told σ >= boundary asks `high`, else `low`.
+
+    That noise level is `TimestepMatrix.master`, so one expert serves all frames of a step, conditioned ones at low
+    noise too. Of a batch each clip asks its own; an expert that no clip needs is not asked.
+    """
+    if not 0 <= boundary <= 1:
+        raise InputError(f"boundary is {boundary}; the noise level at which experts change lies between 0 and 1")
+
+    def chosen(latents: Tensor, sigma: Tensor, context: Any) -> Tensor:
+        noisy = sigma.amax(dim=1) >= boundary
+        if noisy.all():
+            return high(latents, sigma, context)
+        if not noisy.any():
+            return low(latents, sigma, context)
+        v = torch.empty_like(latents, dtype=torch.promote_types(latents.dtype, torch.float32))
+        for expert, rows in ((high, noisy), (low, ~noisy)):
+            clips = rows.nonzero()[:, 0]
+            part = _each_tensor(partial(_cut, clips=clips, batch=len(latents)), context)
+            v[clips] = expert(latents[clips], sigma[clips], part).to(v.dtype)
+        return v
+
+    return chosen
+
+
 @dataclass(frozen=True)
 class _Table:
     """The matrices of a batch side by side, the shorter ones padded with steps in which nothing is visible."""

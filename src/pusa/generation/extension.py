@@ -50,6 +50,8 @@ def extend(
     fit: Fit = "crop",
     steps: int | None = None,
     guidance: float | None = None,
+    guidance_2: float | None = None,
+    boundary: float | None = None,
     shift: float | None = None,
     seed: int = 0,
     solver: Solver = "euler",
@@ -73,7 +75,14 @@ def extend(
     overlap = _overlap(pipe, overlap)
     frames = _added(frames, pipe.defaults.frames - overlap)
     settings = pipe.settings(
-        frames=overlap + frames, size=size, steps=steps, guidance=guidance, shift=shift, solver=solver
+        frames=overlap + frames,
+        size=size,
+        steps=steps,
+        guidance=guidance,
+        guidance_2=guidance_2,
+        boundary=boundary,
+        shift=shift,
+        solver=solver,
     )
     given, settings = _open(pipe, clip, size, settings, fit, overlap, cut="start" if forward else "end")
     condition = _ending(given, overlap, noise) if forward else _beginning(given, overlap, settings.frames, noise)
@@ -108,6 +117,8 @@ def transition(
     fit: Fit = "crop",
     steps: int | None = None,
     guidance: float | None = None,
+    guidance_2: float | None = None,
+    boundary: float | None = None,
     shift: float | None = None,
     seed: int = 0,
     solver: Solver = "euler",
@@ -123,7 +134,16 @@ def transition(
     overlap = _overlap(pipe, overlap)
     frames = _added(frames, pipe.defaults.frames - 2 * overlap + 1)
     window = frames + 2 * overlap - 1
-    settings = pipe.settings(frames=window, size=size, steps=steps, guidance=guidance, shift=shift, solver=solver)
+    settings = pipe.settings(
+        frames=window,
+        size=size,
+        steps=steps,
+        guidance=guidance,
+        guidance_2=guidance_2,
+        boundary=boundary,
+        shift=shift,
+        solver=solver,
+    )
     first, settings = _open(pipe, a, size, settings, fit, overlap, cut="start")
     second, settings = _open(pipe, b, settings.size, settings, fit, overlap, cut="end")
     conditions = [_ending(first, overlap, noise), _beginning(second, overlap, window, noise)]

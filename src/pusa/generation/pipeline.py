@@ -16,6 +16,7 @@ from typing import Unpack, overload
 import torch
 from torch import Tensor
 
+from pusa import processes
 from pusa.core import sampler, schedules, sigmas
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
@@ -35,7 +36,9 @@ from pusa.generation.settings import (
     check_seed,
 )
 from pusa.images import Fit
-from pusa.models import checkpoints, dialects, latents, profiles
+from pusa.models import checkpoints, dialects, latents, parallel, profiles
+from pusa.models.lora import LoraFile
+from pusa.models.recognise import Expert
 
 
 class Pipeline(Model):
@@ -61,6 +64,8 @@ class Pipeline(Model):
         fit: Fit = "crop",
         steps: int | None = None,
         guidance: float | None = None,
+        guidance_2: float | None = None,
+        boundary: float | None = None,
         shift: float | None = None,
         seed: int = 0,
         init: Clip | None = None,
@@ -77,6 +82,8 @@ class Pipeline(Model):
             negative_prompt: what guidance moves away from.
             frames: pixel frames, 4n+1. size: (width, height), multiples of 16 (32 for Wan2.2-5B). By default what the
                 model likes, as are steps, guidance (1 is none and halves the time) and shift.
+            guidance_2, boundary: for a model with two experts, the guidance of the one for low noise (by default the
+                same), and the noise level in [0, 1] of the noisiest frame from which on the other one is asked.
             fit: how a picture of another shape is brought to the size: crop, pad or stretch.
             init: a whole clip to edit; it is noised to `strength` in (0, 1] (0.6 if not given) and denoised from there.
             matrix: your own timestep matrix; it then decides everything that steps, shift and the conditions' noise
@@ -101,6 +108,8 @@ class Pipeline(Model):
             size=target_size,
             steps=steps,
             guidance=guidance,
+            guidance_2=guidance_2,
+            boundary=boundary,
             shift=shift,
             solver=solver,
             strength=1.0 if init is None else EDIT_STRENGTH if strength is None else strength,
@@ -110,7 +119,8 @@ class Pipeline(Model):
         known, records = resolve(conditions, target)
         start = None if edited is None else edited.encode()
         walked = matrix or self.matrix(settings, known)
-        texts = self.encode_text([*prompts, negative_prompt] if settings.guidance != 1 else prompts)
+        guides = {settings.guidance, settings.guidance_2} - {1, None}
+        texts = self.encode_text([*prompts, negative_prompt] if guides else prompts)
 
         clips = []
         for i, text in enumerate(prompts):
@@ -148,6 +158,8 @@ class Pipeline(Model):
         size: tuple[int, int] | None = None,
         steps: int | None = None,
         guidance: float | None = None,
+        guidance_2: float | None = None,
+        boundary: float | None = None,
         shift: float | None = None,
         solver: Solver = "euler",
         strength: float = 1.0,
@@ -168,14 +180,35 @@ class Pipeline(Model):
         steps = (wishes.steps if matrix is None else matrix.steps) if steps is None else steps
         guidance = wishes.guidance if guidance is None else guidance
         shift = wishes.shift if shift is None else shift
-        if not math.isfinite(guidance):
-            raise InputError(f"guidance is {guidance}: give a finite number, 1 for none.")
+        if self.transformer_2 is not None:
+            guidance_2 = float(guidance if guidance_2 is None else guidance_2)
+            boundary = wishes.boundary if boundary is None else boundary
+        elif (guidance_2, boundary) != (None, None):
+            raise InputError(
+                f"{self.components.source} has one transformer, and guidance_2 and boundary are for two experts: leave "
+                "them out."
+            )
+        for name, value in (("guidance", guidance), ("guidance_2", guidance_2)):
+            if value is not None and not math.isfinite(value):
+                raise InputError(f"{name} is {value}: give a finite number, 1 for none.")
+        if boundary is not None and not 0 <= boundary <= 1:
+            raise InputError(f"boundary is {boundary}: give a noise level from 0 to 1, such as 0.875.")
         if solver not in ("euler", "dpm++2m"):
             raise InputError(f"The solver {solver!r} is unknown: choose euler or dpm++2m.")
         if matrix is None and steps > MAX_STEPS:
             raise InputError(f"steps is {steps}: give at most {MAX_STEPS}, as many as the model has timesteps.")
         sigmas.grid(steps, shift, strength)
-        return Settings(frames, self.check_size(size), steps, float(guidance), float(shift), solver, float(strength))
+        return Settings(
+            frames,
+            self.check_size(size),
+            steps,
+            float(guidance),
+            float(shift),
+            solver,
+            float(strength),
+            guidance_2,
+            boundary,
+        )
 
     def check_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
         """(width, height) in pixels, the model's default for None; InputError unless the model can make it."""
@@ -217,8 +250,10 @@ class Pipeline(Model):
 
         text: encoded prompt and negative prompt, each [1, 512, D]. known: latents at their slots. init: latents of the
         whole clip, for the slots that are not known. Known and init latents start at the matrix's first row; a slot
-        that starts below σ = 1 and has neither is an InputError.
+        that starts below σ = 1 and has neither is an InputError. Of several processes that share the tokens, all walk
+        what process 0 starts from.
         """
+        self._check_shares(matrix, settings)
         noise = self.noise(seed, settings)
         clean = torch.zeros_like(noise) if init is None else init.clone()
         for slot, (latent, _) in known.items():
@@ -232,13 +267,19 @@ class Pipeline(Model):
                         "give a condition or init for it, or start it at 1."
                     )
         x = sampler.add_noise(clean, noise, begin[None])
+        if self.world.size > 1:
+            if not processes.agree(self.world, f"{matrix.to_dict()} {settings} {seed} {callback is None}"):
+                raise InputError("The processes were asked for different clips: make the same calls in each of them.")
+            x, prompt, negative = processes.chiefs([x, *text])
+            text = prompt, negative
+            callback = callback and self._heard_by_all(callback)
 
         def renoise(step: int) -> Tensor:
             return self.noise((seed ^ 0x9E3779B97F4A7C15 * (step + 1)) % SEEDS, settings)
 
         with self.explained(settings.size, settings.frames):
             z = sampler.sample(
-                sampler.guided(self.velocity, settings.guidance),
+                self.guided(settings.guidance, settings.guidance_2, settings.boundary),
                 x.to(self.device),
                 matrix,
                 (("cond", text[0]), ("uncond", text[1])),
@@ -247,6 +288,17 @@ class Pipeline(Model):
                 callback=callback,
             )
         return z.cpu()
+
+    def _check_shares(self, matrix: TimestepMatrix, settings: Settings) -> None:
+        """InputError unless the tokens of every step divide by the number of processes that share them."""
+        width, height = (side // self.components.multiple for side in settings.size)
+        heads = int(self.transformer.config.num_attention_heads)
+        for slots in {int(row.sum()) for row in matrix.visible}:
+            parallel.check_tokens(slots, width * height, heads, self.world.size)
+
+    def _heard_by_all(self, callback: Callback) -> Callback:
+        """The callback, whose False on one process stops every process after the same step."""
+        return lambda step: not processes.anyone(self.world, callback(step) is False)
 
     def _place_init(self, init: Clip, frames: int | None, size: tuple[int, int], fit: Fit) -> tuple[int, Placed]:
         """The number of frames of a clip to edit, and the clip, checked and not encoded yet."""
@@ -265,33 +317,57 @@ def load(
     *,
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
-    lora: str | Path | Sequence[str | Path] = (),
+    transformer_2: str | Path | None = None,
+    lora: str | Path | LoraFile | Sequence[str | Path | LoraFile] = (),
     lora_scale: float | Sequence[float] = 1.0,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     memory: str | None = None,
+    share_tokens: bool = False,
 ) -> Pipeline:
     """Load a model and make a pipeline of it.
 
     source: "tiny" (embedded, with its adapter), "tiny-base" (without), a folder, a file or a hub id. vae, text_encoder:
-    files or folders for those parts, where the source lacks them. lora: LoRA files to add, each at its lora_scale.
-    dtype, device: see `checkpoints.load`, as for the rest. memory: a profile of `pusa.models.profiles`; by default
-    everything lies on the device. Raises InputError for what cannot be loaded.
+    files or folders for those parts, where the source lacks them; transformer_2: the expert for low noise, where the
+    source is a file of the one for high. lora: LoRA files to add, each at its lora_scale; a `LoraFile` says itself at
+    which strength and, of two experts, on which. dtype, device: see `checkpoints.load`, as for the rest. memory: a
+    profile of `pusa.models.profiles`; by default everything lies on the device. share_tokens: the processes that have
+    met (`pusa.processes.join`) make each clip together, see `Model.share_tokens`. Raises InputError for what cannot be
+    loaded.
     """
-    paths = [lora] if isinstance(lora, (str, Path)) else list(lora)
-    scales = list(lora_scale) if isinstance(lora_scale, Sequence) else [lora_scale] * len(paths)
-    if len(scales) != len(paths):
-        raise InputError(f"{len(scales)} LoRA scales for {len(paths)} LoRAs: give one for all or one each.")
-    files = [dialects.file_of(path).resolve() for path in paths]
-    if twice := [path for path, file in zip(paths, files, strict=True) if files.count(file) > 1]:
-        raise InputError(f"The LoRA {twice[0]} is given twice: give it once, at the strength it should have.")
+    if share_tokens:
+        parallel.check_model(source, processes.present().size)
+    wanted = _lora_files([lora] if isinstance(lora, (str, Path, LoraFile)) else list(lora), lora_scale)
     profile = profiles.PLAIN if memory is None else profiles.named(memory)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     first = target if profile == profiles.PLAIN else torch.device("cpu")
     dtype = dtype or (torch.float32 if target.type == "cpu" else torch.bfloat16)
-    pipe = Pipeline(checkpoints.load(source, vae=vae, text_encoder=text_encoder, dtype=dtype, device=first))
-    for path, scale in zip(paths, scales, strict=True):
-        pipe.load_lora(path, scale)
+    pipe = Pipeline(
+        checkpoints.load(
+            source, vae=vae, text_encoder=text_encoder, transformer_2=transformer_2, dtype=dtype, device=first
+        )
+    )
+    for one in wanted:
+        pipe.load_lora(one.path, one.scale, expert=one.expert)
     if profile != profiles.PLAIN:
         pipe.lay_out(profile, target)
+    if share_tokens:
+        pipe.share_tokens()
     return pipe
+
+
+def _lora_files(given: Sequence[str | Path | LoraFile], scales: float | Sequence[float]) -> list[LoraFile]:
+    """What to load; InputError unless there is a strength for each and no transformer would get a file twice."""
+    scales = list(scales) if isinstance(scales, Sequence) else [scales] * len(given)
+    if len(scales) != len(given):
+        raise InputError(f"{len(scales)} LoRA scales for {len(given)} LoRAs: give one for all or one each.")
+    wanted = [
+        one if isinstance(one, LoraFile) else LoraFile(one, scale) for one, scale in zip(given, scales, strict=True)
+    ]
+    seen: list[tuple[Path, Expert | None]] = []
+    for one in wanted:
+        file = dialects.file_of(one.path).resolve()
+        if any(file == other and (one.expert == expert or None in (one.expert, expert)) for other, expert in seen):
+            raise InputError(f"The LoRA {one.path} is given twice: give it once, at the strength it should have.")
+        seen.append((file, one.expert))
+    return wanted

@@ -24,6 +24,7 @@ from pusa.models import lora, profiles
 from pusa.models.lora import sha256
 
 _SAMPLING = ("negative_prompt", "fit", "steps", "guidance", "shift", "seed", "solver")
+_OF_EXPERTS = ("guidance_2", "boundary")
 _NEEDED = ("task", "prompt", "model", "loras", "versions", "size", "frames", *_SAMPLING)
 
 
@@ -43,11 +44,18 @@ def read(path: str | Path) -> dict[str, Any]:
     return dict(recipe)
 
 
-def regenerate(path: str | Path, pipe: Pipeline | None = None, *, callback: Callback | None = None) -> GeneratedClip:
+def regenerate(
+    path: str | Path,
+    pipe: Pipeline | None = None,
+    *,
+    share_tokens: bool = False,
+    callback: Callback | None = None,
+) -> GeneratedClip:
     """Make the clip of a recipe again, with its model (loaded unless given) and its sources, all of them checked.
 
     Raises InputError when a source is missing, has changed or was never a file, when the model or a LoRA is another
-    than the recorded one, and when the recipe is damaged. Other versions of the software only cause a UserWarning.
+    than the recorded one, and when the recipe is damaged. Other versions of the software and another number of
+    processes only cause a UserWarning. share_tokens: as for `load`.
     """
     recipe = read(path)
     try:
@@ -55,9 +63,10 @@ def regenerate(path: str | Path, pipe: Pipeline | None = None, *, callback: Call
             _check_file(record)
         for record in recipe["loras"]:
             _check_lora(record)
-        pipe = _pipeline(recipe) if pipe is None else pipe
+        pipe = _pipeline(recipe, share_tokens) if pipe is None else pipe
         _check_model(recipe, pipe)
         options: Any = {key: recipe[key] for key in _SAMPLING} | {"size": tuple(recipe["size"]), "callback": callback}
+        options |= {key: recipe[key] for key in _OF_EXPERTS if key in recipe}
         if recipe["task"] == "generate":
             if init := recipe["init"]:
                 options |= {"init": Clip(init["path"], start=init["start"]), "strength": recipe["strength"]}
@@ -109,7 +118,7 @@ def _check_lora(record: dict[str, Any]) -> None:
         raise InputError(f"The LoRA {path} has changed since the clip was made with it: put the old one back.")
 
 
-def _pipeline(recipe: dict[str, Any]) -> Pipeline:
+def _pipeline(recipe: dict[str, Any], share_tokens: bool) -> Pipeline:
     model = recipe["model"]
     profile = model.get("memory")
     device = "cpu" if profile else model["device"]
@@ -117,9 +126,11 @@ def _pipeline(recipe: dict[str, Any]) -> Pipeline:
     for present in pipe.loras:  # the model's own may have been at another strength or place, or taken off
         pipe.remove_lora(present.name)
     for record in recipe["loras"]:
-        pipe.load_lora(record["path"], record["scale"], record["name"])
+        pipe.load_lora(record["path"], record["scale"], record["name"], record.get("expert"))
     if profile:
         pipe.lay_out(profiles.named(profile), model["device"])
+    if share_tokens:
+        pipe.share_tokens()
     return pipe
 
 
@@ -130,8 +141,18 @@ def _check_model(recipe: dict[str, Any], pipe: Pipeline) -> None:
     if {**then, **places} != {**now["model"], **places}:
         differing = [key for key in then if key not in places and then[key] != now["model"].get(key)]
         raise InputError(f"The model {source} is not the one that made the clip: its {', '.join(differing)} differs.")
-    if [(x["sha256"], x["scale"]) for x in recipe["loras"]] != [(x["sha256"], x["scale"]) for x in now["loras"]]:
+    then_on, now_on = (
+        [(x["sha256"], x["scale"], x.get("expert")) for x in loras] for loras in (recipe["loras"], now["loras"])
+    )
+    if then_on != now_on:
         raise InputError("The loaded LoRAs are not those that the clip was made with.")
+    count = recipe.get("processes", 1)
+    if count != pipe.world.size:
+        warnings.warn(
+            f"The clip was made by {count} process{'es' * (count > 1)} and this one by {pipe.world.size}, so they may "
+            "differ a little.",
+            stacklevel=3,
+        )
     other = [f"{k} {v} (here {versions()[k]})" for k, v in recipe["versions"].items() if versions().get(k, v) != v]
     if other:
         warnings.warn(f"The clip was made with {', '.join(other)}; this one may differ from it.", stacklevel=3)

@@ -23,7 +23,11 @@ EDIT_STRENGTH = 0.6
 
 @dataclass(frozen=True)
 class Settings:
-    """How a window is sampled, all of it decided and checked. size: (width, height) in pixels; strength: in (0, 1]."""
+    """How a window is sampled, all of it decided and checked. size: (width, height) in pixels; strength: in (0, 1].
+
+    guidance_2: the second expert's. boundary: the noise level in [0, 1] from which on the first one is asked. Both are
+    None for a model that has no second expert.
+    """
 
     frames: int
     size: tuple[int, int]
@@ -32,10 +36,12 @@ class Settings:
     shift: float
     solver: Solver = "euler"
     strength: float = 1.0
+    guidance_2: float | None = None
+    boundary: float | None = None
 
     def record(self) -> dict[str, Any]:
         """The settings as a recipe keeps them."""
-        return {**vars(self), "size": list(self.size)}
+        return {name: value for name, value in vars(self).items() if value is not None} | {"size": list(self.size)}
 
 
 class Options(TypedDict, total=False):
@@ -47,6 +53,8 @@ class Options(TypedDict, total=False):
     fit: Fit
     steps: int | None
     guidance: float | None
+    guidance_2: float | None
+    boundary: float | None
     shift: float | None
     seed: int
     init: Clip | None

@@ -27,6 +27,7 @@ from pusa.errors import InputError
 from pusa.models import defaults, hub, lora, original, weights
 from pusa.models.defaults import Defaults
 from pusa.models.latents import FRAMES_PER_SLOT
+from pusa.models.recognise import TRANSFORMER, TRANSFORMER_2, Expert
 from pusa.models.sources import (
     ENCODERS,
     PARTS,
@@ -35,11 +36,13 @@ from pusa.models.sources import (
     Beside,
     check_transformer,
     config,
+    experts_of,
     files_of,
     find,
     lasting,
     locate,
     read_json,
+    transformers_of,
 )
 from pusa.models.wan import VectorWanTransformer3DModel
 
@@ -76,13 +79,15 @@ class Encoders:
 class Components(Encoders):
     """A loaded model: the diffusers and transformers objects, what it is called and what it likes.
 
-    fingerprint: changes when a file of the checkpoint does. loras: the adapters loaded so far. beside: the parts that
-    were given beside the source, in a form that `load` takes again.
+    transformer, transformer_2: the only one and None, or the experts for high and for low noise. fingerprint: changes
+    when a file of the checkpoint does. loras: the adapters loaded so far. beside: the parts that were given beside the
+    source, in a form that `load` takes again.
     """
 
     transformer: VectorWanTransformer3DModel
     fingerprint: str
     defaults: Defaults
+    transformer_2: VectorWanTransformer3DModel | None = None
     loras: tuple[lora.Lora, ...] = ()
     beside: dict[str, str] = field(default_factory=dict)
 
@@ -97,6 +102,8 @@ def load(
     *,
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
+    transformer_2: str | Path | None = None,
+    expert: Expert | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
 ) -> Components:
@@ -105,17 +112,27 @@ def load(
     source: "tiny" (the embedded base with its adapter), "tiny-base" (without), a folder in the diffusers layout or in
     Wan's own, a file (.safetensors in any precision including fp8 with scales, .gguf, .pth), or a hub id such as
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers". vae, text_encoder: a file, a folder or a hub id for that part, where the source
-    holds only the transformer or another is wanted. device: a GPU where there is one, by default. dtype: bfloat16 on a
-    GPU, float32 on a CPU, by default; fp8 weights are widened to it. Raises InputError when there is no such model, it
-    is of an unsupported kind, or its parts do not belong together.
+    holds only the transformer or another is wanted; transformer_2: the expert for low noise, where the source is the
+    one for high. expert: load only one of two, as the transformer of a model that has no other. device: a GPU where
+    there is one, by default; of two experts the second waits on the CPU. dtype: bfloat16 on a GPU, float32 on a CPU, by
+    default; fp8 weights are widened to it. Raises InputError when there is no such model, it is of an unsupported kind,
+    or its parts do not belong together.
     """
-    parts = _Parts.of(source, PARTS, {"vae": vae, "text_encoder": text_encoder}, dtype, device)
-    stock = parts.network("transformer", WanTransformer3DModel, torch_dtype=parts.dtype)
+    beside = {"vae": vae, "text_encoder": text_encoder, TRANSFORMER_2: transformer_2}
+    unwanted = {"high": TRANSFORMER_2, "low": TRANSFORMER}.get(expert or "")
+    parts = _Parts.of(source, [kind for kind in PARTS if kind != unwanted], beside, dtype, device, expert)
+    first, *second = [
+        VectorWanTransformer3DModel.upgrade(
+            parts.network(kind, WanTransformer3DModel, torch_dtype=parts.dtype, device=place)
+        )
+        for kind, place in zip(parts.transformers, (parts.device, torch.device("cpu")), strict=False)
+    ]
     components = Components(
         **vars(parts.encoders()),
-        transformer=VectorWanTransformer3DModel.upgrade(stock),
-        fingerprint=fingerprint(parts.folder, parts.beside),
-        defaults=defaults_of(parts.folder),
+        transformer=first,
+        transformer_2=second[0] if second else None,
+        fingerprint=fingerprint(parts.folder, parts.beside, parts.transformers),
+        defaults=defaults_of(parts.folder, transformer_2=transformer_2),
         beside={kind: lasting(given) for kind, given in parts.beside.items() if given is not None},
     )
     if components.source == TINY:
@@ -145,6 +162,7 @@ class _Parts:
     beside: Beside
     dtype: torch.dtype
     device: torch.device
+    transformers: Sequence[str]
 
     @classmethod
     def of(
@@ -154,14 +172,16 @@ class _Parts:
         beside: Beside,
         dtype: torch.dtype | None,
         device: str | torch.device | None,
+        expert: Expert | None = None,
     ) -> _Parts:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type == "cuda" and not torch.cuda.is_available():
             raise InputError("There is no CUDA device here: give device='cpu'.")
         own = [kind for kind in parts if beside.get("text_encoder" if kind == "tokenizer" else kind) is None]
         name, folder = find(source, own)
-        check(name, folder, **beside)
-        return cls(name, folder, beside, dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16), device)
+        transformers = check(name, folder, **beside, expert=expert)
+        dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+        return cls(name, folder, beside, dtype, device, transformers)
 
     def encoders(self) -> Encoders:
         return Encoders(
@@ -171,7 +191,7 @@ class _Parts:
             source=self.name,
         )
 
-    def network(self, kind: str, cls: Any, **options: Any) -> Any:
+    def network(self, kind: str, cls: Any, *, device: torch.device | None = None, **options: Any) -> Any:
         """A frozen network on the device; InputError when weights of it are missing or damaged."""
         found = locate(self.name, self.folder, kind, self.beside)
         name = str(found.path) if isinstance(found, original.Part) and found.path != self.folder else self.name
@@ -186,12 +206,14 @@ class _Parts:
             if missing := sorted(report["missing_keys"]):
                 lost = missing[0] if len(missing) == 1 else f"{missing[0]} nor {len(missing) - 1} others"
                 raise InputError(f"The {kind} of {self.name} is incomplete: it has no {lost}; copy it again.")
+            for parameter in model.parameters():
+                parameter.data = weights.aligned(parameter.data)
         for key, value in model.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise InputError(
                     f"The {kind} of {name} is damaged: its {key} holds values that are no numbers; copy it again."
                 )
-        return model.eval().requires_grad_(False).to(self.device)
+        return model.eval().requires_grad_(False).to(device or self.device)
 
     def tokenizer(self) -> Path:
         """The folder of the tokenizer that goes with the text encoder."""
@@ -220,13 +242,13 @@ def _no_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def fingerprint(folder: Path, beside: Beside | None = None) -> str:
+def fingerprint(folder: Path, beside: Beside | None = None, transformers: Sequence[str] = (TRANSFORMER,)) -> str:
     """A hash over the checkpoint's files: names, sizes and both ends of each, so that 30 GB take no time.
 
-    folder: the model's folder or file. beside: the parts that are given elsewhere.
+    folder: the model's folder or file. beside: the parts that are given elsewhere. transformers: those that are used.
     """
     digest = hashlib.sha256()
-    for name, path in files_of(folder, beside or {}):
+    for name, path in files_of(folder, beside or {}, transformers):
         size = path.stat().st_size
         digest.update(f"{name} {size}\n".encode())
         with path.open("rb") as file:
@@ -236,13 +258,23 @@ def fingerprint(folder: Path, beside: Beside | None = None) -> str:
     return digest.hexdigest()
 
 
-def check(name: str, folder: Path, *, vae: str | Path | None = None, text_encoder: str | Path | None = None) -> None:
+def check(
+    name: str,
+    folder: Path,
+    *,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    transformer_2: str | Path | None = None,
+    expert: Expert | None = None,
+) -> list[str]:
     """Raise InputError unless the configs and headers at `folder` are those of a plain Wan text-to-video model.
 
-    folder: the model's folder or file. vae, text_encoder: the parts that are given beside it.
+    folder: the model's folder or file. vae, text_encoder, transformer_2: the parts that are given beside it. expert:
+    only that one of two is wanted. Returns which transformers are: `transformer`, `transformer_2` or both.
     """
     transformer = check_transformer(name, folder)
-    beside = {"vae": vae, "text_encoder": text_encoder}
+    beside = {"vae": vae, "text_encoder": text_encoder, TRANSFORMER_2: transformer_2}
+    transformers = transformers_of(name, folder, beside, expert)
     autoencoder = config(name, folder, "vae", beside)
     channels, latent = transformer.get("in_channels", 16), autoencoder.get("z_dim", 16)
     if channels != latent:
@@ -266,13 +298,22 @@ def check(name: str, folder: Path, *, vae: str | Path | None = None, text_encode
                 f"{name} reads text of {transformer.get('text_dim', 4096)} channels, but "
                 f"{text_encoder or name} has a text encoder of {width}: give Wan's umt5-xxl."
             )
+    return transformers
 
 
-def defaults_of(folder: Path) -> Defaults:
-    """The defaults of the checkpoint in a folder or file: its family's, changed by its `pusa.json` if it has one."""
+def defaults_of(folder: Path, *, transformer_2: str | Path | None = None) -> Defaults:
+    """The defaults of the checkpoint in a folder or file: its family's, changed by its `pusa.json` if it has one.
+
+    transformer_2: the second of two experts, where that is given beside it.
+    """
     plain = (folder / "model_index.json").is_file()
     channels = config(str(folder), folder, "vae").get("z_dim", 16) if plain else None
     channels = channels or config(str(folder), folder, "transformer").get("in_channels", 16)
     family = defaults.WAN22_5B if channels == 48 else defaults.WAN21
+    if transformer_2 is not None or len(experts_of(folder)) > 1:
+        family = defaults.WAN22_A14B
+        index = read_json(folder / "model_index.json") if plain else {}
+        if (boundary := index.get("boundary_ratio")) is not None:
+            family = defaults.changed(family, folder / "model_index.json", {"boundary": boundary})
     path = folder / "pusa.json"
     return defaults.changed(family, path, read_json(path)) if path.is_file() else family

@@ -16,12 +16,16 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "steps": (int,),
     "guidance": (int, float),
     "shift": (int, float),
+    "boundary": (int, float),
 }
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """fps, pixel frames (4n+1), (width, height) and sampling."""
+    """fps, pixel frames (4n+1), (width, height) and sampling.
+
+    boundary: the noise level in [0, 1] from which on the first of two experts is asked; None where there is one model.
+    """
 
     fps: float = 16
     frames: int = 81
@@ -29,9 +33,11 @@ class Defaults:
     steps: int = 10
     guidance: float = 3.0
     shift: float = 5.0
+    boundary: float | None = None
 
 
 WAN21 = Defaults()
+WAN22_A14B = Defaults(boundary=0.875)
 WAN22_5B = Defaults(fps=24, frames=121, size=(1280, 704))
 
 
@@ -44,6 +50,8 @@ def changed(family: Defaults, path: Path, wishes: dict[str, Any]) -> Defaults:
             raise InputError(f"{path} has {value!r} for {key!r}, which is not of the right kind.")
     if "frames" in wishes:
         latent_frames(wishes["frames"])
+    if "boundary" in wishes and not 0 <= wishes["boundary"] <= 1:
+        raise InputError(f"{path} has the boundary {wishes['boundary']}: it lies between 0 and 1.")
     if "size" in wishes:
         if len(wishes["size"]) != 2:
             raise InputError(f"{path} has {wishes['size']!r} for 'size': write [width, height].")

@@ -27,7 +27,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pusa.errors import InputError
@@ -128,6 +128,17 @@ def file_of(path: str | Path) -> Path:
     except OSError as error:
         raise InputError(f"The LoRA {path} is no usable path ({error.strerror}): check it.") from error
     return path
+
+
+def metadata_of(file: Path) -> dict[str, str]:
+    """What a safetensors file says of itself in its header; nothing for other files and for damaged ones."""
+    if file.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(str(file), "pt") as opened:
+            return dict(opened.metadata() or {})
+    except (OSError, SafetensorError):
+        return {}
 
 
 def configuration_file(file: Path) -> Path | None:

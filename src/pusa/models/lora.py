@@ -34,10 +34,14 @@ from pusa.models import dialects, differences
 from pusa.models.dialects import scaling
 from pusa.models.differences import Differences
 from pusa.models.names import original_name, parameter_shapes, wan_shapes
+from pusa.models.recognise import Expert, expert_of
 
 __all__ = [
     "Lora",
+    "LoraFile",
+    "choose_name",
     "default_name",
+    "expert_for",
     "fingerprint",
     "linears",
     "load",
@@ -49,9 +53,17 @@ __all__ = [
     "scaling",
     "set_scale",
     "sha256",
-    "stack",
     "write",
 ]
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA to load. path: its file or folder. scale: its strength. expert: which of two it is for; None for both."""
+
+    path: str | Path
+    scale: float = 1.0
+    expert: Expert | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,7 @@ class Lora:
     """A loaded adapter. path: its file; sha256: its `fingerprint`; scale: its strength now.
 
     ranks: the ranks that occur; modules: how many linear layers have factors of it; differences: how many parameters it
-    changes as a whole.
+    changes as a whole. expert: of a model with two, the one that it is on.
     """
 
     name: str
@@ -69,6 +81,7 @@ class Lora:
     ranks: tuple[int, ...]
     modules: int
     differences: int = 0
+    expert: Expert | None = None
 
 
 def load(transformer: WanTransformer3DModel, path: str | Path, scale: float = 1.0, name: str | None = None) -> Lora:
@@ -100,17 +113,11 @@ def load(transformer: WanTransformer3DModel, path: str | Path, scale: float = 1.
     return Lora(name, file.resolve(), digest, scale, ranks, len(changes.factors), len(changes.differences))
 
 
-def stack(
-    transformer: WanTransformer3DModel,
-    present: Sequence[Lora],
-    path: str | Path,
-    scale: float = 1.0,
-    name: str | None = None,
-) -> tuple[Lora, ...]:
-    """`load` on a model that has the LoRAs `present`; returns those that it has then, in the order they are added up.
+def choose_name(present: Sequence[Lora], path: str | Path, name: str | None = None) -> str:
+    """What to call a LoRA beside those on the model: `name`, or its `default_name` with a number where that is taken.
 
-    Without a name the LoRA gets its `default_name`, with a number where another file has that. Raises InputError, with
-    nothing changed, also when the same content is there under another name: nothing is added twice.
+    The same file again gets the name it has. Raises InputError when the same content is on the same transformer under
+    another name, so that nothing is added twice; `present` are those of one transformer, or of both experts.
     """
     file = dialects.file_of(path).resolve()
     if name is None:
@@ -124,7 +131,16 @@ def stack(
             f"The LoRA {path} is there already, as {twin.name!r} from {twin.path} at strength {twin.scale:g}: give it "
             "once, at the strength it should have."
         )
-    return (*others, load(transformer, path, scale, name))
+    return name
+
+
+def expert_for(path: str | Path) -> Expert | None:
+    """Which of two experts a LoRA was made for, as its metadata or else its name says; None where neither does."""
+    file = dialects.file_of(path)
+    said = dialects.metadata_of(file).get("pusa.expert")
+    if said in ("high", "low"):
+        return "high" if said == "high" else "low"
+    return expert_of(file.parent.name if file.stem in dialects.FOLDER_STEMS else file.stem)
 
 
 def set_scale(transformer: WanTransformer3DModel, name: str, scale: float) -> None:

@@ -27,7 +27,7 @@ from pusa.errors import InputError
 from pusa.models import latents, skeletons
 from pusa.models.ledger import Pass, rehearse
 from pusa.models.profiles import KEPT, KEPT_OF_WAN, PLAIN, PROFILES, Profile
-from pusa.models.sources import Beside
+from pusa.models.sources import Beside, transformers_of
 
 RUNTIME = 0.75e9
 """Bytes of the machine's memory that Python with torch, diffusers and transformers takes before a model is there."""
@@ -85,7 +85,8 @@ class Needs:
 class Rehearsal:
     """A clip that was not made: its networks' weights and passes, from which `needs` works out every profile.
 
-    text, sample, plain, tiled: passes of the text encoder, of the transformer, and of decoding whole frames or tiles.
+    networks: by their kinds; of two experts, both, each taken to have all LoRAs. text, sample, plain, tiled: passes of
+    the text encoder, of the transformer, and of decoding whole frames or tiles.
     """
 
     networks: Mapping[str, skeletons.Network]
@@ -127,9 +128,10 @@ class Rehearsal:
         for number, path in enumerate(loras):
             skeletons.adapt(transformer, path, f"lora{number}")
         networks = {
-            "transformer": skeletons.weighed(
-                transformer, KEPT_OF_WAN, transformer.blocks, files.get("transformer", [])
-            ),
+            **{
+                kind: skeletons.weighed(transformer, KEPT_OF_WAN, transformer.blocks, files.get(kind, []))
+                for kind in transformers_of(name, folder, beside)
+            },
             "text_encoder": skeletons.weighed(encoder, KEPT, encoder.encoder.block, files.get("text_encoder", [])),
             "vae": skeletons.weighed(vae, None, None, files.get("vae", [])),
         }
@@ -177,19 +179,19 @@ class Rehearsal:
         return self.plain, pixels
 
     def _on_cpu(self, profile: Profile) -> Needs:
-        stored = {kind: float(network.stored(profile, kind)) for kind, network in self.networks.items()}
+        stored = self._stored(profile)
         loading = sum(network.weights for network in self.networks.values()) + self._loading()
         decode, frames = self._decode(profile)
         moved = 0.0
-        transformer = self.networks["transformer"]
         if profile.transformer == "disk":
             fp8 = "transformer" in profile.fp8
             moved = self.passes * float(stored["transformer"])
-            stored["transformer"] = float(transformer.block_fp8 + transformer.rest_fp8 if fp8 else
-                                          transformer.block + transformer.rest)  # fmt: skip
+            for kind in {"transformer", "transformer_2"} & set(self.networks):
+                one = self.networks[kind]
+                stored[kind] = float(one.block_fp8 + one.rest_fp8 if fp8 else one.block + one.rest)
         everything = sum(stored.values())
         later = everything - stored["text_encoder"] * profile.releases
-        widening = {kind: self.networks[kind].widest * (kind in profile.fp8) for kind in self.networks}
+        widening = {kind: one.widest * (kind in profile.fp8) for kind, one in self.networks.items()}
         host = {
             "load": RUNTIME + loading,
             "text": RUNTIME + everything + self.text.peak + widening["text_encoder"],
@@ -200,7 +202,7 @@ class Rehearsal:
 
     def _on_gpu(self, profile: Profile) -> Needs:
         transformer, encoder, vae = (self.networks[kind] for kind in ("transformer", "text_encoder", "vae"))
-        stored = {kind: float(network.stored(profile, kind)) for kind, network in self.networks.items()}
+        stored = self._stored(profile)
         fp8 = "transformer" in profile.fp8
         block, rest = (transformer.block_fp8, transformer.rest_fp8) if fp8 else (transformer.block, transformer.rest)
         widening = transformer.widest if fp8 else 0
@@ -225,15 +227,18 @@ class Rehearsal:
             "sample": resident + sample + FRAGMENTATION * self.sample.peak,
             "decode": resident + one_layer + FRAGMENTATION * decode.peak,
         }
+        # Of two experts on the device the one that is not asked waits in memory.
+        second = stored.get("transformer_2", 0.0) * (profile.transformer != "disk")
         on_host = {
-            "transformer": stored["transformer"] * (profile.transformer in ("host", "stream")),
+            "transformer": stored["transformer"] * (profile.transformer in ("host", "stream")) + second,
             "text_encoder": stored["text_encoder"] * (profile.text_encoder == "host"),
             "vae": stored["vae"] * (profile.vae == "host"),
         }
         kept = sum(on_host.values())
         later = kept - on_host["text_encoder"] * profile.releases
         if profile == PLAIN:
-            load = max(network.weights for network in self.networks.values()) + self._loading()
+            waiting = {kind: network.weights for kind, network in self.networks.items() if kind == "transformer_2"}
+            load = max(network.weights for network in self.networks.values()) + sum(waiting.values()) + self._loading()
         else:
             load = sum(network.weights for network in self.networks.values()) + self._loading()
         if profile.pinned:
@@ -246,6 +251,10 @@ class Rehearsal:
         }
         moved = self.passes * stored["transformer"] * (profile.transformer != "device")
         return Needs(profile.name, device, host, moved, self.flops)
+
+    def _stored(self, profile: Profile) -> dict[str, float]:
+        """Bytes of each network's weights as the profile keeps them."""
+        return {kind: float(one.stored(profile, kind.removesuffix("_2"))) for kind, one in self.networks.items()}
 
     def _loading(self) -> float:
         """What loading takes for a moment beside the weights: the check of the widest tensor for broken values."""

@@ -24,14 +24,15 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from pusa.errors import InputError
 from pusa.models import recognise, weights
-from pusa.models.recognise import TEXT_ENCODER, TRANSFORMER, VAE
+from pusa.models.recognise import TEXT_ENCODER, TRANSFORMER, TRANSFORMER_2, VAE
 from pusa.models.weights import Stored
 
 WEIGHTS = "diffusion_pytorch_model"
 EXPERTS = ("high_noise_model", "low_noise_model")
 TOKENIZER = "google/umt5-xxl"
 DOWNLOADS = {
-    TRANSFORMER: [f"{WEIGHTS}*.safetensors*", *(f"{expert}/*" for expert in EXPERTS)],
+    TRANSFORMER: [f"{WEIGHTS}*.safetensors*", f"{EXPERTS[0]}/*"],
+    TRANSFORMER_2: [f"{EXPERTS[1]}/*"],
     VAE: ["Wan2.*_VAE.*"],
     TEXT_ENCODER: ["models_t5_*"],
     "tokenizer": [f"{TOKENIZER}/*"],
@@ -77,22 +78,21 @@ def is_original(folder: Path) -> bool:
 
 def experts(folder: Path) -> list[Path]:
     """The folders of the two experts, high noise first; none where there is one transformer."""
-    return [folder / name for name in EXPERTS if (folder / name).is_dir()]
+    homes = [folder / name for name in EXPERTS]
+    return homes if any(home.is_dir() for home in homes) else []
 
 
 def in_folder(kind: str, folder: Path) -> Part:
     """A part of a folder in Wan's own layout; without tensors where only its configuration is there."""
-    if kind == TRANSFORMER:
-        home = next(iter(experts(folder)), folder)
+    if kind in (TRANSFORMER, TRANSFORMER_2):
+        home = (experts(folder) or [folder])[-1 if kind == TRANSFORMER_2 else 0]
         own = _own_config(home)
         files = files_of(kind, folder)
         if not files:
             if not own:
-                raise InputError(
-                    f"{folder} is incomplete: it has no {WEIGHTS}*.safetensors; copy or download it again."
-                )
-            return Part(kind, folder, recognise.official_config(own), {}, {})
-        return from_files(kind, home, files, heads=own.get("num_heads") or own.get("num_attention_heads"))
+                raise InputError(f"{home} is incomplete: it has no {WEIGHTS}*.safetensors; copy or download it again.")
+            return Part(TRANSFORMER, home, recognise.official_config(own), {}, {})
+        return from_files(TRANSFORMER, home, files, heads=own.get("num_heads") or own.get("num_attention_heads"))
     if found := files_of(kind, folder):
         return from_files(kind, found[0], found[:1])
     if kind == VAE:
@@ -134,11 +134,11 @@ def from_files(kind: str, path: Path, files: Sequence[Path], heads: int | None =
 
 
 def files_of(kind: str, folder: Path) -> list[Path]:
-    """The files of a part (transformer_2 is the second expert) in a folder in Wan's own layout that are there."""
+    """The files of a part (transformer_2 is the second expert) that are there, in a folder in Wan's own layout."""
     if kind in _GLOBS:
         return sorted(file for file in folder.glob(_GLOBS[kind]) if file.suffix in weights.SUFFIXES)[:1]
     homes = experts(folder) or [folder]
-    which = 1 if kind == "transformer_2" else 0
+    which = 1 if kind == TRANSFORMER_2 else 0
     return shards(homes[which], WEIGHTS) if which < len(homes) else []
 
 
@@ -243,7 +243,7 @@ def _typed(part: Part, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
                 f"{one.file} is scaled fp8 without its scales ({one.name} fills all of fp8's range): get the file that "
                 "has them."
             )
-        yield name, tensor.to(torch.float32 if exact & set(name.split(".")) else dtype)
+        yield name, weights.aligned(tensor.to(torch.float32 if exact & set(name.split(".")) else dtype))
 
 
 def _check_scales(path: Path, tensors: Mapping[str, Stored], scales: Mapping[str, Stored]) -> None:

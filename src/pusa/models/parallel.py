@@ -11,15 +11,19 @@ default cannot give what it has to add up.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from diffusers import ContextParallelConfig
 from diffusers.hooks.context_parallel import apply_context_parallel, remove_context_parallel
 from diffusers.utils import logging
 
 from pusa.errors import InputError
-from pusa.models.latents import pixel_frames
+from pusa.models import checkpoints
+from pusa.models.latents import latent_frames, pixel_frames
+from pusa.models.sources import Beside
 from pusa.models.wan import VectorWanTransformer3DModel
 
 
@@ -30,6 +34,31 @@ def check_heads(heads: int, processes: int, tokens: int = 0) -> None:
             f"The model's {heads} attention heads cannot be shared by {processes} processes: use "
             f"{_counts(math.gcd(heads, tokens))}."
         )
+
+
+def check_model(source: str | Path, processes: int) -> None:
+    """InputError, before any weight is read, unless several processes can share the clips of a model."""
+    if processes < 2:
+        raise InputError("Sharing a clip's tokens takes several processes: start them with torchrun and join them.")
+    name, folder = checkpoints.find(source, ())
+    check_heads(_heads(checkpoints.config(name, folder, "transformer")), processes)
+
+
+def check_clip(
+    source: str | Path, beside: Beside, size: tuple[int, int] | None, frames: int | None, processes: int
+) -> None:
+    """`check_tokens` before any weight is read.
+
+    beside: the parts that are given beside the source. size, frames: of the clip, None for the model's own.
+    """
+    name, folder = checkpoints.find(source, ())
+    own = checkpoints.defaults_of(folder)
+    transformer = checkpoints.config(name, folder, "transformer")
+    factor = checkpoints.config(name, folder, "vae", beside).get("scale_factor_spatial", 8)
+    _, tall, wide = transformer.get("patch_size", (1, 2, 2))
+    width, height = size or own.size
+    per_slot = (width // factor // wide) * (height // factor // tall)
+    check_tokens(latent_frames(frames or own.frames), per_slot, _heads(transformer), processes)
 
 
 def check_tokens(slots: int, per_slot: int, heads: int, processes: int) -> None:
@@ -81,6 +110,10 @@ def aside(transformer: VectorWanTransformer3DModel) -> Iterator[None]:
         yield
     finally:
         apply_context_parallel(transformer, parallel.context_parallel_config, transformer._cp_plan)
+
+
+def _heads(config: Mapping[str, Any]) -> int:
+    return int(config.get("num_attention_heads", 40))
 
 
 def _counts(number: int) -> str:

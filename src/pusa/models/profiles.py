@@ -35,8 +35,9 @@ class Profile:
     """Where the weights of each network lie, and how they are stored.
 
     gigabytes: of device memory that it is meant for; None for a CPU.
-    transformer: "device"; "host", from where a block at a time is brought to the device; "stream", the same with the
-        next block on its way meanwhile; "disk", a block at a time from a temporary folder.
+    transformer: "device", of two experts the one that is asked, while the other waits in memory; "host", from where a
+        block at a time is brought to the device; "stream", the same with the next block on its way meanwhile; "disk", a
+        block at a time from a temporary folder.
     text_encoder, vae: "device", or "host", from where a layer at a time is brought.
     fp8: networks whose linear layers are stored as float8_e4m3fn and widened as they run.
     pinned: the host's copy for "stream" is page-locked, for faster copies; it cannot be swapped out then.
@@ -85,18 +86,25 @@ def apply(components: Components, profile: Profile, device: torch.device, folder
     device: where it is to run. folder: an empty one for the weights that go to disk, kept as long as the model; needed
     for such a profile. LoRAs may be there already or come later. A model is laid out once.
     """
-    transformer, encoder, vae = components.transformer, components.text_encoder, components.vae
-    if "transformer" in profile.fp8:
-        apply_layerwise_casting(transformer, FP8, transformer.dtype, KEPT_OF_WAN)
+    encoder, vae = components.text_encoder, components.vae
     if profile.tiled:
         vae.enable_tiling()
     lay_text_encoder(encoder, profile, device)
-    offloads = device.type != "cpu"
-    if profile.vae == "host" and offloads:
+    if profile.vae == "host" and device.type != "cpu":
         apply_group_offloading(vae, device, offload_type="leaf_level")
     else:
         vae.to(device)
-    if profile.transformer == "device" or (not offloads and profile.transformer != "disk"):
+    _lay_transformer(components.transformer, profile, device, folder)
+    if (second := components.transformer_2) is not None:
+        # Beside a first expert on the device, the second one waits in memory.
+        place = torch.device("cpu") if profile.transformer == "device" else device
+        _lay_transformer(second, profile, place, f"{folder}/transformer_2" if folder else None)
+
+
+def _lay_transformer(transformer: nn.Module, profile: Profile, device: torch.device, folder: str | None) -> None:
+    if "transformer" in profile.fp8:
+        apply_layerwise_casting(transformer, FP8, transformer.dtype, KEPT_OF_WAN)
+    if profile.transformer == "device" or (device.type == "cpu" and profile.transformer != "disk"):
         transformer.to(device)
         return
     if profile.transformer == "disk" and folder is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers, convert_wan_vae_to_diffusers
 
@@ -18,8 +18,10 @@ from pusa.errors import InputError
 
 T = TypeVar("T")
 Shapes = Mapping[str, tuple[int, ...]]
+Expert = Literal["high", "low"]
+"""Of Wan2.2 A14B's two transformers, the one for high noise or the one for low."""
 
-TRANSFORMER, VAE, TEXT_ENCODER = "transformer", "vae", "text_encoder"
+TRANSFORMER, TRANSFORMER_2, VAE, TEXT_ENCODER = "transformer", "transformer_2", "vae", "text_encoder"
 HEAD_DIM = 128
 """Of every Wan; the shapes only tell heads times this."""
 SCALES = (".scale_weight", ".weight_scale")
@@ -85,10 +87,10 @@ def family(config: Mapping[str, Any], *, experts: bool = False) -> Family:
     return _A14B if experts and width == 5120 else found
 
 
-def expert_of(name: str) -> str | None:
+def expert_of(name: str) -> Expert | None:
     """ "high" or "low" when a file's or folder's name says that it is one of Wan2.2's experts; tensors do not tell."""
     match = _EXPERT.search(name) or _EXPERT_OF_22.search(name)
-    return match[1].lower() if match else None
+    return None if match is None else "high" if match[1].lower() == "high" else "low"
 
 
 def prefixes(names: Iterable[str]) -> dict[str, str]:

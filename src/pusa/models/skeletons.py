@@ -84,7 +84,7 @@ def built(configs: Mapping[str, Mapping[str, Any]], dtype: torch.dtype) -> tuple
 def files_of(folder: Path, beside: Beside) -> dict[str, list[Path]]:
     """The files of weights of each network, as far as they are here."""
     found = {kind: sorted({one.file for one in stored}) for kind, stored in sources.contents(folder).items()}
-    for kind in ("vae", "text_encoder"):
+    for kind in ("transformer_2", "vae", "text_encoder"):
         if given := beside.get(kind):
             part = sources.locate(str(given), folder, kind, beside)
             found[kind] = part.files if isinstance(part, original.Part) else original.shards(part, "")

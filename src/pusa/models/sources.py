@@ -16,15 +16,16 @@ from typing import Any
 from pusa import embedded
 from pusa.errors import InputError
 from pusa.models import hub, original, recognise, weights
+from pusa.models.recognise import TRANSFORMER, TRANSFORMER_2, Expert
 from pusa.models.weights import Stored
 
 TINY, TINY_BASE = "tiny", "tiny-base"
 ENCODERS = ("vae", "text_encoder", "tokenizer")
-PARTS = ("transformer", *ENCODERS)
+PARTS = (TRANSFORMER, TRANSFORMER_2, *ENCODERS)
 BESIDE = ("vae", "text_encoder")
-"""The parts that may be named beside a source."""
+"""The parts that a file may lack and that may be named beside it, as may the second of two experts."""
 Beside = Mapping[str, str | Path | None]
-_CALLED = {"vae": "an autoencoder", "text_encoder": "a text encoder"}
+_CALLED = {"vae": "an autoencoder", "text_encoder": "a text encoder", TRANSFORMER_2: "a transformer"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -60,7 +61,7 @@ def _download(hub_id: str, parts: Sequence[str]) -> Path:
     """Fetch a hub checkpoint, its configs first so that the wrong one costs nothing."""
     configs = ["model_index.json", "pusa.json", "config.json", "*/config.json"]
     folder = hub.snapshot(hub_id, configs)
-    if "transformer" in parts or set(parts) >= set(BESIDE):
+    if {TRANSFORMER, TRANSFORMER_2} & set(parts) or set(parts) >= set(BESIDE):
         check_transformer(hub_id, folder)
     if not parts:
         return folder
@@ -72,17 +73,21 @@ def _download(hub_id: str, parts: Sequence[str]) -> Path:
 def locate(name: str, path: Path, kind: str, beside: Beside | None = None) -> Path | original.Part:
     """Where a network of the model at `path` is: its diffusers folder, or a part that `original.network` loads.
 
-    kind: transformer, vae or text_encoder. Raises InputError when the model does not have it.
+    kind: transformer, transformer_2, vae or text_encoder. Raises InputError when the model does not have it.
     """
     if given := (beside or {}).get(kind):
         _, path = find(given, (kind, "tokenizer") if kind == "text_encoder" else (kind,))
+        if path.is_dir() and kind == TRANSFORMER_2 and original.is_original(path):
+            return original.in_folder(TRANSFORMER, path)
         if path.is_dir() and not original.files_of(kind, path):
             home = path / kind if (path / kind).is_dir() else path
             if not (home / "config.json").is_file():
                 raise InputError(f"{given} is no folder of {_CALLED[kind]}: give its folder, or a file of weights.")
             return home
     if path.is_file():
-        if kind != "transformer" and not (beside or {}).get(kind) and kind not in original.holds(path):
+        if kind == TRANSFORMER_2:
+            return original.from_files(TRANSFORMER, path, [path])
+        if kind != TRANSFORMER and not (beside or {}).get(kind) and kind not in original.holds(path):
             raise InputError(
                 f"{path} has no {_CALLED[kind].split(' ', 1)[1]}: give the files or folders of what it lacks with "
                 "--vae and --text-encoder."
@@ -124,22 +129,58 @@ def check_transformer(name: str, folder: Path) -> dict[str, Any]:
             listing = f"it holds {', '.join(found[:8])}{more}" if found else "it is empty"
             raise InputError(f"{name} is no model: it needs a model_index.json as diffusers writes it, but {listing}.")
         index = read_json(folder / "model_index.json")
-    experts = experts_of(folder)
-    transformer = config(name, folder, "transformer")
-    recognise.refuse_config(name, transformer, wan22=bool(experts))
+    transformer = config(name, folder, TRANSFORMER)
+    recognise.refuse_config(name, transformer, wan22=bool(experts_of(folder)))
     kind = (index.get("transformer") or [None, "nothing"])[1] if index else "WanTransformer3DModel"
     if kind != "WanTransformer3DModel":
         raise InputError(
             f"{name} has {kind} as its transformer, but only a plain WanTransformer3DModel will do: use for example "
             "Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
         )
-    if experts:
-        which = " and ".join(experts) if len(experts) > 1 else "of which this is one"
-        raise InputError(
-            f"{name} has two experts ({which}), which are not supported yet: use a model with "
-            "one, such as Wan-AI/Wan2.1-T2V-14B-Diffusers."
-        )
     return transformer
+
+
+def transformers_of(name: str, folder: Path, beside: Beside | None = None, only: Expert | None = None) -> list[str]:
+    """The transformers of the model at `folder` that a clip asks: one, or those for high and for low noise.
+
+    only: one of two experts is wanted, whether the other is there or not. Raises InputError where an expert is missing,
+    where the two are mixed up by their names or differ, and for `only` where there is one transformer.
+    """
+    second = (beside or {}).get(TRANSFORMER_2)
+    if folder.is_file():
+        called = recognise.expert_of(folder.stem)
+        if only is not None:
+            if called not in (None, only):
+                raise InputError(f"{name} is the {called}-noise expert, and the {only}-noise one is asked for.")
+            return [TRANSFORMER]
+        if second is None and called is not None:
+            raise InputError(
+                f"{name} is one expert of two, for {called} noise: give the file for high noise as the model and the "
+                "one for low noise with --transformer-2."
+            )
+    there = experts_of(folder)
+    if only is not None:
+        if len(there) < 2:
+            raise InputError(f"{name} has one transformer and no {only}-noise expert: leave the expert out.")
+        return [TRANSFORMER if only == "high" else TRANSFORMER_2]
+    if second is None and len(there) < 2:
+        return [TRANSFORMER]
+    for given, wrong in ((folder if folder.is_file() else None, "low"), (second, "high")):
+        if given is not None and recognise.expert_of(Path(given).stem) == wrong:
+            raise InputError(
+                f"The experts are mixed up: {given} is the one for {wrong} noise by its name; the model is the one for "
+                "high noise, and --transformer-2 the one for low."
+            )
+    high, low = (config(name, folder, kind, beside) for kind in (TRANSFORMER, TRANSFORMER_2))
+    keys = ("num_attention_heads", "attention_head_dim", "in_channels", "num_layers", "ffn_dim", "text_dim")
+    if differing := [key for key in keys if high.get(key) != low.get(key)]:
+        key = differing[0]
+        raise InputError(
+            f"{second or name} is no second expert for {name}: its transformers have {high.get(key)} and "
+            f"{low.get(key)} as {key}; give two of one model."
+        )
+    recognise.refuse_config(str(second or name), low, wan22=True)
+    return [TRANSFORMER, TRANSFORMER_2]
 
 
 def lacking(path: Path) -> list[str]:
@@ -150,7 +191,7 @@ def lacking(path: Path) -> list[str]:
 def contents(path: Path) -> dict[str, list[Stored]]:
     """The tensors of every network of the model at `path` that is here, from the headers of its files."""
     found: dict[str, list[Stored]] = {}
-    for kind in ("transformer", "transformer_2", *BESIDE):
+    for kind in (TRANSFORMER, TRANSFORMER_2, *BESIDE):
         home = path / kind
         if path.is_file():
             if kind in original.holds(path):
@@ -158,8 +199,8 @@ def contents(path: Path) -> dict[str, list[Stored]]:
         elif original.is_original(path):
             files = original.files_of(kind, path)
             if files:
-                found[kind] = original.listed("transformer" if kind == "transformer_2" else kind, files)
-        elif kind != "transformer_2" or home.is_dir():
+                found[kind] = original.listed(TRANSFORMER if kind == TRANSFORMER_2 else kind, files)
+        elif kind != TRANSFORMER_2 or home.is_dir():
             files = original.shards(home, "")
             found[kind] = [one for file in files for one in weights.listing(file).values()]
     return found
@@ -178,11 +219,11 @@ def experts_of(folder: Path) -> list[str]:
     return []
 
 
-def files_of(folder: Path, beside: Beside) -> list[tuple[str, Path]]:
+def files_of(folder: Path, beside: Beside, transformers: Sequence[str]) -> list[tuple[str, Path]]:
     """Every file that decides what a model computes, with a name that does not depend on where the model lies."""
     plain = (folder / "model_index.json").is_file()
     files = []
-    for kind in PARTS if plain else ("transformer", *BESIDE):
+    for kind in (*transformers, *ENCODERS):
         if plain and beside.get("text_encoder" if kind == "tokenizer" else kind) is None:
             home = folder / kind
             files += [(p.relative_to(folder).as_posix(), p) for p in home.rglob("*") if p.is_file()]

@@ -80,6 +80,14 @@ def read(stored: Iterable[Stored]) -> Iterator[tuple[Stored, Tensor]]:
                     raise InputError(f"{file} is damaged: its {one.name} cannot be read; copy it again.") from error
 
 
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor, copied if its memory does not begin at a multiple of 64 bytes, as in a mapped file it may not.
+
+    On some CPUs matrix products round otherwise there, so the same weights would give another clip from another file.
+    """
+    return tensor.clone() if tensor.device.type == "cpu" and tensor.data_ptr() % 64 else tensor
+
+
 class _opened:  # noqa: N801
     """A file opened for reading tensors from it."""
 

@@ -61,13 +61,17 @@ def run(config: Config, out: Path, *, force: bool = False, terminal: Terminal) -
     with parallel.join() as world:
         parallel.from_chief(world, lambda: loggers.check(list(config.track.loggers)))
         with terminal.status("Looking at the model"):
-            name, folder = checkpoints.find(config.model.source)
-            checkpoints.check(name, folder)
+            name, folder = checkpoints.find(config.model.source, parts=())
+            kinds = checkpoints.check(name, folder, expert=config.model.expert)
+            if len(kinds) > 1:
+                raise InputError(f"{name} has two experts, trained one at a time: set model.expert to high or low.")
             wishes, (_, buckets) = checkpoints.defaults_of(folder), sizes_for(name, folder, config.data.buckets or ())
         plan = parallel.from_chief(world, lambda: survey(config, buckets, wishes.fps, terminal))
         parallel.from_chief(world, lambda: _writable(config.data.cache, out))
         with terminal.status(f"Loading {config.model.source}"):
-            components = checkpoints.load(config.model.source, device=parallel.local_device())
+            components = checkpoints.load(
+                config.model.source, expert=config.model.expert, device=parallel.local_device()
+            )
         with terminal.counting() as progress:
             made = prepare(plan, components, config.data.cache, progress=progress, rank=world.rank, world=world.size)
         key = fingerprint(components, plan.fps)
