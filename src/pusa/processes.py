@@ -7,7 +7,7 @@ identity. Process 0, the chief, alone writes files and speaks.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -113,6 +113,19 @@ def from_chief(world: World, work: Callable[[], T]) -> T:
         raise outcome[1]
     result: T = outcome[0]
     return result
+
+
+def agree(world: World, what: str) -> bool:
+    """Whether every process says the same. Every process must call it."""
+    return len(set(everyones_words(world, [what]))) == 1
+
+
+def chiefs(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors that process 0 has in the place of these, of the same shapes, types and kind of device."""
+    copies = [tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors]
+    for copy in copies:
+        dist.broadcast(copy, 0)
+    return copies
 
 
 def everyones(world: World, values: Tensor) -> Tensor:

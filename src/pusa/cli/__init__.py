@@ -18,6 +18,7 @@ from cyclopts.exceptions import RepeatArgumentError, UnusedCliTokensError
 from pusa import __version__
 from pusa.cli.habits import translate
 from pusa.cli.terminal import Report, printable
+from pusa.cli.together import first_to_fail, together
 from pusa.errors import PusaError
 
 VERBS = {
@@ -60,19 +61,21 @@ def main(tokens: Sequence[str] | None = None) -> int:
     as_json = "--json" in tokens
     _show_warnings_as_notes()
     try:
-        report = run(tokens)
-        if report:
-            report.print(as_json)
-            return report.exit_code
-        return 0
+        with together(tokens):
+            report = run(tokens)
+            if report:
+                report.print(as_json)
+        return report.exit_code if report else 0
     except BaseException as error:
         if isinstance(error, SystemExit | GeneratorExit):
             raise
+        sentence, code = explain(error)
+        if (said := first_to_fail(code)) is not None:
+            return said
         if "--debug" in tokens or os.environ.get("PUSA_DEBUG", "0") not in ("", "0"):
             import traceback
 
             traceback.print_exc()
-        sentence, code = explain(error)
         if as_json:
             import json
 
@@ -105,6 +108,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return f"{error.strerror}{f': {error.filename}' if error.filename else ''}.", 1
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory; use fewer --frames, a smaller --size, or close other programs.", 1
+    if "gloo" in str(error) or type(error).__name__ in ("DistBackendError", "DistNetworkError"):
+        return "another process ended without a word; it may have been killed because memory ran out.", 1
     summary = str(error).strip().splitlines()
     detail = f"{type(error).__name__}: {summary[0]}" if summary else type(error).__name__
     return f"{detail} (unexpected: run again with --debug to see where it comes from).", 1

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from pusa.cli.arguments import Source, default_name, multiplier
 from pusa.cli.arguments import size as read_size
 from pusa.cli.conditions import Picture, Video, official, pictures, videos
-from pusa.cli.making import check, make, open_pipeline
+from pusa.cli.making import check, check_shares, make, open_pipeline
 from pusa.cli.options import CLIP, CONDITIONS, OFFICIAL, File, Many, Model, Output, Sampling, Whole, of_model
 from pusa.cli.terminal import Report, Terminal
 from pusa.errors import InputError
@@ -115,6 +115,8 @@ def generate(
         pictures=[thing.path for thing in given if isinstance(thing, Picture)],
         videos=[thing.path for thing in (*given, editing) if isinstance(thing, Video | Source)],
     )
+    if editing is None:
+        check_shares(model, shape, frames)
     pipe = open_pipeline(model, terminal, size=shape, frames=frames, guidance=sampling.guidance)
 
     from pusa.generation.conditions import Clip, frame_index
@@ -158,8 +160,11 @@ def _whole_groups(frames: int, path: Path) -> int:
 def _again(recipe: Path, output: Output, terminal: Terminal) -> Report:
     with terminal.status("Starting"):
         from pusa.generation.provenance import read, regenerate
+        from pusa.processes import present
 
     old = read(recipe)
     output.check()
     path = output.path(default_name(old["prompt"], old["seed"], old["frames"], old["size"]))
-    return make({path: lambda callback: regenerate(recipe, callback=callback)}, output, terminal)
+    shared = present().size > 1
+    job = partial(regenerate, recipe, share_tokens=shared)
+    return make({path: lambda callback: job(callback=callback)}, output, terminal)
