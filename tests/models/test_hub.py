@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pusa.models import hub
+from pusa.errors import InputError
+from pusa.models import dialects, hub
 from tests.models.hub_server import Hub, serving
 
 NAME = "someone/wan"
@@ -141,3 +142,17 @@ def test_a_token_is_sent(server, fetch):
 def test_no_such_repository(server, fetch):
     assert "There is no model 'someone/else'" in fetch(name="someone/else")
     assert "no hub id can look like that" in fetch(name="some--one/wan")
+
+
+def test_a_file_of_a_repository(server, fetch, tmp_path, monkeypatch):
+    folder = fetch("transformer/b.safetensors")
+    monkeypatch.setattr(hub, "snapshot", lambda hub_id, patterns: folder if hub_id == NAME else None)
+    assert hub.file(f"{NAME}/transformer/b.safetensors") == folder / "transformer" / "b.safetensors"
+    with pytest.raises(InputError, match=f"{NAME} has no file c.safetensors"):
+        hub.file(f"{NAME}/c.safetensors")
+    with pytest.raises(InputError, match="no file of a hub repository"):
+        hub.file("b.safetensors")
+    assert dialects.file_of(f"{NAME}/transformer/b.safetensors").suffix == ".safetensors"
+    (tmp_path / "here").mkdir()
+    with pytest.raises(InputError, match="does not exist"):
+        dialects.file_of(tmp_path / "here" / "x.safetensors")

@@ -12,7 +12,19 @@ from pusa.cli.arguments import Source, default_name, multiplier
 from pusa.cli.arguments import size as read_size
 from pusa.cli.conditions import Picture, Video, official, pictures, videos
 from pusa.cli.making import check, check_shares, make, open_pipeline
-from pusa.cli.options import CLIP, CONDITIONS, OFFICIAL, File, Many, Model, Output, Sampling, Whole, of_model
+from pusa.cli.options import (
+    CLIP,
+    CONDITIONS,
+    OFFICIAL,
+    File,
+    Many,
+    Model,
+    Output,
+    Sampling,
+    Whole,
+    of_model,
+    with_preset,
+)
 from pusa.cli.terminal import Report, Terminal
 from pusa.errors import InputError
 
@@ -32,7 +44,7 @@ def generate(
     ] = (),
     edit: Annotated[str | None, Parameter(group=CONDITIONS, metavar="PATH")] = None,
     strength: Annotated[float | None, Parameter(group=CONDITIONS, show_default=lambda _: "0.6")] = None,
-    noise: Annotated[float, Parameter(group=CONDITIONS)] = 0.0,
+    noise: Annotated[float | None, Parameter(group=CONDITIONS, show_default=lambda _: "0")] = None,
     frames: Annotated[int | None, Whole, Parameter(group=CLIP, show_default=of_model)] = None,
     size: Annotated[str | None, Parameter(group=CLIP, metavar="WxH", show_default=of_model)] = None,
     fit: Annotated[Literal["crop", "pad", "stretch"], Parameter(group=CLIP)] = "crop",
@@ -93,13 +105,15 @@ def generate(
         if any(asked) or count != 1 or sampling != Sampling() or model != Model():
             raise InputError("--from makes a clip again exactly as it was made; give only --out with it.")
         return _again(from_, output, terminal)
+    asked_noise = noise
+    model, sampling, noise = with_preset(model, sampling, noise)
     multiplier(str(noise), "--noise")
     given: list[Picture | Video] = [*pictures(image, last_image, keyframe, noise)]
     if image_paths or cond_position or noise_multipliers:
         given += official(image_paths, video, cond_position, noise_multipliers or str(noise))
     else:
         given += videos(video, noise)
-    if noise and not given:
+    if asked_noise and not given:
         also = "; how much of --edit may change is its --strength" if edit else ""
         raise InputError(f"--noise {noise:g} says how firmly pictures and clips are held and none is given{also}.")
     if strength is not None and edit is None:

@@ -24,6 +24,7 @@ MEMORY = Group.create_ordered("Memory")
 def info(
     model: str | None = None,
     *,
+    presets: Annotated[bool, Switch] = False,
     memory: Annotated[bool, Switch, Parameter(group=MEMORY)] = False,
     size: Annotated[str | None, Parameter(group=MEMORY, metavar="WxH", show_default=of_model)] = None,
     frames: Annotated[int | None, Whole, Parameter(group=MEMORY, show_default=of_model)] = None,
@@ -39,6 +40,8 @@ def info(
     ----------
     model
         tiny, tiny-base, a folder, a .safetensors or .gguf file, or a hub id.
+    presets
+        List what each --preset of generate, extend and transition sets.
     memory
         Say what a clip will take in memory and time instead, under each memory profile.
     size
@@ -56,6 +59,10 @@ def info(
     debug
         Show the traceback of an error.
     """
+    if presets:
+        if model is not None or memory:
+            raise InputError("--presets lists the presets; give it alone.")
+        return _presets()
     if memory:
         from pusa.cli.memory import outlook
 
@@ -66,6 +73,21 @@ def info(
     record = _machine() if model is None else _model(model)
     width = max(len(name) for name in record)
     return Report(record, "\n".join(f"{name:{width}}  {_plain(value)}" for name, value in record.items()))
+
+
+def _presets() -> Report:
+    from pusa.models.presets import PRESETS
+
+    lines = []
+    for name, preset in PRESETS.items():
+        lines += [name, f"  {preset.note}"]
+        for option, value in preset.options().items():
+            flag = "--" + option.replace("_", "-")
+            several = value if isinstance(value, tuple) else (value,)
+            lines += [f"  {flag} {each:g}" if isinstance(each, float) else f"  {flag} {each}" for each in several]
+        lines.append("")
+    record = {name: {"note": preset.note, **preset.options()} for name, preset in PRESETS.items()}
+    return Report(record, "\n".join(lines).rstrip())
 
 
 def _machine() -> dict[str, Any]:

@@ -34,7 +34,7 @@ def open_pipeline(
 
     size, frames, guidance: of the clip, which --memory is weighed for; None for the model's own.
     """
-    with terminal.status(f"Loading {model.model}"):
+    with terminal.status(f"Loading {model.source}"):
         if not terminal.drawing:
             from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -43,7 +43,7 @@ def open_pipeline(
 
         world = present()
         memory = from_chief(world, lambda: profile_for(model, size, frames, guidance))
-        return _open(model.model, tuple(model.beside().items()), model.loras(), memory, world.size > 1)
+        return _open(model.source, tuple(model.beside().items()), model.loras(), memory, world.size > 1)
 
 
 @lru_cache(maxsize=1)
@@ -97,7 +97,7 @@ def check_shares(model: Model, size: tuple[int, int] | None, frames: int | None)
     if present().size > 1:
         from pusa.models.parallel import check_clip
 
-        check_clip(model.model, model.beside(), size, frames, present().size)
+        check_clip(model.source, model.beside(), size, frames, present().size)
 
 
 def make(jobs: Mapping[Path, Callable[[Callback], GeneratedClip]], output: Output, terminal: Terminal) -> Report:

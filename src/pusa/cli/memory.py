@@ -32,12 +32,12 @@ def profile_for(model: Model, size: tuple[int, int] | None, frames: int | None, 
 
     chosen = None if model.memory == "auto" else profiles.named(model.memory)
     device, beside = _device(), model.beside()
-    _, folder = _found(model.model)
+    _, folder = _found(model.source)
     on_disk = memory.bytes_on_disk(folder, beside)
     if 0 < on_disk < memory.SMALL:
         return None if chosen is None else chosen.name
     loras = [path for path, *_ in model.loras()]
-    rehearsal = _rehearse(model.model, size, frames, guidance, device.type == "cpu", beside, loras)
+    rehearsal = _rehearse(model.source, size, frames, guidance, device.type == "cpu", beside, loras)
     on_device, on_host = memory.free_memory(device)
     free = on_device, on_host / int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes each hold the model
     if chosen is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -68,7 +68,9 @@ class Sampling:
 class Model:
     """Which networks run."""
 
-    model: str = "tiny"
+    preset: Annotated[str | None, Parameter(metavar="NAME")] = None
+    """Weights and settings that belong together; what is typed beside it wins. pusa info --presets lists them."""
+    model: Annotated[str | None, Parameter(show_default=lambda _: "tiny")] = None
     """tiny (embedded), tiny-base (without its adapter), a folder, a .safetensors or .gguf file, or a hub id."""
     vae: Annotated[str | None, Parameter(metavar="PATH")] = None
     """File or folder of the autoencoder, where the model is a file without one."""
@@ -77,7 +79,7 @@ class Model:
     transformer_2: Annotated[str | None, Parameter(metavar="PATH")] = None
     """File or folder of the expert for low noise, where the model is a file of the one for high noise."""
     lora: Annotated[tuple[str, ...], Many, Parameter(name="--lora", metavar="PATH[:SCALE]")] = ()
-    """A LoRA file and its strength, for example pusa_v1.safetensors:1.4. Repeatable."""
+    """A LoRA file, or OWNER/REPOSITORY/FILE on the hub, and its strength: pusa_v1.safetensors:1.4. Repeatable."""
     lora_high: Annotated[tuple[str, ...], Many, Parameter(name="--lora-high", metavar="PATH[:SCALE]")] = ()
     """The same for the expert for high noise alone."""
     lora_low: Annotated[tuple[str, ...], Many, Parameter(name="--lora-low", metavar="PATH[:SCALE]")] = ()
@@ -86,6 +88,11 @@ class Model:
     """Strength of every LoRA that names none of its own."""
     memory: Literal["auto", "none", "80gb", "48gb", "24gb", "16gb", "12gb", "8gb", "cpu"] = "auto"
     """How the model is laid out in memory: auto is the fastest way that fits; none loads it without weighing it."""
+
+    @property
+    def source(self) -> str:
+        """The model."""
+        return "tiny" if self.model is None else self.model
 
     def loras(self) -> tuple[tuple[Path, float, Literal["high", "low"] | None], ...]:
         """File, strength and expert of each LoRA."""
@@ -100,6 +107,24 @@ class Model:
     def beside(self) -> dict[str, str | None]:
         """The parts that are given beside the model."""
         return {"vae": self.vae, "text_encoder": self.text_encoder, "transformer_2": self.transformer_2}
+
+
+def with_preset(model: Model, sampling: Sampling, noise: float | None) -> tuple[Model, Sampling, float]:
+    """The options with what was not given filled from the preset, where there is one; noise is that of conditions.
+
+    A preset's LoRAs are left out when any LoRA is given.
+    """
+    from pusa.models.presets import named
+
+    preset = named(model.preset).options() if model.preset is not None else {}
+    if model.lora or model.lora_high or model.lora_low:
+        preset = {name: value for name, value in preset.items() if not name.startswith("lora")}
+
+    def filled(options: Any) -> Any:
+        mine = {field.name for field in fields(options)} & set(preset)
+        return replace(options, **{name: preset[name] for name in mine if getattr(options, name) in (None, ())})
+
+    return filled(model), filled(sampling), preset.get("noise", 0.0) if noise is None else noise
 
 
 @Parameter(name="*", group=OUTPUT)

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from pusa.cli.arguments import multiplier
 from pusa.cli.arguments import size as read_size
 from pusa.cli.making import check, make, open_pipeline
-from pusa.cli.options import CLIP, File, Model, Output, Sampling, Whole, of_model
+from pusa.cli.options import CLIP, File, Model, Output, Sampling, Whole, of_model, with_preset
 from pusa.cli.terminal import Report, Terminal
 
 
@@ -21,7 +21,7 @@ def transition(
     *,
     frames: Annotated[int | None, Whole, Parameter(group=CLIP, show_default=of_model)] = None,
     overlap: Annotated[int | None, Whole, Parameter(group=CLIP, show_default=of_model)] = None,
-    noise: Annotated[float, Parameter(group=CLIP)] = 0.0,
+    noise: Annotated[float | None, Parameter(group=CLIP, show_default=lambda _: "0")] = None,
     size: Annotated[
         str | None, Parameter(group=CLIP, metavar="WxH", show_default=lambda _: "that of A, else the model's")
     ] = None,
@@ -52,6 +52,7 @@ def transition(
         How clips of another shape are brought to the size.
     """
     terminal = Terminal(output.talk.talkative)
+    model, sampling, noise = with_preset(model, sampling, noise)
     multiplier(str(noise), "--noise")
     shape = None if size is None else read_size(size)
     output.check()

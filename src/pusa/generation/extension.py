@@ -244,6 +244,7 @@ def _make(
     prompts = check_prompts(prompt, negative_prompt)
     check_seed(seed)
     known, _ = resolve(conditions, Target(settings.frames, settings.size, pipe.defaults.fps, mode, pipe.vae))
+    pipe.advise(settings, given=True)
     matrix = pipe.matrix(settings, known)
     text = pipe.encode_text([*prompts, negative_prompt])
     z = join(pipe.sample(matrix, (text[:1], text[1:]), settings, known=known, seed=seed, callback=callback))

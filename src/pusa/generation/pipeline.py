@@ -9,6 +9,8 @@ other, so neither the device nor the batch size changes what a seed means.
 from __future__ import annotations
 
 import math
+import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack, overload
@@ -20,6 +22,7 @@ from pusa import processes
 from pusa.core import sampler, schedules, sigmas
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
+from pusa.generation.advice import advice
 from pusa.generation.clip import GeneratedClip
 from pusa.generation.conditions import Clip, Image, Known, Placed, Target, frame_index, place, resolve
 from pusa.generation.footage import open_footage
@@ -117,6 +120,7 @@ class Pipeline(Model):
         )
         target = Target(settings.frames, target_size, self.defaults.fps, fit, self.vae)
         known, records = resolve(conditions, target)
+        self.advise(settings, given=bool(known))
         start = None if edited is None else edited.encode()
         walked = matrix or self.matrix(settings, known)
         guides = {settings.guidance, settings.guidance_2} - {1, None}
@@ -300,6 +304,11 @@ class Pipeline(Model):
         """The callback, whose False on one process stops every process after the same step."""
         return lambda step: not processes.anyone(self.world, callback(step) is False)
 
+    def advise(self, settings: Settings, *, given: bool) -> None:
+        """A UserWarning for each way in which the settings contradict the LoRAs; given: frames have conditions."""
+        for sentence in advice(self.components.source, self.loras, settings, given=given):
+            warnings.warn(sentence, stacklevel=4)
+
     def _place_init(self, init: Clip, frames: int | None, size: tuple[int, int], fit: Fit) -> tuple[int, Placed]:
         """The number of frames of a clip to edit, and the clip, checked and not encoded yet."""
         footage = open_footage(init.src, self.defaults.fps, self.vae)
@@ -366,7 +375,7 @@ def _lora_files(given: Sequence[str | Path | LoraFile], scales: float | Sequence
     ]
     seen: list[tuple[Path, Expert | None]] = []
     for one in wanted:
-        file = dialects.file_of(one.path).resolve()
+        file = Path(os.path.normpath(dialects.file_of(one.path).absolute()))
         if any(file == other and (one.expert == expert or None in (one.expert, expert)) for other, expert in seen):
             raise InputError(f"The LoRA {one.path} is given twice: give it once, at the strength it should have.")
         seen.append((file, one.expert))

@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pusa.errors import InputError
+from pusa.models import hub
 from pusa.models.names import Shapes, every_name, strip, wan_shapes
 
 _KEY = re.compile(
@@ -114,13 +115,15 @@ def read(path: str | Path, shapes: Shapes | None = None) -> Changes:
 
 
 def file_of(path: str | Path) -> Path:
-    """The file itself, or the LoRA in a folder; InputError when there is none."""
-    path = Path(path).expanduser()
+    """The file itself, the LoRA in a folder, or OWNER/REPOSITORY/FILE on the hub; InputError when there is none."""
+    text, path = str(path), Path(path).expanduser()
     try:
         if path.is_dir():
             if found := next((path / name for name in _FOLDER_FILES if (path / name).is_file()), None):
                 return found
             raise InputError(f"The LoRA {path} is a folder that holds no {_FOLDER_FILES[0]}: give the file in it.")
+        if not path.is_file() and hub.names_a_file(text) and not path.parent.is_dir():
+            return hub.file(text)
         if not path.is_file():
             raise InputError(f"The LoRA {path} does not exist: check the path.")
         if path.stat().st_size == 0:

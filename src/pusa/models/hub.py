@@ -8,10 +8,29 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from pusa.errors import InputError
+
+_FILE = re.compile(r"(?P<hub_id>[\w-][\w.-]*/[\w-][\w.-]*)/(?P<path>.+\.(?:safetensors|pt|pth|bin))")
+
+
+def names_a_file(text: str) -> bool:
+    """Whether a text has the form OWNER/REPOSITORY/FILE, with a file of weights; a path may have it too."""
+    return _FILE.fullmatch(text) is not None
+
+
+def file(text: str) -> Path:
+    """The file OWNER/REPOSITORY/FILE, downloaded unless it is there; InputError as for `snapshot`, or without one."""
+    match = _FILE.fullmatch(text)
+    if match is None:
+        raise InputError(f"{text!r} is no file of a hub repository: write OWNER/REPOSITORY/FILE.safetensors.")
+    path = snapshot(match["hub_id"], [match["path"]]) / match["path"]
+    if not path.is_file():
+        raise InputError(f"{match['hub_id']} has no file {match['path']}: check the name.")
+    return path
 
 
 def snapshot(hub_id: str, patterns: Sequence[str]) -> Path:

@@ -110,7 +110,7 @@ def load(transformer: WanTransformer3DModel, path: str | Path, scale: float = 1.
         transformer.set_adapter([*active, name])
     _maybe_remove_and_reapply_group_offloading(transformer)
     ranks = tuple(sorted({len(down) for down, _ in changes.factors.values()}))
-    return Lora(name, file.resolve(), digest, scale, ranks, len(changes.factors), len(changes.differences))
+    return Lora(name, file.absolute(), digest, scale, ranks, len(changes.factors), len(changes.differences))
 
 
 def choose_name(present: Sequence[Lora], path: str | Path, name: str | None = None) -> str:
@@ -119,7 +119,7 @@ def choose_name(present: Sequence[Lora], path: str | Path, name: str | None = No
     The same file again gets the name it has. Raises InputError when the same content is on the same transformer under
     another name, so that nothing is added twice; `present` are those of one transformer, or of both experts.
     """
-    file = dialects.file_of(path).resolve()
+    file = dialects.file_of(path).absolute()
     if name is None:
         files, base = {lora.name: lora.path for lora in present}, default_name(path)
         numbered = itertools.chain([base], (f"{base}_{number}" for number in itertools.count(2)))
@@ -170,7 +170,7 @@ def names(transformer: WanTransformer3DModel) -> tuple[str, ...]:
 
 def default_name(path: str | Path) -> str:
     """What a LoRA is called when nobody says: the stem of its file, or the folder's name where all files are alike."""
-    path = Path(path).resolve()
+    path = Path(path).absolute()
     generic = path.stem in dialects.FOLDER_STEMS
     return re.sub(r"\W+", "_", path.parent.name if generic else path.name if path.is_dir() else path.stem) or "lora"
 
