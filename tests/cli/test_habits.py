@@ -15,6 +15,7 @@ from pusa.cli.habits import SYNONYMS, translate
         ("--cfg 3", "--guidance 3"),
         ("--guidance_scale 3", "--guidance 3"),
         ("--flow_shift 5", "--shift 5"),
+        ("--switch_DiT_boundary 0.9 --high_lora_path a.pt", "--boundary 0.9 --lora-high a.pt"),
         ("--end_image b.png", "--last-image b.png"),
         ("--lora_alpha 1.4", "--lora-scale 1.4"),
         ("--height 480 --width 832", "--size 832x480"),

@@ -14,6 +14,8 @@ SYNONYMS: dict[str, Sequence[str]] = {
     "--size": ("--resolution",),
     "--steps": ("--num-inference-steps", "--infer-steps", "--sample-steps", "--sampling-steps"),
     "--guidance": ("--cfg", "--cfg-scale", "--guidance-scale", "--sample-guide-scale"),
+    "--guidance-2": ("--guidance-scale-2", "--cfg-2"),
+    "--boundary": ("--boundary-ratio", "--switch-DiT-boundary"),
     "--shift": ("--flow-shift", "--sample-shift", "--sigma-shift", "--discrete-flow-shift"),
     "--seed": ("--base-seed",),
     "--solver": ("--sample-solver", "--scheduler"),
@@ -24,6 +26,8 @@ SYNONYMS: dict[str, Sequence[str]] = {
     "--count": ("--num-videos", "--num-outputs"),
     "--model": ("--base-dir", "--t2v-model-dir", "--ckpt-dir", "--model-path"),
     "--lora": ("--lora-path", "--lora-weight"),
+    "--lora-high": ("--high-lora-path",),
+    "--lora-low": ("--low-lora-path",),
     "--lora-scale": ("--lora-alpha", "--lora-strength", "--lora-multiplier"),
     "--out": ("--output", "--output-path", "--output-dir", "--save-file", "-o"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
@@ -30,6 +30,7 @@ def info(
     frames: Annotated[int | None, Whole, Parameter(group=MEMORY, show_default=of_model)] = None,
     guidance: Annotated[float | None, Parameter(group=MEMORY, show_default=of_model)] = None,
     profile: Annotated[str | None, Parameter(group=MEMORY, metavar="NAME")] = None,
+    dtype: Annotated[Literal["auto", "bfloat16", "float32"], Parameter(group=MEMORY)] = "auto",
     rate: Annotated[float | None, Parameter(group=MEMORY, metavar="TFLOPS")] = None,
     json: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
     debug: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
@@ -52,6 +53,8 @@ def info(
         Guidance scale; 1 asks the model once a step.
     profile
         Only this memory profile: 80gb, 48gb, 24gb, 16gb, 12gb, 8gb or cpu.
+    dtype
+        What transformer and text encoder compute in; auto is bfloat16 on a GPU and float32 on a CPU.
     rate
         Speed of the device in large matrix products; measured if not given.
     json
@@ -67,9 +70,13 @@ def info(
         from pusa.cli.memory import outlook
 
         shape = None if size is None else read_size(size)
-        return outlook(model or "tiny", size=shape, frames=frames, guidance=guidance, profile=profile, rate=rate)
-    if any(option is not None for option in (size, frames, guidance, profile, rate)):
-        raise InputError("--size, --frames, --guidance, --profile and --rate say what --memory is for; give it too.")
+        return outlook(
+            model or "tiny", size=shape, frames=frames, guidance=guidance, profile=profile, rate=rate, dtype=dtype
+        )
+    if any(option is not None for option in (size, frames, guidance, profile, rate)) or dtype != "auto":
+        raise InputError(
+            "--size, --frames, --guidance, --profile, --dtype and --rate say what --memory is for; give it too."
+        )
     record = _machine() if model is None else _model(model)
     width = max(len(name) for name in record)
     return Report(record, "\n".join(f"{name:{width}}  {_plain(value)}" for name, value in record.items()))

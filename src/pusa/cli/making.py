@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
@@ -43,7 +46,7 @@ def open_pipeline(
 
         world = present()
         memory = from_chief(world, lambda: profile_for(model, size, frames, guidance))
-        return _open(model.source, tuple(model.beside().items()), model.loras(), memory, world.size > 1)
+        return _open(model.source, tuple(model.beside().items()), model.loras(), model.dtype, memory, world.size > 1)
 
 
 @lru_cache(maxsize=1)
@@ -51,6 +54,7 @@ def _open(
     source: str,
     beside: tuple[tuple[str, str | None], ...],
     loras: tuple[tuple[Path, float, Expert | None], ...],
+    dtype: str,
     memory: str | None,
     share_tokens: bool,
 ) -> Pipeline:
@@ -68,6 +72,7 @@ def _open(
             text_encoder=parts["text_encoder"],
             transformer_2=parts["transformer_2"],
             lora=[LoraFile(*one) for one in loras],
+            dtype=None if dtype == "auto" else getattr(torch, dtype),
             memory=memory,
             share_tokens=share_tokens,
         )
@@ -136,8 +141,15 @@ def _check_places(paths: Iterable[Path]) -> None:
 
 
 def _save(clip: GeneratedClip, path: Path, output: Output) -> None:
+    """Save a clip; a SIGTERM meanwhile, as torchrun sends one when another process has died, leaves nothing behind."""
     output.free(path)
-    clip.save(path)
+    main_thread = threading.current_thread() is threading.main_thread()
+    usual = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)) if main_thread else None
+    try:
+        clip.save(path)
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGTERM, usual)
 
 
 def record(clip: GeneratedClip, path: Path, seconds: float) -> dict[str, Any]:

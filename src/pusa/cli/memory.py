@@ -37,7 +37,7 @@ def profile_for(model: Model, size: tuple[int, int] | None, frames: int | None, 
     if 0 < on_disk < memory.SMALL:
         return None if chosen is None else chosen.name
     loras = [path for path, *_ in model.loras()]
-    rehearsal = _rehearse(model.source, size, frames, guidance, device.type == "cpu", beside, loras)
+    rehearsal = _rehearse(model.source, size, frames, guidance, device.type == "cpu", beside, loras, model.dtype)
     on_device, on_host = memory.free_memory(device)
     free = on_device, on_host / int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes each hold the model
     if chosen is None:
@@ -56,8 +56,12 @@ def outlook(
     guidance: float | None,
     profile: str | None,
     rate: float | None,
+    dtype: str,
 ) -> Report:
-    """What a clip takes under one profile or each. rate: matrix products of the device in TFLOPS, else measured."""
+    """What a clip takes under one profile or each. rate: matrix products of the device in TFLOPS, else measured.
+
+    dtype: as `Model.dtype`.
+    """
     import torch
 
     from pusa.models import memory, profiles
@@ -72,13 +76,13 @@ def outlook(
     for each in wanted:
         on_cpu = each.gigabytes is None
         if on_cpu not in rehearsals:
-            rehearsals[on_cpu] = _rehearse(model, size, frames, guidance, on_cpu, {}, [])
+            rehearsals[on_cpu] = _rehearse(model, size, frames, guidance, on_cpu, {}, [], dtype)
         needs = rehearsals[on_cpu].needs(each)
         here = on_cpu or device.type != "cpu"
         speed = rate * 1e12 if rate else None
         if speed is None and here:
-            dtype = torch.float32 if on_cpu else torch.bfloat16
-            speed = _rate_of(matmul_rate, "cpu" if on_cpu else str(device), dtype)
+            kind = ("float32" if on_cpu else "bfloat16") if dtype == "auto" else dtype
+            speed = _rate_of(matmul_rate, "cpu" if on_cpu else str(device), getattr(torch, kind))
         rows.append(
             needs.record()
             | {
@@ -137,7 +141,10 @@ def _rehearse(
     on_cpu: bool,
     beside: dict[str, str | None],
     loras: list[Path],
+    dtype: str,
 ) -> Rehearsal:
+    import torch
+
     from pusa import embedded
     from pusa.models import checkpoints, memory
 
@@ -150,6 +157,7 @@ def _rehearse(
         size=size or wishes.size,
         frames=frames or wishes.frames,
         guidance=wishes.guidance if guidance is None else guidance,
+        dtype=None if dtype == "auto" else getattr(torch, dtype),
         on_cpu=on_cpu,
         beside=beside,
         loras=[*own, *loras],

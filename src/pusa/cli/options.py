@@ -86,6 +86,8 @@ class Model:
     """The same for the expert for low noise alone."""
     lora_scale: float = 1.0
     """Strength of every LoRA that names none of its own."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """What transformer and text encoder compute in; auto is bfloat16 on a GPU and float32 on a CPU."""
     memory: Literal["auto", "none", "80gb", "48gb", "24gb", "16gb", "12gb", "8gb", "cpu"] = "auto"
     """How the model is laid out in memory: auto is the fastest way that fits; none loads it without weighing it."""
 
