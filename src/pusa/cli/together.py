@@ -54,5 +54,8 @@ def _interrupted_once() -> Iterator[None]:
         raise KeyboardInterrupt
 
     usual = signal.signal(signal.SIGINT, hear)
-    yield
-    signal.signal(signal.SIGINT, usual)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is hear:
+            signal.signal(signal.SIGINT, usual)

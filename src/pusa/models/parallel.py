@@ -75,8 +75,9 @@ def check_tokens(slots: int, per_slot: int, heads: int, processes: int) -> None:
     lengths = " or ".join(str(pixel_frames(n)) for n in near)
     fitting = math.gcd(tokens, heads)
     fewer = f"{_counts(fitting)}, or " if fitting > 1 else ""
+    length = f"{pixel_frames(slots)} frame{'s' * (slots > 1)}"
     raise InputError(
-        f"The {tokens} tokens of {pixel_frames(slots)} frames cannot be shared by {processes} processes: use "
+        f"The {tokens} tokens of {length} cannot be shared by {processes} processes: use "
         f"{fewer}{lengths} frames, or another size."
     )
 
