@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -99,6 +100,23 @@ def build_tiny(folder: Path) -> Path:
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `build_tiny` wrote; treat it as read-only."""
     return build_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def experts_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a second transformer of other weights, as Wan2.2 A14B has one; treat it as read-only."""
+    import torch
+    from diffusers import WanTransformer3DModel
+
+    folder = tmp_path_factory.mktemp("experts") / "a14b"
+    shutil.copytree(tiny_folder, folder)
+    torch.manual_seed(5)
+    second = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder / "transformer"))
+    second.save_pretrained(folder / "transformer_2")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.875}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -22,23 +20,9 @@ from tests.models.lora_files import truth, written
 PROMPT = "a red circle moves left on a black background"
 
 
-@pytest.fixture(scope="module")
-def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny random model with a second transformer of other weights."""
-    path = tmp_path_factory.mktemp("experts") / "a14b"
-    shutil.copytree(tiny_folder, path)
-    torch.manual_seed(5)
-    second = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(path / "transformer"))
-    second.save_pretrained(path / "transformer_2")
-    index = json.loads((path / "model_index.json").read_text())
-    index |= {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.875}
-    (path / "model_index.json").write_text(json.dumps(index))
-    return path
-
-
 @pytest.fixture
-def pipe(folder: Path) -> Pipeline:
-    return load(folder, device="cpu")
+def pipe(experts_folder: Path) -> Pipeline:
+    return load(experts_folder, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +44,7 @@ def alone(folder: Path, which: str) -> Pipeline:
     return Pipeline(checkpoints.load(folder, expert=which, device="cpu"))  # type: ignore[arg-type]
 
 
-def test_the_noisiest_frame_decides_also_with_a_clean_first_frame(folder: Path, pipe: Pipeline) -> None:
+def test_the_noisiest_frame_decides_also_with_a_clean_first_frame(experts_folder: Path, pipe: Pipeline) -> None:
     """Above the boundary the clip is what the first expert alone makes, below it goes on as the second one would."""
     grid = sigmas.grid(4)
     picture = torch.zeros(32, 32, 3, dtype=torch.uint8).numpy()
@@ -69,11 +53,11 @@ def test_the_noisiest_frame_decides_also_with_a_clean_first_frame(folder: Path, 
     upper: list[torch.Tensor] = []
     options = {"matrix": whole, "guidance": 1.0}
     clip = pipe.generate(PROMPT, [Image(picture)], **options, callback=lambda step: seen.append(step.latents))
-    above = alone(folder, "high")
+    above = alone(experts_folder, "high")
     above.generate(PROMPT, [Image(picture)], **options, callback=lambda step: upper.append(step.latents))
     assert all(torch.equal(a, b) for a, b in zip(seen[:2], upper[:2], strict=True))
     assert not torch.equal(seen[2], upper[2])
-    low = alone(folder, "low")
+    low = alone(experts_folder, "low")
     x, text = seen[1], low.encode_text([PROMPT])
     v = low.velocity(x, whole.told[2:3].float(), ("cond", text))
     step = (whole.state[3] - whole.state[2]).float()[None, None, :, None, None]
@@ -81,8 +65,8 @@ def test_the_noisiest_frame_decides_also_with_a_clean_first_frame(folder: Path, 
     assert torch.equal(clip.latents[:, :, 0], pipe.encode(picture[None])[:, :, 0])
 
 
-def test_the_boundary_and_both_guidances(folder: Path, pipe: Pipeline) -> None:
-    high, low = alone(folder, "high"), alone(folder, "low")
+def test_the_boundary_and_both_guidances(experts_folder: Path, pipe: Pipeline) -> None:
+    high, low = alone(experts_folder, "high"), alone(experts_folder, "low")
     options = {"steps": 4, "guidance": 2.0}
     assert torch.equal(pipe.generate(PROMPT, boundary=0.0, **options).latents, high.generate(PROMPT, **options).latents)
     first_step_only = pipe.generate(PROMPT, boundary=1.0, steps=4, guidance=1.0, guidance_2=3.0)
@@ -101,16 +85,20 @@ def test_the_boundary_and_both_guidances(folder: Path, pipe: Pipeline) -> None:
         high.generate(PROMPT, guidance_2=2.0)
 
 
-def test_each_expert_has_its_loras_at_its_strengths(folder: Path, files: dict[str, Path], tmp_path: Path) -> None:
+def test_each_expert_has_its_loras_at_its_strengths(
+    experts_folder: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
     high, low, style = files.values()
     pipe = load(
-        folder, lora=[LoraFile(high, 1.5, "high"), LoraFile(low, 1.4, "low"), LoraFile(style, 0.5)], device="cpu"
+        experts_folder,
+        lora=[LoraFile(high, 1.5, "high"), LoraFile(low, 1.4, "low"), LoraFile(style, 0.5)],
+        device="cpu",
     )
     assert [(x.name, x.expert, x.scale) for x in pipe.loras] == [
         ("high_noise_pusa", "high", 1.5), ("low_noise_pusa", "low", 1.4), ("style", "high", 0.5), ("style", "low", 0.5),
     ]  # fmt: skip
     clip = pipe.generate(PROMPT, steps=4)
-    one = alone(folder, "high")
+    one = alone(experts_folder, "high")
     one.load_lora(high, 1.5)
     one.load_lora(style, 0.5)
     same = pipe.generate(PROMPT, steps=4, boundary=0.0)
@@ -132,25 +120,27 @@ def test_each_expert_has_its_loras_at_its_strengths(folder: Path, files: dict[st
         pipe.remove_lora("low_noise_pusa", expert="high")
 
 
-def test_mixed_up_loras_are_refused(folder: Path, files: dict[str, Path], tiny_folder: Path, pipe: Pipeline) -> None:
+def test_mixed_up_loras_are_refused(
+    experts_folder: Path, files: dict[str, Path], tiny_folder: Path, pipe: Pipeline
+) -> None:
     high, low, style = files.values()
     for path, expert, flag in ((high, None, "high"), (high, "low", "high"), (low, "high", "low")):
         with pytest.raises(InputError, match=f"is for the {flag}-noise expert: give it with --lora-{flag}"):
             pipe.load_lora(path, expert=expert)
     assert pipe.loras == ()
     with pytest.raises(InputError, match="given twice"):
-        load(folder, lora=[LoraFile(style), LoraFile(style, 2.0, "low")], device="cpu")
-    both = load(folder, lora=[LoraFile(style, 1.0, "high"), LoraFile(style, 2.0, "low")], device="cpu")
+        load(experts_folder, lora=[LoraFile(style), LoraFile(style, 2.0, "low")], device="cpu")
+    both = load(experts_folder, lora=[LoraFile(style, 1.0, "high"), LoraFile(style, 2.0, "low")], device="cpu")
     assert [(x.name, x.scale) for x in both.loras] == [("style", 1.0), ("style", 2.0)]
     with pytest.raises(InputError, match="one transformer and no high-noise expert"):
         load(tiny_folder, lora=LoraFile(style, 1.0, "high"), device="cpu")
 
 
 @pytest.mark.parametrize("name", ["8gb", "24gb", "cpu"])
-def test_memory_profiles_take_both(folder: Path, pipe: Pipeline, name: str) -> None:
+def test_memory_profiles_take_both(experts_folder: Path, pipe: Pipeline, name: str) -> None:
     """Disk offload changes nothing; fp8 rounds, in either expert."""
     plain = pipe.generate(PROMPT, steps=4).latents
-    lean = load(folder, memory=name, device="cpu")
+    lean = load(experts_folder, memory=name, device="cpu")
     made = lean.generate(PROMPT, steps=4).latents
     if "transformer" in profiles.named(name).fp8:
         for transformer in (lean.transformer, lean.transformer_2):
