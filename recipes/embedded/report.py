@@ -2,8 +2,8 @@
 
     python recipes/embedded/report.py --runs runs/embedded
 
-Nothing is typed by hand: every number comes from `numbers.json`, `curve.json`, `snapshots.json` (measure.py) or from a
-training's log or cost sheet.
+Nothing is typed by hand: every number comes from `numbers.json`, `curve.json`, `snapshots.json` (measure.py), from a
+training's log or cost sheet, or, of stages whose runs are gone, from `history.json`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
+import history
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -28,19 +29,12 @@ STAGES = {
     "base": "text-to-video base, first stage",
     "base2": "second stage",
     "base3": "third stage, 12 latent channels",
+    "base4": "fourth stage, other clips",
 }
-CLIPS = {"vae": 2.25, "decoder": 2.25, "base": 32, "base2": 32, "base3": 32}
+CLIPS = {"vae": 2.25, "decoder": 2.25} | dict.fromkeys(history.BASES, history.BATCH)
 """Clips in a step, on average."""
-CHANNELS = {"base": 32, "base2": 32, "base3": 12}
-"""Latent channels, over which the losses are means; only their sums can be compared."""
 SHIPPED = "adapter0"
 """The run of the adapter that is shipped; its sisters differ in their seed."""
-
-
-def read_log(path: Path) -> list[Json]:
-    """The lines of a training log; after a resume the later line of a step counts."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [line for _, line in sorted({line["step"]: line for line in lines}.items())]
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -56,24 +50,33 @@ def db(value: float) -> str:
     return f"{value:.2f} dB"
 
 
+def gains(n: Json) -> Json:
+    """What the targets are about, by the names that the history has for it."""
+    t2v, i2v, ends, ext = n["text_to_video"], n["image_to_video"], n["start_end"], n["extension"]
+    return {
+        "t2v_motion": t2v["base"]["motion"],
+        "i2v_motion": i2v["adapted"]["motion"],
+        "i2v_over_repeat": i2v["adapted"]["db"] - i2v["first_frame_repeated"]["db"],
+        "i2v_over_base": i2v["adapted"]["db"] - i2v["base"]["db"],
+        "ends_over_fade": ends["repeat"]["adapted"]["db"] - ends["cross_fade"]["db"],
+        "extension_over_frozen": ext["adapted"]["db"] - ext["frozen"]["db"],
+    }
+
+
 def targets(n: Json) -> list[list[str]]:
     """What the embedded model is meant to reach, beside what it reaches."""
-    t2v, i2v, ends, ext = n["text_to_video"], n["image_to_video"], n["start_end"]["repeat"], n["extension"]
+    t2v, gain = n["text_to_video"], gains(n)
     lost = max(t2v["base"][k] - t2v["adapted"][k] for k in ("colour", "motion"))
-    over_repeat = i2v["adapted"]["db"] - i2v["first_frame_repeated"]["db"]
-    over_base = i2v["adapted"]["db"] - i2v["base"]["db"]
-    over_fade = ends["adapted"]["db"] - n["start_end"]["cross_fade"]["db"]
-    over_frozen = ext["adapted"]["db"] - ext["frozen"]["db"]
     goals = [
         ("autoencoder, held-out shape clips", n["vae"]["shapes_db"], 30.0, db),
         ("text-to-video, base: colour", t2v["base"]["colour"], 0.95, percent),
-        ("text-to-video, base: motion", t2v["base"]["motion"], 0.85, percent),
+        ("text-to-video, base: motion", gain["t2v_motion"], 0.85, percent),
         ("text-to-video: lost by loading the adapter", -lost, -0.03, lambda x: percent(-x)),
-        ("image-to-video: motion", i2v["adapted"]["motion"], 0.85, percent),
-        ("image-to-video, over repeating the first frame", over_repeat, 3.0, db),
-        ("image-to-video, over the base alone", over_base, 3.0, db),
-        ("start–end, over a cross-fade", over_fade, 2.0, db),
-        ("extension, over freezing", over_frozen, 3.0, db),
+        ("image-to-video: motion", gain["i2v_motion"], 0.85, percent),
+        ("image-to-video, over repeating the first frame", gain["i2v_over_repeat"], 3.0, db),
+        ("image-to-video, over the base alone", gain["i2v_over_base"], 3.0, db),
+        ("start–end, over a cross-fade", gain["ends_over_fade"], 2.0, db),
+        ("extension, over freezing", gain["extension_over_frozen"], 3.0, db),
     ]
     return [
         [
@@ -86,7 +89,47 @@ def targets(n: Json) -> list[list[str]]:
     ]
 
 
-def results(n: Json, curve: list[Json], snapshots: list[Json], logs: dict[str, list[Json]]) -> str:
+FIGURES = [
+    ("i2v_motion", "image-to-video: motion", 0.85, percent),
+    ("i2v_over_repeat", "over repeating the first frame", 3.0, db),
+    ("ends_over_fade", "start–end, over a cross-fade", 2.0, db),
+    ("extension_over_frozen", "extension, over freezing", 3.0, db),
+]
+"""The targets that depend on how much the base has seen."""
+
+
+def outlook(past: Json) -> str:
+    """The curve of the targets over the stages of the base, and what reaching them would take."""
+    rows = [
+        [f"{history.BATCH * row['steps']:,}", *(show(row[key]) for key, _, _, show in FIGURES)]
+        for row in past["measured"]
+    ]
+    rates = {key: history.clips_for(past, key, goal) for key, _, goal, _ in FIGURES}
+    points = [
+        f"{100 * rates[key][0]:.0f} points" if show is percent else db(rates[key][0]) for key, _, _, show in FIGURES
+    ]
+    rows += [["a doubling adds", *points], ["target", *(show(goal) for _, _, goal, show in FIGURES)]]
+    rows.append(["reached at", *(f"{rates[key][1] / 1e6:,.1f} M clips" for key, *_ in FIGURES)])
+    bases = [past["stages"][name] for name in history.BASES if name in past["stages"]]
+    seen, minutes = history.BATCH * sum(b["steps"] for b in bases), sum(b["minutes"] for b in bases)
+    most = max(rates[key][1] for key, *_ in FIGURES)
+    hours = most / seen * minutes / 60
+    return f"""
+## What it would take
+
+The numbers above after each stage of the base, which the adapter cannot exceed by much, on the same clips:
+
+{table(["clips that the base saw", *(title for _, title, _, _ in FIGURES)], rows)}
+
+The last line goes on along a straight line over the logarithm of the clips, through {len(rows) - 3} points of one
+seed each, and so is a guess, and a hopeful one where the curve flattens. {most / 1e6:,.0f} M clips are
+{hours:,.0f} hours of the CPU thread that took {minutes / 60:.1f} hours for {seen:,}; on one large GPU, at a hundred
+times its speed, {hours / 100:,.1f}. Between the first and the second stage the autoencoder became better as well
+(29.2 to 30.5 dB).
+"""
+
+
+def results(n: Json, curve: list[Json], past: Json) -> str:
     t2v, i2v, ends = n["text_to_video"], n["image_to_video"], n["start_end"]
     ext, com, cam, vae = n["extension"], n["completion"], n["camera_image_to_video"], n["vae"]
     order = [("truth", "rendered clips"), ("truth_through_vae", "rendered clips through the VAE")]
@@ -122,7 +165,8 @@ python recipes/embedded/measure.py
 python recipes/embedded/report.py
 ```
 
-What a training step costs is in [benchmarks.md](benchmarks.md).
+What a training step costs is in [benchmarks.md](benchmarks.md); which weights load and how that is checked in
+[models.md](models.md), memory foretold and measured, and a clip at true size, in [memory.md](memory.md).
 
 The model is the embedded one; how it was made is in [its model card](../src/pusa/embedded/tiny/README.md). The
 autoencoder reconstructs held-out shape clips with {db(vae["shapes_db"])} and camera clips with {db(vae["cameras_db"])}
@@ -160,20 +204,19 @@ Start–end, frames 4–12, with the last picture encoded in three ways:
 
 {table(["", "measured", "target", "reached"], targets(n))}
 """
-    if snapshots:
-        before = {"base": 0, "base2": logs["base"][-1]["step"] + 1}
-        before["base3"] = before["base2"] + logs["base2"][-1]["step"] + 1
-        rates = [
-            [f"{before[p['run']] + p['step']:,}", *(percent(p[k]) for k in ("colour", "shape", "motion"))]
-            for p in snapshots
-        ]
-        text += f"""
-The base over its steps of 32 clips each, text-to-video on 24 held-out scenes (`measure.py --clips 24 --snapshots`):
+    text += outlook(past)
+    rates = [
+        [f"{steps:,}", *(percent(row[k]) for k in ("colour", "shape", "motion"))]
+        for steps, row in history.snapshots(past)
+    ]
+    text += f"""
+The base over its steps of {history.BATCH} clips each, text-to-video on 24 held-out scenes
+(`measure.py --clips 24 --snapshots`):
 
 {table(["steps of the base", "colour", "shape", "motion"], rates)}
 
 Each of its stages ends with a learning rate near zero. The third begins after `reduce.py` took the 20 latent channels
-out that carry nothing.
+out that carry nothing; the fourth has other clips than those before.
 """
     if curve:
         first, share = early_share(curve)
@@ -241,12 +284,12 @@ nearly kept: the judge finds the right colour in {percent(t2v["base"]["colour"])
 model, trained for a few hours on one CPU thread, still misses."""
 
 
-def card(n: Json, logs: dict[str, list[Json]], cost: Json) -> str:
+def card(n: Json, past: Json, cost: Json) -> str:
     rows = []
     for name, title in STAGES.items():
-        if log := logs.get(name):
-            steps = log[-1]["step"] + 1
-            rows.append([title, f"{steps:,}", f"{steps * CLIPS[name]:,.0f}", f"{log[-1]['seconds'] / 60:.0f} min"])
+        if stage := past["stages"].get(name):
+            steps = stage["steps"]
+            rows.append([title, f"{steps:,}", f"{steps * CLIPS[name]:,.0f}", f"{stage['minutes']} min"])
     if cost:
         rows.append(["adapter", f"{cost['steps']:,}", f"{cost['samples']:,}", f"{cost['seconds'] / 60:.0f} min"])
     t2v, i2v = n["text_to_video"], n["image_to_video"]
@@ -289,33 +332,28 @@ Captions outside the world mean nothing to it. A photograph dissolves into textu
 """
 
 
-def plot(logs: dict[str, list[Json]], curve: list[Json], path: Path) -> None:
-    figure, axes = plt.subplots(1, 3 if curve else 2, figsize=(12, 3.2))
-    for axis, (title, stages) in zip(
-        axes,
-        {
-            "autoencoder: loss": ("vae", "decoder"),
-            "base: squared error, summed over channels": ("base", "base2", "base3"),
-        }.items(),
-        strict=False,
-    ):
-        done = 0
-        for stage, colour in zip(stages, ("#2b6cb0", "#63a4e0", "#c05621"), strict=False):
-            if log := logs.get(stage):
-                scale = CHANNELS.get(stage, 1)
-                axis.plot([done + x["step"] for x in log], [scale * x["mean"] for x in log], color=colour, label=stage)
-                done += log[-1]["step"] + 1
-        axis.set(title=title, xlabel="step", yscale="log")
-        axis.grid(alpha=0.3)
-        axis.legend()
+def plot(past: Json, curve: list[Json], path: Path) -> None:
+    figure, axes = plt.subplots(1, 3 if curve else 2, figsize=(12, 3.4))
+    shown = history.snapshots(past)
+    for key, colour in {"colour": "#a0aec0", "shape": "#63a4e0", "motion": "#c05621"}.items():
+        axes[0].plot([steps for steps, _ in shown], [100 * row[key] for _, row in shown], "o-", color=colour, label=key)
+    axes[0].set(title="base: right in text-to-video, %", xlabel="steps of 32 clips")
+    clips = [history.BATCH * row["steps"] for row in past["measured"]]
+    for (key, title, goal, show), colour in zip(FIGURES[1:], ("#2b6cb0", "#c05621", "#7b341e"), strict=True):
+        axes[1].plot(clips, [row[key] for row in past["measured"]], "o-", color=colour, label=f"{title} ({show(goal)})")
+    axes[1].axhline(0, color="#718096", linewidth=0.8)
+    axes[1].set(title="adapted: dB over the simple baseline (target)", xlabel="clips that the base saw", xscale="log")
+    axes[1].xaxis.set_minor_formatter("{x:,.0f}")
+    axes[1].tick_params(axis="x", which="both", labelsize=7)
     if curve:
         for seed, colour in zip(sorted({c["seed"] for c in curve}), ("#c05621", "#dd9452", "#7b341e"), strict=False):
             points = [c for c in curve if c["seed"] == seed or c["samples"] == 0]
             samples, values = [c["samples"] for c in points], [c["i2v_db"] for c in points]
             axes[2].plot(samples, values, "o-", color=colour, label=f"seed {seed}")
         axes[2].set(title="adapter: image-to-video PSNR", xlabel="clips seen", ylabel="dB")
-        axes[2].grid(alpha=0.3)
-        axes[2].legend()
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -329,17 +367,16 @@ def main() -> None:
     def read(path: Path, otherwise: Any) -> Any:
         return json.loads(path.read_text()) if path.exists() else otherwise
 
-    numbers = json.loads((args.runs / "numbers.json").read_text())
-    curve, snapshots = read(args.runs / "curve.json", []), read(args.runs / "snapshots.json", [])
+    numbers, curve = json.loads((args.runs / "numbers.json").read_text()), read(args.runs / "curve.json", [])
     cost = read(args.runs / SHIPPED / "cost.json", {})
-    logs = {name: read_log(path) for name in STAGES if (path := args.runs / name / "log.jsonl").exists()}
-    plot(logs, curve, Path("docs/images/training.png"))
-    Path("docs/results.md").write_text(results(numbers, curve, snapshots, logs))
+    past = history.update(args.runs, gains(numbers))
+    plot(past, curve, Path("docs/images/training.png"))
+    Path("docs/results.md").write_text(results(numbers, curve, past))
     before, rest = Path("README.md").read_text().split("<!-- results -->")
     after = rest.split("<!-- end of results -->")[1]
     text = f"{before}<!-- results -->\n{summary(numbers)}\n<!-- end of results -->{after}"
     Path("README.md").write_text(text)
-    (TINY / "README.md").write_text(card(numbers, logs, cost))
+    (TINY / "README.md").write_text(card(numbers, past, cost))
 
 
 if __name__ == "__main__":
