@@ -307,6 +307,7 @@ def test_two_experts_load_the_same_from_every_layout(wans, experts):
             assert one.keys() == same.keys()
             assert all(torch.equal(one[key], same[key]) for key in one), name
     assert [m.defaults.boundary for m in loaded.values()] == [0.9, 0.875, 0.875, 0.875]
+    assert checkpoints.load_encoders(loaded["files"].source, **loaded["files"].beside, device="cpu").vae is not None
     assert set(sources.contents(experts["own"])) == {"transformer", "transformer_2", "vae", "text_encoder"}
     for way in ("diffusers", "own"):
         alone = checkpoints.load(experts[way], expert="low", device="cpu", dtype=torch.bfloat16)

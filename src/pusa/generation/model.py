@@ -84,8 +84,7 @@ class Model:
         """transformers' UMT5EncoderModel; read again where the memory profile released it."""
         parts = self.components
         if parts.text_encoder is None:
-            beside = {kind: parts.beside.get(kind) for kind in ("vae", "text_encoder")}
-            again = checkpoints.load_encoders(parts.source, **beside, dtype=self.transformer.dtype, device="cpu")
+            again = checkpoints.load_encoders(parts.source, **parts.beside, dtype=self.transformer.dtype, device="cpu")
             profiles.lay_text_encoder(again.text_encoder, self.profile, self.device)
             parts.text_encoder = again.text_encoder
         return parts.text_encoder
@@ -103,7 +102,7 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the transformer runs."""
-        return self._device if self.transformer_2 else torch.device(self.transformer.device)
+        return self._device if self.transformer_2 is not None else torch.device(self.transformer.device)
 
     def encode(self, frames: Frames) -> Tensor:
         """uint8 frames [N, H, W, 3], N = 4n+1, to normalised latents, float32 [1, C, n+1, h, w] on the CPU."""

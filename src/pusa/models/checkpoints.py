@@ -146,11 +146,13 @@ def load_encoders(
     *,
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
+    transformer_2: str | Path | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
 ) -> Encoders:
-    """Only what turns clips and captions into latents and contexts, as `load` would; the transformer is not fetched."""
-    return _Parts.of(source, ENCODERS, {"vae": vae, "text_encoder": text_encoder}, dtype, device).encoders()
+    """Only what turns clips and captions into latents and contexts, as `load` would; no transformer is fetched."""
+    beside = {"vae": vae, "text_encoder": text_encoder, TRANSFORMER_2: transformer_2}
+    return _Parts.of(source, ENCODERS, beside, dtype, device).encoders()
 
 
 @dataclass(frozen=True)
