@@ -27,14 +27,17 @@ def test_heads_that_do_not_divide() -> None:
 
 def test_tokens_that_do_not_divide() -> None:
     with pytest.raises(
-        InputError, match=r"80 tokens of 17 frames.*3 processes: use 2 processes, or 9 or 21 frames, or another size"
+        InputError,
+        match=r"80 tokens of 17 frames.*3 processes: use 2 processes, 9 or 21 frames \(8 fewer or 4 more\)",
     ):
         parallel.check_tokens(5, 16, 6, 3)
-    with pytest.raises(InputError, match=r"25 tokens of 17 frames.*2 processes: use 13 or 21 frames, or another size"):
+    with pytest.raises(
+        InputError, match=r"25 tokens of 17 frames.*2 processes: use 13 or 21 frames \(4 fewer or 4 more\), or another"
+    ):
         parallel.check_tokens(5, 5, 6, 2)
     for frames in (13, 21):
         parallel.check_tokens((frames + 3) // 4, 5, 6, 2)
-    with pytest.raises(InputError, match=r"5 tokens of 1 frame .*use 5 frames, or"):
+    with pytest.raises(InputError, match=r"5 tokens of 1 frame,.*use 5 frames \(4 more\), or"):
         parallel.check_tokens(1, 5, 6, 2)
 
 

@@ -22,7 +22,7 @@ from diffusers.utils import logging
 
 from pusa.errors import InputError
 from pusa.models import checkpoints
-from pusa.models.latents import latent_frames, pixel_frames
+from pusa.models.latents import FRAMES_PER_SLOT, latent_frames, pixel_frames
 from pusa.models.sources import Beside
 from pusa.models.wan import VectorWanTransformer3DModel
 
@@ -73,12 +73,13 @@ def check_tokens(slots: int, per_slot: int, heads: int, processes: int) -> None:
     every = processes // math.gcd(processes, per_slot)
     near = [n for n in (slots // every * every, (slots // every + 1) * every) if n > 0]
     lengths = " or ".join(str(pixel_frames(n)) for n in near)
+    apart = " or ".join(f"{abs(n - slots) * FRAMES_PER_SLOT} {'fewer' if n < slots else 'more'}" for n in near)
     fitting = math.gcd(tokens, heads)
-    fewer = f"{_counts(fitting)}, or " if fitting > 1 else ""
+    fewer = f"{_counts(fitting)}, " if fitting > 1 else ""
     length = f"{pixel_frames(slots)} frame{'s' * (slots > 1)}"
     raise InputError(
-        f"The {tokens} tokens of {length} cannot be shared by {processes} processes: use "
-        f"{fewer}{lengths} frames, or another size."
+        f"The {tokens} tokens of {length}, which the model sees at once, cannot be shared by {processes} processes: "
+        f"use {fewer}{lengths} frames ({apart}), or another size."
     )
 
 
