@@ -6,6 +6,9 @@
 
 from pathlib import Path
 
+STRENGTH = 1.0
+"""At which `tiny` runs the adapter: the best of `recipes/embedded/measure.py --tune`, on scenes of their own."""
+
 
 def folder() -> Path:
     """The diffusers folder of the plain text-to-video base."""

@@ -136,7 +136,7 @@ def load(
         beside={kind: lasting(given) for kind, given in parts.beside.items() if given is not None},
     )
     if components.source == TINY:
-        adapter = lora.load(components.transformer, embedded.adapter(), name="pusa")
+        adapter = lora.load(components.transformer, embedded.adapter(), embedded.STRENGTH, name="pusa")
         components = replace(components, loras=(adapter,))
     return components
 
