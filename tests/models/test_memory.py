@@ -12,6 +12,8 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from pusa.cli import main
+from pusa.cli.memory import profile_for
+from pusa.cli.options import Model
 from pusa.errors import InputError, PusaError
 from pusa.models import memory, profiles, skeletons
 from pusa.models.memory import Rehearsal
@@ -137,6 +139,16 @@ def test_a_clip_that_will_not_fit_is_refused_before_loading(
     assert "not enough memory" in capsys.readouterr().err
     assert main(["generate", "a cat", *out, "80gb"]) == 2
     assert "--memory none" in capsys.readouterr().err
+
+
+def test_processes_on_one_machine_divide_its_memory(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "SMALL", 0)
+    monkeypatch.setattr(memory, "free_memory", lambda device: (None, 5e9))
+    model = Model(model=str(tiny_folder))
+    assert profile_for(model, None, None, None)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "10")
+    with pytest.raises(InputError, match="not enough memory"):
+        profile_for(model, None, None, None)
 
 
 @pytest.mark.parametrize(
