@@ -16,7 +16,12 @@ python recipes/embedded/base.py --latents $runs/latents --out $runs/base2 --init
 python recipes/embedded/reduce.py --vae $runs/decoder/vae --latents $runs/latents --base $runs/base2/step_008800 --out $runs/reduced
 python recipes/embedded/base.py --latents $runs/reduced/latents --out $runs/base3 --init $runs/reduced/base \
     --steps 7000 --camera-share 0.35
-base=$runs/base3/step_007000
+
+# The fourth stage has other clips.
+python recipes/embedded/encode.py --vae $runs/reduced/vae --first-seed 3000000 --out $runs/latents4
+python recipes/embedded/base.py --latents $runs/latents4 --out $runs/base4 --init $runs/base3/step_007000 \
+    --steps 6500 --camera-share 0.25
+base=$runs/base4/step_006500
 
 # The adapter, by the trainer that everybody uses; the first seed is shipped.
 python recipes/embedded/clips.py --out $runs/clips
@@ -26,9 +31,13 @@ for seed in 0 1 2; do
 done
 python recipes/embedded/assemble.py --vae $runs/reduced/vae --base $base --adapter $runs/adapter0/lora.safetensors --out $tiny
 
+# The strength at which the adapter runs, `STRENGTH` in src/pusa/embedded/__init__.py, is the best of these.
+python recipes/embedded/measure.py --clips 48 --tune 1.0 1.2 1.3 1.4 1.6
+
 python recipes/embedded/measure.py
 python recipes/embedded/measure.py --clips 24 --curve $runs/adapter{0,1,2}
 python recipes/embedded/measure.py --clips 24 --vae $runs/decoder/vae \
     --snapshots $runs/base/step_00{1000,2000,3000,4500} $runs/base2/step_00{2000,4500,6500,8800}
-python recipes/embedded/measure.py --clips 24 --snapshots $runs/base3/step_00{2500,5000,7000}
+python recipes/embedded/measure.py --clips 24 --snapshots $runs/base3/step_00{2500,5000,7000} \
+    $runs/base4/step_00{2500,5000,6500}
 python recipes/embedded/report.py
