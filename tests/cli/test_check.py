@@ -84,6 +84,23 @@ def test_what_needs_attention_is_named_and_exit_code_1(
     assert capsys.readouterr().out == "3 of 6 clips are used\n"
 
 
+def test_cropping_is_said_before_training(
+    folder: Path, noise_frames: Frames, tiny_folder: Path, check: Callable[..., dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for name, size in (("tall", (32, 64)), ("nearly", (34, 32))):
+        videos.write_video(folder / f"{name}.mp4", noise_frames(17, 7, size), 8)
+        (folder / f"{name}.txt").write_text(name)
+    (row,) = check(str(folder), "--buckets", "32x32x17")["cropped"]
+    assert row == {
+        "bucket": "32x32x17", "clips": 4, "least": 0.3333, "most": 0.5, "worst": str(folder / "tall.mp4"),
+    }  # fmt: skip
+    main(["check", str(folder), "--model", str(tiny_folder), "--buckets", "32x32x17"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "32x32x17 crops away 33 to 50 % of the picture of 4 clips, most of tall.mp4" in text
+    assert check(str(folder), "--buckets", "48x32x17", "32x64x17", "32x32x17")["cropped"] == []
+
+
 def test_one_is_one(folder: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("clip1", "clip2"):
         (folder / f"{name}.mp4").unlink()

@@ -192,10 +192,26 @@ def test_under_torchrun_only_the_first_process_speaks(prepare: Pusa, monkeypatch
 
 def test_without_a_terminal_progress_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     with Terminal(True).counting(every=0) as progress:
-        progress("Encoding", 10, 40)
-        progress("Encoding", 20, 40)
+        progress("Verifying", 1, 1)
+        progress("Encoding", 10, 1040)
+        progress("Encoding", 20, 1040)
+    with Terminal(True).counting(every=3600) as progress:
+        progress("Encoding", 1, 2)
+        progress("Encoding", 2, 2)
     with Terminal(False).counting(every=0) as progress:
         progress("Encoding", 1, 2)
-    first, second = capsys.readouterr().err.splitlines()
-    assert first == "Encoding: 10 of 40"
-    assert second == "Encoding: 20 of 40 0:00 left"
+    assert capsys.readouterr().err.splitlines() == [
+        "Verifying (1)", "Encoding (1,040)", "Encoding: 20 of 1,040, 0:00 left", "Encoding (2)",
+    ]  # fmt: skip
+
+
+def test_without_a_terminal_the_stages_are_lines(
+    data: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["prepare", str(data), "--model", str(tiny_folder), "--buckets", "32x32x5"]
+    assert main(common) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["Looking at the clips (4)", f"Loading {tiny_folder}", "Verifying the cache (9)", "Encoding (9)"]
+    for silent in ("--json", "--quiet"):
+        assert main([*common, silent]) == 0
+        assert capsys.readouterr().err == ""

@@ -99,6 +99,7 @@ def test_the_rate_is_measured_and_leaves_the_random_numbers_alone() -> None:
 COSTS = Costs(
     steps=900, samples=7200, tokens=10**6, flops=4 * 10**17, model_flops=3 * 10**17, seconds=3000.0, aside=600.0,
     devices=2, device="H100", clips=3860, rate=1e14, peak_memory=5 * 2**30, price=2.5,
+    validation=360.0, previews=180.0,
 )  # fmt: skip
 
 
@@ -110,7 +111,8 @@ def test_sums_of_the_cost_sheet() -> None:
 
 def test_the_cost_sheet_stands_beside_the_paper_and_returns_from_its_file(tmp_path: Path) -> None:
     text = str(COSTS)
-    for part in ("3,860", "$5.00", "about $500", "2 × H100", "400 PFLOP", "50.0%", "5.00 GiB", "$2.5 an hour"):
+    for part in ("3,860", "$5.00", "about $500", "2 × H100", "400 PFLOP", "50.0%", "5.00 GiB", "$2.5 an hour",
+                 "1.7 h (83%)", "12.0 min (10%)", "6.0 min (5%)", "2.0 min (2%)"):  # fmt: skip
         assert part in text
     COSTS.write(tmp_path / "cost.json")
     data = json.loads((tmp_path / "cost.json").read_text())

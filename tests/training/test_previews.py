@@ -75,6 +75,7 @@ def test_clips_and_sheet(parts: Components, held: list[Held], tmp_path: Path) ->
         assert preview.prompt == "a red circle moves left"
         held_clean = (preview.matrix.state == 0).all(dim=0).nonzero()[:, 0].tolist()
         assert tuple(held_clean) == slots
+    assert [by_name[f"image-to-video_{i}"].seed for i in (0, 1)] == [0, 1]
     first = by_name["image-to-video_0"]
     assert np.array_equal(first.frames[0], first.truth[0])  # the given latent came through bit for bit
     assert not np.array_equal(first.frames[-1], first.truth[-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 
 from pusa.errors import InputError
 from pusa.models.wan import VectorWanTransformer3DModel
-from pusa.training import validation
+from pusa.training import tracking, validation
 from pusa.training.costs import Costs, StepCounter
 from pusa.training.parallel import World
 from pusa.training.state import Run
@@ -107,7 +108,7 @@ def test_nothing_is_drawn_where_stderr_is_no_terminal(
     with Tracker(tmp_path, model, steps=2) as tracker:
         tracker.step(record(1))
         tracker.step(record(2))
-        assert capsys.readouterr() == ("", "")
+        assert capsys.readouterr() == ("", "Training (2 steps)\n")
         tracker.event("something happened")
         assert capsys.readouterr() == ("", "something happened\n")
         tracker.finish()
@@ -118,6 +119,40 @@ def test_nothing_is_drawn_where_stderr_is_no_terminal(
         tracker.event("something happened")
         tracker.finish()
     assert capsys.readouterr() == ("", "")
+
+
+def test_without_a_terminal_lines_say_now_and_then_how_far_it_is(
+    tmp_path: Path, model: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "LEAST", 0.0)
+    with Tracker(tmp_path, model, steps=40) as tracker:
+        tracker.start(10, 40)
+        for step in (11, 12, 13):
+            tracker.step(record(step, loss=0.125))
+        with tracker.aside("Validating", "validation"):
+            pass
+    begin, line, aside = capsys.readouterr().err.splitlines()
+    assert begin == "Training goes on after step 10 of 40"
+    assert line.startswith("Training: step 12 of 40, loss 0.1250, ")
+    assert " left, MFU " in line
+    assert aside == "Validating after step 13"
+
+
+def test_the_cost_sheet_says_what_validation_and_previews_took(tmp_path: Path, model: Any) -> None:
+    with Tracker(tmp_path, model, steps=2, quiet=True) as tracker:
+        tracker.step(record(1))
+        with tracker.aside("Validating", "validation"):
+            time.sleep(0.05)
+        second = record(2)
+        tracker.step(second)
+        with tracker.aside("Making previews", "previews"):
+            time.sleep(0.02)
+        costs = tracker.finish()
+    assert second["timing"]["validation"] >= 0.05
+    assert second["timing"]["previews"] == 0
+    assert costs.validation == second["timing"]["validation"]
+    assert costs.previews >= 0.02
+    assert costs.aside >= costs.validation + costs.previews
 
 
 class Screen(io.StringIO):
@@ -134,7 +169,7 @@ def test_a_terminal_sees_progress(tmp_path: Path, model: Any, monkeypatch: pytes
         tracker.start(10, 40)
         tracker.step(record(11, loss=0.125))
         tracker.event("[bold]as it is[/bold]")
-        with tracker.aside("Validating"):
+        with tracker.aside("Validating", "validation"):
             tracker._bar[0].refresh()  # type: ignore[index]
         tracker._bar[0].refresh()  # type: ignore[index]
     seen = screen.getvalue()

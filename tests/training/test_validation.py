@@ -209,6 +209,25 @@ def test_a_table_a_file_and_a_picture(adapted: Any, tmp_path: Path) -> None:
     assert (tmp_path / "validation.png").read_bytes()[1:4] == b"PNG"
 
 
+def test_the_table_stays_in_columns_where_frames_are_given(adapted: Any) -> None:
+    _, head, *rows = str(both(adapted, clips(1), tasks=["text-to-video", "start-end"])).splitlines()
+    assert {len(row) for row in rows} == {len(head)}
+    assert rows[1].endswith(" –")
+
+
+def test_one_validation_is_drawn_on_an_axis_from_step_0(
+    adapted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    save = figure.Figure.savefig
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k)))
+    assert validation.plot([both(adapted, clips(1), step=7)], tmp_path / "one.png")
+    least, most = drawn[0].axes[0].get_xlim()
+    assert -1 < least < 0
+    assert 7 < most < 8
+
+
 def test_bad_questions_are_refused(adapted: Any) -> None:
     model = velocity_of(adapted)
     with pytest.raises(InputError, match="no validation task 'inpainting'"):

@@ -23,8 +23,8 @@ RUN = Group.create_ordered("The run that is estimated")
 
 HARMLESS = {"unused"}
 """Kinds of problems that need nobody's attention."""
-CROPPED = 0.5
-"""Clips of which less is left after cropping are pointed out."""
+CROPPED = 0.1
+"""Clips that lose more of their picture to the shape of their bucket are pointed out."""
 
 
 def check(
@@ -162,11 +162,24 @@ def _range(values: list[Any]) -> list[Any] | None:
     return [ordered[0], ordered[len(ordered) // 2], ordered[-1]] if ordered else None
 
 
-def _cropped(plan: Plan) -> list[str]:
-    """Clips that lose more than half of their picture to the shape of their bucket."""
+def _cropped(plan: Plan) -> list[dict[str, Any]]:
+    """Per bucket, the clips of which more than `CROPPED` is cropped away: how many, the shares, and the worst."""
     from pusa.training.clips import kept
 
-    return list(dict.fromkeys(str(cut.file.path) for cut in plan.cuts if kept(cut.file, cut.bucket) < CROPPED))
+    lost: dict[Bucket, dict[str, float]] = {}
+    for cut in plan.cuts:
+        if (share := 1 - kept(cut.file, cut.bucket)) > CROPPED:
+            lost.setdefault(cut.bucket, {})[str(cut.file.path)] = share
+    return [
+        {
+            "bucket": str(bucket),
+            "clips": len(shares),
+            "least": round(min(shares.values()), 4),
+            "most": round(max(shares.values()), 4),
+            "worst": max(shares, key=lambda path: shares[path]),
+        }
+        for bucket, shares in lost.items()
+    ]
 
 
 def _memory(run: Estimate) -> dict[str, int]:

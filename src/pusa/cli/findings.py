@@ -96,10 +96,12 @@ def _buckets(record: dict[str, Any]) -> Any:
     if record["cut"] == "head" and record["samples"] and unused > record["sampled_seconds"]:
         note = f"The samples show {duration(record['sampled_seconds'])} of {duration(record['clips']['seconds'])}; "
         parts.append(_note(note + "--cut uniform or --cut slide takes more from each clip."))
-    if record["cropped"]:
-        many = len(record["cropped"])
-        note = f"{count(many, 'clip')} {'loses' if many == 1 else 'lose'} more than half of the picture to the "
-        parts.append(_note(note + f"bucket's shape, {record['cropped'][0]} for one; add a bucket of that shape."))
+    for row in record["cropped"]:
+        least, most = (f"{100 * row[name]:.0f}" for name in ("least", "most"))
+        share, of = (most if least == most else f"{least} to {most}"), count(row["clips"], "clip")
+        worst = f", most of {Path(row['worst']).name}" if row["clips"] > 1 else f", {Path(row['worst']).name}"
+        note = f"{row['bucket']} crops away {share} % of the picture of {of}{printable(worst)}; "
+        parts.append(Padding(Text(note + "a bucket of their shape would keep it.", "yellow"), (0, 0, 0, 2)))
     if record["samples"]:
         kept = record["held_out"]
         note = f"pusa train keeps {count(kept, 'clip')} apart to validate with; --data.held_out says how many."
@@ -122,7 +124,7 @@ def _problems(record: dict[str, Any], plan: Plan, shown: int | None) -> list[Any
     problems = sorted(plan.problems, key=lambda problem: order.index(problem.kind))
     left_out = clips["found"] - clips["used"]
     kinds = Counter(problem.kind for problem in problems if problem.kind != "unused")
-    why = ", ".join(f"{number} {NAMES[kind]}" for kind, number in kinds.items())
+    why = ", ".join(f"{number:,} {_named(kind, number)}" for kind, number in kinds.items())
     heading = f"{share(left_out, clips['found'])} not used" if left_out else "All clips are used"
     parts: list[Any] = [_heading(heading, why)]
     for kind, several in groupby(problems, key=lambda problem: problem.kind):
@@ -150,13 +152,20 @@ def _kind(kind: str, problems: list[Problem], root: Path, shown: int | None, sum
     table.add_column(style="dim", overflow="fold")
     for problem in problems[:shown]:
         table.add_row(Text(_short(problem.path, root)), Text(printable(problem.reason.replace(f"{root}/", ""))))
-    title = Text.assemble((f"{len(problems):,} {NAMES[kind]}", style), (f"  {summary}" if summary else "", "dim"))
+    title = Text.assemble(
+        (f"{len(problems):,} {_named(kind, len(problems))}", style), (f"  {summary}" if summary else "", "dim")
+    )
     parts: list[Any] = [title, Padding(table, (0, 0, 0, 2))]
     if shown is not None and len(problems) > shown:
         parts.append(
             Text(f"  and {len(problems) - shown} more: pipe this into a file or give --json to see all", "dim")
         )
     return Group(*parts)
+
+
+def _named(kind: str, number: int) -> str:
+    """How a kind is headed for so many files."""
+    return "fits no bucket" if kind == "too-short" and number == 1 else NAMES[kind]
 
 
 def _short(path: Path | str, root: Path) -> str:

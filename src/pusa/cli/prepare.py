@@ -101,7 +101,7 @@ def _place() -> tuple[int, int]:
 
 
 def _here(plan: Plan, model: str, folder: Path, terminal: Terminal, rank: int, world: int) -> Prepared:
-    with terminal.status(f"Loading {model}"):
+    with terminal.status(f"Loading {model}", line=True):
         import torch
 
         from pusa.models import checkpoints

@@ -51,9 +51,11 @@ class Terminal:
             print(printable(text), file=sys.stderr)
 
     @contextmanager
-    def status(self, text: str) -> Iterator[None]:
-        """A spinner beside `text` while something without steps runs."""
+    def status(self, text: str, *, line: bool = False) -> Iterator[None]:
+        """A spinner beside `text` while something without steps runs; where nothing is drawn, with `line`, a line."""
         if not self.drawing:
+            if line:
+                self.note(text)
             yield
             return
         with _console().status(f"[dim]{text}[/]"):
@@ -82,9 +84,10 @@ class Terminal:
     def counting(self, every: float = 30.0) -> Iterator[Callable[[str, int, int], None]]:
         """Progress through long work; yields a callback for (what is done, how much of it, of how much).
 
-        A bar with the time left on a terminal, else a line every `every` seconds. What is done may change on the way.
+        A bar with the time left on a terminal. Else a line at the beginning, and one every `every` seconds or, where a
+        twentieth takes longer than a sixth of that, every twentieth. What is done may change on the way.
         """
-        what, started, first, told = "", 0.0, 0, time.monotonic()
+        what, started, first, told, part = "", 0.0, 0, time.monotonic(), 0
 
         def left(done: int, total: int) -> str:
             passed = done - first
@@ -98,11 +101,16 @@ class Terminal:
         if not self.drawing:
 
             def tell(now: str, done: int, total: int) -> None:
-                nonlocal told
-                begin(now, done)
-                if time.monotonic() - told >= every:
-                    told = time.monotonic()
-                    self.note(f"{now}: {done} of {total} {left(done, total)}".rstrip())
+                nonlocal told, part
+                if now != what:
+                    self.note(f"{now} ({total:,})")
+                    told, part = time.monotonic(), 20 * done // max(total, 1)
+                    begin(now, done)
+                    return
+                passed, reached = time.monotonic() - told, 20 * done // max(total, 1)
+                if passed >= every or (passed >= every / 6 and reached > part):
+                    told, part = time.monotonic(), reached
+                    self.note(", ".join(filter(None, (f"{now}: {done:,} of {total:,}", left(done, total)))))
 
             yield tell
             return

@@ -232,7 +232,8 @@ class Costs:
     """What a run took, all of its starts together; steps that were lost to a kill and done again count once.
 
     clips: distinct ones in the training set, None where not known. samples: clips seen, with repetition. flops: done,
-    with recomputation. seconds: of training; aside: of validation, previews and checkpoints. rate: of one device.
+    with recomputation. seconds: of training; aside: of validation, previews and checkpoints, of which `validation` and
+    `previews` are their parts. rate: of one device.
     """
 
     steps: int
@@ -249,6 +250,8 @@ class Costs:
     peak_memory: int | None = None
     price: float | None = None
     currency: str = "USD"
+    validation: float = 0.0
+    previews: float = 0.0
 
     @property
     def device_hours(self) -> float:
@@ -280,7 +283,13 @@ class Costs:
     def read(cls, path: Path) -> Costs:
         """What `write` wrote."""
         data = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{name: data[name] for name in cls.__dataclass_fields__})
+        return cls(**{name: data[name] for name in cls.__dataclass_fields__ if name in data})
+
+    def _share(self, seconds: float) -> str:
+        """`27.1 s (34%)`: device-hours and their share of all; a dash for none."""
+        if seconds <= 0:
+            return "–"
+        return f"{hours(seconds * self.devices / 3600)} ({seconds / max(self.seconds + self.aside, 1e-9):.0%})"
 
     def rows(self) -> list[tuple[str, str, str]]:
         """(what, this run, the paper), as text."""
@@ -295,7 +304,10 @@ class Costs:
             ("operations", scaled(self.flops, "FLOP"), ""),
             ("device", self.device if self.devices == 1 else f"{self.devices} × {self.device}", "8 GPUs of 80 GB"),
             ("device-hours", hours(self.device_hours), ""),
-            ("of that training", hours(self.seconds * self.devices / 3600), ""),
+            ("of that training", self._share(self.seconds), ""),
+            ("validation", self._share(self.validation), ""),
+            ("previews", self._share(self.previews), ""),
+            ("checkpoints and the rest", self._share(self.aside - self.validation - self.previews), ""),
             ("share of matrix rate (MFU)", "–" if self.mfu is None else f"{self.mfu:.1%}", ""),
             ("peak memory", memory, ""),
             (f"money ({price})", money, f"about ${paper['money']:.0f}"),

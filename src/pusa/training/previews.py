@@ -57,7 +57,7 @@ class Settings(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Preview:
-    """A clip that was made. given: the pixels of the given latent frames. truth: the held-out clip, decoded."""
+    """A clip that was made. given: the latent frames that were given. truth: the held-out clip, decoded."""
 
     task: str
     prompt: str
@@ -66,6 +66,7 @@ class Preview:
     matrix: TimestepMatrix
     given: tuple[int, ...]
     truth: Frames
+    seed: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +153,7 @@ def _make(pipeline: Pipeline, order: _Order, empty: Tensor, settings: Settings, 
     made = pipeline.sample(matrix, text, wishes, known=known, seed=seed + order.number)
     path = folder / f"{order.task}_{order.number}.mp4"
     frames, truth = pipeline.decode(made), latents.decode(pipeline.vae, z)
-    return Preview(order.task, order.prompt, path, frames, matrix, tuple(held), truth)
+    return Preview(order.task, order.prompt, path, frames, matrix, tuple(held), truth, seed + order.number)
 
 
 # ------------------------------------------------------------------------------------------------------------ the sheet
@@ -192,6 +193,9 @@ def _block(preview: Preview) -> PILImage.Image:
     draw = ImageDraw.Draw(block)
     draw.text((0, 3), preview.task, INK, _font(14))
     offset = draw.textlength(preview.task, _font(14)) + 10
+    seed = f"seed {preview.seed}"
+    draw.text((offset, 5), seed, SOFT, _font(12))
+    offset += draw.textlength(seed, _font(12)) + 10
     draw.text((offset, 5), _cut(f"“{preview.prompt}”", draw, block.width - offset), SOFT, _font(12))
     block.paste(heat, (0, HEAD))
     for column, slot in enumerate(slots):

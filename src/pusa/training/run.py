@@ -38,7 +38,7 @@ class Terminal(Protocol):
     @property
     def talkative(self) -> bool: ...
     def note(self, text: str) -> None: ...
-    def status(self, text: str) -> AbstractContextManager[None]: ...
+    def status(self, text: str, *, line: bool = False) -> AbstractContextManager[None]: ...
     def counting(self) -> AbstractContextManager[Callable[[str, int, int], None]]: ...
 
 
@@ -68,7 +68,7 @@ def run(config: Config, out: Path, *, force: bool = False, terminal: Terminal) -
             wishes, (_, buckets) = checkpoints.defaults_of(folder), sizes_for(name, folder, config.data.buckets or ())
         plan = parallel.from_chief(world, lambda: survey(config, buckets, wishes.fps, terminal))
         parallel.from_chief(world, lambda: _writable(config.data.cache, out))
-        with terminal.status(f"Loading {config.model.source}"):
+        with terminal.status(f"Loading {config.model.source}", line=True):
             components = checkpoints.load(
                 config.model.source, expert=config.model.expert, device=parallel.local_device()
             )

@@ -4,7 +4,8 @@ A record of a step is a dict with the keys step (counted from 1), loss, lr, grad
 frames_by_sigma, all of which are the same whenever the step is taken again. The tracker adds two groups:
 
     flops, recomputed     operations of the step's forward and backward pass, and of gradient checkpointing
-    timing                {seconds, aside, clips_per_s, tokens_per_s, mfu, peak_memory}: another each time
+    timing                {seconds, aside, validation, previews, clips_per_s, tokens_per_s, mfu, peak_memory}: another
+                          each time; validation and previews are what they took of `aside`, since the last record
 
 The record is then written to log.jsonl by whoever owns that file (`state.Run`), one JSON object per line in the order
 of the steps; on resuming, lines after the resumed step are cut off there, and `start` adds up what is left. Without
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 LOG, COST = "log.jsonl", "cost.json"
 SMOOTHING = 0.9
 """of the loss that the progress bar shows"""
+EVERY, LEAST = 30.0, 5.0
+"""Where no bar is drawn, a line comes every so many seconds, or every twentieth of the run that takes the second."""
+ASIDES = ("validation", "previews")
 
 
 class Tracker:
@@ -72,7 +76,9 @@ class Tracker:
         self._bar: tuple[Progress, TaskID] | None = None
         self._mean: float | None = None
         self._done = self._first = 0
-        self._last = self._began = time.perf_counter()
+        self._aside = dict.fromkeys(ASIDES, 0.0)
+        self._last = self._began = self._told = time.perf_counter()
+        self._part = 0
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +95,12 @@ class Tracker:
             self._loggers[name] = LOGGERS[name](self.folder, step, self.config)
         if self.drawing:
             self._bar = _bar(step, steps)
-        self._last = self._began = time.perf_counter()
+        elif step < steps:
+            self.event(
+                f"Training ({steps:,} steps)" if not step else f"Training goes on after step {step} of {steps:,}"
+            )
+        self._part = 20 * step // max(steps, 1)
+        self._last = self._began = self._told = time.perf_counter()
 
     def step(self, record: dict[str, Any]) -> None:
         """Add to the record of a step what was measured, and show it. A key "seconds" is moved into "timing"."""
@@ -109,11 +120,13 @@ class Tracker:
         record["timing"] = {
             "seconds": seconds,
             "aside": passed - seconds,
+            **self._aside,
             "clips_per_s": record["clips"] / seconds,
             "tokens_per_s": record["tokens"] / seconds,
             "mfu": flops.model / seconds / (self.rate * self.devices),
             "peak_memory": peak_memory(self.transformer.device),
         }
+        self._aside = dict.fromkeys(ASIDES, 0.0)
         _add(self.totals, record)
         self._show(record)
         self.scalars(record["step"], _flat(record))
@@ -135,13 +148,17 @@ class Tracker:
             print(text, file=sys.stderr)
 
     @contextmanager
-    def aside(self, text: str) -> Iterator[None]:
-        """While something else than training goes on, the bar says what: "Validating"."""
+    def aside(self, text: str, kind: str) -> Iterator[None]:
+        """While something else than training goes on, the bar or a line says what: "Validating". kind: of ASIDES."""
         if self._bar:
             self._bar[0].update(self._bar[1], description=text)
+        else:
+            self.event(f"{text} after step {self._done}")
+        began = time.perf_counter()
         try:
             yield
         finally:
+            self._aside[kind] += time.perf_counter() - began
             if self._bar:
                 self._bar[0].update(self._bar[1], description="Training")
 
@@ -159,6 +176,7 @@ class Tracker:
             model_flops=int(sums.get("flops", 0)),
             seconds=sums.get("seconds", 0.0),
             aside=aside,
+            **{kind: sums.get(kind, 0.0) + self._aside[kind] for kind in ASIDES},
             devices=self.devices,
             device=device_name(self.transformer.device),
             clips=self.clips,
@@ -187,18 +205,27 @@ class Tracker:
         loss = record["loss"]
         if loss is not None and loss - loss == 0:
             self._mean = loss if self._mean is None else SMOOTHING * self._mean + (1 - SMOOTHING) * loss
+        timing = record["timing"]
+        each = (self._last - self._began) / (self._done - self._first)
+        shown = {
+            "loss": "–" if self._mean is None else f"{self._mean:.4f}",
+            "speed": f"{timing['clips_per_s']:.3g} clips/s",
+            "left": f"{_clock(each * (self.steps - self._done))} left",
+            "use": f"MFU {timing['mfu']:.0%}, {timing['peak_memory'] / 2**30:.1f} GiB",
+        }
         if self._bar:
-            bar, task = self._bar
-            done, timing = self._done - self._first, record["timing"]
-            each = (self._last - self._began) / done
-            bar.update(
-                task,
-                completed=self._done,
-                loss="–" if self._mean is None else f"{self._mean:.4f}",
-                speed=f"{timing['clips_per_s']:.3g} clips/s",
-                left=f"{_clock(each * (self.steps - self._done))} left",
-                use=f"MFU {timing['mfu']:.0%}, {timing['peak_memory'] / 2**30:.1f} GiB",
-            )
+            self._bar[0].update(self._bar[1], completed=self._done, **shown)
+        elif self._is_due():
+            words = shown | {"loss": f"loss {shown['loss']}"}
+            self.event(f"Training: step {self._done:,} of {self.steps:,}, {', '.join(words.values())}")
+
+    def _is_due(self) -> bool:
+        """Whether a line about the progress is due; it then counts as told."""
+        passed, part = time.perf_counter() - self._told, 20 * self._done // self.steps
+        due = passed >= EVERY or (passed >= LEAST and part > self._part)
+        if due:
+            self._told, self._part = time.perf_counter(), part
+        return due
 
 
 def _bar(step: int, steps: int) -> tuple[Progress, TaskID]:
@@ -236,7 +263,10 @@ def _add(totals: dict[str, float], record: Mapping[str, Any]) -> None:
     """Take one record into the sums; `steps` counts them and `peak_memory` is the greatest."""
     timing = record.get("timing", {})
     totals["steps"] = totals.get("steps", 0) + 1
-    for values, names in ((record, ("clips", "tokens", "flops", "recomputed")), (timing, ("seconds", "aside"))):
+    for values, names in (
+        (record, ("clips", "tokens", "flops", "recomputed")),
+        (timing, ("seconds", "aside", *ASIDES)),
+    ):
         for name in names:
             totals[name] = totals.get(name, 0) + (values.get(name) or 0)
     totals["peak_memory"] = max(totals.get("peak_memory", 0), timing.get("peak_memory", 0))

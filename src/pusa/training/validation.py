@@ -138,7 +138,7 @@ class Validation:
         by_sigma, by_frame = self._beside("task", "sigma"), self._beside("task", "frame")[:, shown]
         rows = [["", "loss", "base", "change", "", *heads[0], "", *heads[1]]]
         for i, task in enumerate(self.losses.tasks):
-            numbers = f"{loss[i]:.4f}", f"{base[i]:.4f}", f"{loss[i] / base[i] - 1:+.1%}"
+            numbers = _shown(loss[i], ".4f"), _shown(base[i], ".4f"), _shown(loss[i] / base[i] - 1, "+.1%")
             rows.append([task, *numbers, "", *self._cells(by_sigma[i]), "", *self._cells(by_frame[i])])
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["".join(f"{cell:>{width}} " for cell, width in zip(row[1:], widths[1:], strict=True)) for row in rows]
@@ -146,15 +146,14 @@ class Validation:
         clips = f"{self.clips} clip{'' if self.clips == 1 else 's'}"
         head = f"Validation after step {self.step} on {clips}; to the right {what} by σ and by latent frame"
         body = [f"{row[0]:{widths[0]}} {line}".rstrip() for row, line in zip(rows, lines, strict=True)]
-        text = "\n".join([head, *body])
-        return text.replace("+nan%", "–").replace("nan", "–")
+        return "\n".join([head, *body])
 
     def _beside(self, *axes: str) -> Tensor:
         mean = self.losses.mean(*axes)
         return mean if self.base is None else mean / self.base.mean(*axes) - 1
 
     def _cells(self, values: Tensor) -> list[str]:
-        return [f"{x:.3f}" if self.base is None else f"{x:+.1%}" for x in values.tolist()]
+        return [_shown(x, ".3f" if self.base is None else "+.1%") for x in values.tolist()]
 
 
 def validate(
@@ -325,7 +324,7 @@ def plot(history: Sequence[Validation], path: Path) -> bool:
     except ImportError:
         return False
     last, colours = history[-1], matplotlib.colormaps["tab10"]
-    figure = Figure(figsize=(15, 4.2), layout="constrained")
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
     over, sigma, frame = figure.subplots(1, 3)
     for i, task in enumerate(last.losses.tasks):
         style: dict[str, Any] = {"color": colours(i % 10), "lw": 1.5}
@@ -341,9 +340,10 @@ def plot(history: Sequence[Validation], path: Path) -> bool:
     over.set(xlabel="step", ylabel="loss", title="held-out loss (dashed: base)")
     sigma.set(xlabel="σ", title=f"by σ, step {last.step}")
     frame.set(xlabel="latent frame", title=f"by latent frame, step {last.step}")
-    for axes in (over, frame):
+    for axes, last_tick in ((over, last.step), (frame, last.losses.total.shape[2] - 1)):
         axes.xaxis.get_major_locator().set_params(integer=True)
-    over.legend(fontsize="small")
+        axes.set_xlim(-0.04 * max(last_tick, 1), 1.04 * max(last_tick, 1))
+    figure.legend(*over.get_legend_handles_labels(), loc="outside lower center", ncols=len(last.losses.tasks))
     with replacing(path) as part:
         figure.savefig(part, dpi=110, format="png")
     return True
@@ -353,6 +353,11 @@ def _plain(values: Tensor) -> Any:
     """Numbers for JSON, which has no NaN."""
     items = values.tolist()
     return [x if x == x else None for x in items] if isinstance(items, list) else items if items == items else None
+
+
+def _shown(value: float, style: str) -> str:
+    """The number in the style, a dash for NaN."""
+    return format(value, style) if value == value else "–"
 
 
 def _spread(count: int, most: int) -> list[int]:

@@ -68,7 +68,7 @@ class Watch:
 
     def validate(self, step: int, transformer: VectorWanTransformer3DModel, folder: Path) -> None:
         """Add to validation.jsonl and validation.png, and show the table."""
-        with self.tracker.aside("Validating") if self.tracker else nullcontext():
+        with self.tracker.aside("Validating", "validation") if self.tracker else nullcontext():
             result = self._validate(step, transformer)
             self._base = result.base
             if self.tracker:
@@ -80,7 +80,7 @@ class Watch:
     def preview(self, step: int, transformer: VectorWanTransformer3DModel, folder: Path) -> None:
         """Make previews/step_000900/."""
         place = folder / PREVIEWS / f"step_{step:06d}"
-        with self.tracker.aside("Making previews") if self.tracker else nullcontext():
+        with self.tracker.aside("Making previews", "previews") if self.tracker else nullcontext():
             previews.make(
                 self.components,
                 self.held_out,
