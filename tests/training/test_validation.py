@@ -222,7 +222,11 @@ def test_one_validation_is_drawn_on_an_axis_from_step_0(
     drawn = []
     save = figure.Figure.savefig
     monkeypatch.setattr(figure.Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k)))
-    assert validation.plot([both(adapted, clips(1), step=7)], tmp_path / "one.png")
+    one = both(damaged(adapted, 0.2), clips(1), step=7, tasks=["text-to-video"])
+    assert validation.plot([one], tmp_path / "one.png")
+    curve = drawn[0].axes[0].lines[0].get_xydata()
+    assert one.base is not None
+    assert curve.tolist() == [[0, float(one.base.mean("task")[0])], [7, float(one.losses.mean("task")[0])]]
     least, most = drawn[0].axes[0].get_xlim()
     assert -1 < least < 0
     assert 7 < most < 8

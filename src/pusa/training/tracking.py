@@ -207,7 +207,7 @@ class Tracker:
             self._mean = loss if self._mean is None else SMOOTHING * self._mean + (1 - SMOOTHING) * loss
         timing = record["timing"]
         each = (self._last - self._began) / (self._done - self._first)
-        shown = {
+        shown: dict[str, Any] = {
             "loss": "–" if self._mean is None else f"{self._mean:.4f}",
             "speed": f"{timing['clips_per_s']:.3g} clips/s",
             "left": f"{_clock(each * (self.steps - self._done))} left",

@@ -317,7 +317,7 @@ def without_adapter(transformer: nn.Module, name: str | None = None) -> Iterator
 
 
 def plot(history: Sequence[Validation], path: Path) -> bool:
-    """Draw validation.png: loss over steps, by σ and by latent frame, the base dashed. False without matplotlib."""
+    """Draw validation.png: loss over steps from the base on, by σ, by latent frame. False without matplotlib."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -329,8 +329,11 @@ def plot(history: Sequence[Validation], path: Path) -> bool:
     for i, task in enumerate(last.losses.tasks):
         style: dict[str, Any] = {"color": colours(i % 10), "lw": 1.5}
         alike = [v for v in history if task in v.losses.tasks]
+        steps = [v.step for v in alike]
         means = [float(v.losses.mean("task")[v.losses.tasks.index(task)]) for v in alike]
-        over.plot([v.step for v in alike], means, marker=".", label=task, **style)
+        if last.base is not None and steps[0] > 0:  # an untrained model is the base
+            steps, means = [0, *steps], [float(last.base.mean("task")[i]), *means]
+        over.plot(steps, means, marker=".", label=task, **style)
         for losses, dash in ((last.losses, "-"), (last.base, "--")):
             if losses is not None:
                 sigma.plot(losses.levels, losses.mean("task", "sigma")[i].tolist(), dash, **style)
