@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import sys
@@ -153,6 +154,21 @@ def test_the_cost_sheet_says_what_validation_and_previews_took(tmp_path: Path, m
     assert costs.validation == second["timing"]["validation"]
     assert costs.previews >= 0.02
     assert costs.aside >= costs.validation + costs.previews
+
+
+def test_starting_a_finished_run_again_keeps_what_it_cost(
+    tmp_path: Path, model: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Run.open(tmp_path, {}) as run, Tracker(tmp_path, model, steps=1, quiet=True) as tracker:
+        tracker.step(stepped := record(1))
+        run.log(stepped)
+        with tracker.aside("Validating", "validation"):
+            time.sleep(0.05)
+        costs = tracker.finish()
+    with Tracker(tmp_path, model, steps=1, price=3.0) as tracker:
+        again = tracker.finish()
+    assert again == dataclasses.replace(costs, price=3.0) == Costs.read(tmp_path / "cost.json")
+    assert "Nothing is left to train after step 1;" in capsys.readouterr().err
 
 
 class Screen(io.StringIO):

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -163,9 +164,18 @@ class Tracker:
                 self._bar[0].update(self._bar[1], description="Training")
 
     def finish(self) -> Costs:
-        """Training is done: write cost.json, show the sheet, and return it."""
+        """Training is done: write cost.json, show the sheet, and return it.
+
+        Where no step was left to take, the sheet of the start that finished the run stays, at the price of today: the
+        log does not know what came after its last step.
+        """
         if self.rate is None:
             self.start(self.steps, self.steps)
+            if finished := self._finished():
+                self.event(f"Nothing is left to train after step {self.steps:,}; this is what the run took:")
+                finished.write(self.folder / COST)
+                self.event(str(finished))
+                return finished
         sums = self.totals
         aside = sums.get("aside", 0.0) + time.perf_counter() - self._last
         costs = Costs(
@@ -188,6 +198,14 @@ class Tracker:
         costs.write(self.folder / COST)
         self.event(str(costs))
         return costs
+
+    def _finished(self) -> Costs | None:
+        """What cost.json says, if it is of this many steps."""
+        path = self.folder / COST
+        costs = Costs.read(path) if path.is_file() else None
+        if costs is None or costs.steps != int(self.totals.get("steps", 0)):
+            return None
+        return replace(costs, price=self.price, currency=self.currency)
 
     def close(self) -> None:
         """Take the bar away and close the loggers; also after an error."""
