@@ -10,6 +10,10 @@ step, so that whatever else the machine does meets both. The losses must agree.
 Dimensions are by default those of Wan2.1 1.3B with fewer blocks and random weights. Printed are samples per second
 (median step), peak memory, the share of the machine's own matrix rate (MFU) and, from a profile of one more step, where
 the time goes. MFU counts for both what the per-frame step needs; the stock step does more, for the same result.
+
+Peak memory is that of the timed steps: the high-water mark is set back after the warm-up, as building the model in
+float32 may take more than a step does. That of the whole process stands beside it. CPU seconds stand beside those of
+the clock: on one thread they do not count what other programs took of the core.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -40,10 +46,27 @@ GROUPS = {
 REST = "elementwise, norms, copies"
 
 
+def forget_peak(device: torch.device) -> None:
+    """Set the high-water mark of memory back to what is held now. On a CPU that takes Linux."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError as error:
+        raise SystemExit(f"The peak of the steps alone cannot be measured here ({error}); it takes Linux.") from error
+
+
+def peak_since(device: torch.device) -> int:
+    """Bytes: the most that was held since `forget_peak`."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    status = Path("/proc/self/status").read_text().split()
+    return int(status[status.index("VmHWM:") + 1]) * 1024
+
+
 def work(kind: str, options: argparse.Namespace, pipe: Connection) -> None:
     """A process: set the step up, run one whenever told to, and report."""
-    import psutil
-    import torch
     from diffusers import WanTransformer3DModel
     from peft import LoraConfig
 
@@ -104,11 +127,16 @@ def work(kind: str, options: argparse.Namespace, pipe: Connection) -> None:
 
     held = torch.cuda.memory_allocated() if device.type == "cuda" else psutil.Process().memory_info().rss
     pipe.send({"tokens": tokens, "latent_frames": frames, "device": device_name(device), "held": held})
-    while pipe.recv() == "step":
-        started = time.perf_counter()
+    before = 0
+    while (order := pipe.recv()) != "end":
+        if order == "forget":
+            before = peak_memory(device)
+            forget_peak(device)
+            continue
+        started, spent = time.perf_counter(), time.process_time()
         loss = step()
-        pipe.send((time.perf_counter() - started, loss))
-    peak = peak_memory(device)
+        pipe.send((time.perf_counter() - started, time.process_time() - spent, loss))
+    peak = peak_since(device)
     flops = StepCounter(model)(1, tokens, frames).model
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
@@ -123,6 +151,7 @@ def work(kind: str, options: argparse.Namespace, pipe: Connection) -> None:
     total = sum(spent.values())
     pipe.send({
         "peak": peak,
+        "process_peak": max(before, peak),
         "flops": flops,
         "rate": matmul_rate(device, dtype),
         "time": {group: share / total for group, share in spent.items()},
@@ -145,14 +174,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         setup[kind] = ours.recv()
 
     seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    cpu: dict[str, list[float]] = {kind: [] for kind in KINDS}
     losses: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for turn in range(options.warmup + options.steps):
+        if turn == options.warmup:
+            for pipe in pipes.values():
+                pipe.send("forget")
         for kind in KINDS if turn % 2 == 0 else reversed(KINDS):
             pipes[kind].send("step")
-            took, loss = pipes[kind].recv()
+            took, spent, loss = pipes[kind].recv()
             losses[kind].append(loss)
             if turn >= options.warmup:
                 seconds[kind].append(took)
+                cpu[kind].append(spent)
     ends: dict[str, Any] = {}
     for kind, pipe in pipes.items():
         pipe.send("end")
@@ -176,9 +210,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             kind: {
                 "seconds": seconds[kind],
                 "median_seconds": statistics.median(seconds[kind]),
+                "cpu_seconds": cpu[kind],
                 "samples_per_second": 1 / statistics.median(seconds[kind]),
                 "mfu": flops / statistics.median(seconds[kind]) / rate,
                 "peak_bytes": ends[kind]["peak"],
+                "process_peak_bytes": ends[kind]["process_peak"],
                 "peak_above_the_loaded_model": ends[kind]["peak"] - setup[kind]["held"],
                 "time": ends[kind]["time"],
             }
@@ -196,7 +232,14 @@ def show(result: dict[str, Any]) -> None:
     )
     table = Table(title=title)
     table.add_column("timestep")
-    for column in ("samples/s", "seconds (min to max)", "peak memory", "above the model", "MFU"):
+    for column in (
+        "samples/s",
+        "seconds (min to max)",
+        "peak of the steps",
+        "above the model",
+        "of the process",
+        "MFU",
+    ):
         table.add_column(column, justify="right")
     for kind, step in steps.items():
         table.add_row(
@@ -205,10 +248,13 @@ def show(result: dict[str, Any]) -> None:
             f"{step['median_seconds']:.2f} ({min(step['seconds']):.2f} to {max(step['seconds']):.2f})",
             f"{step['peak_bytes'] / 2**30:.2f} GiB",
             f"{step['peak_above_the_loaded_model'] / 2**30:.2f} GiB",
+            f"{step['process_peak_bytes'] / 2**30:.2f} GiB",
             f"{step['mfu']:.1%}",
         )
     console.print(table)
     mine, stock = steps.values()
+    busy = ", ".join(f"{kind} {statistics.median(step['cpu_seconds']):.2f}" for kind, step in steps.items())
+    console.print(f"CPU seconds of a step, median: {busy}")
     console.print(
         f"per frame is {stock['median_seconds'] / mine['median_seconds']:.2f} times as fast and takes "
         f"{mine['peak_bytes'] / stock['peak_bytes']:.0%} of the memory; losses agree to {result['losses_apart']:.1e}"
