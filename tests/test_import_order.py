@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "pusa"
 ROOMS = (
-    "errors", "files", "images", "videos", "film", "processes",
+    "errors", "files", "images", "videos", "film", "processes", "claims", "cluster",
     "core", "embedded", "models", "generation", "training", "evaluation", "serving", "cli",
 )  # fmt: skip
 CORE_MAY_IMPORT = {"torch", "pusa.core", "pusa.errors"} | sys.stdlib_module_names

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pusa.cluster import Layout, layout
 from pusa.errors import InputError
 from pusa.generation.pipeline import Pipeline
 from pusa.training import clips, cluster
 from pusa.training.cache import Cached, Prepared
-from pusa.training.cluster import Layout, layout, together
+from pusa.training.cluster import together
 from pusa.training.dataset import Problem
 from pusa.training.fingerprints import fingerprint
 from pusa.videos import write_video

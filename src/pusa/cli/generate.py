@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from pusa.cli.arguments import Source, default_name, multiplier
-from pusa.cli.arguments import size as read_size
-from pusa.cli.conditions import Picture, Video, official, pictures, videos
+from pusa.cli.arguments import default_name
 from pusa.cli.making import check, check_shares, make, open_pipeline
 from pusa.cli.options import (
     CLIP,
     CONDITIONS,
+    MANY,
     OFFICIAL,
     File,
     Many,
@@ -25,12 +24,9 @@ from pusa.cli.options import (
     of_model,
     with_preset,
 )
+from pusa.cli.request import Request
 from pusa.cli.terminal import Report, Terminal
 from pusa.errors import InputError
-
-if TYPE_CHECKING:
-    from pusa.cli.making import Callback
-    from pusa.generation.clip import GeneratedClip
 
 
 def generate(
@@ -49,6 +45,9 @@ def generate(
     size: Annotated[str | None, Parameter(group=CLIP, metavar="WxH", show_default=of_model)] = None,
     fit: Annotated[Literal["crop", "pad", "stretch"], Parameter(group=CLIP)] = "crop",
     count: Annotated[int, Whole, Parameter(group=CLIP)] = 1,
+    prompts: Annotated[Path | None, File, Parameter(group=MANY, metavar="FILE")] = None,
+    ray: Annotated[str | None, Parameter(group=MANY, metavar="ADDRESS")] = None,
+    workers: Annotated[int | None, Whole, Parameter(group=MANY, show_default=lambda _: "one per GPU")] = None,
     from_: Annotated[Path | None, File, Parameter(name="--from", group=CLIP, metavar="CLIP.json")] = None,
     sampling: Sampling = Sampling(),
     model: Model = Model(),
@@ -90,6 +89,13 @@ def generate(
         How pictures of another shape are brought to the size.
     count
         Number of clips, with consecutive seeds.
+    prompts
+        Many clips: a .jsonl with an object for each, whose keys are options (prompt, image, seed, ...) and name, or a
+        .txt with a prompt a line. Run it again to go on; started several times, the processes share the work.
+    ray
+        Share them over a Ray cluster: its address, auto, or local to start one on this machine.
+    workers
+        Number of processes with --ray.
     from_
         Remake the clip that this sidecar describes.
     image_paths
@@ -101,56 +107,48 @@ def generate(
     """
     terminal = Terminal(output.talk.talkative)
     if from_ is not None:
-        asked = (prompt, image, last_image, keyframe, video, edit, frames, size, image_paths, cond_position)
+        asked = (prompt, image, last_image, keyframe, video, edit, frames, size, image_paths, cond_position, prompts)
         if any(asked) or count != 1 or sampling != Sampling() or model != Model():
             raise InputError("--from makes a clip again exactly as it was made; give only --out with it.")
         return _again(from_, output, terminal)
     asked_noise = noise
     model, sampling, noise = with_preset(model, sampling, noise)
-    multiplier(str(noise), "--noise")
-    given: list[Picture | Video] = [*pictures(image, last_image, keyframe, noise)]
-    if image_paths or cond_position or noise_multipliers:
-        given += official(image_paths, video, cond_position, noise_multipliers or str(noise))
-    else:
-        given += videos(video, noise)
-    if asked_noise and not given:
+    options: dict[str, Any] = {
+        "prompt": prompt,
+        "image": image,
+        "last_image": last_image,
+        "keyframe": keyframe,
+        "video": video,
+        "edit": edit,
+        "strength": strength,
+        "noise": noise,
+        "frames": frames,
+        "size": size,
+        "fit": fit,
+        "sampling": sampling,
+    }
+    if prompts is not None:
+        if image_paths or cond_position or noise_multipliers or count != 1:
+            raise InputError("--prompts has a line for each clip; leave --count and the official scripts' flags out.")
+        from pusa.cli.batch import make_all
+
+        return make_all(prompts, options, model, output, terminal, ray=ray, workers=workers)
+    if ray is not None or workers is not None:
+        raise InputError("--ray and --workers share the clips of --prompts; give it too.")
+    request = Request.of(
+        **options, image_paths=image_paths, cond_position=cond_position, noise_multipliers=noise_multipliers
+    )
+    if asked_noise and not request.given:
         also = "; how much of --edit may change is its --strength" if edit else ""
         raise InputError(f"--noise {noise:g} says how firmly pictures and clips are held and none is given{also}.")
-    if strength is not None and edit is None:
-        raise InputError("--strength says how much of a clip to --edit may change; give --edit PATH with it.")
-    editing = None if edit is None else Source.parse(edit, "--edit", keys=("frames", "start"))
-    shape = None if size is None else read_size(size)
     if count < 1:
         raise InputError(f"--count {count}: give 1 or more.")
     output.check()
-    check(
-        terminal,
-        frames=frames,
-        pictures=[thing.path for thing in given if isinstance(thing, Picture)],
-        videos=[thing.path for thing in (*given, editing) if isinstance(thing, Video | Source)],
-    )
-    if editing is None:
-        check_shares(model, shape, frames)
-    pipe = open_pipeline(model, terminal, size=shape, frames=frames, guidance=sampling.guidance)
-
-    from pusa.generation.conditions import Clip, frame_index
-    from pusa.generation.footage import open_footage
-
-    options: dict[str, Any] = {"size": shape, "fit": fit, "strength": strength}
-    if editing:
-        footage = open_footage(editing.path, pipe.defaults.fps, pipe.vae)
-        start = frame_index(editing.start or 0, footage.count, pipe.defaults.fps, f"the start of {editing.path}")
-        options["init"] = Clip(footage, start=start)
-        frames = frames or editing.frames or _whole_groups(footage.count - start, editing.path)
-    settings = pipe.settings(frames=frames, size=shape)
-    conditions = [
-        thing.condition() if isinstance(thing, Picture) else thing.condition(pipe, settings.frames) for thing in given
-    ]
-
-    def job(seed: int, callback: Callback) -> GeneratedClip:
-        chosen = sampling.arguments() | {"seed": seed, "frames": settings.frames}
-        return pipe.generate(prompt, conditions, **chosen, **options, callback=callback)
-
+    check(terminal, frames=frames, pictures=request.pictures, videos=request.videos)
+    if request.editing is None:
+        check_shares(model, request.shape, frames)
+    pipe = open_pipeline(model, terminal, size=request.shape, frames=frames, guidance=sampling.guidance)
+    settings, job = request.job(pipe)
     seeds = range(sampling.seed, sampling.seed + count)
     jobs = {
         output.path(default_name(prompt, seed, settings.frames, settings.size), seed=seed if count > 1 else None): (
@@ -159,16 +157,6 @@ def generate(
         for seed in seeds
     }
     return make(jobs, output, terminal)
-
-
-def _whole_groups(frames: int, path: Path) -> int:
-    """The frames of a clip to edit; InputError unless they make a clip."""
-    if frames % 4 != 1:
-        fewer = max(1, (frames - 1) // 4 * 4 + 1)
-        raise InputError(
-            f"--edit {path}: {frames} frames are no clip, which has 4n+1; edit its first with frames={fewer}."
-        )
-    return frames
 
 
 def _again(recipe: Path, output: Output, terminal: Terminal) -> Report:

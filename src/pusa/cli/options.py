@@ -13,6 +13,7 @@ from pusa.errors import InputError
 
 CONDITIONS = Group.create_ordered("Conditions")
 CLIP = Group.create_ordered("Clip")
+MANY = Group.create_ordered("Many clips")
 SAMPLING = Group.create_ordered("Sampling")
 MODEL = Group.create_ordered("Model")
 OUTPUT = Group.create_ordered("Output")

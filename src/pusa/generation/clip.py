@@ -64,9 +64,9 @@ class GeneratedClip:
         except OSError as error:
             raise InputError(f"A clip cannot be saved to {path}: {error.strerror}; write elsewhere.") from error
         with (
-            replacing(latents_path(path)) as latents,
+            replacing(path) as video,  # which takes its place last, so that a video never lies without its recipe
             replacing(path.with_suffix(".json")) as recipe,
-            replacing(path) as video,
+            replacing(latents_path(path)) as latents,
         ):
             write_video(video, self.frames, self.fps)
             hashes = {"sha256": sha256(video)}

@@ -1,23 +1,22 @@
 """One cache, filled by many machines: `pusa prepare --ray ADDRESS` runs `cache.prepare` on every node of a Ray cluster.
 
-Ray starts the processes and brings their results back; who encodes what is settled by the cache itself, as between
-processes of one machine. So the nodes need the clips, the model and the cache folder under the same paths (a network
-file system), and a node that is lost costs the clip it was at. Ray is an extra: `pip install 'pusa[cluster]'`.
+Who encodes what is settled by the cache itself, as between processes of one machine. So the nodes need the clips, the
+model and the cache folder under the same paths (a network file system).
 """
 
 from __future__ import annotations
 
-import logging
 import secrets
 import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pusa.errors import InputError, PusaError
+from pusa.cluster import connected, layout
+from pusa.errors import InputError
 from pusa.models import checkpoints
 from pusa.training import cache
 from pusa.training.cache import Prepared, Progress
@@ -26,25 +25,6 @@ from pusa.training.store import make_folder, unusable
 
 POLL = 1.0
 """seconds between two looks at how far the cache has come"""
-CONNECT = 10.0
-"""seconds in which a cluster must answer"""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a cluster is used: so many processes with so many processor cores and GPUs each."""
-
-    workers: int
-    cpus: int
-    gpus: float
-
-
-def layout(nodes: list[dict[str, float]], workers: int | None) -> Layout:
-    """Divide the resources ("CPU", "GPU") of the nodes among `workers`: by default one per GPU, else one per node."""
-    cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
-    workers = workers or gpus or len(nodes)
-    smallest = int(min(node.get("CPU", 1) for node in nodes))
-    return Layout(workers, max(1, min(cpus // workers, smallest)), min(1.0, gpus / workers))
 
 
 def prepare(
@@ -62,54 +42,26 @@ def prepare(
     address, or when a node does not see the cache folder.
     """
     started = time.perf_counter()
-    ray = _connect(address)
     folder = folder.absolute()
     plan = replace(plan, cuts=tuple(replace(cut, file=_absolute(cut.file)) for cut in plan.cuts))
     token = folder / f".cluster-{secrets.token_hex(4)}"
-    try:
-        _touch(token)
-        shape = layout([node["Resources"] for node in ray.nodes() if node["Alive"]], workers)
-        task = ray.remote(_share).options(num_cpus=shape.cpus, num_gpus=shape.gpus, scheduling_strategy="SPREAD")
-        shared = ray.put(plan)
-        tally = ray.remote(_Tally).options(num_cpus=0).remote()
-        running = [task.remote(shared, source, token, rank, shape.workers, tally) for rank in range(shape.workers)]
-        waiting = running
-        while waiting:
-            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL)
-            if progress and (state := ray.get(tally.read.remote())):
-                progress(*state)
-        return together(ray.get(running), time.perf_counter() - started)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, PusaError):
-            raise error.cause from error
-        raise PusaError(f"A node of the cluster failed: {str(error.cause).splitlines()[0]}.") from error
-    except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise PusaError(f"The Ray cluster failed ({reason}): run the same command again to go on.") from error
-    finally:
-        with suppress(OSError):
-            token.unlink(missing_ok=True)
-        ray.shutdown()
-
-
-def _connect(address: str) -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise InputError(
-            "--ray needs Ray, which is not installed: run `pip install 'pusa[cluster]'`, or leave --ray out."
-        ) from error
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        if colon and port.isdigit():
-            socket.create_connection((host, int(port)), CONNECT).close()  # Ray itself would try for minutes
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"There is no Ray cluster at {address!r} ({reason}): run `ray start --head`, or give --ray local."
-        ) from error
-    return ray
+    with connected(address) as ray:
+        try:
+            _touch(token)
+            shape = layout([node["Resources"] for node in ray.nodes() if node["Alive"]], workers)
+            task = ray.remote(_share).options(num_cpus=shape.cpus, num_gpus=shape.gpus, scheduling_strategy="SPREAD")
+            shared = ray.put(plan)
+            tally = ray.remote(_Tally).options(num_cpus=0).remote()
+            running = [task.remote(shared, source, token, rank, shape.workers, tally) for rank in range(shape.workers)]
+            waiting = running
+            while waiting:
+                _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL)
+                if progress and (state := ray.get(tally.read.remote())):
+                    progress(*state)
+            return together(ray.get(running), time.perf_counter() - started)
+        finally:
+            with suppress(OSError):
+                token.unlink(missing_ok=True)
 
 
 def _touch(token: Path) -> None:

@@ -2,21 +2,19 @@
 
 An entry is one safetensors file, `KIND/ab/abcdef….safetensors`, written beside itself and renamed, with a checksum of
 its tensor in the header: a half file has no name, and one that a disk has bitten is recognised when it is read. Several
-processes, on several machines that mount the folder, may fill it together: whoever makes an entry holds a byte of the
-file `claims`, at the offset that the key says. The kernel takes the claim back when its owner dies, so nothing is left
-to clean up. On a file system without locks two processes may make the same entry, and the second replaces it by its
+processes, on several machines that mount the folder, may fill it together: whoever makes an entry claims it in the
+file `claims`. On a file system without locks two processes may make the same entry, and the second replaces it by its
 equal.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +23,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from pusa import claims
 from pusa.errors import InputError
 from pusa.files import replacing
-
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def key(kind: str, content: dict[str, Any]) -> str:
@@ -98,15 +95,12 @@ class Store:
     def claims(self) -> Iterator[Claims]:
         """The right to make entries, for one process; one at a time."""
         make_folder(self.folder, "the cache")
-        path = self.folder / "claims"
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise unusable(self.folder, "the cache", error) from error
-        try:
+        with ExitStack() as stack:
+            try:
+                descriptor = stack.enter_context(claims.opened(self.folder / "claims"))
+            except OSError as error:
+                raise unusable(self.folder, "the cache", error) from error
             yield Claims(self, descriptor)
-        finally:
-            os.close(descriptor)
 
 
 class Claims:
@@ -119,23 +113,10 @@ class Claims:
     @contextmanager
     def hold(self, key: str, *, wait: bool) -> Iterator[bool]:
         """Claim an entry for the block; yields False when another process has it and `wait` is False."""
-        place = int(key.split("/")[1][:15], 16)
-        locks = True
-        try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, place)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN, *_NO_LOCKS):
-                raise
-            locks = error.errno not in _NO_LOCKS
-            mine = not locks
-        else:
-            mine = True
-            self._sweep(self._store.path(key))
-        try:
-            yield mine
-        finally:
-            if mine and locks:
-                fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, place)
+        with claims.hold(self._descriptor, key, wait=wait) as held:
+            if held:
+                self._sweep(self._store.path(key))
+            yield held is not False
 
     @staticmethod
     def _sweep(path: Path) -> None:
