@@ -201,6 +201,10 @@ def test_clips_that_make_it_diverge_are_named_by_their_files(ask: Ask, common: l
     names = re.findall(r"no finite loss or gradient on (.*) \(a red circle moves left\):", err)
     assert len(names) == 1
     assert Path(names[0]).parent == clips
+    code, _, err = ask(*common, "--train.lr", "1e30", "--train.accumulate", "64", "--force")
+    assert code == 2
+    named = re.findall(r"[^ ]+ \(a red circle moves left\)", err)
+    assert 1 <= len(named) == len({*named}) <= 4
 
 
 @pytest.mark.parametrize("place", ["/proc/nope", "FILE", "FILE/deeper"])

@@ -26,6 +26,8 @@ from pusa.training.config import Config
 from pusa.training.parallel import World
 
 SIGMA_BINS = 10
+NAMED = 4
+"""So many clips without a finite loss are named; the rest is counted."""
 MAX_SKIPPED = 20
 """So many steps in a row without a finite loss end a training that skips them: it has diverged."""
 
@@ -112,7 +114,9 @@ class Learner:
         named = [name for bad, batch in zip(mine, batches, strict=True) if bad for name in _names(batch)]
         clips = parallel.everyones_words(self.world, named)
         self.skipped_in_a_row += 1
-        where = f"Step {step + 1} gave no finite loss or gradient on {', '.join(clips)}"
+        several = list(dict.fromkeys(clips))
+        more = f" and {len(several) - NAMED} more" if len(several) > NAMED else ""
+        where = f"Step {step + 1} gave no finite loss or gradient on {', '.join(several[:NAMED])}{more}"
         if self.config.train.on_nan == "stop":
             raise InputError(
                 f"{where}: look at these clips, lower train.lr, or go on without them with train.on_nan = skip."
