@@ -28,7 +28,7 @@ def commands() -> list[str]:
     )
 
 
-ELSEWHERE = ("Wan-AI/", "--preset", "--from", "pusa info", "pusa demo")
+ELSEWHERE = ("Wan-AI/", "--preset", "--prompts", "--from", "pusa info", "pusa demo")
 """What a command has that needs a downloaded model, an earlier clip, or makes none."""
 RUNNABLE = [command for command in commands() if not any(part in command for part in ELSEWHERE)]
 
