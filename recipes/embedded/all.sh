@@ -32,7 +32,7 @@ done
 python recipes/embedded/assemble.py --vae $runs/reduced/vae --base $base --adapter $runs/adapter0/lora.safetensors --out $tiny
 
 # The strength at which the adapter runs, `STRENGTH` in src/pusa/embedded/__init__.py, is the best of these.
-python recipes/embedded/measure.py --clips 48 --tune 1.0 1.2 1.3 1.4 1.6
+python recipes/embedded/measure.py --clips 32 --tune 1.0 1.2 1.3 1.4 1.6
 
 python recipes/embedded/measure.py
 python recipes/embedded/measure.py --clips 24 --curve $runs/adapter{0,1,2}

@@ -1,8 +1,8 @@
 """What every stage of the embedded base has come to, kept in `history.json` beside this file.
 
 A stage takes hours and its run folder is not part of the repository, so `report.py` writes here what later reports
-need: steps and time of each stage, what the judge found at its snapshots, and the numbers against the targets after it.
-From the last follows what reaching a target would take.
+need: steps and time of each stage, what the judge found at its snapshots, the numbers against the targets after it, and
+how the strength of the present adapter was chosen. From the numbers follows what reaching a target would take.
 """
 
 from __future__ import annotations
@@ -43,12 +43,14 @@ def update(runs: Path, gains: Json) -> Json:
                 for key in ("run", "step", "colour", "shape", "motion")}  # fmt: skip
         shown[row["run"], row["step"]] = kept
     history["snapshots"] = [shown[key] for key in sorted(shown)]
+    if (found := runs / "strengths.json").is_file():
+        history["strengths"] = [{key: round(x, 3) for key, x in row.items()} for row in json.loads(found.read_text())]
     stage = [name for name in BASES if name in history["stages"]][-1]
     row = {"run": stage, "steps": steps_until(history, stage), **{key: round(x, 3) for key, x in gains.items()}}
     history["measured"] = [old for old in history["measured"] if old["run"] != stage] + [row]
     lines = [
         f' "{name}": [\n' + ",\n".join(f"  {json.dumps(row)}" for row in history[name]) + "\n ]"
-        for name in ("snapshots", "measured")
+        for name in ("snapshots", "measured", "strengths")
     ]
     stages = ",\n".join(f'  "{name}": {json.dumps(stage)}' for name, stage in history["stages"].items())
     FILE.write_text("{\n" + ",\n".join([f' "stages": {{\n{stages}\n }}', *lines]) + "\n}\n")

@@ -7,7 +7,7 @@
 from pathlib import Path
 
 STRENGTH = 1.6
-"""At which `tiny` runs the adapter, by `recipes/embedded/measure.py --tune` on scenes of their own: more adds little."""
+"""At which `tiny` runs the adapter, by `recipes/embedded/measure.py --tune` on scenes of their own."""
 
 
 def folder() -> Path:
