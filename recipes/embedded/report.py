@@ -20,6 +20,7 @@ matplotlib.use("Agg")
 import history
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import NullLocator
 
 from pusa import embedded
 
@@ -360,8 +361,8 @@ def plot(past: Json, curve: list[Json], path: Path) -> None:
         axes[1].plot(clips, [row[key] for row in past["measured"]], "o-", color=colour, label=f"{title} ({show(goal)})")
     axes[1].axhline(0, color="#718096", linewidth=0.8)
     axes[1].set(title="adapted: dB over the simple baseline (target)", xlabel="clips that the base saw", xscale="log")
-    axes[1].xaxis.set_minor_formatter("{x:,.0f}")
-    axes[1].tick_params(axis="x", which="both", labelsize=7)
+    axes[1].set_xticks(clips, [f"{count // 1000} k" for count in clips], fontsize=8)
+    axes[1].xaxis.set_minor_locator(NullLocator())
     if curve:
         for seed, colour in zip(sorted({c["seed"] for c in curve}), ("#c05621", "#dd9452", "#7b341e"), strict=False):
             points = [c for c in curve if c["seed"] == seed or c["samples"] == 0]
