@@ -59,7 +59,7 @@ def test_a_single_file_says_what_it_needs_beside_it(wans: Path, about: Any, tmp_
     assert said["transformer"] == f"{sum(t.numel() for t in tensors.values()) / 1e6:,.1f} M parameters in " + (
         "F8_E4M3 and BF16"
     )
-    assert said["needs"] == "--vae and --text-encoder"
+    assert said["needs"] == "--vae, --text-encoder"
     pytest.importorskip("gguf")
     assert "Q8_0" in about(layouts.write_gguf(tensors, tmp_path / "wan.gguf"))["transformer"]
 
@@ -102,7 +102,7 @@ def test_two_experts_and_refused_files_are_described(wans: Path, about: Any, tmp
     assert "refused" not in said
     assert said["boundary"] == 0.875
     file = shutil.copy(wans / "diffusion_pytorch_model.safetensors", tmp_path / "wan2.2_high_noise.safetensors")
-    assert about(file)["needs"] == "--transformer-2 and --vae and --text-encoder"
+    assert about(file)["needs"] == "--transformer-2, --vae, --text-encoder"
     tensors = {"patch_embedding.weight": torch.zeros(256, 36, 1, 2, 2), "img_emb.proj.0.weight": torch.zeros(4)}
     save_file(tensors, tmp_path / "i2v.safetensors")
     assert "incomplete" in about(tmp_path / "i2v.safetensors")["refused"]

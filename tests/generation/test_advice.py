@@ -48,6 +48,7 @@ HIGH, LOW = lora("/p/high_noise_pusa.pt", expert="high"), lora("/p/low_noise_pus
         ([LIGHTNING], SETTINGS, True, ["guidance is 3", "no LoRA that is known"]),
         ([HIGH], SETTINGS, True, ["the low-noise expert has no LoRA"]),
         ([HIGH, LOW], SETTINGS, True, []),
+        ([lora("/l/style.safetensors", expert="low")], SETTINGS, True, ["neither expert has a LoRA"]),
     ],
 )  # fmt: skip
 def test_contradictions(loras: list[Lora], settings: Settings, given: bool, expected: list[str]) -> None:

@@ -152,7 +152,7 @@ def _model(source: str) -> dict[str, Any]:
         "files": {file.name: f"{file.stat().st_size / 1e6:.1f} MB" for file in _files(parts)},
         "licence": "Apache-2.0" if name in (checkpoints.TINY, checkpoints.TINY_BASE) else _licence(family),
         **({} if config is None else _wishes(path)),
-        **({"needs": " and ".join(f"--{kind.replace('_', '-')}" for kind in lacking)} if lacking else {}),
+        **({"needs": ", ".join(f"--{kind.replace('_', '-')}" for kind in lacking)} if lacking else {}),
         **({"refused": refused} if refused else {}),
     }
 

@@ -41,10 +41,11 @@ def advice(source: str, loras: Sequence[Lora], settings: Settings, *, given: boo
             experts = {"high", "low"}
         lacking = experts - {lora.expert for lora in running if is_per_frame(lora.path)}
         if lacking:
-            where = "model" if None in lacking else f"{' and '.join(sorted(str(e) for e in lacking))}-noise expert"
+            one = "the model" if None in lacking else f"the {next(iter(lacking))}-noise expert"
+            who = f"{one} has no LoRA" if len(lacking) == 1 else "neither expert has a LoRA"
             found.append(
-                f"Some frames are given, and the {where} has no LoRA that is known to take a timestep per frame, so it "
-                "may ignore them: add a Pusa LoRA (`pusa info --presets` names the official ones) or train one."
+                f"Some frames are given, and {who} that is known to take a timestep per frame, so they may be ignored: "
+                "add a Pusa LoRA (`pusa info --presets` names the official ones) or train one."
             )
     return found
 

@@ -123,7 +123,10 @@ def file_of(path: str | Path) -> Path:
                 return found
             raise InputError(f"The LoRA {path} is a folder that holds no {_FOLDER_FILES[0]}: give the file in it.")
         if not path.is_file() and hub.names_a_file(text) and not path.parent.is_dir():
-            return hub.file(text)
+            try:
+                return hub.file(text)
+            except InputError as error:
+                raise InputError(f"There is no LoRA file {path} here, and none on the hub: {error}") from error
         if not path.is_file():
             raise InputError(f"The LoRA {path} does not exist: check the path.")
         if path.stat().st_size == 0:
