@@ -309,7 +309,7 @@ def test_a_merged_checkpoint_is_the_lora_at_run_time(scale, layers, tiny_folder,
     mine, stock = ours.transformer.state_dict(), pipe.transformer.state_dict()
     assert mine.keys() == stock.keys()
     assert all(torch.equal(mine[key], stock[key]) for key in mine)
-    close(run(ours.transformer), run(pipe.transformer))  # weights in a mapped file may be unaligned, and round otherwise
+    close(run(ours.transformer), run(pipe.transformer))  # mapped weights may be unaligned and round otherwise
     assert ours.defaults == checkpoints.defaults_of(tiny_folder)
     assert lora.sha256(source) in (tmp_path / "merged" / "README.md").read_text()
     before, after = (
