@@ -222,7 +222,7 @@ class TestFailedSaves:
 
         monkeypatch.setattr("pusa.generation.clip.write_json", fail)
         changed = dataclasses.replace(clip, frames=255 - clip.frames)
-        with pytest.raises(InputError, match=r"cannot write \S*/clip\.mp4: the disk is full"):
+        with pytest.raises(InputError, match=r"cannot write \S*/clip\.latents\.safetensors: the disk is full"):
             changed.save(path)
         assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 

@@ -12,6 +12,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import UMT5EncoderModel
 
+from pusa import embedded
 from pusa.errors import InputError
 from pusa.models import checkpoints, lora
 from pusa.models.wan import VectorWanTransformer3DModel
@@ -51,7 +52,7 @@ def test_the_embedded_model_comes_with_its_adapter(tiny_folder, tmp_path, monkey
     monkeypatch.setattr("pusa.embedded.folder", lambda: tiny_folder)
     monkeypatch.setattr("pusa.embedded.adapter", lambda: tmp_path / "pusa.safetensors")
     tiny = checkpoints.load("tiny", device="cpu")
-    assert [(x.name, x.scale, x.modules) for x in tiny.loras] == [("pusa", 1.0, 4)]
+    assert [(x.name, x.scale, x.modules) for x in tiny.loras] == [("pusa", embedded.STRENGTH, 4)]
     assert tiny.source == "tiny"
     base = checkpoints.load("tiny-base", device="cpu")
     assert base.loras == ()
