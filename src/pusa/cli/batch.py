@@ -265,8 +265,9 @@ def _here(
             with claims.hold(descriptor, line.path.name, wait=wait) as held:
                 if held is False:
                     return False
-                if held:
-                    for part in folder.glob(f".{line.path.stem[:40]}-*.part*"):
+                start = line.path.stem[:39]
+                if held and sum(other.path.stem.startswith(start) for other in lines) == 1:
+                    for part in (*folder.glob(f".{start}*.part*"), *folder.glob(f"..{start}*.part*")):
                         part.unlink(missing_ok=True)  # of an owner that was killed
                 if _is_there(line, overwrite=True):
                     return True
