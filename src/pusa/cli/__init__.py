@@ -32,6 +32,8 @@ VERBS = {
     "export": "Write a LoRA for other programs, at a lower rank, or merged into a model.",
     "info": "Show versions, the device, and what a model is.",
 }
+GROUPS: dict[str, tuple[str, ...]] = {}
+"""The verbs that are a group of commands: `pusa vbench total`."""
 
 
 app = App(
@@ -43,7 +45,9 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 for _place, (_verb, _help) in enumerate(VERBS.items()):
-    app.command(f"pusa.cli.{_verb}:{_verb}", help=_help, sort_key=_place, help_epilogue="")
+    _module = _verb.replace("-", "_")
+    _told = {} if _verb in GROUPS else {"help_epilogue": ""}
+    app.command(f"pusa.cli.{_module}:{_module}", name=_verb, help=_help, sort_key=_place, **_told)
 
 
 def run(tokens: Sequence[str]) -> Report | None:
