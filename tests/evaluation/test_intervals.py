@@ -27,7 +27,7 @@ def test_samples_of_one_prompt_make_the_interval_wider_when_prompts_are_what_is_
 
 
 def test_the_same_seed_gives_the_same_interval_and_one_group_has_none() -> None:
-    values = list(range(10))
+    values = np.random.default_rng(2).normal(size=10)
     assert bootstrap(values) == bootstrap(values)
     assert bootstrap(values) != bootstrap(values, seed=1)
     assert math.isnan(bootstrap(values, groups=[0] * 10).low)

@@ -1,4 +1,4 @@
-"""How far a score may be from what more clips would give: percentile bootstrap (Efron 1979), by groups where clips share one.
+"""How far a score may be from what more clips would give: percentile bootstrap (Efron 1979), by groups of clips.
 
 Samples of one prompt are no independent clips, and neither are clips made by one trained model; what is drawn again and
 again with replacement is therefore the group.
@@ -42,8 +42,8 @@ def bootstrap(
 ) -> Interval:
     """The interval of `statistic(values)`, where values are [n] or [n, ...], one row for each clip.
 
-    groups: what row i belongs to; whole groups are drawn. The same seed draws the same groups, so that scores on the same
-    clips may be compared draw by draw. One group alone has no interval: its ends are NaN.
+    groups: what row i belongs to; whole groups are drawn. The same seed draws the same groups, so that
+    scores on the same clips may be compared draw by draw. One group alone has no interval: its ends are NaN.
     """
     rows = np.asarray(values, dtype=np.float64)
     if not len(rows):
