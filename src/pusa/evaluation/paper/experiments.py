@@ -1,0 +1,179 @@
+"""What every table needs: which trainings, and which clips. Made by any number of processes, each piece by one of them.
+
+A piece that is there is never made again, so a run that was killed goes on; two tables share what both need.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pusa import claims
+from pusa.errors import InputError
+from pusa.evaluation.paper.methods import METHODS
+from pusa.evaluation.paper.scoring import Job, Maker, is_lora
+from pusa.evaluation.paper.training import STEPS, load, prepare, train
+from pusa.files import write_json
+
+SEEDS = (0, 1, 2)
+SAVED = (50, 100, 200, 400)
+LONG = (400, 800, 1600, 3200)
+STRENGTHS = (1.0, 1.4, 1.7, 2.0)
+STRENGTH = 1.7
+"""Where a table does not vary it: of the paper's strengths the one nearest to `embedded.STRENGTH`, which was chosen on
+scenes that nothing is reported on."""
+NOISES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+ZERO_SHOT = ("start-end", "extension", "completion", "transition")
+PTSS = ("ptss-0.2", "ptss-0.5", "ptss-0.8")
+RANKS = ("rank-4", "rank-16", "vta", "rank-64")
+TABLES: dict[str, str] = {
+    "a": "ways of training, at equal steps",
+    "b": "steps of training × strength of the LoRA",
+    "c": "steps of inference",
+    "d": "rank",
+    "e": "text to video before and after",
+    "f": "tasks that were not trained for",
+    "g": "noise on the given frame",
+    "h": "noise levels in training: even, or the official code's",
+    "i": "what training with image channels needs to reach the adapter",
+}
+Progress = Callable[[str, int, int], None]
+
+
+def saved(method: str) -> Sequence[int]:
+    """The steps after which a method's weights are kept."""
+    return LONG if METHODS[method].constant else SAVED
+
+
+def jobs(table: str) -> list[Job]:
+    """The clips that a table is made of."""
+    full = Job("vta", 0, STEPS, strength=STRENGTH)
+    ours = [dataclasses.replace(full, seed=seed) for seed in SEEDS]
+    base = Job("base", 0, 0)
+
+    def with_seeds(method: str, strengths: Iterable[float] = STRENGTHS[:3], trained: int = STEPS) -> list[Job]:
+        every = tuple(strengths) if is_lora(method) else (1.0,)
+        return [Job(method, seed, trained, strength=s) for seed in SEEDS for s in every]
+
+    if table == "a":
+        methods = ("vta", "vta-full", "first-clean", *PTSS, "i2v")
+        return [base, *(job for method in methods for job in with_seeds(method))]
+    if table == "b":
+        return [base, *(job for step in SAVED for job in with_seeds("vta", STRENGTHS, step))]
+    if table == "c":
+        return [dataclasses.replace(job, steps=n) for job in ours for n in (2, 5, 10, 20)]
+    if table == "d":
+        return [job for method in RANKS for job in with_seeds(method)]
+    if table == "e":
+        weak = [dataclasses.replace(job, strength=1.0) for job in ours]
+        return [dataclasses.replace(job, task="text-to-video") for job in (base, *weak, *ours)]
+    if table == "f":
+        return [dataclasses.replace(job, task=task) for task in ZERO_SHOT for job in (base, *ours)]
+    if table == "g":
+        return [dataclasses.replace(job, noise=m) for job in ours for m in NOISES]
+    if table == "h":
+        return [job for method in ("vta", "vta-shifted") for job in with_seeds(method)]
+    if table == "i":
+        return [*ours, *(job for step in LONG for job in with_seeds("i2v-long", trained=step))]
+    raise InputError(f"There is no table {table!r}: choose among {', '.join(TABLES)}.")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Something to make: when it may begin, where it is when it is done, and how."""
+
+    name: str
+    file: Path
+    needs: tuple[Path, ...]
+    make: Callable[[Progress], None]
+
+
+class Study:
+    """One folder of trainings and scores."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.clips = folder / "clips.safetensors"
+        self._maker: Maker | None = None
+
+    def pieces(self, tables: Sequence[str]) -> list[Piece]:
+        """All that the tables need, each once, in an order that can be followed."""
+        wanted = list(dict.fromkeys(job for table in tables for job in jobs(table)))
+        runs = list(dict.fromkeys((job.method, job.seed) for job in wanted if job.method != "base"))
+        trainings = [self._training(method, seed) for method, seed in runs]
+        return [Piece("clips", self.clips, (), self._prepare), *trainings, *map(self._scoring, wanted)]
+
+    def _prepare(self, progress: Progress) -> None:
+        prepare(self.clips, progress)
+
+    def _training(self, method: str, seed: int) -> Piece:
+        folder = self.folder / "runs" / f"{method}.{seed}"
+
+        def make(progress: Progress) -> None:
+            train(METHODS[method], seed, load(self.clips), folder, checkpoints_at=saved(method), progress=progress)
+
+        return Piece(f"training {folder.name}", folder / "done.json", (self.clips,), make)
+
+    def _scoring(self, job: Job) -> Piece:
+        file = self.folder / "scores" / f"{job.name}.json"
+        needs = () if job.method == "base" else (self.folder / "runs" / f"{job.method}.{job.seed}" / "done.json",)
+
+        def make(progress: Progress) -> None:
+            progress(f"Scoring {job.name}", 0, len(job.scenes))
+            self._maker = self._maker or Maker(self.folder / "runs")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._maker.run(job, file)
+
+        return Piece(job.name, file, needs, make)
+
+    def rows(self, job: Job) -> list[dict[str, Any]]:
+        """The rows of a job that is done."""
+        found = json.loads((self.folder / "scores" / f"{job.name}.json").read_text(encoding="utf-8"))
+        rows: list[dict[str, Any]] = found["rows"]
+        return rows
+
+
+def make_all(study: Study, tables: Sequence[str], progress: Progress = lambda *_: None) -> float:
+    """Make what is missing, beside other processes that may do the same in the folder; the seconds that it took here.
+
+    Returns when everything is there, whoever made it.
+    """
+    began = time.monotonic()
+    pieces = study.pieces(tables)
+    study.folder.mkdir(parents=True, exist_ok=True)
+    with claims.opened(study.folder / ".claims") as descriptor:
+        while left := [piece for piece in pieces if not piece.file.exists()]:
+            made = False
+            for piece in left:
+                if not all(need.exists() for need in piece.needs):
+                    continue
+                with claims.hold(descriptor, piece.name, wait=False) as held:
+                    if held is False or piece.file.exists():
+                        continue
+                    progress(piece.name, len(pieces) - len(left), len(pieces))
+                    started = time.monotonic()
+                    piece.make(progress)
+                    _note_time(study.folder, piece.name, time.monotonic() - started)
+                    made = True
+                    break
+            if not made:
+                time.sleep(1.0)
+    return time.monotonic() - began
+
+
+def _note_time(folder: Path, name: str, seconds: float) -> None:
+    """How long each piece took in its process, for the tables' cost."""
+    place = folder / "times"
+    place.mkdir(exist_ok=True)
+    write_json(place / f"{name.replace(' ', '.')}.json", {"seconds": round(seconds, 1)})
+
+
+def core_seconds(study: Study, tables: Sequence[str]) -> float:
+    """Seconds of one thread that the pieces of the tables took."""
+    files = [study.folder / "times" / f"{piece.name.replace(' ', '.')}.json" for piece in study.pieces(tables)]
+    return float(sum(json.loads(file.read_text(encoding="utf-8"))["seconds"] for file in files if file.exists()))

@@ -1,0 +1,57 @@
+"""What is compared: ways to teach a text-to-video model about given frames, each with the same steps on the same clips.
+
+Every way starts from the same base and has the same batches, noise and dropped captions for a seed. They differ in the
+noise levels that training draws, in what is trained, and in how the picture enters: as a frame without noise, or, as in
+Wan-I2V, beside the noisy clip in further input channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pusa.training.sections import SigmaConfig
+
+LORA_RATE, FULL_RATE = 3e-3, 3e-4
+RANK = 32
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of training. rank: of a LoRA; None trains every weight. image_channels: the picture enters as in Wan-I2V.
+
+    rate: the learning rate at its highest. constant: it stays there, so that a run may go on.
+    """
+
+    title: str
+    sigma: SigmaConfig = field(default_factory=SigmaConfig)
+    rank: int | None = RANK
+    image_channels: bool = False
+    rate: float = LORA_RATE
+    constant: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "vta": Method("this method, LoRA"),
+    "vta-full": Method("this method, all weights", rank=None, rate=FULL_RATE),
+    "first-clean": Method("first frame always clean, LoRA", SigmaConfig(pattern="first-clean")),
+    "ptss-0.2": Method("PTSS 0.2, LoRA", SigmaConfig(pattern="ptss", p=0.2)),
+    "ptss-0.5": Method("PTSS 0.5, LoRA", SigmaConfig(pattern="ptss", p=0.5)),
+    "ptss-0.8": Method("PTSS 0.8, LoRA", SigmaConfig(pattern="ptss", p=0.8)),
+    "i2v": Method(
+        "image channels, all weights",
+        SigmaConfig(pattern="shared", law="shifted", shift=3.0),
+        rank=None,
+        image_channels=True,
+        rate=FULL_RATE,
+    ),
+    "i2v-long": Method(
+        "image channels, all weights, longer",
+        SigmaConfig(pattern="shared", law="shifted", shift=3.0),
+        rank=None,
+        image_channels=True,
+        rate=FULL_RATE,
+        constant=True,
+    ),
+    "vta-shifted": Method("this method, the official code's levels", SigmaConfig(law="shifted", shift=5.0)),
+    **{f"rank-{rank}": Method(f"this method, rank {rank}", rank=rank) for rank in (4, 16, 64)},
+}

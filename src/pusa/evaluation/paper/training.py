@@ -1,0 +1,204 @@
+"""Train one method for one seed: the project's own draws, batches and optimiser, in a loop that every method shares.
+
+`pusa train` has the same parts and more around them; this loop also trains the Wan-I2V kind, which it does not. A run
+that was interrupted goes on at its last checkpoint and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pusa.core.objectives import flow_matching_loss
+from pusa.embedded import world
+from pusa.evaluation.paper.methods import Method
+from pusa.evaluation.paper.networks import Network, with_image_channels
+from pusa.files import replacing, write_json
+from pusa.models import checkpoints, latents
+from pusa.training import adaptation, draws, optimisers
+from pusa.training.averages import Averages
+from pusa.training.batches import Batch, Batches
+from pusa.training.sections import LoraSettings, TrainSettings
+
+CLIPS = 2048
+FIRST_SEED = 2_000_000
+"""The clips of the embedded adapter's own training; held-out scenes come from another stream."""
+BATCH, STEPS = 8, 400
+CAPTION_DROPOUT = 0.1
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class _Sample:
+    latents: Tensor
+    context: Tensor
+    caption: str
+    origin: str
+
+
+class Clips:
+    """The training clips, half shapes and half cameras: latents [N, C, 5, 8, 8], and the text of each caption."""
+
+    def __init__(self, values: Tensor, texts: Tensor, captions: Sequence[str], which: Sequence[int]) -> None:
+        self.values, self.texts, self.captions, self.which = values, texts, captions, which
+        self.buckets = ["64x64x17"] * len(values)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: int, /) -> _Sample:
+        text = self.which[index]
+        return _Sample(self.values[index], self.texts[text], self.captions[text], f"scene {FIRST_SEED + index}")
+
+    @property
+    def empty(self) -> Tensor:
+        """The text of the empty caption, [512, D]."""
+        return self.texts[0]
+
+
+def prepare(file: Path, progress: Progress = lambda *_: None) -> None:
+    """Encode the training clips into one file."""
+    parts = checkpoints.load(checkpoints.TINY_BASE)
+    captions, which, encoded = [""], [], []
+    for index in range(CLIPS):
+        progress("Encoding clips", index, CLIPS)
+        scene = world.sample(FIRST_SEED + index, kind="camera" if index % 2 else "shape")
+        if scene.caption not in captions:
+            captions.append(scene.caption)
+        which.append(captions.index(scene.caption))
+        encoded.append(latents.encode(parts.vae, world.render(scene))[0])
+    texts = latents.encode_text(parts.text_encoder, parts.tokenizer, captions)
+    tensors = {"latents": torch.stack(encoded), "texts": texts.contiguous(), "which": torch.tensor(which)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as part:
+        save_file(tensors, str(part), metadata={"captions": json.dumps(captions)})
+
+
+def load(file: Path) -> Clips:
+    """The clips that `prepare` wrote."""
+    tensors = load_file(file)
+    with safe_open(file, "pt") as opened:
+        captions = json.loads(opened.metadata()["captions"])
+    return Clips(tensors["latents"], tensors["texts"], captions, tensors["which"].tolist())
+
+
+def settings(method: Method, seed: int, steps: int) -> TrainSettings:
+    """Those of recipes/embedded/adapter.yaml, with the method's learning rate."""
+    return TrainSettings(
+        steps=steps,
+        batch=BATCH,
+        lr=method.rate,
+        warmup=10,
+        schedule="constant" if method.constant else "cosine",
+        betas=(0.9, 0.99),
+        weight_decay=0.0,
+        ema=0.985,
+        caption_dropout=CAPTION_DROPOUT,
+        workers=0,
+        seed=seed,
+    )
+
+
+def network(method: Method, seed: int) -> tuple[Network, adaptation.Adaptation]:
+    """What the method trains, at the base."""
+    transformer = checkpoints.load(checkpoints.TINY_BASE).transformer
+    if method.image_channels:
+        transformer = with_image_channels(transformer)
+    chosen = None if method.rank is None else LoraSettings(rank=method.rank)
+    adapted = adaptation.adapt(transformer, chosen, seed)
+    return Network(transformer), adapted
+
+
+def loss_of(method: Method, model: Network, batch: Batch, empty: Tensor, seed: int) -> Tensor:
+    """The flow-matching loss of a micro-batch; the draws are functions of (seed, lane, step) alone."""
+    size, _, frames, _, _ = batch.latents.shape
+    noise = draws.noise_of(batch.step, batch.lane, batch.latents.shape, seed)
+    sigma, _ = draws.sigmas_of(batch.step, batch.lane, size, frames, method.sigma, seed)
+    silent = draws.dropped(batch.step, batch.lane, size, CAPTION_DROPOUT, seed)
+    text = torch.where(silent[:, None, None], empty, batch.context)
+    return flow_matching_loss(model, batch.latents, noise, sigma, (text, batch.latents[:, :, :1]))
+
+
+def train(
+    method: Method,
+    seed: int,
+    clips: Clips,
+    folder: Path,
+    *,
+    checkpoints_at: Sequence[int],
+    progress: Progress = lambda *_: None,
+) -> None:
+    """Train to the last of `checkpoints_at` (steps); `folder` gets the averaged weights of each in step_NNNNNN/."""
+    steps = max(checkpoints_at)
+    chosen = settings(method, seed, steps)
+    model, adapted = network(method, seed)
+    parameters = adapted.parameters
+    optimiser, averages = optimisers.build(parameters, chosen), Averages(parameters, chosen.ema)
+    first, seconds = _resume(folder / "state.pt", parameters, optimiser, averages)
+    folder.mkdir(parents=True, exist_ok=True)
+    started, log = time.monotonic() - seconds, (folder / "log.jsonl").open("a", encoding="utf-8")
+    for batch in Batches(clips, chosen, first=first):
+        step = batch.step + 1
+        for group in optimiser.param_groups:
+            group["lr"] = optimisers.learning_rate(batch.step, steps, chosen.lr, chosen.warmup, chosen.schedule)
+        optimiser.zero_grad(set_to_none=True)
+        loss = loss_of(method, model, batch, clips.empty, seed)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
+        optimiser.step()
+        averages.update(parameters, step)
+        if step % 10 == 0 or step == steps:
+            print(json.dumps({"step": step, "loss": loss.item()}), file=log, flush=True)
+            progress(folder.name, step, steps)
+        if step in checkpoints_at:
+            adapted.write(_made(folder / f"step_{step:06d}"), averages.best(parameters), {"method": folder.name})
+            _keep(folder / "state.pt", step, time.monotonic() - started, parameters, optimiser, averages)
+    write_json(folder / "done.json", {"steps": steps, "seconds": round(time.monotonic() - started, 1)})
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _keep(
+    file: Path,
+    step: int,
+    seconds: float,
+    parameters: dict[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    averages: Averages,
+) -> None:
+    state: dict[str, Any] = {
+        "step": step,
+        "seconds": seconds,
+        "weights": {name: p.detach() for name, p in parameters.items()},
+        "average": averages.values,
+        "optimiser": optimiser.state_dict(),
+    }
+    with replacing(file) as part:
+        torch.save(state, part)
+
+
+def _resume(
+    file: Path, parameters: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, averages: Averages
+) -> tuple[int, float]:
+    """Where a run goes on: the steps that are done, and the seconds that they took."""
+    if not file.exists():
+        return 0, 0.0
+    state = torch.load(file, weights_only=True)
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(state["weights"][name])
+    optimiser.load_state_dict(state["optimiser"])
+    averages.values = state["average"]
+    return int(state["step"]), float(state["seconds"])

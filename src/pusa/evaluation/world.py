@@ -1,0 +1,174 @@
+"""The world as a benchmark: every task on held-out scenes, scored against the truth and by the world's judge.
+
+A scene is a function of its seed, and the first frame and caption of a shape clip determine all later ones. So each
+task that is given some frames can be compared with the truth pixel by pixel, beside what a simple baseline reaches; the
+judge says from the pixels alone whether colour, shape and motion are those of the caption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pusa.embedded import judge, world
+from pusa.evaluation.intervals import Interval, bootstrap
+from pusa.generation.conditions import Clip, Image
+
+Frames = world.Frames
+LAST = world.FRAMES - 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is given of a clip of 17 frames, and what is judged.
+
+    given: the pixel frames that are given. made: those that are compared with the truth. conditions, baseline: from the
+    true clip, what the model is handed, and the clip that a simple program would make of it.
+    """
+
+    title: str
+    kind: Literal["shape", "camera"]
+    given: tuple[int, ...]
+    made: slice
+    conditions: Callable[[Frames], list[Image | Clip]]
+    baseline: Callable[[Frames], Frames]
+    simple: str
+
+
+def _hold(frame: int) -> Callable[[Frames], Frames]:
+    return lambda truth: np.repeat(truth[frame : frame + 1], len(truth), axis=0)
+
+
+def _fade(first: int, last: int) -> Callable[[Frames], Frames]:
+    """The frames between two given ones as their mixture."""
+
+    def made(truth: Frames) -> Frames:
+        weight = np.clip((np.arange(len(truth)) - first) / (last - first), 0, 1)[:, None, None, None]
+        mixed: Frames = np.rint((1 - weight) * truth[first] + weight * truth[last]).astype(np.uint8)
+        return mixed
+
+    return made
+
+
+def _keyframes(truth: Frames) -> Frames:
+    return np.concatenate([_fade(0, 8)(truth)[:8], _fade(8, LAST)(truth)[8:]])
+
+
+TASKS: dict[str, Task] = {
+    "text-to-video": Task(
+        "Text to video", "shape", (), slice(0, 0), lambda truth: [], _hold(0), "the first frame repeated"
+    ),
+    "image-to-video": Task(
+        "Image to video", "shape", (0,), slice(1, None), lambda truth: [Image(truth[0])], _hold(0),
+        "the first frame repeated",
+    ),
+    "start-end": Task(
+        "Start and end", "shape", (0, LAST), slice(4, 13), lambda truth: [Image(truth[0]), Image(truth[LAST], LAST)],
+        _fade(0, LAST), "a cross-fade",
+    ),
+    "keyframes": Task(
+        "Keyframes 0, 8 and 16", "shape", (0, 8, LAST), slice(1, LAST),
+        lambda truth: [Image(truth[0]), Image(truth[8], 8), Image(truth[LAST], LAST)], _keyframes, "cross-fades",
+    ),
+    "extension": Task(
+        "Extension of 9 frames", "shape", tuple(range(9)), slice(9, None), lambda truth: [Clip(truth, frames=9)],
+        _hold(8), "the last given frame repeated",
+    ),
+    "completion": Task(
+        "Completion between 5 and 4 frames", "shape", (*range(5), *range(13, 17)), slice(5, 13),
+        lambda truth: [Clip(truth, frames=5), Clip(truth, at=13, start=13, frames=4)], _fade(4, 13), "a cross-fade",
+    ),
+    "transition": Task(
+        "Transition between two clips", "shape", (*range(5), *range(13, 17)), slice(5, 13),
+        lambda truth: [Clip(truth[:5]), Clip(truth[13:], at=13)], _fade(4, 13), "a cross-fade",
+    ),
+    "camera": Task(
+        "Image to video, moving camera", "camera", (0,), slice(1, None), lambda truth: [Image(truth[0])], _hold(0),
+        "the first frame repeated",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One clip to make: a task on the held-out scene of a seed."""
+
+    task: str
+    seed: int
+
+    @property
+    def scene(self) -> world.Scene:
+        """What the clip should show."""
+        return world.sample(self.seed, "heldout", TASKS[self.task].kind)
+
+    def truth(self) -> Frames:
+        """The clip as the world renders it: uint8 [17, 64, 64, 3]."""
+        return world.render(self.scene)
+
+
+def score(entry: Entry, frames: Frames) -> dict[str, Any]:
+    """What a made clip, uint8 [17, 64, 64, 3], is worth: a row of JSON.
+
+    error, baseline_error: mean squared error over the frames to make, in levels². held: the same over the frames that
+    were given. colour, shape, motion: whether the judge finds the caption's (shape clips); direction: the camera's.
+    """
+    task, scene, truth = TASKS[entry.task], entry.scene, entry.truth()
+    row: dict[str, Any] = {"seed": entry.seed}
+    if task.given:
+        row["error"] = _error(frames, truth, task.made)
+        row["baseline_error"] = _error(task.baseline(truth), truth, task.made)
+        row["held"] = _error(frames, truth, list(task.given))
+    if isinstance(scene, world.CameraScene):
+        return row | {"direction": judge.judge_camera(frames) == scene.motion}
+    verdict = judge.judge(frames)
+    row |= {key: getattr(verdict, key) == getattr(scene, key) for key in ("colour", "shape", "motion")}
+    return row | {"speed": verdict.speed if scene.motion in world.DIRECTIONS else None}
+
+
+def _error(clip: Frames, truth: Frames, frames: slice | list[int]) -> float:
+    return float(np.square(clip[frames].astype(np.float64) - truth[frames]).mean())
+
+
+def decibels(error: float | NDArray[Any]) -> Any:
+    """PSNR of a mean squared error in levels² of 255; that of a mean over clips is the pooled PSNR.
+
+    A mean of PSNRs would be ruled by the clips in which nothing moves, where repeating a frame is exact.
+    """
+    return 20 * np.log10(255) - 10 * np.log10(np.maximum(error, 1e-4))
+
+
+MEASURES: dict[str, tuple[str, Callable[[NDArray[Any]], float], tuple[str, ...]]] = {
+    "db": ("PSNR to the truth, dB", lambda rows: float(decibels(rows[..., 0].mean())), ("error",)),
+    "over_baseline": (
+        "over the baseline, dB",
+        lambda rows: float(decibels(rows[..., 0].mean()) - decibels(rows[..., 1].mean())),
+        ("error", "baseline_error"),
+    ),
+    "held_db": ("PSNR of the given frames, dB", lambda rows: float(decibels(rows[..., 0].mean())), ("held",)),
+    **{
+        key: (f"{key} right", lambda rows: float(rows[..., 0].mean()), (key,))
+        for key in ("motion", "colour", "shape", "direction")
+    },
+}
+"""By name: what it is called, its statistic over rows [..., columns], and the columns."""
+
+
+def columns(rows: Sequence[Mapping[str, Any]], measure: str) -> NDArray[Any] | None:
+    """What a measure is computed from, [clips, columns]; None where the task does not have it."""
+    names = MEASURES[measure][2]
+    if not rows or any(name not in row for row in rows for name in names):
+        return None
+    return np.array([[float(row[name]) for name in names] for row in rows])
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
+    """Every measure that the rows of one task have, with its bootstrap interval over scenes."""
+    found = {}
+    for name, (_, statistic, _) in MEASURES.items():
+        if (values := columns(rows, name)) is not None:
+            found[name] = bootstrap(values, statistic)
+    return found
