@@ -30,6 +30,7 @@ VERBS = {
     "prepare": "Encode the clips and captions of a folder once, for training.",
     "train": "Train an adapter from a folder of clips.",
     "export": "Write a LoRA for other programs, at a lower rank, or merged into a model.",
+    "reproduce": "Train and score the paper's comparisons on the embedded model.",
     "info": "Show versions, the device, and what a model is.",
 }
 GROUPS: dict[str, tuple[str, ...]] = {}

@@ -1,24 +1,19 @@
-"""What every table needs: which trainings, and which clips. Made by any number of processes, each piece by one of them.
-
-A piece that is there is never made again, so a run that was killed goes on; two tables share what both need.
-"""
+"""What every table needs: which trainings, and which clips; two tables share what both need."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pusa import claims
 from pusa.errors import InputError
 from pusa.evaluation.paper.methods import METHODS
 from pusa.evaluation.paper.scoring import Job, Maker, is_lora
 from pusa.evaluation.paper.training import STEPS, load, prepare, train
-from pusa.files import write_json
+from pusa.evaluation.pieces import Piece, make_all
 
 SEEDS = (0, 1, 2)
 SAVED = (50, 100, 200, 400)
@@ -42,7 +37,6 @@ TABLES: dict[str, str] = {
     "h": "noise levels in training: even, or the official code's",
     "i": "what training with image channels needs to reach the adapter",
 }
-Progress = Callable[[str, int, int], None]
 
 
 def saved(method: str) -> Sequence[int]:
@@ -83,16 +77,6 @@ def jobs(table: str) -> list[Job]:
     raise InputError(f"There is no table {table!r}: choose among {', '.join(TABLES)}.")
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Something to make: when it may begin, where it is when it is done, and how."""
-
-    name: str
-    file: Path
-    needs: tuple[Path, ...]
-    make: Callable[[Progress], None]
-
-
 class Study:
     """One folder of trainings and scores."""
 
@@ -106,30 +90,29 @@ class Study:
         wanted = list(dict.fromkeys(job for table in tables for job in jobs(table)))
         runs = list(dict.fromkeys((job.method, job.seed) for job in wanted if job.method != "base"))
         trainings = [self._training(method, seed) for method, seed in runs]
-        return [Piece("clips", self.clips, (), self._prepare), *trainings, *map(self._scoring, wanted)]
+        return [Piece("clips", self.clips, partial(prepare, self.clips)), *trainings, *map(self._scoring, wanted)]
 
-    def _prepare(self, progress: Progress) -> None:
-        prepare(self.clips, progress)
+    def run(self, method: str, seed: int) -> Path:
+        """The folder of a training."""
+        return self.folder / "runs" / f"{method}.{seed}"
 
     def _training(self, method: str, seed: int) -> Piece:
-        folder = self.folder / "runs" / f"{method}.{seed}"
+        folder = self.run(method, seed)
 
-        def make(progress: Progress) -> None:
-            train(METHODS[method], seed, load(self.clips), folder, checkpoints_at=saved(method), progress=progress)
+        def make() -> None:
+            train(METHODS[method], seed, load(self.clips), folder, checkpoints_at=saved(method))
 
-        return Piece(f"training {folder.name}", folder / "done.json", (self.clips,), make)
+        return Piece(f"training {folder.name}", folder / "done.json", make, (self.clips,))
 
     def _scoring(self, job: Job) -> Piece:
         file = self.folder / "scores" / f"{job.name}.json"
-        needs = () if job.method == "base" else (self.folder / "runs" / f"{job.method}.{job.seed}" / "done.json",)
+        needs = () if job.method == "base" else (self.run(job.method, job.seed) / "done.json",)
 
-        def make(progress: Progress) -> None:
-            progress(f"Scoring {job.name}", 0, len(job.scenes))
+        def make() -> None:
             self._maker = self._maker or Maker(self.folder / "runs")
-            file.parent.mkdir(parents=True, exist_ok=True)
             self._maker.run(job, file)
 
-        return Piece(job.name, file, needs, make)
+        return Piece(job.name, file, make, needs)
 
     def rows(self, job: Job) -> list[dict[str, Any]]:
         """The rows of a job that is done."""
@@ -138,42 +121,6 @@ class Study:
         return rows
 
 
-def make_all(study: Study, tables: Sequence[str], progress: Progress = lambda *_: None) -> float:
-    """Make what is missing, beside other processes that may do the same in the folder; the seconds that it took here.
-
-    Returns when everything is there, whoever made it.
-    """
-    began = time.monotonic()
-    pieces = study.pieces(tables)
-    study.folder.mkdir(parents=True, exist_ok=True)
-    with claims.opened(study.folder / ".claims") as descriptor:
-        while left := [piece for piece in pieces if not piece.file.exists()]:
-            made = False
-            for piece in left:
-                if not all(need.exists() for need in piece.needs):
-                    continue
-                with claims.hold(descriptor, piece.name, wait=False) as held:
-                    if held is False or piece.file.exists():
-                        continue
-                    progress(piece.name, len(pieces) - len(left), len(pieces))
-                    started = time.monotonic()
-                    piece.make(progress)
-                    _note_time(study.folder, piece.name, time.monotonic() - started)
-                    made = True
-                    break
-            if not made:
-                time.sleep(1.0)
-    return time.monotonic() - began
-
-
-def _note_time(folder: Path, name: str, seconds: float) -> None:
-    """How long each piece took in its process, for the tables' cost."""
-    place = folder / "times"
-    place.mkdir(exist_ok=True)
-    write_json(place / f"{name.replace(' ', '.')}.json", {"seconds": round(seconds, 1)})
-
-
-def core_seconds(study: Study, tables: Sequence[str]) -> float:
-    """Seconds of one thread that the pieces of the tables took."""
-    files = [study.folder / "times" / f"{piece.name.replace(' ', '.')}.json" for piece in study.pieces(tables)]
-    return float(sum(json.loads(file.read_text(encoding="utf-8"))["seconds"] for file in files if file.exists()))
+def make(folder: Path, tables: Sequence[str]) -> None:
+    """Make what the tables need and is missing, beside other processes that do the same in the folder."""
+    make_all(Study(folder).pieces(tables), folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,6 @@ FIRST_SEED = 2_000_000
 """The clips of the embedded adapter's own training; held-out scenes come from another stream."""
 BATCH, STEPS = 8, 400
 CAPTION_DROPOUT = 0.1
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -65,12 +64,11 @@ class Clips:
         return self.texts[0]
 
 
-def prepare(file: Path, progress: Progress = lambda *_: None) -> None:
+def prepare(file: Path) -> None:
     """Encode the training clips into one file."""
     parts = checkpoints.load(checkpoints.TINY_BASE)
     captions, which, encoded = [""], [], []
     for index in range(CLIPS):
-        progress("Encoding clips", index, CLIPS)
         scene = world.sample(FIRST_SEED + index, kind="camera" if index % 2 else "shape")
         if scene.caption not in captions:
             captions.append(scene.caption)
@@ -135,7 +133,6 @@ def train(
     folder: Path,
     *,
     checkpoints_at: Sequence[int],
-    progress: Progress = lambda *_: None,
 ) -> None:
     """Train to the last of `checkpoints_at` (steps); `folder` gets the averaged weights of each in step_NNNNNN/."""
     steps = max(checkpoints_at)
@@ -158,7 +155,6 @@ def train(
         averages.update(parameters, step)
         if step % 10 == 0 or step == steps:
             print(json.dumps({"step": step, "loss": loss.item()}), file=log, flush=True)
-            progress(folder.name, step, steps)
         if step in checkpoints_at:
             adapted.write(_made(folder / f"step_{step:06d}"), averages.best(parameters), {"method": folder.name})
             _keep(folder / "state.pt", step, time.monotonic() - started, parameters, optimiser, averages)
