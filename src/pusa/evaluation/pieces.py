@@ -44,7 +44,7 @@ def make_all(pieces: Sequence[Piece], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with claims.opened(folder / ".claims") as descriptor:
         while left := [piece for piece in pieces if not piece.file.exists()]:
-            if not any(_made(piece, descriptor) for piece in left):
+            if not any([_made(piece, descriptor) for piece in left]):
                 time.sleep(POLL)
 
 

@@ -1,0 +1,90 @@
+"""`pusa vbench total`: results into scores, and where two runs differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from pusa.cli.options import File, Many, Talk
+from pusa.cli.terminal import Report
+
+if TYPE_CHECKING:
+    from pusa.evaluation.vbench.totals import Results, Verdict
+
+
+def total(
+    results: Annotated[Path, File],
+    *more: Annotated[Path, File],
+    against: Annotated[tuple[Path, ...], File, Many, Parameter(metavar="RESULTS...", consume_multiple=True)] = (),
+    talk: Talk = Talk(),
+) -> Report:
+    """The scores of a run of VBench-I2V: result files of the official code, or plain numbers.
+
+    A plain file is {"i2v_subject": 0.9695, …}, in fractions or in percent. Exit code 1 when a dimension is missing;
+    there is no total then.
+
+    Parameters
+    ----------
+    results
+        A result file.
+    more
+        Further files of the same run, each with other dimensions.
+    against
+        Files of another run, to see which dimension the difference comes from.
+    """
+    from pusa.evaluation.vbench import totals
+
+    run = totals.read([results, *more])
+    found = totals.verdict(run)
+    record: dict[str, Any] = {"run": run.name, "values": dict(run.values), **found.record()}
+    text = _table(run, found)
+    if against:
+        other = totals.read(list(against))
+        parts = totals.contributions(other, run)
+        record["against"] = {"run": other.name, "values": dict(other.values), "contributions": parts}
+        text += "\n\n" + _difference(run, other, parts)
+    return Report(record, text, exit_code=int(bool(found.missing)))
+
+
+def _table(run: Results, found: Verdict) -> str:
+    from pusa.evaluation.vbench.protocol import DIMENSIONS
+
+    lines = []
+    for name, dimension in DIMENSIONS.items():
+        value = f"{100 * run.values[name]:6.2f}" if name in run.values else "missing"
+        lines.append(f"{dimension.title:24}{value:>8}{_bounds(found, name)}")
+    for title, scores in (("", found.scores), (" without camera motion", found.without_camera)):
+        if scores is not None and (title == "" or found.scores is None):
+            lines += [
+                "",
+                f"{'I2V' + title:32}{100 * scores.i2v:6.2f}",
+                f"{'quality':32}{100 * scores.quality:6.2f}",
+                f"{'total' + title:32}{100 * scores.total:6.2f}{_bounds(found, 'total') if title == '' else ''}",
+            ]
+    if found.scores is None:
+        lines += ["", f"No total: {', '.join(DIMENSIONS[name].title for name in found.missing)} missing."]
+    return "\n".join(lines)
+
+
+def _bounds(found: Verdict, name: str) -> str:
+    interval = found.intervals.get(name)
+    return "" if interval is None else f"  ({100 * interval.low:.2f} to {100 * interval.high:.2f})"
+
+
+def _difference(run: Results, other: Results, parts: dict[str, float]) -> str:
+    from pusa.evaluation.vbench.protocol import DIMENSIONS
+
+    lines = [f"{run.name} − {other.name}, in points of the total"]
+    for name in sorted(parts, key=lambda key: -abs(parts[key])):
+        values = f"{100 * other.values[name]:6.2f} → {100 * run.values[name]:6.2f}"
+        lines.append(f"{DIMENSIONS[name].title:24}{values}{parts[name]:+9.3f}")
+    sums = {
+        group: sum(value for name, value in parts.items() if DIMENSIONS[name].group == group)
+        for group in ("i2v", "quality")
+    }
+    lines.append(
+        f"{'together':24}{'':15}{sum(parts.values()):+9.3f}   (I2V {sums['i2v']:+.3f}, quality {sums['quality']:+.3f})"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,83 @@
+"""The arithmetic of VBench-I2V since August 2024: how nine dimensions are normalised, weighed and added up.
+
+    n = (x − least) / (most − least)
+    I2V = (n of I2V subject + n of I2V background + 0.1 · n of camera motion) / 2.1
+    quality = (five dimensions + 0.5 · n of dynamic degree) / 5.5          total = (I2V + quality) / 2
+
+Temporal flickering is measured by the official code and enters no score. Earlier totals, without camera motion and with
+flickering, are another quantity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One dimension. group: the score it is part of; least, most: of the normalisation; weight: inside its group."""
+
+    title: str
+    short: str
+    group: Literal["i2v", "quality"]
+    least: float
+    most: float
+    weight: float
+
+    def normalised(self, value: float) -> float:
+        """A value in [0, 1], as the official code reports it, on the scale that is added up."""
+        return (value - self.least) / (self.most - self.least)
+
+
+DIMENSIONS: dict[str, Dimension] = {
+    "i2v_subject": Dimension("I2V subject", "I2V-S", "i2v", 0.1462, 1.0, 1.0),
+    "i2v_background": Dimension("I2V background", "I2V-B", "i2v", 0.2615, 1.0, 1.0),
+    "camera_motion": Dimension("camera motion", "CM", "i2v", 0.0, 1.0, 0.1),
+    "subject_consistency": Dimension("subject consistency", "SC", "quality", 0.1462, 1.0, 1.0),
+    "background_consistency": Dimension("background consistency", "BC", "quality", 0.2615, 1.0, 1.0),
+    "motion_smoothness": Dimension("motion smoothness", "MS", "quality", 0.7060, 0.9975, 1.0),
+    "dynamic_degree": Dimension("dynamic degree", "DD", "quality", 0.0, 1.0, 0.5),
+    "aesthetic_quality": Dimension("aesthetic quality", "AQ", "quality", 0.0, 1.0, 1.0),
+    "imaging_quality": Dimension("imaging quality", "IQ", "quality", 0.0, 1.0, 1.0),
+}
+UNWEIGHED = "temporal_flickering"
+"""Measured by the official code, part of no score."""
+
+
+@dataclass(frozen=True)
+class Total:
+    """Scores in [0, 1]. i2v and total are None where camera motion is missing and was not left out on purpose."""
+
+    i2v: float
+    quality: float
+
+    @property
+    def total(self) -> float:
+        """The mean of both."""
+        return (self.i2v + self.quality) / 2
+
+
+def total(values: Mapping[str, float], *, camera: bool = True) -> Total:
+    """The scores of a complete set of values in [0, 1]; without `camera`, of all but camera motion.
+
+    A KeyError for a missing dimension: nothing is counted as 0.
+    """
+    return Total(_group(values, "i2v", camera), _group(values, "quality", camera))
+
+
+def _group(values: Mapping[str, float], group: str, camera: bool) -> float:
+    parts = [
+        (dimension.weight, dimension.normalised(values[name]))
+        for name, dimension in DIMENSIONS.items()
+        if dimension.group == group and (camera or name != "camera_motion")
+    ]
+    return sum(weight * value for weight, value in parts) / sum(weight for weight, _ in parts)
+
+
+def share_of_total(name: str) -> float:
+    """How much the total moves when a dimension moves by 1: d total / d x."""
+    dimension = DIMENSIONS[name]
+    weights = sum(other.weight for other in DIMENSIONS.values() if other.group == dimension.group)
+    return dimension.weight / weights / (dimension.most - dimension.least) / 2
