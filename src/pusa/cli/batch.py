@@ -84,8 +84,8 @@ def make_all(
         with _at(line.where):
             check(terminal, frames=line.request.frames, pictures=line.request.pictures, videos=line.request.videos)
     with terminal.status("Looking at the model"):
-        about = _about(model)
-        lines = [replace(line, digest=_digest(line.request, about)) for line in lines]
+        known = about(model)
+        lines = [replace(line, digest=_digest(line.request, known)) for line in lines]
     missing = [line for line in lines if not _is_there(line, output.overwrite)]
     done = Shared((), {})
     if missing:
@@ -193,7 +193,7 @@ class _at:  # noqa: N801
 # ------------------------------------------------------------------------------------------------------- what is there
 
 
-def _about(model: Model) -> dict[str, Any]:
+def about(model: Model) -> dict[str, Any]:
     """What of the model decides a clip, known without loading it."""
     from pusa.models import checkpoints, dialects, lora
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 def total(
     results: Annotated[Path, File],
-    *more: Annotated[Path, File],
-    against: Annotated[tuple[Path, ...], File, Many, Parameter(metavar="RESULTS...", consume_multiple=True)] = (),
+    *more: str,
+    against: Annotated[tuple[str, ...], Many, Parameter(metavar="RESULTS...", consume_multiple=True)] = (),
     talk: Talk = Talk(),
 ) -> Report:
     """The scores of a run of VBench-I2V: result files of the official code, or plain numbers.
@@ -36,12 +36,12 @@ def total(
     """
     from pusa.evaluation.vbench import totals
 
-    run = totals.read([results, *more])
+    run = totals.read([results, *map(Path, more)])
     found = totals.verdict(run)
     record: dict[str, Any] = {"run": run.name, "values": dict(run.values), **found.record()}
     text = _table(run, found)
     if against:
-        other = totals.read(list(against))
+        other = totals.read(list(map(Path, against)))
         parts = totals.contributions(other, run)
         record["against"] = {"run": other.name, "values": dict(other.values), "contributions": parts}
         text += "\n\n" + _difference(run, other, parts)

@@ -64,7 +64,7 @@ def compare(
             jobs, partial(make, out, tuple(contestants), tuple(chosen), scenes), wanted, "Making clips", progress
         )
     record = benchmark.results()
-    record["seconds"] = pieces.seconds(wanted)
+    record["seconds"] = pieces.seconds(wanted, out)
     write_json(out / "world.json", record)
     sheet = benchmark.sheet(out / "world.png")
     return Report(

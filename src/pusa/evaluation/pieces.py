@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pusa import claims
-from pusa.files import write_json
+from pusa.cluster import connected, layout
 
 Progress = Callable[[str, int, int], None]
+TIMES = ".times.jsonl"
+"""in the folder of the work: how long each piece took"""
 POLL = 1.0
 """seconds between two looks at what others have finished"""
 
@@ -33,22 +35,18 @@ class Piece:
     make: Callable[[], None]
     needs: tuple[Path, ...] = field(default=())
 
-    @property
-    def time_file(self) -> Path:
-        """Where it is noted how long the piece took."""
-        return self.file.with_name(f".{self.file.name}.seconds")
-
 
 def make_all(pieces: Sequence[Piece], folder: Path) -> None:
     """Make what is missing; returns when every piece is there, whoever made it. An error of a piece is raised."""
     folder.mkdir(parents=True, exist_ok=True)
     with claims.opened(folder / ".claims") as descriptor:
         while left := [piece for piece in pieces if not piece.file.exists()]:
-            if not any([_made(piece, descriptor) for piece in left]):
+            made = [_made(piece, descriptor, folder / TIMES) for piece in left]
+            if not any(made):
                 time.sleep(POLL)
 
 
-def _made(piece: Piece, descriptor: int) -> bool:
+def _made(piece: Piece, descriptor: int, times: Path) -> bool:
     """Make a piece if it can be made and nobody else is at it."""
     if not all(need.exists() for need in piece.needs):
         return False
@@ -58,7 +56,9 @@ def _made(piece: Piece, descriptor: int) -> bool:
         started = time.monotonic()
         piece.file.parent.mkdir(parents=True, exist_ok=True)
         piece.make()
-        write_json(piece.time_file, {"piece": piece.name, "seconds": round(time.monotonic() - started, 1)})
+        line = json.dumps({"piece": piece.name, "seconds": round(time.monotonic() - started, 1)})
+        with times.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
         return True
 
 
@@ -98,7 +98,30 @@ def _share_cores(processes: int, cores: int) -> None:
     torch.set_num_threads(max(1, cores // processes))
 
 
-def seconds(pieces: Sequence[Piece]) -> float:
-    """What the pieces took, added up over processes; those made before times were kept count 0."""
-    files = [piece.time_file for piece in pieces]
-    return float(sum(json.loads(file.read_text(encoding="utf-8"))["seconds"] for file in files if file.exists()))
+def over_cluster(
+    address: str,
+    workers: int | None,
+    work: Callable[[], None],
+    pieces: Sequence[Piece],
+    what: str,
+    progress: Progress = lambda *_: None,
+) -> None:
+    """`make_with` for the processes of a Ray cluster, which see folder, sources and model under the same paths."""
+    with connected(address) as ray:
+        shape = layout([node["Resources"] for node in ray.nodes() if node["Alive"]], workers)
+        task = ray.remote(lambda: work()).options(
+            num_cpus=shape.cpus, num_gpus=shape.gpus, scheduling_strategy="SPREAD"
+        )
+        waiting = running = [task.remote() for _ in range(shape.workers)]
+        while waiting:
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL)
+            progress(what, sum(piece.file.exists() for piece in pieces), len(pieces))
+        ray.get(running)
+
+
+def seconds(pieces: Sequence[Piece], folder: Path) -> float:
+    """What the pieces took when they were made, added up over processes."""
+    file = folder / TIMES
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    took = {row["piece"]: row["seconds"] for row in map(json.loads, lines)}
+    return float(sum(took.get(piece.name, 0.0) for piece in pieces))

@@ -142,7 +142,7 @@ def _scale(path: Path, numbers: Mapping[str, float]) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What can be said of a run. scores: None unless all dimensions are there; without_camera: without camera motion."""
+    """What can be said of a run. scores: None unless all dimensions are there; without_camera: all but that one."""
 
     scores: Total | None
     without_camera: Total | None

@@ -1,0 +1,162 @@
+"""`pusa vbench generate`: the videos of a manifest, by any number of processes, taken up again where they were."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from pusa.cli.arguments import multiplier
+from pusa.cli.options import MANY, OUTPUT, SAMPLING, File, Model, Sampling, Talk, Whole, of_model, with_preset
+from pusa.cli.terminal import Report, Terminal, clock, count
+from pusa.errors import InputError
+
+if TYPE_CHECKING:
+    from pusa.evaluation.vbench.making import Maker
+    from pusa.evaluation.vbench.manifest import Manifest
+
+
+def generate(
+    manifest: Annotated[Path, File],
+    *,
+    images: Annotated[Path, File],
+    out: Annotated[Path, File, Parameter(group=OUTPUT)],
+    model: Model = Model(),
+    steps: Annotated[int | None, Whole, Parameter(group=SAMPLING, show_default=of_model)] = None,
+    guidance: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
+    guidance_2: Annotated[float | None, Parameter(group=SAMPLING, show_default=False)] = None,
+    boundary: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
+    shift: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
+    noise: Annotated[float | None, Parameter(group=SAMPLING, show_default=lambda _: "0")] = None,
+    ray: Annotated[str | None, Parameter(group=MANY, metavar="ADDRESS")] = None,
+    workers: Annotated[int | None, Whole, Parameter(group=MANY)] = None,
+    talk: Talk = Talk(),
+) -> Report:
+    """Make the videos of a manifest: each from its picture and prompt, with its own seed, checked once it is written.
+
+    Run the same command again to go on, or several times at once, with one device each, to share the work.
+
+    Parameters
+    ----------
+    manifest
+        A file of `pusa vbench manifest`.
+    images
+        The folder of the official crops that suit the manifest's size.
+    out
+        Folder for videos/, recipes/ and run.json.
+    steps
+        Sampling steps.
+    guidance
+        Classifier-free guidance scale.
+    guidance_2
+        Of a model with two experts, the guidance of the one for low noise; the same if not given.
+    boundary
+        The noise level at which such a model changes experts.
+    shift
+        Timestep shift.
+    noise
+        Noise multiplier of the picture: 0 keeps it exactly, as the paper's benchmark does.
+    ray
+        Share the work over a Ray cluster: its address, or local.
+    workers
+        Processes on the cluster; by default one per GPU, else one per node.
+    """
+    multiplier(str(noise or 0), "--noise")
+    if workers is not None and (ray is None or workers < 1):
+        raise InputError(f"--workers {workers}: it takes a number of 1 or more, and --ray with it.")
+    sampling = Sampling(steps=steps, guidance=guidance, guidance_2=guidance_2, boundary=boundary, shift=shift)
+    model, sampling, noise = with_preset(model, sampling, noise)
+    terminal = Terminal(talk.talkative)
+    with terminal.status("Starting"):
+        from pusa.cli.batch import about
+        from pusa.evaluation import pieces
+        from pusa.evaluation.vbench import checking, making
+        from pusa.evaluation.vbench import manifest as manifests
+
+        plan = manifests.read(manifest)
+        making.check_images(plan, images)
+        chosen = {name: getattr(sampling, name) for name in ("steps", "guidance", "guidance_2", "boundary", "shift")}
+        checking.begin_run(out, plan, {**chosen, "noise": noise, **about(model)})
+    videos = out / checking.VIDEOS
+    left = [video for video in plan.videos if not (videos / video.file).exists()]
+    terminal.note(f"{count(len(plan.videos), 'video')}, {len(plan.videos) - len(left)} there already")
+    started = time.monotonic()
+    if left:
+        _foretell(terminal, model, plan, len(left), chosen)
+        with terminal.counting() as progress:
+            work = partial(_share, manifest, images, out, model, noise, chosen)
+            every = [pieces.Piece(video.file, videos / video.file, _not_here) for video in plan.videos]
+            if ray:
+                pieces.over_cluster(ray, workers, work, every, "Videos", progress)
+            else:
+                maker = _maker(manifest, images, out, model, noise, chosen, terminal)
+                _watched(maker, out, progress)
+    record = {"videos": len(plan.videos), "made": len(left), "folder": str(out)}
+    took = clock(time.monotonic() - started)
+    return Report(record, f"{videos}: {count(len(plan.videos), 'video')}, {took}; check them with pusa vbench verify.")
+
+
+def _not_here() -> None:
+    raise AssertionError("made by the cluster's processes")
+
+
+def _foretell(terminal: Terminal, model: Model, plan: Manifest, left: int, chosen: dict[str, Any]) -> None:
+    """What the videos will take, by the arithmetic of `pusa info --memory`."""
+    import torch
+
+    from pusa.cli.memory import outlook
+    from pusa.models import checkpoints
+
+    profile = "80gb" if torch.cuda.is_available() else "cpu"
+    with terminal.status("Estimating"):
+        rows = outlook(
+            model.source,
+            size=plan.size,
+            frames=plan.frames,
+            guidance=chosen["guidance"],
+            profile=profile,
+            rate=None,
+            dtype=model.dtype,
+        ).record["profiles"]
+        steps = chosen["steps"] or checkpoints.defaults_of(checkpoints.find(model.source, parts=())[1]).steps
+    if seconds := rows[0]["seconds_per_step"]:
+        low, high = (clock(each * steps * left) for each in seconds)
+        terminal.note(f"{count(left, 'video')} of {steps} steps: {low} to {high} of one such device, decoding aside")
+
+
+def _maker(
+    manifest: Path, images: Path, out: Path, model: Model, noise: float, chosen: dict[str, Any], terminal: Terminal
+) -> Maker:
+    from pusa.cli.making import open_pipeline
+    from pusa.evaluation.vbench import manifest as manifests
+    from pusa.evaluation.vbench.making import Maker
+
+    plan = manifests.read(manifest)
+    pipe = open_pipeline(model, terminal, size=plan.size, frames=plan.frames, guidance=chosen["guidance"])
+    return Maker(pipe, plan, images, out, noise, chosen)
+
+
+def _watched(maker: Maker, out: Path, progress: Any) -> None:
+    """Make the videos here, and tell after each how many are there."""
+    from dataclasses import replace
+
+    from pusa.evaluation.pieces import make_all
+
+    every = maker.pieces()
+
+    def telling(make: Any) -> None:
+        make()
+        progress("Videos", sum(piece.file.exists() for piece in every), len(every))
+
+    progress("Videos", sum(piece.file.exists() for piece in every), len(every))
+    make_all([replace(piece, make=partial(telling, piece.make)) for piece in every], out)
+
+
+def _share(manifest: Path, images: Path, out: Path, model: Model, noise: float, chosen: dict[str, Any]) -> None:
+    """What a process of a cluster does."""
+    from pusa.evaluation.pieces import make_all
+
+    make_all(_maker(manifest, images, out, model, noise, chosen, Terminal(False)).pieces(), out)

@@ -1,0 +1,51 @@
+"""`pusa vbench verify`: whether all videos are there and are what the manifest says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pusa.cli.options import File, Talk
+from pusa.cli.terminal import Report, Terminal, count, printable
+from pusa.errors import InputError
+
+SHOWN = 20
+
+
+def verify(manifest: Annotated[Path, File], folder: Annotated[Path, File], *, talk: Talk = Talk()) -> Report:
+    """Name every video that is missing, damaged, duplicated, altered or of another length, size or frame rate.
+
+    Each file is decoded whole. Exit code 1 when anything is wrong.
+
+    Parameters
+    ----------
+    manifest
+        The manifest that the videos were made from.
+    folder
+        The folder that `pusa vbench generate` filled; files by the official names in its videos/ will do.
+    """
+    terminal = Terminal(talk.talkative)
+    with terminal.status("Starting"):
+        from pusa.evaluation.vbench import checking
+        from pusa.evaluation.vbench import manifest as manifests
+
+    plan = manifests.read(manifest)
+    if not (folder / checking.VIDEOS).is_dir():
+        raise InputError(f"{folder} has no folder {checking.VIDEOS}; give the --out of pusa vbench generate.")
+    with terminal.counting() as progress:
+        found = checking.problems(plan, folder, lambda done, total: progress("Decoding", done, total))
+    good = len(plan.videos) - sum(problem.kind != "foreign" for problem in found)
+    kinds = checking.summary(found)
+    record = {
+        "videos": len(plan.videos),
+        "good": good,
+        "problems": [{"kind": p.kind, "file": p.file, "what": p.what} for p in found],
+    }
+    lines = [f"{p.kind:10} {printable(p.file)} {p.what}" for p in found[:SHOWN]]
+    if len(found) > SHOWN:
+        lines.append(f"… and {len(found) - SHOWN} more; --json names all")
+    counts = ", ".join(f"{len(files)} {kind}" for kind, files in kinds.items())
+    lines.append(
+        f"{good:,} of {count(len(plan.videos), 'video')} as they should be" + (f"; {counts}" if counts else "")
+    )
+    return Report(record, "\n".join(lines), exit_code=int(bool(found)))

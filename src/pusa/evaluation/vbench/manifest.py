@@ -1,0 +1,168 @@
+"""Which videos VBench-I2V wants: 1,118 pairs of prompt and picture, five samples each, by the official names.
+
+The list comes from the official `vbench2_i2v_full_info.json`, which the user has with the official code. A manifest is
+a file of JSON lines: what it is, then a line for each video. Seeds are functions of (seed of the run, prompt, index),
+so a video is the same in every suite and however the work is shared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pusa.errors import InputError
+from pusa.files import existing_file, write_text_atomic
+
+Suite = Literal["full", "core", "subset750", "smoke"]
+SAMPLES = 5
+FORMAT = "pusa-vbench-i2v-1"
+CROPS = {"1-1": 1.0, "3-2": 1.5, "8-5": 1.6, "7-4": 1.75, "16-9": 16 / 9}
+"""The ready crops by their ratio of width to height."""
+_KEYS = {"prompt_en": str, "dimension": list, "image_name": str}
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video to make. image: the picture's file name; index: which sample; file: the official name."""
+
+    prompt: str
+    image: str
+    index: int
+    seed: int
+    dimensions: tuple[str, ...]
+
+    @property
+    def file(self) -> str:
+        """`{prompt}-{index}.mp4`."""
+        return f"{self.prompt}-{self.index}.mp4"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A suite. size: (width, height); fps: the tag of the files; crop: which ready crops fit the size best."""
+
+    suite: Suite
+    size: tuple[int, int]
+    frames: int
+    fps: float
+    crop: str
+    seed: int
+    info_sha256: str
+    videos: tuple[Video, ...]
+
+    @property
+    def identity(self) -> str:
+        """A hash of everything: two manifests are the same or they are not."""
+        return hashlib.sha256(json.dumps(_lines(self), ensure_ascii=False).encode()).hexdigest()[:16]
+
+    def write(self, path: Path) -> None:
+        """Write the manifest."""
+        write_text_atomic(path, "\n".join(_lines(self)) + "\n")
+
+
+def _lines(manifest: Manifest) -> list[str]:
+    head = {"format": FORMAT, **{key: value for key, value in asdict(manifest).items() if key != "videos"}}
+    rows = ({"file": video.file, **asdict(video)} for video in manifest.videos)
+    return [json.dumps(row, ensure_ascii=False) for row in (head, *rows)]
+
+
+def build(
+    info: Path,
+    suite: Suite = "full",
+    size: tuple[int, int] = (832, 480),
+    frames: int = 81,
+    fps: float = 16,
+    seed: int = 0,
+) -> Manifest:
+    """The manifest of a suite from the official JSON.
+
+    full: all 5,590 videos, the only suite with a total. core: the 1,775 without camera motion. subset750: as many as
+    the paper's ablations, 50 entries of each kind; which ones those were is not published, these are drawn with a fixed
+    seed. smoke: one sample of two entries of each kind. Raises InputError for a file that is not the official list.
+    """
+    entries = _entries(info)
+    kinds = {kind: [e for e in entries if _kind(e) == kind] for kind in ("subject", "background", "camera")}
+    chosen: Iterable[dict[str, Any]] = entries
+    samples = range(SAMPLES)
+    if suite == "core":
+        chosen = [entry for entry in entries if _kind(entry) != "camera"]
+    elif suite == "subset750":
+        rng = np.random.default_rng(750)
+        chosen = [e for each in kinds.values() for e in _drawn(each, 50, rng)]
+    elif suite == "smoke":
+        chosen, samples = [e for each in kinds.values() for e in each[:2]], range(1)
+    videos = tuple(
+        Video(e["prompt_en"], e["image_name"], index, seed_of(seed, e["prompt_en"], index), tuple(e["dimension"]))
+        for e in chosen
+        for index in samples
+    )
+    digest = hashlib.sha256(info.read_bytes()).hexdigest()
+    return Manifest(suite, size, frames, fps, crop_for(size), seed, digest, videos)
+
+
+def _drawn(entries: Sequence[dict[str, Any]], count: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+    if len(entries) < count:
+        raise InputError(f"the list has {len(entries)} entries of a kind of which the suite takes {count}")
+    return [entries[i] for i in sorted(rng.choice(len(entries), count, replace=False))]
+
+
+def _kind(entry: dict[str, Any]) -> str:
+    if "camera_motion" in entry["dimension"]:
+        return "camera"
+    return "subject" if "i2v_subject" in entry["dimension"] else "background"
+
+
+def seed_of(seed: int, prompt: str, index: int) -> int:
+    """The seed of a sample, in [0, 2^53), so that every reader of JSON keeps it whole."""
+    digest = hashlib.sha256(f"{seed}\n{prompt}\n{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 11
+
+
+def crop_for(size: tuple[int, int]) -> str:
+    """The ready crop whose shape is nearest to (width, height); InputError for upright or much wider sizes."""
+    ratio = size[0] / size[1]
+    if not 0.95 <= ratio <= 1.9:
+        raise InputError(
+            f"The size {size[0]}x{size[1]} suits none of the official crops, from 1:1 to 16:9; choose such a size."
+        )
+    return min(CROPS, key=lambda name: abs(np.log(CROPS[name] / ratio)))
+
+
+def _entries(info: Path) -> list[dict[str, Any]]:
+    existing_file(info)
+    try:
+        entries = json.loads(info.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, ValueError) as error:
+        raise InputError(f"{info} is no JSON ({error}); give the official vbench2_i2v_full_info.json.") from error
+    right = isinstance(entries, list) and entries and all(_is_entry(entry) for entry in entries)
+    if not right or not any("i2v_subject" in entry["dimension"] for entry in entries):
+        raise InputError(f"{info} is not the list of VBench-I2V; give the official vbench2_i2v_full_info.json.")
+    prompts = [entry["prompt_en"] for entry in entries]
+    if twice := sorted({prompt for prompt in prompts if prompts.count(prompt) > 1}):
+        raise InputError(f"{info} has the prompt {twice[0]!r} twice, so two videos would have one name.")
+    return list(entries)
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in _KEYS.items())
+
+
+def read(path: Path) -> Manifest:
+    """A manifest that was written; InputError for another file."""
+    existing_file(path)
+    try:
+        head, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if head.pop("format") != FORMAT:
+            raise KeyError("format")
+        for row in rows:
+            row.pop("file")
+        videos = tuple(Video(**{**row, "dimensions": tuple(row["dimensions"])}) for row in rows)
+        return Manifest(**{**head, "size": tuple(head["size"])}, videos=videos)
+    except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is no manifest of VBench-I2V; `pusa vbench manifest` writes one.") from error
