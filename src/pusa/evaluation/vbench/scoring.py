@@ -1,0 +1,214 @@
+"""Run the user's checkout of the official code on a folder of videos, a dimension at a time, in its own environment.
+
+The official code needs other versions of most libraries than this project, and weights that it downloads where it can.
+So it is never imported here: its own `evaluate_i2v.py` runs in its own Python from its own folder, after everything
+that it will look for has been looked for. What cannot run is unavailable, with the reason, and never counted as 0.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pusa.errors import InputError
+from pusa.evaluation.vbench import checking
+from pusa.evaluation.vbench.manifest import Manifest
+from pusa.evaluation.vbench.protocol import DIMENSIONS, UNWEIGHED
+from pusa.evaluation.vbench.totals import SETTINGS
+from pusa.files import write_json
+
+ENTRY = "evaluate_i2v.py"
+INFO = "vbench2_beta_i2v/vbench2_i2v_full_info.json"
+CROPS = "vbench2_beta_i2v/data/crop"
+MODULES: dict[str, tuple[str, ...]] = {
+    "i2v_subject": ("vbench2_beta_i2v.i2v_subject",),
+    "i2v_background": ("vbench2_beta_i2v.i2v_background", "dreamsim"),
+    "camera_motion": ("vbench2_beta_i2v.camera_motion",),
+    **{name: (f"vbench.{name}",) for name in DIMENSIONS if DIMENSIONS[name].group == "quality"},
+    UNWEIGHED: (f"vbench.{UNWEIGHED}",),
+}
+"""What must be importable in the environment."""
+CACHE, HUB, CLIP, MODELS = "cache", "hub", "clip", "models"
+WEIGHTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "i2v_subject": ((HUB, "checkpoints/dino_vitbase16_pretrain.pth"),),
+    "subject_consistency": ((HUB, "checkpoints/dino_vitbase16_pretrain.pth"),),
+    "i2v_background": ((MODELS, "ensemble_lora/adapter_model.safetensors"),),
+    "background_consistency": ((CLIP, "ViT-B-32.pt"),),
+    "camera_motion": ((HUB, "checkpoints/cotracker2.pth"),),
+    "motion_smoothness": ((CACHE, "amt_model/amt-s.pth"),),
+    "dynamic_degree": ((CACHE, "raft_model/models/raft-things.pth"),),
+    "aesthetic_quality": ((CLIP, "ViT-L-14.pt"), (CACHE, "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth")),
+    "imaging_quality": ((CACHE, "pyiqa_model/musiq_spaq_ckpt-358bb6af.pth"),),
+}
+"""The weight files of each dimension: in which of its folders the official code looks, and under which name."""
+_PROBE = """
+import importlib, json, sys
+sys.path.insert(0, ".")
+found = {}
+for name in json.loads(sys.argv[1]):
+    try:
+        importlib.import_module(name)
+        found[name] = None
+    except BaseException as error:
+        found[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+try:
+    import inspect, torchvision
+    default = inspect.signature(torchvision.transforms.Resize.__init__).parameters.get("antialias")
+    found["torchvision"] = [torchvision.__version__, repr(default.default) if default else "absent"]
+except BaseException as error:
+    found["torchvision"] = [None, str(error)]
+print("PUSA" + json.dumps(found))
+"""
+_LEGACY = """
+import runpy, sys
+import torchvision.transforms as transforms
+kept = transforms.Resize.__init__
+def without(self, *args, **options):
+    options.setdefault("antialias", False)
+    kept(self, *args, **options)
+transforms.Resize.__init__ = without
+sys.argv[0] = "evaluate_i2v.py"
+sys.path.insert(0, ".")
+runpy.run_path("evaluate_i2v.py", run_name="__main__")
+"""
+TAIL = 3
+"""lines of what the official code said last, in a reason"""
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """The official code. python: of its environment; download: let it fetch the weights that are missing."""
+
+    folder: Path
+    python: str
+    download: bool = False
+    legacy_antialias: bool = False
+
+    def check(self) -> None:
+        """InputError unless it is the official code and the interpreter runs."""
+        if missing := [name for name in (ENTRY, INFO) if not (self.folder / name).is_file()]:
+            raise InputError(f"{self.folder} has no {missing[0]}; give a checkout of Vchitect/VBench.")
+        try:
+            subprocess.run([self.python, "-c", ""], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise InputError(
+                f"{self.python} does not run ({error}); give the Python of VBench's environment."
+            ) from error
+
+    def places(self) -> dict[str, Path]:
+        """The folders in which the official code looks for weights, as its own variables say."""
+        home = Path.home()
+        cache = Path(os.environ.get("VBENCH_CACHE_DIR", home / ".cache/vbench"))
+        torch_home = Path(
+            os.environ.get("TORCH_HOME", Path(os.environ.get("XDG_CACHE_HOME", home / ".cache")) / "torch")
+        )
+        return {CACHE: cache, HUB: torch_home / "hub", CLIP: home / ".cache/clip", MODELS: self.folder / "models"}
+
+    def probe(self, dimensions: Sequence[str]) -> dict[str, Any]:
+        """Which modules its environment can import, and how its torchvision resizes."""
+        modules = sorted({name for dimension in dimensions for name in MODULES[dimension]})
+        done = subprocess.run(
+            [self.python, "-c", _PROBE, json.dumps(modules)], cwd=self.folder, capture_output=True, text=True
+        )
+        lines = [line for line in done.stdout.splitlines() if line.startswith("PUSA")]
+        if not lines:
+            raise InputError(f"{self.python} cannot look at the modules of VBench: {_last(done.stderr)}.")
+        found: dict[str, Any] = json.loads(lines[-1].removeprefix("PUSA"))
+        return found
+
+
+def preflight(checkout: Checkout, manifest: Manifest, dimensions: Sequence[str]) -> tuple[dict[str, str], list[Any]]:
+    """Why dimensions cannot be scored, by name, and [torchvision's version, its default of antialias]."""
+    found = checkout.probe(dimensions)
+    places, reasons = checkout.places(), {}
+    crops = checkout.folder / CROPS / manifest.crop
+    lacking = [name for name in dict.fromkeys(v.image for v in manifest.videos) if not (crops / name).is_file()]
+    for dimension in dimensions:
+        broken = [f"{name} cannot be imported ({found[name]})" for name in MODULES[dimension] if found[name]]
+        weights = [places[place] / name for place, name in WEIGHTS.get(dimension, ())]
+        absent = [] if checkout.download else [f"{path} is missing" for path in weights if not path.is_file()]
+        if dimension.startswith("i2v_") and lacking:
+            absent.append(f"{crops} lacks {lacking[0]}" + (f" and {len(lacking) - 1} more" if lacking[1:] else ""))
+        if not any(dimension in video.dimensions for video in manifest.videos):
+            absent.append(f"no video of the suite {manifest.suite} is for it")
+        if why := [*broken, *absent]:
+            reasons[dimension] = "; ".join(why)
+    return reasons, found["torchvision"]
+
+
+def score(
+    checkout: Checkout,
+    manifest: Manifest,
+    folder: Path,
+    out: Path,
+    dimensions: Sequence[str],
+    progress: Progress = lambda *_: None,
+) -> dict[str, Any]:
+    """Score what can be scored; results are kept in `out`/DIMENSION.json, and one that is there is taken as it is.
+
+    Returns {dimension: [score, per video]} as the official code writes it, or {"unavailable": reason}, and "settings".
+    """
+    checkout.check()
+    run = checking.check_run(folder, manifest)
+    reasons, torchvision = preflight(checkout, manifest, dimensions)
+    settings = {
+        "videos": {key: run.get(key) for key in ("manifest", "suite", "settings")},
+        "fps": manifest.fps,
+        "crop": manifest.crop,
+        "torchvision": torchvision[0],
+        "antialias": "False" if checkout.legacy_antialias else torchvision[1],
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {}
+    for number, dimension in enumerate(dimensions):
+        progress(dimension, number, len(dimensions))
+        file = out / f"{dimension}.json"
+        if file.exists():
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            if kept.get(SETTINGS) != settings:
+                raise InputError(f"{file} was scored otherwise; take another --out.")
+            results[dimension] = kept[dimension]
+        elif dimension in reasons:
+            results[dimension] = {"unavailable": reasons[dimension]}
+        else:
+            results[dimension] = _run(checkout, manifest, folder / checking.VIDEOS, dimension)
+            if isinstance(results[dimension], list):
+                write_json(file, {dimension: results[dimension], SETTINGS: settings})
+    progress("done", len(dimensions), len(dimensions))
+    return {**results, SETTINGS: settings}
+
+
+def _run(checkout: Checkout, manifest: Manifest, videos: Path, dimension: str) -> Any:
+    """One dimension by the official code."""
+    with tempfile.TemporaryDirectory(prefix="vbench-") as place:
+        program = ["-c", _LEGACY] if checkout.legacy_antialias else [ENTRY]
+        flags = ["--videos_path", str(videos.absolute()), "--dimension", dimension, "--ratio", manifest.crop]
+        done = subprocess.run(
+            [checkout.python, *program, *flags, "--output_path", place],
+            cwd=checkout.folder,
+            capture_output=True,
+            text=True,
+        )
+        written = sorted(Path(place).glob("*_eval_results.json"))
+        if done.returncode or not written:
+            return {"unavailable": f"the official code failed: {_last(done.stderr or done.stdout)}"}
+        found = json.loads(written[-1].read_text(encoding="utf-8"))
+        result: Any = found.get(dimension)
+        if not (isinstance(result, list) and len(result) == 2):
+            return {"unavailable": f"the official code wrote no score of {dimension}"}
+        wanted = {video.file for video in manifest.videos if dimension in video.dimensions}
+        scored = {Path(row["video_path"]).name for row in result[1]}
+        if lost := sorted(wanted - scored):
+            return {"unavailable": f"{len(lost)} of {len(wanted)} videos were not scored, such as {lost[0]}"}
+        return result
+
+
+def _last(text: str) -> str:
+    return " / ".join(line.strip() for line in text.strip().splitlines()[-TAIL:]).rstrip(".") or "it said nothing"

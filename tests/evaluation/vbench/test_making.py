@@ -1,0 +1,250 @@
+"""Videos of the smoke suite on the embedded model, what happens to them on the way, and the official code's door."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pusa.cli import main
+from pusa.evaluation.vbench import checking, manifest, scoring
+from pusa.evaluation.vbench.protocol import DIMENSIONS
+from pusa.videos import read_video, write_video
+from tests.evaluation.vbench import stub
+
+Ask = Callable[..., tuple[int, dict[str, Any]]]
+FRAMES, FPS = 5, 8.0
+
+
+@pytest.fixture(scope="module")
+def plan(info: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plan") / "smoke.jsonl"
+    manifest.build(info, "smoke", (112, 64), FRAMES, FPS).write(path)
+    return path
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
+    def run(*tokens: str | Path) -> tuple[int, dict[str, Any]]:
+        code = main(["vbench", *map(str, tokens), "--json"])
+        said = capsys.readouterr()
+        return code, json.loads(said.out)
+
+    return run
+
+
+FAST = ("--model", "tiny", "--steps", "1", "--guidance", "1")
+
+
+@pytest.fixture(scope="module")
+def made(plan: Path, crops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The six videos, made once for the tests of this file, each of which works on a copy."""
+    out = tmp_path_factory.mktemp("made") / "run"
+    assert main(["vbench", "generate", str(plan), "--images", str(crops), "--out", str(out), *FAST, "--quiet"]) == 0
+    return out
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+def names(plan: Path) -> list[str]:
+    return [video.file for video in manifest.read(plan).videos]
+
+
+def test_the_videos_are_whole_and_each_has_its_recipe(plan: Path, run: Path, ask: Ask) -> None:
+    assert sorted(path.name for path in (run / "videos").iterdir()) == sorted(names(plan))
+    for video in manifest.read(plan).videos:
+        frames, fps = read_video(run / "videos" / video.file)
+        assert frames.shape == (FRAMES, 64, 112, 3)
+        assert fps == FPS
+        recipe = json.loads(checking.recipe_path(run, video.file).read_text())
+        assert (recipe["seed"], recipe["prompt"], recipe["image"]) == (video.seed, video.prompt, video.image)
+    code, found = ask("verify", plan, run)
+    assert (code, found["good"], found["problems"]) == (0, 6, [])
+
+
+def test_a_second_run_makes_only_what_is_missing(plan: Path, run: Path, crops: Path, ask: Ask) -> None:
+    gone = run / "videos" / names(plan)[2]
+    before = {path: path.stat().st_mtime_ns for path in (run / "videos").iterdir()}
+    kept = gone.read_bytes()
+    gone.unlink()
+    code, found = ask("generate", plan, "--images", crops, "--out", run, *FAST)
+    assert (code, found["made"]) == (0, 1)
+    assert gone.read_bytes() == kept
+    assert all(path == gone or path.stat().st_mtime_ns == when for path, when in before.items())
+
+
+def test_other_settings_or_another_manifest_are_refused(
+    plan: Path, run: Path, crops: Path, info: Path, tmp_path: Path, ask: Ask
+) -> None:
+    code, found = ask("generate", plan, "--images", crops, "--out", run, *FAST, "--noise", "0.2")
+    assert code == 2
+    assert "begun with noise 0.0 and not 0.2" in found["error"]["message"]
+    other = tmp_path / "other.jsonl"
+    manifest.build(info, "core", (112, 64), FRAMES, FPS).write(other)
+    code, found = ask("verify", other, run)
+    assert code == 2
+    assert "belongs to another manifest (suite smoke" in found["error"]["message"]
+
+
+def test_verify_names_what_is_wrong(plan: Path, run: Path, ask: Ask) -> None:
+    videos, files = run / "videos", names(plan)
+    (videos / files[0]).unlink()
+    (videos / files[1]).write_bytes((videos / files[1]).read_bytes()[:500])
+    frames, _ = read_video(videos / files[2])
+    write_video(videos / files[2], frames, 25)
+    write_video(videos / files[3], frames[:4], FPS)
+    (videos / files[5]).write_bytes((videos / files[4]).read_bytes())
+    checking.recipe_path(run, files[5]).unlink()
+    (videos / "holiday.mp4").write_bytes(b"")
+    code, found = ask("verify", plan, run)
+    assert code == 1
+    assert found["good"] == 1
+    kinds = {problem["file"]: problem["kind"] for problem in found["problems"]}
+    assert kinds == {
+        files[0]: "missing",
+        files[1]: "damaged",
+        files[2]: "wrong",
+        files[3]: "wrong",
+        files[5]: "duplicate",
+        "holiday.mp4": "foreign",
+    }
+    said = {problem["file"]: problem["what"] for problem in found["problems"]}
+    assert said[files[2]] == "has 25 frames per second instead of 8"
+    assert said[files[3]] == "has 4 frames instead of 5"
+
+
+def test_verify_sees_a_video_that_was_exchanged_for_one_of_the_same_kind(plan: Path, run: Path, ask: Ask) -> None:
+    videos, files = run / "videos", names(plan)
+    frames, _ = read_video(videos / files[0])
+    write_video(videos / files[0], frames[::-1], FPS)
+    _, found = ask("verify", plan, run)
+    assert [(problem["kind"], problem["file"]) for problem in found["problems"]] == [("altered", files[0])]
+
+
+def test_missing_pictures_and_crops_of_another_shape_are_named(
+    plan: Path, crops: Path, info: Path, tmp_path: Path, ask: Ask
+) -> None:
+    some = tmp_path / "some"
+    shutil.copytree(crops, some)
+    gone = manifest.read(plan).videos[0].image
+    (some / gone).unlink()
+    code, found = ask("generate", plan, "--images", some, "--out", tmp_path / "out", *FAST)
+    assert code == 2
+    assert f"lacks {gone}" in found["error"]["message"]
+    square = tmp_path / "square.jsonl"
+    manifest.build(info, "smoke", (64, 64), FRAMES, FPS).write(square)
+    code, found = ask("generate", square, "--images", crops, "--out", tmp_path / "out", *FAST)
+    assert code == 2
+    assert "is no 1:1" in found["error"]["message"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_run_goes_on_and_two_processes_share_the_rest(
+    plan: Path, made: Path, crops: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "pusa", "vbench", "generate", str(plan), "--images", str(crops), "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen([*command, *FAST, "--quiet"], env=environment, start_new_session=True)
+    while not list((out / "videos").glob("[!.]*.mp4")) and first.poll() is None:
+        time.sleep(0.02)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    both = [subprocess.Popen([*command, *FAST, "--quiet"], env=environment) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    times = [json.loads(line)["piece"] for line in (out / ".times.jsonl").read_text().splitlines()]
+    assert len(times) == len(set(times))
+    for file in names(plan):
+        assert (out / "videos" / file).read_bytes() == (made / "videos" / file).read_bytes()
+    assert not checking.problems(manifest.read(plan), out)
+
+
+# ------------------------------------------------------------------------------------------------- the official code
+
+
+@pytest.fixture
+def checkout(info: Path, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stub checkout with every weight file that would be looked for, empty."""
+    folder = stub.write(tmp_path / "VBench", info.read_text(), crops, "7-4")
+    monkeypatch.setenv("VBENCH_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    places = scoring.Checkout(folder, sys.executable).places()
+    for files in scoring.WEIGHTS.values():
+        for place, name in files:
+            (places[place] / name).parent.mkdir(parents=True, exist_ok=True)
+            (places[place] / name).touch()
+    return folder
+
+
+def test_the_official_code_scores_what_it_can_and_the_rest_is_unavailable(
+    plan: Path, run: Path, checkout: Path, ask: Ask
+) -> None:
+    code, found = ask("score", plan, run, "--vbench", checkout)
+    assert code == 1
+    assert sorted(found["unavailable"]) == ["aesthetic_quality", "imaging_quality", "motion_smoothness"]
+    assert "a_library_that_is_not_there" in found["unavailable"]["aesthetic_quality"]
+    assert "no CUDA here" in found["unavailable"]["imaging_quality"]
+    assert "1 of 2 videos were not scored" in found["unavailable"]["motion_smoothness"]
+    assert len(found["scores"]) == len(DIMENSIONS) - 3
+    assert found["settings"]["torchvision"] == "0.99"
+    assert (found["settings"]["antialias"], found["settings"]["fps"]) == ("True", FPS)
+    code, total = ask("total", found["results"])
+    assert code == 1
+    assert total["total"] is None
+    assert sorted(total["missing"]) == sorted(found["unavailable"])
+
+
+def test_what_was_scored_is_not_scored_again_and_not_mixed(plan: Path, run: Path, checkout: Path, ask: Ask) -> None:
+    ask("score", plan, run, "--vbench", checkout, "--dimensions", "i2v_subject")
+    (checkout / "evaluate_i2v.py").write_text("raise SystemExit('it was run again')")
+    code, found = ask("score", plan, run, "--vbench", checkout, "--dimensions", "i2v_subject")
+    assert code == 0
+    code, found = ask("score", plan, run, "--vbench", checkout, "--dimensions", "i2v_subject", "--legacy-antialias")
+    assert code == 2
+    assert "was scored otherwise" in found["error"]["message"]
+
+
+def test_legacy_antialias_reaches_the_official_code(plan: Path, run: Path, checkout: Path, ask: Ask) -> None:
+    flags = ("score", plan, run, "--vbench", checkout, "--dimensions", "i2v_subject")
+    _, modern = ask(*flags, "--out", run / "modern")
+    _, legacy = ask(*flags, "--out", run / "legacy", "--legacy-antialias")
+    assert legacy["scores"]["i2v_subject"] == pytest.approx(modern["scores"]["i2v_subject"] + 0.001)
+    assert legacy["settings"]["antialias"] == "False"
+
+
+def test_missing_weights_and_crops_are_found_before_anything_runs(
+    plan: Path, run: Path, checkout: Path, ask: Ask, tmp_path: Path
+) -> None:
+    (tmp_path / "torch/hub/checkpoints/cotracker2.pth").unlink()
+    (checkout / "vbench2_beta_i2v/data/crop/7-4").unlink()
+    (checkout / "vbench2_beta_i2v/data/crop/7-4").mkdir()
+    code, found = ask("score", plan, run, "--vbench", checkout, "--dimensions", "camera_motion", "i2v_subject")
+    assert code == 1
+    assert "cotracker2.pth is missing" in found["unavailable"]["camera_motion"]
+    assert "7-4 lacks" in found["unavailable"]["i2v_subject"]
+    assert "and 3 more" in found["unavailable"]["i2v_subject"]
+
+
+def test_what_is_no_checkout_is_refused(plan: Path, run: Path, checkout: Path, ask: Ask, tmp_path: Path) -> None:
+    code, found = ask("score", plan, run, "--vbench", tmp_path)
+    assert code == 2
+    assert "give a checkout of Vchitect/VBench" in found["error"]["message"]
+    code, found = ask("score", plan, run, "--vbench", checkout, "--python", "/no/such/python")
+    assert code == 2
+    assert "/no/such/python does not run" in found["error"]["message"]
+    code, found = ask("score", plan, run, "--vbench", checkout, "--dimensions", "beauty")
+    assert code == 2
+    assert "no dimension 'beauty'" in found["error"]["message"]
