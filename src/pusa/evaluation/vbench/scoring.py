@@ -38,7 +38,15 @@ CACHE, HUB, CLIP, MODELS = "cache", "hub", "clip", "models"
 WEIGHTS: dict[str, tuple[tuple[str, str], ...]] = {
     "i2v_subject": ((HUB, "checkpoints/dino_vitbase16_pretrain.pth"),),
     "subject_consistency": ((HUB, "checkpoints/dino_vitbase16_pretrain.pth"),),
-    "i2v_background": ((MODELS, "ensemble_lora/adapter_model.safetensors"),),
+    "i2v_background": tuple(
+        (MODELS, name)
+        for name in (
+            "ensemble_lora/adapter_model.safetensors",
+            "dino_vitb16_pretrain.pth",
+            "clip_vitb16_pretrain.pth.tar",
+            "open_clip_vitb16_pretrain.pth.tar",
+        )
+    ),
     "background_consistency": ((CLIP, "ViT-B-32.pt"),),
     "camera_motion": ((HUB, "checkpoints/cotracker2.pth"),),
     "motion_smoothness": ((CACHE, "amt_model/amt-s.pth"),),
