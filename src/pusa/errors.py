@@ -6,6 +6,9 @@ with the `exit_code` of the class.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class PusaError(Exception):
     """Something failed that the user may need to know about."""
@@ -26,3 +29,12 @@ class Cancelled(PusaError):
     """A callback asked to stop, or Ctrl-C did where work was first brought to a good end."""
 
     exit_code = 130
+
+
+@contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """For the block, a library that is not installed is a sentence that says how to install the extra it belongs to."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InputError(f"{error.name} is not installed: run `pip install 'pusa[{extra}]'`.") from error

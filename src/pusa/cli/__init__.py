@@ -30,6 +30,7 @@ VERBS = {
     "prepare": "Encode the clips and captions of a folder once, for training.",
     "train": "Train an adapter from a folder of clips.",
     "export": "Write a LoRA for other programs, at a lower rank, or merged into a model.",
+    "evaluate": "Measure clips, or what models can do on the synthetic world.",
     "reproduce": "Train and score the paper's comparisons on the embedded model.",
     "vbench": "VBench-I2V: make its videos, run the official scorer, add its results up.",
     "info": "Show versions, the device, and what a model is.",

@@ -114,8 +114,8 @@ def _ways() -> Table:
         tuple(orderings),
         (
             f"{STEPS} steps of {BATCH} clips each, the same clips, noise and dropped captions for a seed; three seeds.",
-            "Learning rates: 3e-3 for LoRAs, as the embedded adapter; 3e-4 for all weights, the best of 1e-4, 3e-4 and "
-            "1e-3 on one seed, for both methods that train them.",
+            "Learning rates: 3e-3 for LoRAs, as the embedded adapter; 1e-3 for all weights and 6e-3 with image "
+            "channels, each the best of four and six rates for one seed on scenes of their own.",
         ),
     )
 

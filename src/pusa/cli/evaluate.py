@@ -1,0 +1,143 @@
+"""`pusa evaluate`: what clips are like, or with --world, what models can do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Group, Parameter
+
+from pusa.cli.options import OUTPUT, SAMPLING, File, Many, Talk, Whole, of_model
+from pusa.cli.terminal import Report, Terminal, count
+from pusa.errors import InputError
+
+COMPARED = Group.create_ordered("What clips are compared with")
+WORLD = Group.create_ordered("Models on the synthetic world, instead of clips")
+
+
+def evaluate(
+    *clips: str,
+    truth: Annotated[Path | None, File, Parameter(group=COMPARED)] = None,
+    given: Annotated[tuple[str, ...], Many, Parameter(group=COMPARED, metavar="PICTURE@FRAME")] = (),
+    join: Annotated[tuple[int, ...], Many, Parameter(group=COMPARED, metavar="FRAME")] = (),
+    world: Annotated[tuple[str, ...], Many, Parameter(group=WORLD, metavar="MODEL[+LORA:SCALE]")] = (),
+    lora: Annotated[tuple[str, ...], Many, Parameter(group=WORLD, metavar="PATH[:SCALE]")] = (),
+    tasks: Annotated[tuple[str, ...], Many, Parameter(group=WORLD, metavar="TASK...", consume_multiple=True)] = (),
+    scenes: Annotated[int, Whole, Parameter(group=WORLD)] = 64,
+    steps: Annotated[int | None, Whole, Parameter(group=SAMPLING, show_default=of_model)] = None,
+    guidance: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
+    shift: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
+    out: Annotated[Path, File, Parameter(group=OUTPUT)] = Path("outputs/evaluation"),
+    jobs: Annotated[int, Whole, Parameter(group=OUTPUT)] = 1,
+    talk: Talk = Talk(),
+) -> Report:
+    """Measure clips, of any program, without a network: fidelity, joins, colour, flicker, motion, sharpness, camera.
+
+    What a clip of ours was given, and where its joins are, is read from the .json beside it. Scores are kept, so that a
+    second run measures what is new. Exit code 1 when a clip could not be measured.
+
+    Parameters
+    ----------
+    clips
+        Files, or folders of them.
+    truth
+        The clip that they should be, or a folder with one of the same name for each.
+    given
+        A picture that they were made from, and the frame it belongs to: photo.png@0. Repeatable.
+    join
+        The first frame after a join. Repeatable.
+    world
+        A model, and LoRAs after a +, that is asked every task of the synthetic world. Repeatable, to compare.
+    lora
+        A LoRA that all of these models get.
+    tasks
+        Some of the world's tasks, such as image-to-video extension; by default all.
+    scenes
+        Held-out scenes of each task.
+    steps
+        Sampling steps.
+    guidance
+        Classifier-free guidance scale.
+    shift
+        Timestep shift.
+    out
+        Folder for scores, report.html or the world's table.
+    jobs
+        Processes that work at the same time.
+    """
+    terminal = Terminal(talk.talkative)
+    if jobs < 1:
+        raise InputError(f"--jobs {jobs}: give 1 or more.")
+    if world:
+        if clips or truth or given or join:
+            raise InputError("--world asks models and not clips; leave clips, --truth, --given and --join out.")
+        from pusa.cli.world import compare
+
+        return compare(
+            world,
+            lora,
+            tasks=tasks,
+            scenes=scenes,
+            steps=steps,
+            guidance=guidance,
+            shift=shift,
+            out=out,
+            jobs=jobs,
+            terminal=terminal,
+        )
+    if lora or tasks or (steps, guidance, shift) != (None, None, None):
+        raise InputError("--lora, --tasks, --steps, --guidance and --shift are for models; give them with --world.")
+    if not clips:
+        raise InputError("there is no clip to measure; give files or folders, or --world and a model.")
+    return _clips([Path(clip) for clip in clips], truth, given, join, out, jobs, terminal)
+
+
+def _clips(
+    paths: list[Path],
+    truth: Path | None,
+    given: tuple[str, ...],
+    joins: tuple[int, ...],
+    out: Path,
+    jobs: int,
+    terminal: Terminal,
+) -> Report:
+    with terminal.status("Starting"):
+        from functools import partial
+
+        from pusa.errors import needing
+        from pusa.files import write_json
+
+        with needing("eval"):
+            from pusa.evaluation import clips, pieces, report
+
+    found, others = clips.find(paths)
+    if others:
+        terminal.note(f"left alone: {', '.join(other.name for other in others[:4])}" + ("…" if others[4:] else ""))
+    wanted = clips.tasks(found, truth=truth, images=_images(given), joins=joins)
+    evaluation = clips.Evaluation(out, wanted)
+    evaluation.begin()
+    with terminal.counting() as progress:
+        work = evaluation.pieces()
+        pieces.make_with(jobs, partial(clips.make, out, wanted), work, "Measuring clips", progress)
+    records = evaluation.records()
+    page = report.write(evaluation, records, out / "report.html")
+    scores = out / "scores.json"
+    write_json(scores, records)
+    failed = [record for record in records if "error" in record]
+    text = "\n".join([*report.lines(records), "", str(scores), str(page)])
+    if failed:
+        terminal.note(f"{count(len(failed), 'clip')} could not be measured")
+    return Report({"clips": records, "files": [str(scores), str(page)]}, text, exit_code=int(bool(failed)))
+
+
+def _images(given: tuple[str, ...]) -> dict[int, Path]:
+    """PICTURE@FRAME, the frame counted from the end when negative."""
+    found: dict[int, Path] = {}
+    for text in given:
+        path, at, frame = text.rpartition("@")
+        if not at or not frame.removeprefix("-").isdigit():
+            raise InputError(f"--given {text}: give a picture and its frame, such as photo.png@0.")
+        if not Path(path).is_file():
+            raise InputError(f"--given {text}: there is no file {path}; check the name.")
+        found[int(frame)] = Path(path)
+    return found

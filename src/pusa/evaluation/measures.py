@@ -1,0 +1,193 @@
+"""What a clip is like, from its pixels alone. No number here is good by itself.
+
+A frozen clip has no flicker, no warp error and perfect smoothness, and a blurred one nearly so. Those three are called
+*stillness-prone* and are only ever reported beside dynamic degree and sharpness, which a frozen or blurred clip fails.
+Formulas follow VBench (Huang et al., arXiv 2311.17982) where it has the measure, with DIS flow in the place of its
+networks; a number here is therefore not the number that VBench gives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from skimage.color import rgb2lab
+
+from pusa.evaluation.flow import Motion, flow, warp
+from pusa.images import Frames
+
+Array = NDArray[np.float64]
+SECTION = 0.15
+"""share of the clip at its beginning and end between which drift is measured"""
+TOP = 0.05
+"""share of the fastest pixels that count for the dynamic degree"""
+GRID = 10
+"""points across each side that are followed for the camera"""
+CAMERA_SHIFT, CAMERA_SCALE = 0.03, 0.03
+"""of the picture's width, and relative: the least movement from first to last frame that is called a camera motion"""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a number is called and read. better: "high", "low" or "" where neither is."""
+
+    title: str
+    unit: str
+    better: str
+    stillness_prone: bool = False
+
+
+MEASURES: dict[str, Measure] = {
+    "flicker": Measure("flicker", "", "high", True),
+    "warp_error": Measure("warp error", "levels", "low", True),
+    "smoothness": Measure("smoothness", "", "high", True),
+    "dynamic": Measure("dynamic degree", "× threshold", ""),
+    "sharpness": Measure("sharpness", "", "high"),
+    "sharpness_kept": Measure("sharpness kept", "", ""),
+    "visible": Measure("visible after warping", "", ""),
+    "colour_drift": Measure("colour drift", "ΔE/s", "low"),
+    "contrast_kept": Measure("contrast kept", "", ""),
+    "chroma_kept": Measure("chroma kept", "", ""),
+    "luma_drift": Measure("luma drift", "L*", "low"),
+    "speed_drift": Measure("speed drift", "px", "low"),
+}
+AGREE = 0.5
+"""share of the followed points that one camera must explain"""
+SHORTEST = 5
+"""frames below which nothing of motion is measured"""
+
+
+def measure(frames: Frames, fps: float, motion: Motion) -> dict[str, float]:
+    """All measures of a clip, uint8 [N, H, W, 3] with N ≥ 5, at `fps`; motion: of the same frames."""
+    lab = np.stack([rgb2lab(frame) for frame in motion.frames])
+    sharp = np.array([cv2.Laplacian(grey, cv2.CV_64F).var() for grey in motion.grey])
+    mean = lab.mean(axis=(1, 2))
+    contrast, chroma = lab[..., 0].std(axis=(1, 2)), np.hypot(lab[..., 1], lab[..., 2]).mean(axis=(1, 2))
+    speed = np.array([np.hypot(f[..., 0], f[..., 1]).mean() for f in motion.forward])
+    return {
+        "flicker": flicker(frames),
+        "warp_error": float(motion.residuals[:, 0].mean()),
+        "visible": float(motion.residuals[:, 1].mean()),
+        "smoothness": smoothness(motion),
+        "dynamic": dynamic_degree(motion, fps),
+        "sharpness": float(np.median(sharp)),
+        "sharpness_kept": _kept(sharp),
+        "colour_drift": colour_drift(mean, fps),
+        "contrast_kept": _kept(contrast),
+        "chroma_kept": _kept(chroma),
+        "luma_drift": _drift(mean[:, 0]),
+        "speed_drift": _drift(speed),
+    }
+
+
+def curves(motion: Motion) -> dict[str, list[float]]:
+    """By frame, for plots: L* mean, chroma, sharpness and speed (of the pair that ends there)."""
+    lab = np.stack([rgb2lab(frame) for frame in motion.frames])
+    speed = [0.0, *(float(np.hypot(f[..., 0], f[..., 1]).mean()) for f in motion.forward)]
+    return {
+        "L* mean": lab[..., 0].mean(axis=(1, 2)).tolist(),
+        "chroma": np.hypot(lab[..., 1], lab[..., 2]).mean(axis=(1, 2)).tolist(),
+        "sharpness": [float(cv2.Laplacian(grey, cv2.CV_64F).var()) for grey in motion.grey],
+        "speed": speed,
+        "warp error": [0.0, *motion.residuals[:, 0].tolist()],
+    }
+
+
+def flicker(frames: Frames) -> float:
+    """VBench's temporal flickering: 1 − mean |f_t − f_{t−1}| / 255, in [0, 1]."""
+    steps = [np.abs(b.astype(np.int16) - a).mean() for a, b in pairwise(frames)]
+    return float(1 - np.mean(steps) / 255)
+
+
+def smoothness(motion: Motion) -> float:
+    """VBench's protocol: drop every other frame, put it back from its neighbours, 1 − mean error / 255, in [0, 1].
+
+    The frame between two is the mean of both, each seen half a flow away.
+    """
+    errors = []
+    for t in range(1, len(motion.frames) - 1, 2):
+        before, after = motion.frames[t - 1], motion.frames[t + 1]
+        half = flow(motion.grey[t - 1], motion.grey[t + 1]) / np.float32(2)
+        middle = (warp(before, -half).astype(np.float32) + warp(after, half)) / 2
+        errors.append(np.abs(middle - motion.frames[t]).mean())
+    return float(1 - np.mean(errors) / 255)
+
+
+def dynamic_degree(motion: Motion, fps: float) -> float:
+    """How far the clip is over VBench's threshold of movement: it counts as dynamic from 1 on.
+
+    Every max(1, round(fps / 8))-th frame is looked at. A pair moves when the mean of its fastest 5 % exceeds 6 pixels
+    of 256; round(4 n / 16) pairs of n frames must. The value is that of the pair with this rank, over the threshold. It
+    depends on the frame rate that the file is tagged with.
+    """
+    step = max(1, round(fps / 8))
+    grey = motion.grey[::step]
+    if len(grey) < 2:
+        return 0.0
+    speeds = []
+    for a, b in pairwise(grey):
+        field = flow(a, b)
+        fastest = np.sort(np.hypot(field[..., 0], field[..., 1]).ravel())
+        speeds.append(fastest[-max(1, int(len(fastest) * TOP)) :].mean())
+    needed = min(max(1, round(4 * len(grey) / 16)), len(speeds))
+    threshold = 6 * min(motion.grey.shape[1:]) / 256
+    return float(sorted(speeds, reverse=True)[needed - 1] / threshold)
+
+
+def colour_drift(mean: Array, fps: float) -> float:
+    """Slope of the distance of the mean Lab colour [N, 3] from the first frame's, in ΔE (1976) a second."""
+    distance = np.linalg.norm(mean - mean[0], axis=1)
+    return float(abs(np.polyfit(np.arange(len(mean)) / fps, distance, 1)[0]))
+
+
+def _sections(values: Array) -> tuple[float, float]:
+    count = max(1, round(SECTION * len(values)))
+    return float(values[:count].mean()), float(values[-count:].mean())
+
+
+def _kept(values: Array) -> float:
+    """The end over the beginning, 15 % of the clip each; 1 for a clip that has none of it."""
+    first, last = _sections(values)
+    return last / first if first > 1e-9 else 1.0
+
+
+def _drift(values: Array) -> float:
+    """|mean of the first 15 % − mean of the last 15 %|, as HeliosBench measures drift."""
+    first, last = _sections(values)
+    return abs(first - last)
+
+
+def camera(motion: Motion) -> list[str]:
+    """What the camera does, as VBench names it: pans or tilts, zooms, or static.
+
+    A grid of points is carried along the flow; the similarity that explains most of their ways from first to last frame
+    (RANSAC) says shift and scale; "unknown" where it explains less than half of them. A camera that pans right moves
+    the picture to the left.
+    """
+    height, width = motion.grey.shape[1:]
+    x, y = np.meshgrid(np.linspace(0.1, 0.9, GRID) * (width - 1), np.linspace(0.1, 0.9, GRID) * (height - 1))
+    start = np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32)
+    at, alive = start.copy(), np.ones(len(start), bool)
+    for field in motion.forward:
+        alive &= (at[:, 0] >= 0) & (at[:, 0] <= width - 1) & (at[:, 1] >= 0) & (at[:, 1] <= height - 1)
+        near = np.clip(np.rint(at), 0, [width - 1, height - 1]).astype(int)
+        at = at + field[near[:, 1], near[:, 0]]
+    if alive.sum() < 4:
+        return ["unknown"]
+    centre = np.array([(width - 1) / 2, (height - 1) / 2], np.float32)
+    found, agree = cv2.estimateAffinePartial2D(start[alive] - centre, at[alive] - centre, ransacReprojThreshold=2.0)
+    if found is None or agree.mean() < AGREE:
+        return ["unknown"]
+    scale = float(np.hypot(found[0, 0], found[1, 0]))
+    shift = found[:, 2] / width
+    says: list[str] = []
+    if abs(shift[0]) > CAMERA_SHIFT:
+        says.append("pans left" if shift[0] > 0 else "pans right")
+    if abs(shift[1]) > CAMERA_SHIFT:
+        says.append("tilts up" if shift[1] > 0 else "tilts down")
+    if abs(scale - 1) > CAMERA_SCALE:
+        says.append("zooms in" if scale > 1 else "zooms out")
+    return says or ["static"]
