@@ -31,11 +31,15 @@ VERBS = {
     "train": "Train an adapter from a folder of clips.",
     "export": "Write a LoRA for other programs, at a lower rank, or merged into a model.",
     "evaluate": "Measure clips, or what models can do on the synthetic world.",
+    "inspect": "Look inside a model: attention between frames, and how far weights moved.",
     "reproduce": "Train and score the paper's comparisons on the embedded model.",
     "vbench": "VBench-I2V: make its videos, run the official scorer, add its results up.",
     "info": "Show versions, the device, and what a model is.",
 }
-GROUPS: dict[str, tuple[str, ...]] = {"vbench": ("manifest", "generate", "verify", "score", "total")}
+GROUPS: dict[str, tuple[str, ...]] = {
+    "inspect": ("attention", "weights"),
+    "vbench": ("manifest", "generate", "verify", "score", "total"),
+}
 """The verbs that are a group of commands: `pusa vbench total`."""
 
 

@@ -29,7 +29,8 @@ def reproduce(
     ----------
     tables
         Letters of tables, all by default: a ways of training, b steps × strength, c inference steps, d rank, e text to
-        video, f other tasks, g noise, h noise levels in training, i what image channels need to reach the adapter.
+        video, f other tasks, g noise, h noise levels in training, i what image channels need to reach the adapter, j
+        inside the models.
     out
         Folder of trainings, scores and tables; paper.md and paper.json are written there.
     jobs

@@ -10,18 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from pusa.errors import InputError
-from pusa.evaluation.paper.methods import METHODS
+from pusa.evaluation.paper import inside
+from pusa.evaluation.paper.methods import METHODS, SEEDS, STRENGTH, STRENGTHS
 from pusa.evaluation.paper.scoring import Job, Maker, is_lora
 from pusa.evaluation.paper.training import STEPS, load, prepare, train
 from pusa.evaluation.pieces import Piece, make_all
 
-SEEDS = (0, 1, 2)
 SAVED = (50, 100, 200, 400)
 LONG = (400, 800, 1600)
-STRENGTHS = (1.0, 1.4, 1.7, 2.0)
-STRENGTH = 1.7
-"""Where a table does not vary it: of the paper's strengths the one nearest to `embedded.STRENGTH`, which was chosen on
-scenes that nothing is reported on."""
 NOISES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 ZERO_SHOT = ("start-end", "extension", "completion", "transition")
 PTSS = ("ptss-0.2", "ptss-0.5", "ptss-0.8")
@@ -36,6 +32,7 @@ TABLES: dict[str, str] = {
     "g": "noise on the given frame",
     "h": "noise levels in training: even, or the official code's",
     "i": "what training with image channels needs to reach the adapter",
+    "j": "inside: who looks at the first frame, which weights moved",
 }
 
 
@@ -74,6 +71,8 @@ def jobs(table: str) -> list[Job]:
         return [job for method in ("vta", "vta-shifted") for job in with_seeds(method)]
     if table == "i":
         return [*ours, *(job for step in LONG for job in with_seeds("i2v-long", trained=step))]
+    if table == "j":
+        return []
     raise InputError(f"There is no table {table!r}: choose among {', '.join(TABLES)}.")
 
 
@@ -88,9 +87,12 @@ class Study:
     def pieces(self, tables: Sequence[str]) -> list[Piece]:
         """All that the tables need, each once, in an order that can be followed."""
         wanted = list(dict.fromkeys(job for table in tables for job in jobs(table)))
-        runs = list(dict.fromkeys((job.method, job.seed) for job in wanted if job.method != "base"))
+        looked = [job for method in inside.COMPARED for job in inside.jobs(method)] if "j" in tables else []
+        runs = list(dict.fromkeys((job.method, job.seed) for job in [*wanted, *looked] if job.method != "base"))
         trainings = [self._training(method, seed) for method, seed in runs]
-        return [Piece("clips", self.clips, partial(prepare, self.clips)), *trainings, *map(self._scoring, wanted)]
+        first = Piece("clips", self.clips, partial(prepare, self.clips))
+        last = inside.pieces(self) if looked else []
+        return [first, *trainings, *map(self._scoring, wanted), *last]
 
     def run(self, method: str, seed: int) -> Path:
         """The folder of a training."""
@@ -106,13 +108,16 @@ class Study:
 
     def _scoring(self, job: Job) -> Piece:
         file = self.folder / "scores" / f"{job.name}.json"
-        needs = () if job.method == "base" else (self.run(job.method, job.seed) / "done.json",)
 
         def make() -> None:
             self._maker = self._maker or Maker(self.folder / "runs")
             self._maker.run(job, file)
 
-        return Piece(job.name, file, make, needs)
+        return Piece(job.name, file, make, self.needs(job))
+
+    def needs(self, job: Job) -> tuple[Path, ...]:
+        """What must be there before a job can begin."""
+        return () if job.method == "base" else (self.run(job.method, job.seed) / "done.json",)
 
     def rows(self, job: Job) -> list[dict[str, Any]]:
         """The rows of a job that is done."""

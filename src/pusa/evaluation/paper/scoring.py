@@ -82,28 +82,35 @@ class Maker:
     @torch.no_grad()
     def make(self, job: Job) -> list[world.Frames]:
         """The clips of a job, uint8 [17, 64, 64, 3] each."""
-        network = self._network(job)
+        network = self.network(job)
         try:
             clips: list[world.Frames] = []
             for first in range(job.scenes.start, job.scenes.stop, TOGETHER):
                 seeds = range(first, min(first + TOGETHER, job.scenes.stop))
-                clips += [self.pipe.decode(z[None]) for z in self._sample(network, job, seeds)]
+                clips += [self.pipe.decode(z[None]) for z in self.sample(network, job, seeds)]
             return clips
         finally:
             if is_lora(job.method):
                 self.pipe.remove_lora("trained")
 
-    def _network(self, job: Job) -> Network:
+    def folder(self, job: Job) -> Path:
+        """Where the weights of a job are."""
+        return self.runs / f"{job.method}.{job.seed}" / f"step_{job.trained:06d}"
+
+    def network(self, job: Job) -> Network:
+        """The trained model of a job; a LoRA lies on the base until it is taken off."""
         if job.method == "base":
             return Network(self.base)
-        folder = self.runs / f"{job.method}.{job.seed}" / f"step_{job.trained:06d}"
+        folder = self.folder(job)
         if is_lora(job.method):
             self.pipe.load_lora(folder / "lora.safetensors", job.strength, name="trained")
             return Network(self.base)
         trained = WanTransformer3DModel.from_pretrained(folder / "transformer")
         return Network(VectorWanTransformer3DModel.upgrade(trained).eval())
 
-    def _sample(self, network: Network, job: Job, seeds: Sequence[int]) -> Tensor:
+    @torch.no_grad()
+    def sample(self, network: Network, job: Job, seeds: Sequence[int]) -> Tensor:
+        """Latents of a clip for each scene, [B, C, 5, 8, 8]."""
         settings = self.pipe.settings(steps=job.steps)
         each = [self._known(job.task, seed) for seed in seeds]
         slots = sorted(each[0])

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from pusa.evaluation.intervals import Interval, crossed
 from pusa.evaluation.paper import experiments
-from pusa.evaluation.paper.experiments import NOISES, PTSS, RANKS, SAVED, SEEDS, STRENGTH, STRENGTHS, ZERO_SHOT, Study
-from pusa.evaluation.paper.methods import METHODS
+from pusa.evaluation.paper.experiments import NOISES, PTSS, RANKS, SAVED, ZERO_SHOT, Study
+from pusa.evaluation.paper.methods import METHODS, SEEDS, STRENGTH, STRENGTHS
 from pusa.evaluation.paper.scoring import Job, is_lora
 from pusa.evaluation.paper.training import BATCH, STEPS
 from pusa.evaluation.world import MEASURES, TASKS, columns, decibels
