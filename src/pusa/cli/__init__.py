@@ -34,10 +34,12 @@ VERBS = {
     "inspect": "Look inside a model: attention between frames, and how far weights moved.",
     "reproduce": "Train and score the paper's comparisons on the embedded model.",
     "vbench": "VBench-I2V: make its videos, run the official scorer, add its results up.",
+    "physics-iq": "Physics-IQ: make its videos, and score them.",
     "info": "Show versions, the device, and what a model is.",
 }
 GROUPS: dict[str, tuple[str, ...]] = {
     "inspect": ("attention", "weights"),
+    "physics-iq": ("generate", "score"),
     "vbench": ("manifest", "generate", "verify", "score", "total"),
 }
 """The verbs that are a group of commands: `pusa vbench total`."""

@@ -93,7 +93,10 @@ def generate(
                 pieces.over_cluster(ray, workers, work, every, "Videos", progress)
             else:
                 maker = _maker(manifest, images, out, model, noise, chosen, terminal)
-                _watched(maker, out, progress)
+                every = maker.pieces()
+                pieces.make_all(
+                    every, out, lambda: progress("Videos", sum(piece.file.exists() for piece in every), len(every))
+                )
     record = {"videos": len(plan.videos), "made": len(left), "folder": str(out)}
     took = clock(time.monotonic() - started)
     return Report(record, f"{videos}: {count(len(plan.videos), 'video')}, {took}; check them with pusa vbench verify.")
@@ -137,22 +140,6 @@ def _maker(
     plan = manifests.read(manifest)
     pipe = open_pipeline(model, terminal, size=plan.size, frames=plan.frames, guidance=chosen["guidance"])
     return Maker(pipe, plan, images, out, noise, chosen)
-
-
-def _watched(maker: Maker, out: Path, progress: Any) -> None:
-    """Make the videos here, and tell after each how many are there."""
-    from dataclasses import replace
-
-    from pusa.evaluation.pieces import make_all
-
-    every = maker.pieces()
-
-    def telling(make: Any) -> None:
-        make()
-        progress("Videos", sum(piece.file.exists() for piece in every), len(every))
-
-    progress("Videos", sum(piece.file.exists() for piece in every), len(every))
-    make_all([replace(piece, make=partial(telling, piece.make)) for piece in every], out)
 
 
 def _share(manifest: Path, images: Path, out: Path, model: Model, noise: float, chosen: dict[str, Any]) -> None:

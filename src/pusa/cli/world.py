@@ -97,7 +97,8 @@ def _table(title: str, found: dict[str, Any], contestants: Sequence[Contestant])
             number = found[one.name][measure]
             _, scale, unit = SHOWN[measure]
             digits = 1 if unit == "dB" else 0
-            value, low, high = (f"{scale * number[end]:.{digits}f}" for end in ("value", "low", "high"))
+            ends = (number[end] for end in ("value", "low", "high"))
+            value, low, high = ("–" if end is None else f"{scale * end:.{digits}f}" for end in ends)
             cells.append(f"{value} {unit} ({low} to {high}){_mark(number['over_first'])}")
         lines.append(cells)
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
@@ -112,7 +113,9 @@ def _table(title: str, found: dict[str, Any], contestants: Sequence[Contestant])
     )
 
 
-def _mark(difference: dict[str, float] | None) -> str:
-    if difference is None or difference["low"] <= 0 <= difference["high"]:
+def _mark(difference: dict[str, float | None] | None) -> str:
+    if difference is None or difference["low"] is None or difference["high"] is None:
+        return ""
+    if difference["low"] <= 0 <= difference["high"]:
         return ""
     return " +" if difference["low"] > 0 else " −"

@@ -135,7 +135,7 @@ class Benchmark:
         for one in self.contestants:
             rows = self.rows(one, task)
             found[one.name] = {
-                measure: {**asdict(interval), "over_first": _plain(difference(rows, reference, measure))}
+                measure: {**interval.record(), "over_first": _plain(difference(rows, reference, measure))}
                 for measure, interval in summarise(rows).items()
             }
         return found
@@ -169,8 +169,8 @@ def difference(rows: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any
     return bootstrap(np.stack([first, second], axis=-1), more)
 
 
-def _plain(found: Interval | None) -> dict[str, float] | None:
-    return None if found is None else asdict(found)
+def _plain(found: Interval | None) -> dict[str, float | None] | None:
+    return None if found is None else found.record()
 
 
 def make(folder: Path, contestants: Sequence[Contestant], tasks: Sequence[str], scenes: int) -> None:

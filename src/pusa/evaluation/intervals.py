@@ -25,10 +25,15 @@ class Interval:
     low: float
     high: float
 
+    def record(self) -> dict[str, float | None]:
+        """As JSON, which has no NaN: ends that are not known are None."""
+        ends = {"value": self.value, "low": self.low, "high": self.high}
+        return {name: None if np.isnan(number) else number for name, number in ends.items()}
+
     def text(self, digits: int = 2, scale: float = 1.0) -> str:
-        """`0.93 (0.41 to 1.44)`."""
+        """`0.93 (0.41 to 1.44)`, or without the ends where they are not known."""
         value, low, high = (f"{scale * x:.{digits}f}" for x in (self.value, self.low, self.high))
-        return f"{value} ({low} to {high})"
+        return value if np.isnan(self.low) else f"{value} ({low} to {high})"
 
 
 def bootstrap(

@@ -15,13 +15,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pusa import claims
 from pusa.cluster import connected, layout
+from pusa.errors import InputError
+from pusa.files import write_json
 
 Progress = Callable[[str, int, int], None]
 TIMES = ".times.jsonl"
 """in the folder of the work: how long each piece took"""
+RUN = "run.json"
+"""in the folder of the work: the settings that it was begun with"""
 POLL = 1.0
 """seconds between two looks at what others have finished"""
 
@@ -36,13 +41,21 @@ class Piece:
     needs: tuple[Path, ...] = field(default=())
 
 
-def make_all(pieces: Sequence[Piece], folder: Path) -> None:
-    """Make what is missing; returns when every piece is there, whoever made it. An error of a piece is raised."""
+def make_all(pieces: Sequence[Piece], folder: Path, told: Callable[[], None] = lambda: None) -> None:
+    """Make what is missing; returns when every piece is there, whoever made it. An error of a piece is raised.
+
+    told: called at the beginning and after each piece that was made here.
+    """
+    told()
     folder.mkdir(parents=True, exist_ok=True)
     with claims.opened(folder / ".claims") as descriptor:
         while left := [piece for piece in pieces if not piece.file.exists()]:
-            made = [_made(piece, descriptor, folder / TIMES) for piece in left]
-            if not any(made):
+            made = 0
+            for piece in left:
+                if _made(piece, descriptor, folder / TIMES):
+                    made += 1
+                    told()
+            if not made:
                 time.sleep(POLL)
 
 
@@ -96,6 +109,25 @@ def _share_cores(processes: int, cores: int) -> None:
     import torch
 
     torch.set_num_threads(max(1, cores // processes))
+
+
+def begun_with(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder one of these settings, or see that it is; InputError for one that was begun with others."""
+    file = folder / RUN
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, settings)
+        return
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        odd = [key for key in dict.fromkeys([*known, *settings]) if known.get(key) != settings.get(key)]
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{file} is damaged; put it back, or take an empty folder.") from error
+    if odd:
+        raise InputError(
+            f"{folder} was begun with {odd[0]} {known.get(odd[0])!r} and not {settings.get(odd[0])!r}; take another "
+            "folder, or the same settings."
+        )
 
 
 def over_cluster(

@@ -142,5 +142,5 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _plain(found: Interval | None) -> dict[str, float] | None:
-    return None if found is None else {"value": found.value, "low": found.low, "high": found.high}
+def _plain(found: Interval | None) -> dict[str, float | None] | None:
+    return None if found is None else found.record()

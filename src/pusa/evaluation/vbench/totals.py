@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ class Verdict:
             "total": _percent(self.scores),
             "without_camera": _percent(self.without_camera),
             "missing": list(self.missing),
-            "intervals": {name: asdict(interval) for name, interval in self.intervals.items()},
+            "intervals": {name: interval.record() for name, interval in self.intervals.items()},
         }
 
 

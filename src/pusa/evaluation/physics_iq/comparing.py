@@ -1,0 +1,84 @@
+"""The videos of a folder compared one by one, each comparison kept under the content of what it is of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pusa.errors import InputError
+from pusa.evaluation.physics_iq.dataset import Dataset, Scene, scenes
+from pusa.evaluation.physics_iq.scores import Summary, View, compare
+from pusa.evaluation.pieces import Piece, make_all
+from pusa.files import write_json
+
+VERSION = 1
+"""of the measures"""
+
+
+def pieces(videos: Path, descriptions: Path, data: Path, out: Path) -> list[Piece]:
+    """A piece for each video that is there."""
+    dataset = Dataset(data)
+    found = [(scene, _video(videos, scene)) for scene in scenes(descriptions)]
+    return [
+        Piece(scene.file, _kept(out, scene, video), partial(_compare, scene, video, dataset, _kept(out, scene, video)))
+        for scene, video in found
+        if video is not None
+    ]
+
+
+def _video(videos: Path, scene: Scene) -> Path | None:
+    """The video of a scene: by its name, or as the official code allows by the number at its beginning."""
+    if (videos / scene.file).is_file():
+        return videos / scene.file
+    numbered = sorted(videos.glob(f"{scene.id}_*.mp4"))
+    return numbered[0] if numbered else None
+
+
+def _kept(out: Path, scene: Scene, video: Path) -> Path:
+    content = hashlib.sha256(video.read_bytes() + f"{scene} {VERSION}".encode()).hexdigest()[:16]
+    return out / "views" / f"{scene.id}-{content}.json"
+
+
+def _compare(scene: Scene, video: Path, dataset: Dataset, file: Path) -> None:
+    try:
+        record = compare(scene, video, dataset).record()
+    except InputError as error:
+        record = {"error": str(error)}
+    write_json(file, record)
+
+
+def make(videos: Path, descriptions: Path, data: Path, out: Path) -> None:
+    """Compare what is missing, beside other processes that do the same in the folder."""
+    make_all(pieces(videos, descriptions, data, out), out)
+
+
+def results(videos: Path, descriptions: Path, data: Path, out: Path) -> tuple[list[View], dict[str, str]]:
+    """What was compared, and why the rest was not, by file. What failed is tried anew next time."""
+    views: list[View] = []
+    problems: dict[str, str] = {}
+    for scene in scenes(descriptions):
+        video = _video(videos, scene)
+        if video is None:
+            problems[scene.file] = "is missing"
+            continue
+        file = _kept(out, scene, video)
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if "error" in record:
+            file.unlink()
+            problems[scene.file] = record["error"]
+        else:
+            views.append(View.read(record))
+    return views, problems
+
+
+def plain(found: Summary) -> dict[str, Any]:
+    """A summary as JSON."""
+    return {
+        "verified": found.verified.record(),
+        "original": found.original.record(),
+        "parts": {name: one.record() for name, one in found.parts.items()},
+        "categories": {name: one.record() for name, one in found.categories.items()},
+    }
