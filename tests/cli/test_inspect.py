@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pusa import embedded
+from pusa.cli import main
+from pusa.images import write_image
+from pusa.videos import read_video
+
+
+def ask(capsys: pytest.CaptureFixture[str], *tokens: str | Path) -> tuple[int, Any]:
+    code = main([*map(str, tokens), "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_attention_of_a_clip_that_is_the_usual_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_image(tmp_path / "grey.png", np.full((64, 64, 3), 90, np.uint8))
+    say = ("a red circle moves left", "--image", tmp_path / "grey.png", "--steps", "3", "--seed", "2")
+    code, found = ask(capsys, "inspect", "attention", *say, "--out", tmp_path / "at", "--blocks", "0", "7")
+    assert code == 0
+    assert {(one["step"], one["block"]) for one in found["maps"]} == {(s, b) for s in (0, 1, 2) for b in (0, 7)}
+    assert (tmp_path / "at" / "attention.png").exists()
+    main(["generate", *map(str, say), "--out", str(tmp_path / "usual.mp4"), "--quiet"])
+    assert np.array_equal(read_video(tmp_path / "at" / "clip.mp4")[0], read_video(tmp_path / "usual.mp4")[0])
+
+
+def test_weights_of_a_lora_and_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lora = f"{embedded.adapter()}:1.6"
+    transformer = embedded.folder() / "transformer"
+    code, found = ask(capsys, "inspect", "weights", "tiny-base", transformer, "--lora", lora, "--out", tmp_path)
+    assert code == 0
+    assert set(found["components"]["self-attention"]) == {"pusa.safetensors × 1.6", "embedded/tiny"}
+    assert found["components"]["self-attention"]["embedded/tiny"] == 0
+    assert found["components"]["self-attention"]["pusa.safetensors × 1.6"] > 0.05
+    assert (tmp_path / "weights.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sentence"),
+    [
+        (("attention", "x", "--steps", "2", "--at-steps", "2"), "there are 2 steps, 0 to 1"),
+        (("attention", "x", "--steps", "2", "--blocks", "8"), "there is no block 8"),
+        (("weights", "tiny-base"), "nothing to compare"),
+    ],
+)
+def test_bad_input(tokens: tuple[str, ...], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = ask(capsys, "inspect", *tokens, "--out", tmp_path / "out")
+    assert code == 2
+    assert sentence in found["error"]["message"]

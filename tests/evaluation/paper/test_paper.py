@@ -1,0 +1,131 @@
+"""The paper's methods in miniature: each trains what it says, runs go on exactly, orderings are judged fairly."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import pusa
+from pusa.evaluation.paper import experiments, tables, training
+from pusa.evaluation.paper.experiments import Study
+from pusa.evaluation.paper.methods import METHODS
+from pusa.evaluation.paper.networks import Network, with_image_channels
+from pusa.evaluation.paper.scoring import Job, Maker
+from pusa.evaluation.paper.tables import Ordering
+from pusa.evaluation.world import TASKS, Entry
+from pusa.models import checkpoints, latents
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def clips() -> training.Clips:
+    parts = checkpoints.load("tiny-base")
+    captions = ["", "a red circle moves left on a black background"]
+    texts = latents.encode_text(parts.text_encoder, parts.tokenizer, captions)
+    return training.Clips(torch.randn(16, 12, 5, 8, 8, generator=GENERATOR), texts, captions, [1] * 16)
+
+
+def test_padding_counted_once_is_padding_attended_to() -> None:
+    parts = checkpoints.load("tiny-base")
+    x, sigma = torch.randn(2, 12, 5, 8, 8, generator=GENERATOR), torch.rand(2, 5, generator=GENERATOR)
+    text = latents.encode_text(parts.text_encoder, parts.tokenizer, ["a red circle", ""])
+    with torch.no_grad():
+        stock = parts.transformer(x, 1000 * sigma, text, return_dict=False)[0]
+        short = Network(parts.transformer)(x, sigma, (text, x[:, :, :1]))
+    torch.testing.assert_close(short, stock, rtol=1e-4, atol=1e-4)
+
+
+def test_image_channels_begin_as_the_base_and_then_matter() -> None:
+    parts = checkpoints.load("tiny-base")
+    x, level = torch.randn(1, 12, 5, 8, 8, generator=GENERATOR), torch.full((1, 5), 0.6)
+    text = latents.encode_text(parts.text_encoder, parts.tokenizer, ["a red circle"])
+    wider = Network(with_image_channels(parts.transformer))
+    first = torch.randn(1, 12, 1, 8, 8, generator=GENERATOR)
+    with torch.no_grad():
+        base = Network(parts.transformer)(x, level, (text, first))
+        assert torch.equal(wider(x, level, (text, first)), base)
+        wider.transformer.patch_embedding.weight[:, 12:] += 0.1
+        assert not torch.equal(wider(x, level, (text, first)), wider(x, level, (text, first + 1)))
+
+
+@pytest.mark.parametrize("name", ["vta", "vta-full", "i2v"])
+def test_each_method_trains_and_an_interrupted_run_ends_with_the_same_weights(
+    name: str, clips: training.Clips, tmp_path: Path
+) -> None:
+    method = dataclasses.replace(METHODS[name], constant=True)
+    training.train(method, 0, clips, tmp_path / "whole", checkpoints_at=(1, 2))
+    training.train(method, 0, clips, tmp_path / "parts", checkpoints_at=(1,))
+    training.train(method, 0, clips, tmp_path / "parts", checkpoints_at=(1, 2))
+    file = "lora.safetensors" if method.rank else "transformer/diffusion_pytorch_model.safetensors"
+    whole, parts = (load_file(tmp_path / run / "step_000002" / file) for run in ("whole", "parts"))
+    before = load_file(tmp_path / "whole" / "step_000001" / file)
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert any(not torch.equal(whole[key], before[key]) for key in whole)
+    assert json.loads((tmp_path / "parts" / "done.json").read_text())["steps"] == 2
+
+
+def test_clips_made_together_are_those_of_the_pipeline(tmp_path: Path) -> None:
+    job = Job("base", 0, 0, steps=2, scenes=range(2))
+    together = Maker(tmp_path).make(job)
+    pipe = pusa.load("tiny-base")
+    for seed, clip in zip(job.scenes, together, strict=True):
+        entry = Entry("image-to-video", seed)
+        conditions = TASKS["image-to-video"].conditions(entry.truth())
+        alone = pipe.generate(entry.scene.caption, conditions, steps=2, seed=seed).frames
+        assert np.abs(alone.astype(int) - clip).max() <= 2
+
+
+def test_every_table_asks_only_for_jobs_that_are_made(tmp_path: Path) -> None:
+    study = Study(tmp_path)
+    for letter, build in tables.TABLES.items():
+        table = build()
+        asked = {job for row in table.rows for job in row.jobs}
+        asked |= {job for o in table.orderings for job in (*o.better, *o.worse)}
+        assert asked <= set(experiments.jobs(letter)), letter
+        assert all(job.trained in experiments.saved(job.method) for job in asked if job.method != "base")
+    names = [piece.name for piece in study.pieces(list(experiments.TABLES))]
+    assert len(names) == len(set(names))
+
+
+def study_of(folder: Path, errors: dict[Job, np.ndarray]) -> Study:
+    """A study whose scores are these squared errors."""
+    study = Study(folder)
+    (folder / "scores").mkdir()
+    for job, values in errors.items():
+        rows = [{"seed": i, "error": float(e), "baseline_error": 400.0, "held": 1.0} for i, e in enumerate(values)]
+        (folder / "scores" / f"{job.name}.json").write_text(json.dumps({"rows": rows}))
+    return study
+
+
+def test_an_ordering_holds_is_reversed_or_is_undecided(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    scenes = rng.uniform(50, 900, 32)
+    good = [Job("vta", seed, 400) for seed in range(3)]
+    bad = [Job("i2v", seed, 400) for seed in range(3)]
+    like = [Job("ptss-0.8", seed, 400) for seed in range(3)]
+    errors = {job: scenes * rng.uniform(0.9, 1.1, 32) for job in (*good, *like)}
+    errors |= {job: 1.4 * scenes * rng.uniform(0.9, 1.1, 32) for job in bad}
+    study = study_of(tmp_path, errors)
+
+    def judged(better: list[Job], worse: list[Job]) -> str:
+        return tables.outcome(tables.difference(study, Ordering("", tuple(better), tuple(worse))))
+
+    assert judged(good, bad) == "holds"
+    assert judged(bad, good) == "reversed"
+    assert judged(good, like) == "undecided"
+
+
+def test_what_reaches_the_adapter_is_read_off_the_curve(tmp_path: Path) -> None:
+    target = {Job("vta", seed, 400, strength=1.7): np.full(32, 100.0) for seed in range(3)}
+    errors = dict(zip(experiments.LONG, (400.0, 200.0, 50.0), strict=True))
+    curve = {Job("i2v-long", seed, n): np.full(32, e) for n, e in errors.items() for seed in range(3)}
+    steps, found = tables.reached_at(study_of(tmp_path, target | curve))
+    assert steps == pytest.approx(800 * 2**0.5, rel=1e-3)
+    assert [n for n, _ in found] == list(experiments.LONG)
