@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# The paper's comparisons in miniature, from nothing to docs/paper.md.
+set -euo pipefail
+pusa reproduce --out runs/paper --jobs "${JOBS:-2}"
+cp runs/paper/paper.md docs/paper.md
