@@ -3,3 +3,4 @@
 set -euo pipefail
 pusa reproduce --out runs/paper --jobs "${JOBS:-2}"
 cp runs/paper/paper.md docs/paper.md
+cp runs/paper/images/paper_*.png docs/images/

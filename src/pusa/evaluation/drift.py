@@ -122,6 +122,3 @@ def over(drifts: Mapping[str, Drift]) -> dict[str, dict[str, float]]:
     found = {name: drift.of()[0] for name, drift in drifts.items()}
     order = [name for name in COMPONENTS if any(name in each for each in found.values())]
     return {component: {name: each.get(component, 0.0) for name, each in found.items()} for component in order}
-
-
-__all__ = ["COMPONENTS", "Drift", "component_of", "of_lora", "of_models", "over"]

@@ -84,15 +84,14 @@ def measure(frames: Frames, fps: float, motion: Motion) -> dict[str, float]:
 
 
 def curves(motion: Motion) -> dict[str, list[float]]:
-    """By frame, for plots: L* mean, chroma, sharpness and speed (of the pair that ends there)."""
+    """For plots: L* mean, chroma and sharpness of each frame; speed and warp error of each step between two."""
     lab = np.stack([rgb2lab(frame) for frame in motion.frames])
-    speed = [0.0, *(float(np.hypot(f[..., 0], f[..., 1]).mean()) for f in motion.forward)]
     return {
         "L* mean": lab[..., 0].mean(axis=(1, 2)).tolist(),
         "chroma": np.hypot(lab[..., 1], lab[..., 2]).mean(axis=(1, 2)).tolist(),
         "sharpness": [float(cv2.Laplacian(grey, cv2.CV_64F).var()) for grey in motion.grey],
-        "speed": speed,
-        "warp error": [0.0, *motion.residuals[:, 0].tolist()],
+        "speed": [float(np.hypot(field[..., 0], field[..., 1]).mean()) for field in motion.forward],
+        "warp error": motion.residuals[:, 0].tolist(),
     }
 
 

@@ -5,17 +5,22 @@ Every function writes one file, PNG or SVG by its suffix, and returns its path. 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
 
 from pusa.core.timesteps import TimestepMatrix
+from pusa.errors import InputError
 from pusa.evaluation.intervals import Interval
-from pusa.files import replacing
+from pusa.files import existing_file, replacing
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 STYLE: dict[str, Any] = {
@@ -42,10 +47,7 @@ Series = Mapping[str, Sequence[Interval | float]]
 @contextmanager
 def _figure(path: Path, width: float, height: float, **grid: Any) -> Iterator[Any]:
     """Axes [rows, columns] in the style, written to `path` at the end."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(squeeze=False, **grid)
         yield axes
@@ -66,7 +68,7 @@ def lines(
     """Named series over x, intervals as bands. log: a logarithmic x with the given places as ticks."""
     with _figure(path, 4.8, 3.2) as axes:
         axis = axes[0, 0]
-        for colour, (name, values) in zip(_cycle(), series.items(), strict=False):
+        for colour, (name, values) in zip(cycle(COLOURS), series.items(), strict=False):
             middle, low, high = _ends(values)
             places = list(x)[: len(middle)]
             axis.plot(places, middle, marker="o", ms=3, color=colour, label=name)
@@ -101,15 +103,25 @@ def bars(
     return path
 
 
-def grouped_bars(path: Path, groups: Mapping[str, Mapping[str, float]], *, xlabel: str, log: bool = False) -> Path:
-    """Lying bars of several names in each group; log: a logarithmic axis, on which nothing is at its left end."""
-    names = list(next(iter(groups.values())))
+def grouped_bars(
+    path: Path, groups: Mapping[str, Mapping[str, Interval | float]], *, xlabel: str, log: bool = False
+) -> Path:
+    """Lying bars of several names in each group, intervals as whiskers; a name that a group lacks has no bar there.
+
+    log: a logarithmic axis, on which nothing is at its left end.
+    """
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
     with _figure(path, 6.0, 0.6 + 0.17 * len(groups) * (len(names) + 0.7)) as axes:
         axis = axes[0, 0]
         thick = 0.8 / len(names)
-        for i, (name, colour) in enumerate(zip(names, _cycle(), strict=False)):
-            places = [len(groups) - 1 - g + 0.4 - thick * (i + 0.5) for g in range(len(groups))]
-            axis.barh(places, [group[name] for group in groups.values()], thick * 0.9, color=colour, label=name)
+        for i, (name, colour) in enumerate(zip(names, cycle(COLOURS), strict=False)):
+            there = [(g, group[name]) for g, group in enumerate(groups.values()) if name in group]
+            places = [len(groups) - 1 - g + 0.4 - thick * (i + 0.5) for g, _ in there]
+            middle, low, high = _ends([value for _, value in there])
+            axis.barh(places, middle, thick * 0.9, color=colour, label=name)
+            spread = np.stack([middle - low, high - middle]).clip(min=0)
+            if spread.any():
+                axis.errorbar(middle, places, xerr=spread, fmt="none", ecolor="#333333", elinewidth=0.8)
         if log:
             axis.set_xscale("log")
         axis.set_yticks(range(len(groups)), list(groups)[::-1])
@@ -130,8 +142,8 @@ def heat(path: Path, maps: Mapping[tuple[str, str], ArrayLike], *, label: str, x
             axis = axes[rows.index(row), columns.index(column)]
             array = np.asarray(values)
             image = axis.imshow(array, cmap=HEAT, vmin=0, vmax=most)
-            axis.set_xticks(range(array.shape[1]))
-            axis.set_yticks(range(array.shape[0]))
+            axis.set_xticks(_few(array.shape[1]))
+            axis.set_yticks(_few(array.shape[0]))
             axis.tick_params(length=0, labelsize=6)
             if array.size <= 64:
                 for (i, j), value in np.ndenumerate(array):
@@ -177,6 +189,52 @@ def table(path: Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Pat
     return path
 
 
-def _cycle() -> Iterator[str]:
-    while True:
-        yield from COLOURS
+def training(path: Path, runs: Mapping[str, Path], window: int = 50) -> Path:
+    """Curves of trainings from their log.jsonl: loss and its mean over `window` steps; then the loss by noise level.
+
+    runs: each run's folder. The second panel is over the last quarter of the steps, weighed by frames; the loss of a
+    level depends on how much of a frame is noise, so only the same levels compare. Raises InputError for a log that is
+    missing or damaged.
+    """
+    with _figure(path, 8.4, 3.2, ncols=2) as axes:
+        over, by_level = axes[0]
+        for colour, (name, folder) in zip(cycle(COLOURS), runs.items(), strict=False):
+            steps, loss, levels = _logged(folder / "log.jsonl")
+            over.plot(steps, loss, color=colour, lw=0.5, alpha=0.25)
+            over.plot(steps, _running_mean(loss, window), color=colour, label=name)
+            places = (np.arange(len(levels)) + 0.5) / len(levels)
+            by_level.plot(places, levels, marker="o", ms=3, color=colour, label=name)
+        over.set(xlabel="step", ylabel="loss")
+        by_level.set(xlabel="noise level σ", xlim=(0, 1), title="last quarter of the steps")
+        if len(runs) > 1:
+            over.legend()
+    return path
+
+
+def _logged(log: Path) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Steps [n], loss [n], and the mean loss by noise level [10] over the last quarter."""
+    try:
+        rows = [json.loads(line) for line in existing_file(log).read_text(encoding="utf-8").splitlines()]
+        steps = np.array([row["step"] for row in rows])
+        loss = np.array([row["loss"] for row in rows], dtype=np.float64)
+        late = rows[-max(1, len(rows) // 4) :]
+        weight = np.array([row["frames_by_sigma"] for row in late], dtype=np.float64)
+        each = np.array([[0.0 if one is None else one for one in row["loss_by_sigma"]] for row in late])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{log} is damaged or no log of a training; give the folder of a run.") from error
+    with np.errstate(invalid="ignore"):
+        return steps, loss, (weight * each).sum(axis=0) / weight.sum(axis=0)
+
+
+def _running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """The mean of the last `window` values at each, of fewer at the beginning."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    starts = (ends - window).clip(min=0)
+    mean: NDArray[np.float64] = (sums[ends] - sums[starts]) / (ends - starts)
+    return mean
+
+
+def _few(count: int) -> range:
+    """Places of at most nine ticks for `count` cells."""
+    return range(0, count, -(-count // 9))

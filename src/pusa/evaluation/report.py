@@ -12,8 +12,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pusa.evaluation.clips import Evaluation
 from pusa.evaluation.intervals import Interval, bootstrap
 from pusa.evaluation.measures import MEASURES
@@ -124,22 +122,25 @@ def _summary(records: Sequence[dict[str, Any]]) -> str:
     rule = next(i for i, name in enumerate(COLUMNS) if MEASURES[name].stillness_prone)
 
     def cells(values: Sequence[str], tag: str = "td") -> str:
-        return "".join(
-            f"<{tag}{' class=prone' if i == rule else ''}>{escape(value)}</{tag}>" for i, value in enumerate(values)
-        )
+        return "".join(f"<{tag}{' class=prone' if i == rule else ''}>{value}</{tag}>" for i, value in enumerate(values))
 
-    rows = [f"<tr><th>clip</th><th>camera</th>{cells([head(name) for name in COLUMNS], 'th')}</tr>"]
+    heads = cells([escape(head(name)) for name in COLUMNS], "th")
+    rows = [f"<tr><th>clip</th><th class=camera>camera</th>{heads}</tr>"]
     for record in good:
         camera = escape(", ".join(record.get("camera", ["–"])))
         numbers = cells([text(record, name) for name in COLUMNS])
-        rows.append(f"<tr><td>{escape(_short(record['clip']))}</td><td>{camera}</td>{numbers}</tr>")
-    intervals = [mean(good, name) for name in COLUMNS]
-    if any(intervals):
-        texts = [
-            "–" if one is None else one.text(DIGITS.get(name, 2)) for one, name in zip(intervals, COLUMNS, strict=True)
-        ]
-        rows.append(f"<tr><td>mean (95 %)</td><td></td>{cells(texts)}</tr>")
+        rows.append(f"<tr><td>{escape(_short(record['clip']))}</td><td class=camera>{camera}</td>{numbers}</tr>")
+    if any(intervals := [mean(good, name) for name in COLUMNS]):
+        numbers = cells([_bounds(one, DIGITS.get(name, 2)) for one, name in zip(intervals, COLUMNS, strict=True)])
+        rows.append(f"<tr><td>mean <small>95 %</small></td><td></td>{numbers}</tr>")
     return f'<div class="scroll"><table>{"".join(rows)}</table></div>'
+
+
+def _bounds(found: Interval | None, digits: int) -> str:
+    """A mean with its interval in small below it."""
+    if found is None:
+        return "–"
+    return f"{found.value:.{digits}f}<small>{found.low:.{digits}f} to {found.high:.{digits}f}</small>"
 
 
 def _card(evaluation: Evaluation, record: dict[str, Any], key: str) -> str:
@@ -148,7 +149,7 @@ def _card(evaluation: Evaluation, record: dict[str, Any], key: str) -> str:
         return f'<article><h2>{title}</h2><ul class="notes"><li>{escape(record["error"])}</li></ul></article>'
     size = "×".join(map(str, record["size"]))
     joins = [one["join"] for one in record.get("seams", [])]
-    curves = "".join(_curve(name, values, joins) for name, values in record.get("curves", {}).items())
+    curves = "".join(_curve(name, values, joins, record["frames"]) for name, values in record.get("curves", {}).items())
     notes = "".join(f"<li>{escape(note)}</li>" for note in record["notes"])
     sheet = _data(evaluation.file(key).with_suffix(".png"), "image/png")
     return f"""<article><h2>{title} <small>{record["frames"]} frames, {size}, {record["fps"]:g} fps</small></h2>
@@ -170,15 +171,16 @@ def _data(path: Path, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}" if path.is_file() else ""
 
 
-def _curve(name: str, values: Sequence[float], joins: Sequence[int]) -> str:
-    """A line from the least to the greatest value, both named, with a mark at each join."""
+def _curve(name: str, values: Sequence[float], joins: Sequence[int], frames: int) -> str:
+    """A line from the least to the greatest value, both named, with a mark at each join.
+
+    Values are of frames, or of the steps between them, of which there is one less.
+    """
     low, high = min(values), max(values)
-    span = high - low or 1.0
-    x = np.linspace(0, 100, len(values))
-    points = " ".join(f"{a:.2f},{30 - 28 * (value - low) / span:.2f}" for a, value in zip(x, values, strict=True))
-    marks = "".join(
-        f'<line x1="{x[j] - 50 / len(values):.2f}" x2="{x[j] - 50 / len(values):.2f}" y1="0" y2="32"/>' for j in joins
-    )
+    span, gap = high - low or 1.0, 100 / max(1, len(values) - 1)
+    points = " ".join(f"{gap * i:.2f},{30 - 28 * (value - low) / span:.2f}" for i, value in enumerate(values))
+    places = (gap * (join - 0.5 - (frames - len(values)) / 2) for join in joins)
+    marks = "".join(f'<line x1="{place:.2f}" x2="{place:.2f}" y1="0" y2="32"/>' for place in places)
     return (
         f'<figure><svg viewBox="0 0 100 32" preserveAspectRatio="none"><polyline points="{points}"/>{marks}</svg>'
         f"<figcaption>{escape(name)}: {low:.3g} to {high:.3g}</figcaption></figure>"

@@ -8,7 +8,7 @@ from typing import Any
 
 from pusa.embedded import world
 from pusa.evaluation.intervals import Interval
-from pusa.evaluation.paper import experiments, inside
+from pusa.evaluation.paper import experiments, figures, inside
 from pusa.evaluation.paper.experiments import Study
 from pusa.evaluation.paper.methods import SEEDS
 from pusa.evaluation.paper.scoring import Job
@@ -32,6 +32,8 @@ def write(study: Study, letters: Sequence[str]) -> tuple[list[Path], dict[str, A
     for letter in letters:
         text, record[letter] = _inside(study) if letter == "j" else _table(study, TABLES[letter]())
         texts.append(text)
+        if picture := figures.draw(study, letter, study.folder / "images" / f"paper_{letter}.png"):
+            texts.append(f"![Table {letter} as a figure](images/{picture.name})\n")
     if "i" in letters:
         text, record["reached"] = _reached(study)
         texts.append(text)

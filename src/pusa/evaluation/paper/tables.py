@@ -21,7 +21,7 @@ from pusa.evaluation.paper.experiments import NOISES, PTSS, RANKS, SAVED, ZERO_S
 from pusa.evaluation.paper.methods import METHODS, SEEDS, STRENGTH, STRENGTHS
 from pusa.evaluation.paper.scoring import Job, is_lora
 from pusa.evaluation.paper.training import BATCH, STEPS
-from pusa.evaluation.world import MEASURES, TASKS, columns, decibels
+from pusa.evaluation.world import MEASURES, TASKS, columns
 
 Array = NDArray[Any]
 SHOWN: dict[str, tuple[str, float, int, str]] = {
@@ -67,7 +67,8 @@ class Table:
     notes: tuple[str, ...] = field(default=())
 
 
-def _over_seeds(method: str, strength: float = 1.0, trained: int = STEPS, **changes: Any) -> tuple[Job, ...]:
+def over_seeds(method: str, strength: float = 1.0, trained: int = STEPS, **changes: Any) -> tuple[Job, ...]:
+    """The job of each training of a method, on the same scenes."""
     strength = strength if is_lora(method) else 1.0
     return tuple(Job(method, seed, trained, strength=strength, **changes) for seed in SEEDS)
 
@@ -89,21 +90,21 @@ def _ways() -> Table:
     for method in ("vta", "first-clean", *PTSS, "vta-full", "i2v"):
         for strength, total in zip(STRENGTHS[:3], totals[method], strict=False):
             label = METHODS[method].title + (f" × {strength:g}" if is_lora(method) else "")
-            rows.append(Row(label, _over_seeds(method, strength), total))
+            rows.append(Row(label, over_seeds(method, strength), total))
     best = STRENGTH
     orderings = [
-        Ordering("this method is better than the untouched base", _over_seeds("vta", best), BASE),
+        Ordering("this method is better than the untouched base", over_seeds("vta", best), BASE),
         Ordering(
             "this method is better than a first frame that is always clean",
-            _over_seeds("vta", best),
-            _over_seeds("first-clean", best),
+            over_seeds("vta", best),
+            over_seeds("first-clean", best),
         ),
-        Ordering("… than training with image channels", _over_seeds("vta", best), _over_seeds("i2v")),
+        Ordering("… than training with image channels", over_seeds("vta", best), over_seeds("i2v")),
         *(
-            Ordering(f"… than PTSS {m.removeprefix('ptss-')}", _over_seeds("vta", best), _over_seeds(m, best))
+            Ordering(f"… than PTSS {m.removeprefix('ptss-')}", over_seeds("vta", best), over_seeds(m, best))
             for m in PTSS
         ),
-        Ordering("… than training all weights", _over_seeds("vta", best), _over_seeds("vta-full")),
+        Ordering("… than training all weights", over_seeds("vta", best), over_seeds("vta-full")),
     ]
     return Table(
         "a",
@@ -132,23 +133,23 @@ def _steps_and_strength() -> Table:
         numbers = totals[trained].split()
         for strength, total in zip(STRENGTHS, numbers[2:], strict=True):
             paper = f"{total} ({numbers[0]})"
-            rows.append(Row(f"{trained} × {strength:g}", _over_seeds("vta", strength, trained), paper))
+            rows.append(Row(f"{trained} × {strength:g}", over_seeds("vta", strength, trained), paper))
     few, many = SAVED[0], SAVED[-1]
     orderings = (
         Ordering(
-            "after few steps strength 2 is better than 1", _over_seeds("vta", 2.0, few), _over_seeds("vta", 1.0, few)
+            "after few steps strength 2 is better than 1", over_seeds("vta", 2.0, few), over_seeds("vta", 1.0, few)
         ),
         Ordering(
             "after all steps strength 1.4 is better than 1",
-            _over_seeds("vta", 1.4, many),
-            _over_seeds("vta", 1.0, many),
+            over_seeds("vta", 1.4, many),
+            over_seeds("vta", 1.0, many),
         ),
         Ordering(
             "after all steps strength 1.4 is better than 2",
-            _over_seeds("vta", 1.4, many),
-            _over_seeds("vta", 2.0, many),
+            over_seeds("vta", 1.4, many),
+            over_seeds("vta", 2.0, many),
         ),
-        Ordering("at strength 1 more steps are better", _over_seeds("vta", 1.0, many), _over_seeds("vta", 1.0, few)),
+        Ordering("at strength 1 more steps are better", over_seeds("vta", 1.0, many), over_seeds("vta", 1.0, few)),
     )
     return Table(
         "b",
@@ -162,7 +163,7 @@ def _steps_and_strength() -> Table:
 
 def _inference() -> Table:
     totals = {2: "79.92", 5: "86.03", 10: "87.69", 20: "87.84"}
-    cells = {n: _over_seeds("vta", STRENGTH, steps=n) for n in totals}
+    cells = {n: over_seeds("vta", STRENGTH, steps=n) for n in totals}
     rows = tuple(Row(str(n), cells[n], totals[n]) for n in totals)
     orderings = tuple(
         Ordering(f"{more} steps are better than {fewer}", cells[more], cells[fewer])
@@ -179,13 +180,13 @@ def _ranks() -> Table:
         for strength, total in zip(STRENGTHS[:3], totals.get(method, ("",) * 3), strict=True):
             at = {"rank-16": " (rank 256)", "vta": " (rank 512)"}.get(method, "")
             rows.append(
-                Row(f"rank {width[method]} × {strength:g}", _over_seeds(method, strength), total + at if total else "")
+                Row(f"rank {width[method]} × {strength:g}", over_seeds(method, strength), total + at if total else "")
             )
     orderings = tuple(
         Ordering(
             f"rank {width[wide]} is better than {width[narrow]}",
-            _over_seeds(wide, STRENGTH),
-            _over_seeds(narrow, STRENGTH),
+            over_seeds(wide, STRENGTH),
+            over_seeds(narrow, STRENGTH),
         )
         for narrow, wide in itertools.pairwise(RANKS)
     )
@@ -196,8 +197,8 @@ def _text_to_video() -> Table:
     task = "text-to-video"
     rows = (
         Row("the untouched base", (replace(BASE[0], task=task),)),
-        Row("this method × 1", _over_seeds("vta", 1.0, task=task)),
-        Row(f"this method × {STRENGTH:g}", _over_seeds("vta", STRENGTH, task=task)),
+        Row("this method × 1", over_seeds("vta", 1.0, task=task)),
+        Row(f"this method × {STRENGTH:g}", over_seeds("vta", STRENGTH, task=task)),
     )
     orderings = (
         Ordering("the base's motion is better than the adapted model's", rows[0].jobs, rows[2].jobs, "motion"),
@@ -216,7 +217,7 @@ def _text_to_video() -> Table:
 def _zero_shot() -> Table:
     rows, orderings = [], []
     for task in ZERO_SHOT:
-        base, ours = (replace(BASE[0], task=task),), _over_seeds("vta", STRENGTH, task=task)
+        base, ours = (replace(BASE[0], task=task),), over_seeds("vta", STRENGTH, task=task)
         rows += [Row(f"{TASKS[task].title}: base", base), Row("… this method", ours)]
         orderings.append(Ordering(f"{TASKS[task].title.lower()}: this method is better than the base", ours, base))
     return Table(
@@ -231,7 +232,7 @@ def _zero_shot() -> Table:
 
 
 def _noise() -> Table:
-    cells = {m: _over_seeds("vta", STRENGTH, noise=m) for m in NOISES}
+    cells = {m: over_seeds("vta", STRENGTH, noise=m) for m in NOISES}
     rows = tuple(Row(f"{m:g}", cells[m]) for m in NOISES)
     orderings = (
         Ordering("noise 0.2 gives more motion than 0", cells[0.2], cells[0.0], "motion"),
@@ -251,15 +252,15 @@ def _noise() -> Table:
 
 def _levels() -> Table:
     rows = [
-        Row(f"{name} × {strength:g}", _over_seeds(method, strength))
+        Row(f"{name} × {strength:g}", over_seeds(method, strength))
         for method, name in (("vta", "even, the paper"), ("vta-shifted", "shift 5, the official code"))
         for strength in STRENGTHS[:3]
     ]
     orderings = (
         Ordering(
             "the official code's levels are better",
-            _over_seeds("vta-shifted", STRENGTH),
-            _over_seeds("vta", STRENGTH),
+            over_seeds("vta-shifted", STRENGTH),
+            over_seeds("vta", STRENGTH),
         ),
     )
     return Table(
@@ -274,9 +275,9 @@ def _levels() -> Table:
 
 
 def _long() -> Table:
-    reached = _over_seeds("vta", STRENGTH)
+    reached = over_seeds("vta", STRENGTH)
     rows = [Row(f"this method × {STRENGTH:g}, {STEPS:,} steps", reached)]
-    rows += [Row(f"image channels, {n:,} steps", _over_seeds("i2v-long", trained=n)) for n in experiments.LONG]
+    rows += [Row(f"image channels, {n:,} steps", over_seeds("i2v-long", trained=n)) for n in experiments.LONG]
     return Table(
         "i",
         "What image channels need to reach the adapter",
@@ -348,11 +349,11 @@ def reached_at(study: Study, measure: str = "db") -> tuple[float | None, list[tu
     Between two checkpoints the score is taken as a straight line over the logarithm of the steps.
     """
     statistic = MEASURES[measure][1]
-    target = values(study, _over_seeds("vta", STRENGTH), measure)
+    target = values(study, over_seeds("vta", STRENGTH), measure)
     assert target is not None
     goal, curve = statistic(target), []
     for n in experiments.LONG:
-        found = values(study, _over_seeds("i2v-long", trained=n), measure)
+        found = values(study, over_seeds("i2v-long", trained=n), measure)
         assert found is not None
         curve.append((n, statistic(found)))
     if curve[0][1] >= goal:
@@ -362,6 +363,3 @@ def reached_at(study: Study, measure: str = "db") -> tuple[float | None, list[tu
             share = (goal - low) / (high - low)
             return float(np.exp(np.log(n) + share * (np.log(m) - np.log(n)))), curve
     return None, curve
-
-
-__all__ = ["TABLES", "Ordering", "Row", "Table", "cell", "decibels", "difference", "outcome", "reached_at", "written"]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pusa.errors import InputError
 from pusa.evaluation.intervals import Interval, bootstrap
-from pusa.evaluation.vbench.protocol import DIMENSIONS, UNWEIGHED, Dimension, Total, share_of_total, total
+from pusa.evaluation.vbench.protocol import DIMENSIONS, UNWEIGHED, Total, share_of_total, total
 from pusa.files import existing_file
 
 SETTINGS = "settings"
@@ -200,6 +200,3 @@ def contributions(first: Results, second: Results) -> dict[str, float]:
     """How much each dimension adds to second − first, in points of the total; their sum is the difference."""
     shared = [name for name in DIMENSIONS if name in first.values and name in second.values]
     return {name: 100 * share_of_total(name) * (second.values[name] - first.values[name]) for name in shared}
-
-
-__all__ = ["SETTINGS", "Dimension", "Results", "Verdict", "contributions", "read", "verdict"]
