@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,27 @@ def test_models_of_other_sizes_are_refused() -> None:
         drift.of_models(base, torch.nn.Linear(2, 2))
 
 
+def log(folder: Path, losses: list[float]) -> Path:
+    folder.mkdir(exist_ok=True)
+    levels = {"loss_by_sigma": [None, 0.5], "frames_by_sigma": [0, 4]}
+    lines = [json.dumps({"step": i + 1, "loss": loss, **levels}) for i, loss in enumerate(losses)]
+    (folder / "log.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def test_curves_of_a_training_and_a_log_that_is_none(tmp_path: Path) -> None:
+    first = plots.training(tmp_path / "curves.png", {"run": log(tmp_path / "a", [3.0, 2.0, 1.0])})
+    other = plots.training(tmp_path / "others.png", {"run": log(tmp_path / "b", [1.0, 2.0, 3.0])})
+    assert read_image(first).std() > 1
+    assert not np.array_equal(read_image(first), read_image(other))
+    (tmp_path / "b" / "log.jsonl").write_text("{}")
+    with pytest.raises(InputError, match="no log of a training"):
+        plots.training(tmp_path / "x.png", {"run": tmp_path / "b"})
+    with pytest.raises(InputError, match="does not exist"):
+        plots.training(tmp_path / "x.png", {"run": tmp_path / "nowhere"})
+    assert not (tmp_path / "x.png").exists()
+
+
 def test_every_plot_is_a_picture(tmp_path: Path) -> None:
     interval = Interval(1.0, 0.5, 1.5)
     matrix = schedules.synchronous(sigmas.grid(4, 3.0), 5)
@@ -112,7 +134,7 @@ def test_every_plot_is_a_picture(tmp_path: Path) -> None:
         plots.lines(tmp_path / "a" / "lines.png", [1, 2], {"x": [interval, 2.0]}, xlabel="x", ylabel="y", log=True),
         plots.bars(tmp_path / "bars.png", {"one": interval, "two": 2.0}, xlabel="x"),
         plots.bars(tmp_path / "points.png", {"one": interval}, xlabel="x", zero=False),
-        plots.grouped_bars(tmp_path / "grouped.png", {"g": {"a": 1.0, "b": 2.0}}, xlabel="x"),
+        plots.grouped_bars(tmp_path / "grouped.png", {"g": {"a": interval, "b": 2.0}, "h": {"b": 1.0}}, xlabel="x"),
         plots.heat(tmp_path / "heat.png", {("r", "c"): np.eye(3)}, label="l", xlabel="x", ylabel="y"),
         plots.matrix(tmp_path / "matrix.png", {"one": matrix, "two": matrix}),
         plots.table(tmp_path / "table.png", ["", "x"], [["a", "1"], ["b", "2"]]),

@@ -128,7 +128,7 @@ def grouped_bars(
         axis.tick_params(axis="y", length=0)
         axis.set(xlabel=xlabel)
         if len(names) > 1:
-            axis.legend(loc="best")
+            axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(4, len(names)))
     return path
 
 
