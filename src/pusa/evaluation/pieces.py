@@ -80,9 +80,10 @@ def make_with(
 ) -> None:
     """Have `work`, which can be pickled and calls `make_all` on the same pieces, done in so many processes.
 
-    progress: told what is done from here. With one process the work is done in it, without another.
+    They share the cores. progress: told here how many pieces are there. The first error of a process is raised, and
+    ends the others.
     """
-    if processes == 1 and all(piece.file.exists() for piece in pieces):
+    if all(piece.file.exists() for piece in pieces):
         return
     pool = ProcessPoolExecutor(
         processes, multiprocessing.get_context("spawn"), _share_cores, (processes, os.cpu_count() or 1)
