@@ -213,8 +213,9 @@ def training(path: Path, runs: Mapping[str, Path], window: int = 50) -> Path:
 
 def _logged(log: Path) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """Steps [n], loss [n], and the mean loss by noise level [10] over the last quarter."""
+    text = existing_file(log).read_text(encoding="utf-8")
     try:
-        rows = [json.loads(line) for line in existing_file(log).read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in text.splitlines()]
         steps = np.array([row["step"] for row in rows])
         loss = np.array([row["loss"] for row in rows], dtype=np.float64)
         late = rows[-max(1, len(rows) // 4) :]
