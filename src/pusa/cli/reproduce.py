@@ -56,7 +56,6 @@ def reproduce(
         work = partial(experiments.make, out, tuple(letters))
         pieces.make_with(jobs, work, wanted, "Training and scoring", progress)
     with terminal.status("Writing the tables", line=True):
-        files, record = report.write(study, letters)
-    record["seconds"] = pieces.seconds(wanted, out)
+        files, record = report.write(study, letters, pieces.seconds(wanted, out))
     took = f"All of it took {clock(record['seconds'])} of one thread."
     return Report(record, "\n".join([*map(str, files), took]))

@@ -61,7 +61,7 @@ def look(study: Study, job: Job) -> None:
     blocks = range(len(transformer.blocks))
     shares, shown = [], {}
     for scene in job.scenes:
-        with attention.recording(transformer, blocks, AT_STEPS, passes=2) as maps:
+        with attention.recording({transformer: 2}, blocks, AT_STEPS) as maps:
             maker.sample(network, job, [scene])
         shares.append([[attention.first_frame_share(maps[step, block]) for block in blocks] for step in AT_STEPS])
         if scene == job.scenes[0]:

@@ -26,8 +26,11 @@ from pusa.evaluation.paper.training import BATCH, CLIPS, STEPS
 from pusa.files import write_json, write_text_atomic
 
 
-def write(study: Study, letters: Sequence[str]) -> tuple[list[Path], dict[str, Any]]:
-    """Write paper.md and paper.json into the study's folder; the files, and what the JSON holds."""
+def write(study: Study, letters: Sequence[str], seconds: float) -> tuple[list[Path], dict[str, Any]]:
+    """Write paper.md and paper.json into the study's folder; the files, and what the JSON holds.
+
+    seconds: that the trainings and clips took, added up over processes.
+    """
     texts, record = [_head()], {}
     for letter in letters:
         text, record[letter] = _inside(study) if letter == "j" else _table(study, TABLES[letter]())
@@ -37,10 +40,11 @@ def write(study: Study, letters: Sequence[str]) -> tuple[list[Path], dict[str, A
     if "i" in letters:
         text, record["reached"] = _reached(study)
         texts.append(text)
+    texts.append(f"Trainings and clips of these tables took {seconds / 3600:.1f} hours of one CPU thread.\n")
     markdown, data = study.folder / "paper.md", study.folder / "paper.json"
     write_text_atomic(markdown, "\n".join(texts))
     write_json(data, record)
-    return [markdown, data], {"tables": record, "files": [str(markdown), str(data)]}
+    return [markdown, data], {"tables": record, "seconds": seconds, "files": [str(markdown), str(data)]}
 
 
 def _head() -> str:
