@@ -44,7 +44,7 @@ def test_weights_of_a_lora_and_of_a_model(tmp_path: Path, capsys: pytest.Capture
     ("tokens", "sentence"),
     [
         (("attention", "x", "--steps", "2", "--at-steps", "2"), "there are 2 steps, 0 to 1"),
-        (("attention", "x", "--steps", "2", "--blocks", "8"), "there is no block 8"),
+        (("attention", "x", "--steps", "2", "--blocks", "8"), "There is no block 8"),
         (("weights", "tiny-base"), "nothing to compare"),
     ],
 )

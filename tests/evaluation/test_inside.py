@@ -48,13 +48,13 @@ def test_recording_changes_no_bit_and_sees_the_prompt_pass(pipe: pusa.Pipeline) 
         return pipe.generate("a red circle moves left on a black background", steps=3, guidance=2.0, seed=1).frames
 
     plain = make()
-    with attention.recording(pipe.transformer, [0, 7], [0, 2], passes=2) as maps:
+    with attention.recording({pipe.transformer: 2}, [0, 7], [0, 2]) as maps:
         watched = make()
     assert np.array_equal(plain, watched)
     assert sorted(maps) == [(0, 0), (0, 7), (2, 0), (2, 7)]
     for found in maps.values():
         torch.testing.assert_close(found.sum(dim=1), torch.ones(5))
-    with attention.recording(pipe.transformer, [7], [0], passes=2) as other:
+    with attention.recording({pipe.transformer: 2}, [7], [0]) as other:
         pipe.generate("", steps=3, guidance=2.0, seed=1)
     assert not torch.equal(other[0, 7], maps[0, 7])
     assert np.array_equal(plain, make())
@@ -62,10 +62,10 @@ def test_recording_changes_no_bit_and_sees_the_prompt_pass(pipe: pusa.Pipeline) 
 
 def test_hooks_are_gone_after_an_error(pipe: pusa.Pipeline) -> None:
     before = attention.transformer_wan.dispatch_attention_fn
-    with pytest.raises(RuntimeError), attention.recording(pipe.transformer, [0], [0], passes=1):
+    with pytest.raises(RuntimeError), attention.recording({pipe.transformer: 1}, [0], [0]):
         raise RuntimeError
     assert attention.transformer_wan.dispatch_attention_fn is before
-    with pytest.raises(InputError, match="there is no block 8"), attention.recording(pipe.transformer, [8], [0], 1):
+    with pytest.raises(InputError, match="There is no block 8"), attention.recording({pipe.transformer: 1}, [8], [0]):
         pass
 
 

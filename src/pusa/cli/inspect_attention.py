@@ -97,7 +97,7 @@ def attention(
     chosen = blocks or (len(pipe.transformer.blocks) - 1,)
     passes = 1 if decided.guidance == 1 else 2
     with (
-        inside.recording(pipe.transformer, chosen, steps, passes) as maps,
+        inside.recording({pipe.transformer: passes}, chosen, steps) as maps,
         terminal.steps("Sampling") as callback,
     ):
         clip = job(sampling.seed, callback)

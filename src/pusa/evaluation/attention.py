@@ -8,7 +8,7 @@ another quantity: the softmax is not linear.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -22,37 +22,47 @@ from pusa.models.wan import VectorWanTransformer3DModel
 CHUNK_BYTES = 256 * 2**20
 """of attention weights that are held at once"""
 Maps = dict[tuple[int, int], Tensor]
-"""{(step, block): float32 [F, F]}"""
+"""{(step, block): float32 [F, F], or [heads, F, F] where heads are kept apart}"""
 
 
 @contextmanager
 def recording(
-    transformer: VectorWanTransformer3DModel, blocks: Sequence[int], steps: Sequence[int], passes: int
+    passes: Mapping[VectorWanTransformer3DModel, int],
+    blocks: Sequence[int],
+    steps: Sequence[int],
+    *,
+    per_head: bool = False,
 ) -> Iterator[Maps]:
     """For the block, note attention between frames at these blocks and sampling steps, for the first clip of a batch.
 
-    passes: of the model per step, 2 with guidance, of which the first, with the prompt, is noted. Queries and keys are
-    those that the model itself computes; in addition to its own work a noted block takes that of one more attention,
-    a quarter of a gigabyte at a time. Raises InputError for blocks that are not there.
+    passes: how often each transformer is asked per step, 2 with guidance; the first pass, with the prompt, is noted. Of
+    two experts each step asks one. Queries and keys are those that the model itself computes; in addition to its own
+    work a noted block takes that of one more attention, in the memory that `between_frames` names. Raises InputError
+    for blocks that are not there, and where the transformers share their tokens with other processes.
     """
-    count = len(transformer.blocks)
+    count = min(len(transformer.blocks) for transformer in passes)
     if odd := [block for block in blocks if not 0 <= block < count]:
-        raise InputError(f"there is no block {odd[0]}; the model has {count}, 0 to {count - 1}")
+        raise InputError(f"There is no block {odd[0]}; the model has {count}, 0 to {count - 1}.")
+    if any(transformer._is_context_parallel for transformer in passes):
+        raise InputError("Attention is looked at in one process, which has all tokens; leave torchrun out.")
     maps: Maps = {}
-    calls, frames, here = -1, 0, None
+    asked = dict.fromkeys(passes, 0)
+    step, prompted, frames = -1, False, 0
+    here: tuple[int, int] | None = None
     original = transformer_wan.dispatch_attention_fn
 
-    def begin(module: Any, args: Any, kwargs: Any) -> None:
-        nonlocal calls, frames
-        calls += 1
+    def begin(transformer: Any, args: Any, kwargs: Any) -> None:
+        nonlocal step, prompted, frames
+        prompted = asked[transformer] % passes[transformer] == 0
+        asked[transformer] += 1
+        step += prompted
         latents = kwargs.get("hidden_states", args[0] if args else None)
         frames = latents.shape[2] // transformer.config.patch_size[0]
 
     def enter(block: int) -> Any:
         def hook(module: Any, args: Any) -> None:
             nonlocal here
-            step, turn = divmod(calls, passes)
-            here = (step, block) if turn == 0 and step in steps else None
+            here = (step, block) if prompted and step in steps else None
 
         return hook
 
@@ -62,34 +72,44 @@ def recording(
 
     def noting(query: Tensor, key: Tensor, *args: Any, **options: Any) -> Any:
         if here is not None:
-            maps[here] = between_frames(query[0], key[0], frames)
+            maps[here] = between_frames(query[0], key[0], frames, per_head=per_head)
         return original(query, key, *args, **options)
 
     with ExitStack() as hooks:
-        hooks.callback(transformer.register_forward_pre_hook(begin, with_kwargs=True).remove)
-        for block in blocks:
-            attention = transformer.blocks[block].attn1
-            hooks.callback(attention.register_forward_pre_hook(enter(block)).remove)
-            hooks.callback(attention.register_forward_hook(leave).remove)
+        for transformer in passes:
+            hooks.callback(transformer.register_forward_pre_hook(begin, with_kwargs=True).remove)
+            for block in blocks:
+                attention = transformer.blocks[block].attn1
+                hooks.callback(attention.register_forward_pre_hook(enter(block)).remove)
+                hooks.callback(attention.register_forward_hook(leave).remove)
         transformer_wan.dispatch_attention_fn = noting
         hooks.callback(setattr, transformer_wan, "dispatch_attention_fn", original)
         yield maps
 
 
 @torch.no_grad()
-def between_frames(query: Tensor, key: Tensor, frames: int) -> Tensor:
-    """Attention from frame to frame, float32 [F, F] on the CPU, for query and key [L, heads, d], L = F · h · w."""
+def between_frames(query: Tensor, key: Tensor, frames: int, *, per_head: bool = False) -> Tensor:
+    """Attention from frame to frame, float32 [F, F] on the CPU, for query and key [L, heads, d], L = F · h · w.
+
+    per_head: without the mean over heads, [heads, F, F]. Computed in float32 a head and a chunk of queries at a time:
+    in addition to the arguments it holds `CHUNK_BYTES`, a fraction 1 / (h · w) of that, and one head's queries and
+    keys, whatever the length.
+    """
     length, heads, width = query.shape
-    rows = max(1, CHUNK_BYTES // (4 * heads * length))
-    keys = key.float().permute(1, 2, 0)
-    sums = torch.zeros(frames, frames, dtype=torch.float64)
-    frame_of = torch.arange(length) // (length // frames)
-    for first in range(0, length, rows):
-        part = query[first : first + rows].float().transpose(0, 1)
-        weights = torch.softmax(part @ keys / width**0.5, dim=-1)
-        towards = weights.reshape(heads, -1, frames, length // frames).sum(dim=3).mean(dim=0)
-        sums.index_add_(0, frame_of[first : first + rows], towards.double().cpu())
-    return (sums / (length // frames)).float()
+    tokens = length // frames
+    rows = max(1, CHUNK_BYTES // (4 * length))
+    frame_of = torch.arange(length) // tokens
+    sums = torch.zeros(heads, frames, frames, dtype=torch.float64)
+    for head in range(heads):
+        queries, keys = query[:, head].float() / width**0.5, key[:, head].float().T
+        for first in range(0, length, rows):
+            weights = queries[first : first + rows] @ keys
+            weights.sub_(weights.amax(dim=1, keepdim=True)).exp_()
+            towards = weights.unflatten(1, (frames, tokens)).sum(dim=2).cpu().double()
+            towards /= towards.sum(dim=1, keepdim=True)
+            sums[head].index_add_(0, frame_of[first : first + rows], towards)
+    means = sums / tokens
+    return (means if per_head else means.mean(dim=0)).float()
 
 
 def approximated(query: Tensor, key: Tensor, frames: int) -> Tensor:
@@ -100,4 +120,9 @@ def approximated(query: Tensor, key: Tensor, frames: int) -> Tensor:
 
 def first_frame_share(attention: Tensor) -> float:
     """How much of the later frames' attention goes to frame 0: the mean of the first column without its first row."""
-    return float(attention[1:, 0].mean())
+    return float(attention[..., 1:, 0].mean())
+
+
+def own_frame_share(attention: Tensor) -> float:
+    """How much of the later frames' attention stays in the frame itself: the mean of the diagonal without frame 0."""
+    return float(attention.diagonal(dim1=-2, dim2=-1)[..., 1:].mean())
