@@ -169,7 +169,7 @@ def _inference() -> Table:
         Ordering(f"{more} steps are better than {fewer}", cells[more], cells[fewer])
         for fewer, more in ((2, 5), (5, 10), (10, 20))
     )
-    note = "PSNR is kind to few steps: what is uncertain stays blurred, which is nearer to every truth than a sharp mistake."
+    note = "PSNR is kind to few steps: what is uncertain stays blurred, nearer to every truth than a sharp mistake."
     return Table("c", "Steps of inference", rows, ("db", "motion"), "total (Table 4b)", orderings, (note,))
 
 
