@@ -10,13 +10,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import pusa
 from pusa.cli import main
-from pusa.evaluation.vbench import checking, manifest, scoring
+from pusa.evaluation import pieces
+from pusa.evaluation.vbench import checking, making, manifest, scoring
 from pusa.evaluation.vbench.protocol import DIMENSIONS
 from pusa.videos import read_video, write_video
 from tests.evaluation.vbench import stub
@@ -248,3 +252,27 @@ def test_what_is_no_checkout_is_refused(plan: Path, run: Path, checkout: Path, a
     code, found = ask("score", plan, run, "--vbench", checkout, "--dimensions", "beauty")
     assert code == 2
     assert "no dimension 'beauty'" in found["error"]["message"]
+
+
+def test_a_picture_and_a_prompt_are_encoded_once(plan: Path, crops: Path, tmp_path: Path) -> None:
+    smoke = manifest.read(plan)
+    first = [video for video in smoke.videos if "camera_motion" in video.dimensions][:2]
+    assert len({video.image for video in first}) == 1
+    videos = tuple(replace(video, index=i, seed=10 + i) for video in first for i in range(3))
+    checking.begin_run(tmp_path / "run", smoke, {})
+    settings = {"steps": 1, "guidance": 1.0}
+    maker = making.Maker(pusa.load("tiny"), replace(smoke, videos=videos), crops, tmp_path / "run", 0.0, settings)
+    pieces.make_all(maker.pieces(), tmp_path / "run")
+    assert maker.encoded == {"pictures": 1, "prompts": 2}
+    made = [read_video(tmp_path / "run" / "videos" / video.file)[0] for video in videos]
+    assert not np.array_equal(made[0], made[1])
+
+
+@pytest.mark.slow
+def test_a_cluster_makes_the_same_videos(plan: Path, made: Path, crops: Path, tmp_path: Path, ask: Ask) -> None:
+    pytest.importorskip("ray")
+    flags = ("--images", crops, "--out", tmp_path / "run", *FAST, "--ray", "local", "--workers", "2")
+    code, found = ask("generate", plan, *flags)
+    assert (code, found["made"]) == (0, 6)
+    for file in names(plan):
+        assert (tmp_path / "run" / "videos" / file).read_bytes() == (made / "videos" / file).read_bytes()
