@@ -1,0 +1,64 @@
+"""`pusa reproduce` on a folder in which everything has been trained and scored already."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pusa.cli import main
+from pusa.evaluation.paper import experiments
+from pusa.evaluation.pieces import TIMES
+from pusa.images import read_image
+
+
+def filled(folder: Path, letters: str) -> Path:
+    """Scores as a training would have left them: better with more steps of inference, the same scenes for all."""
+    rng = np.random.default_rng(0)
+    scenes = rng.uniform(100, 900, 32)
+    (folder / "scores").mkdir(parents=True)
+    (folder / "clips.safetensors").touch()
+    for job in {job for letter in letters for job in experiments.jobs(letter)}:
+        (folder / "runs" / f"{job.method}.{job.seed}").mkdir(parents=True, exist_ok=True)
+        (folder / "runs" / f"{job.method}.{job.seed}" / "done.json").touch()
+        factor = 1 + 1 / job.steps + job.noise + 0.02 * rng.normal(size=32)
+        rows: list[dict[str, Any]] = [
+            {"seed": i, "error": e, "baseline_error": 500.0, "held": 40.0 * (1 + job.noise), "motion": e < 500}
+            for i, e in enumerate((scenes * factor).tolist())
+        ]
+        (folder / "scores" / f"{job.name}.json").write_text(json.dumps({"rows": rows}))
+    (folder / TIMES).write_text(json.dumps({"piece": experiments.jobs("c")[0].name, "seconds": 7200.0}) + "\n")
+    return folder
+
+
+def test_tables_with_intervals_orderings_figures_and_what_they_took(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = filled(tmp_path / "paper", "cg")
+    assert main(["reproduce", "c", "g", "--out", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["seconds"] == 7200
+    rows = found["tables"]["c"]["rows"]
+    assert [row["paper"] for row in rows] == ["79.92", "86.03", "87.69", "87.84"]
+    assert all(row["db"]["low"] < row["db"]["value"] < row["db"]["high"] for row in rows)
+    outcomes = {one["claim"]: one["outcome"] for one in found["tables"]["c"]["orderings"]}
+    assert outcomes["5 steps are better than 2"] == "holds"
+    text = (folder / "paper.md").read_text()
+    assert "## c. Steps of inference" in text
+    assert "## g. Noise on the given frame" in text
+    assert "## d." not in text
+    assert "`pusa reproduce c`" in text
+    assert "took 2.0 hours of one CPU thread" in text
+    for letter in "cg":
+        assert f"(images/paper_{letter}.png)" in text
+        assert read_image(folder / "images" / f"paper_{letter}.png").std() > 1
+
+
+@pytest.mark.parametrize(("tokens", "sentence"), [(("z",), "no table 'z'"), (("c", "--jobs", "0"), "give 1 or more")])
+def test_bad_input(tokens: tuple[str, ...], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", *tokens, "--out", str(tmp_path / "paper"), "--json"]) == 2
+    assert sentence in json.loads(capsys.readouterr().out)["error"]["message"]
+    assert not (tmp_path / "paper").exists()
