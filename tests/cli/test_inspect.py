@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from pusa import embedded
 from pusa.cli import main
 from pusa.images import write_image
-from pusa.videos import read_video
+from pusa.videos import read_video, write_video
 
 
 def ask(capsys: pytest.CaptureFixture[str], *tokens: str | Path) -> tuple[int, Any]:
@@ -27,6 +28,31 @@ def test_attention_of_a_clip_that_is_the_usual_one(tmp_path: Path, capsys: pytes
     assert (tmp_path / "at" / "attention.png").exists()
     main(["generate", *map(str, say), "--out", str(tmp_path / "usual.mp4"), "--quiet"])
     assert np.array_equal(read_video(tmp_path / "at" / "clip.mp4")[0], read_video(tmp_path / "usual.mp4")[0])
+
+
+def test_heads_and_a_clip_that_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_video(tmp_path / "grey.mp4", np.full((9, 64, 64, 3), 90, np.uint8), 8)
+    say = ("attention", "a red circle moves left", "--video", f"{tmp_path / 'grey.mp4'}@0", "--steps", "1")
+    code, found = ask(capsys, "inspect", *say, "--per-head", "--guidance", "1", "--out", tmp_path / "at")
+    assert code == 0
+    (one,) = found["maps"]
+    heads = np.array(one["heads"])
+    assert heads.shape == (6, 5, 5)
+    assert np.allclose(heads.mean(axis=0), one["attention"], atol=1e-6)
+    assert one["first_frame_share"] == pytest.approx(np.mean(one["attention"][1:], axis=0)[0])
+    assert json.loads((tmp_path / "at" / "attention.json").read_text())["maps"] == found["maps"]
+
+
+def test_without_the_extra_nothing_is_begun(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "pusa.evaluation.plots", raising=False)
+    monkeypatch.delattr("pusa.evaluation.plots", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, found = ask(capsys, "inspect", "attention", "x", "--out", tmp_path / "at")
+    assert code == 2
+    assert found["error"]["message"] == "matplotlib is not installed: run `pip install 'pusa[eval]'`."
+    assert not (tmp_path / "at").exists()
 
 
 def test_weights_of_a_lora_and_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

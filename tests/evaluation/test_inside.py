@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pusa
 from pusa import embedded
@@ -43,6 +45,35 @@ def test_attention_is_the_exact_mean_in_pieces_of_any_size(chunk: int, monkeypat
     assert (attention.approximated(query, key, 5) - found).abs().max() > 0.05
 
 
+def test_heads_apart_have_the_same_mean() -> None:
+    query, key = torch.randn(2, 60, 3, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    each = attention.between_frames(query, key, 5, per_head=True)
+    for head in range(3):
+        alone = reference(query[:, head : head + 1], key[:, head : head + 1], 5)
+        torch.testing.assert_close(each[head], alone, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(each.mean(dim=0), attention.between_frames(query, key, 5))
+
+
+def test_no_tensor_is_larger_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = function(*args, **(kwargs or {}))
+            if isinstance(made, torch.Tensor):
+                self.elements = max(self.elements, made.numel())
+            return made
+
+    query, key = torch.randn(2, 1000, 2, 8).unbind(0)
+    with Largest() as whole:
+        attention.between_frames(query, key, 5)
+    monkeypatch.setattr(attention, "CHUNK_BYTES", 4 * 20_000)
+    with Largest() as pieces:
+        attention.between_frames(query, key, 5)
+    assert whole.elements == 1000 * 1000
+    assert pieces.elements == 20_000
+
+
 def test_recording_changes_no_bit_and_sees_the_prompt_pass(pipe: pusa.Pipeline) -> None:
     def make() -> np.ndarray:
         return pipe.generate("a red circle moves left on a black background", steps=3, guidance=2.0, seed=1).frames
@@ -58,6 +89,21 @@ def test_recording_changes_no_bit_and_sees_the_prompt_pass(pipe: pusa.Pipeline) 
         pipe.generate("", steps=3, guidance=2.0, seed=1)
     assert not torch.equal(other[0, 7], maps[0, 7])
     assert np.array_equal(plain, make())
+
+
+def test_two_experts_share_the_steps(experts_folder: Path) -> None:
+    both = pusa.load(str(experts_folder), device="cpu")
+    assert both.transformer_2 is not None
+    options: dict[str, Any] = {"steps": 4, "guidance": 2.0, "guidance_2": 1.0, "frames": 5, "size": (32, 32)}
+    plain = both.generate("x", **options).frames
+    asked: list[torch.nn.Module] = []
+    for one in (both.transformer, both.transformer_2):
+        one.register_forward_pre_hook(lambda module, args: asked.append(module))
+    with attention.recording({both.transformer: 2, both.transformer_2: 1}, [1], range(4)) as maps:
+        assert np.array_equal(both.generate("x", **options).frames, plain)
+    assert asked.count(both.transformer) >= 2
+    assert asked.count(both.transformer_2) >= 1
+    assert sorted(maps) == [(step, 1) for step in range(4)]
 
 
 def test_hooks_are_gone_after_an_error(pipe: pusa.Pipeline) -> None:

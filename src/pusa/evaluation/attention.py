@@ -92,8 +92,7 @@ def between_frames(query: Tensor, key: Tensor, frames: int, *, per_head: bool = 
     """Attention from frame to frame, float32 [F, F] on the CPU, for query and key [L, heads, d], L = F · h · w.
 
     per_head: without the mean over heads, [heads, F, F]. Computed in float32 a head and a chunk of queries at a time:
-    in addition to the arguments it holds `CHUNK_BYTES`, a fraction 1 / (h · w) of that, and one head's queries and
-    keys, whatever the length.
+    in addition to the arguments it holds `CHUNK_BYTES` and one head's queries and keys, whatever the length.
     """
     length, heads, width = query.shape
     tokens = length // frames
@@ -103,13 +102,18 @@ def between_frames(query: Tensor, key: Tensor, frames: int, *, per_head: bool = 
     for head in range(heads):
         queries, keys = query[:, head].float() / width**0.5, key[:, head].float().T
         for first in range(0, length, rows):
-            weights = queries[first : first + rows] @ keys
-            weights.sub_(weights.amax(dim=1, keepdim=True)).exp_()
-            towards = weights.unflatten(1, (frames, tokens)).sum(dim=2).cpu().double()
-            towards /= towards.sum(dim=1, keepdim=True)
-            sums[head].index_add_(0, frame_of[first : first + rows], towards)
+            towards = _towards(queries[first : first + rows], keys, frames)
+            sums[head].index_add_(0, frame_of[first : first + rows], towards.cpu())
     means = sums / tokens
     return (means if per_head else means.mean(dim=0)).float()
+
+
+def _towards(queries: Tensor, keys: Tensor, frames: int) -> Tensor:
+    """Attention of each query to each frame, float64 [n, F], for queries [n, d] and keys [d, L]."""
+    weights = queries @ keys
+    weights.sub_(weights.amax(dim=1, keepdim=True)).exp_()
+    towards = weights.reshape(len(weights), frames, -1).sum(dim=2).double()
+    return towards / towards.sum(dim=1, keepdim=True)
 
 
 def approximated(query: Tensor, key: Tensor, frames: int) -> Tensor:

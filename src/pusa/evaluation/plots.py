@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from pusa.core.timesteps import TimestepMatrix
@@ -53,7 +54,7 @@ def _figure(path: Path, width: float, height: float, **grid: Any) -> Iterator[An
         yield axes
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
-            figure.savefig(part)
+            figure.savefig(part, bbox_inches="tight", pad_inches=0.06)
 
 
 def _ends(values: Sequence[Interval | float]) -> tuple[Any, Any, Any]:
@@ -133,7 +134,7 @@ def grouped_bars(
 
 
 def heat(path: Path, maps: Mapping[tuple[str, str], ArrayLike], *, label: str, xlabel: str, ylabel: str) -> Path:
-    """Small heat maps, one for each (row, column), on one scale; numbers in the cells of small ones."""
+    """Small heat maps of shares, one for each (row, column), on one scale; percents in the cells of small ones."""
     rows, columns = (list(dict.fromkeys(key[i] for key in maps)) for i in (0, 1))
     most = max(float(np.max(np.asarray(values))) for values in maps.values())
     with _figure(path, 1.0 + 1.9 * len(columns), 0.5 + 1.75 * len(rows), nrows=len(rows), ncols=len(columns)) as axes:
@@ -155,7 +156,8 @@ def heat(path: Path, maps: Mapping[tuple[str, str], ArrayLike], *, label: str, x
                 axis.set_xlabel(xlabel)
             if column == columns[0]:
                 axis.set_ylabel(f"{row}\n{ylabel}")
-        axes[0, 0].figure.colorbar(image, ax=axes, shrink=0.6, label=label)
+        shown = {"shrink": min(0.6, 1.2 / len(rows)), "aspect": 14, "anchor": (0, 1), "format": PercentFormatter(1)}
+        axes[0, 0].figure.colorbar(image, ax=axes, label=label, **shown)
     return path
 
 
