@@ -56,14 +56,32 @@ def test_without_the_extra_nothing_is_begun(
 
 
 def test_weights_of_a_lora_and_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lora = f"{embedded.adapter()}:1.6"
+    lora = f"{embedded.adapter()}:0.8"
     transformer = embedded.folder() / "transformer"
-    code, found = ask(capsys, "inspect", "weights", "tiny-base", transformer, "--lora", lora, "--out", tmp_path)
+    code, found = ask(capsys, "inspect", "weights", "tiny-base", transformer, "tiny", "--lora", lora, "--out", tmp_path)
     assert code == 0
-    assert set(found["components"]["self-attention"]) == {"pusa.safetensors × 1.6", "embedded/tiny"}
-    assert found["components"]["self-attention"]["embedded/tiny"] == 0
-    assert found["components"]["self-attention"]["pusa.safetensors × 1.6"] > 0.05
-    assert (tmp_path / "weights.png").exists()
+    attention = found["components"]["self-attention"]
+    assert set(attention) == {"pusa × 0.8", "embedded/tiny", "tiny"}
+    assert attention["embedded/tiny"] == 0
+    assert attention["pusa × 0.8"] > 0.05
+    assert attention["tiny"] == pytest.approx(2 * attention["pusa × 0.8"])
+    assert found["layers"]["self-attention, k"]["tiny"] > attention["tiny"]
+    assert sum(found["share_of_change"]["tiny"].values()) == pytest.approx(1)
+    assert len(found["blocks"]) == 8
+    assert all(Path(file).is_file() for file in found["files"])
+
+
+def test_a_table_of_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copies = [tmp_path / name / "lora.safetensors" for name in ("one", "two")]
+    for copy in copies:
+        copy.parent.mkdir()
+        copy.write_bytes(embedded.adapter().read_bytes())
+    loras = [part for copy in copies for part in ("--lora", str(copy))]
+    assert main(["inspect", "weights", "tiny-base", *loras, "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].split()[-6:] == ["one", "×", "1", "two", "×", "1"]
+    assert any(line.startswith("self-attention") and line.count("%") == 4 for line in said)
+    assert any(line.startswith("  k ") for line in said)
 
 
 @pytest.mark.parametrize(
@@ -71,10 +89,15 @@ def test_weights_of_a_lora_and_of_a_model(tmp_path: Path, capsys: pytest.Capture
     [
         (("attention", "x", "--steps", "2", "--at-steps", "2"), "there are 2 steps, 0 to 1"),
         (("attention", "x", "--steps", "2", "--blocks", "8"), "There is no block 8"),
+        (("attention", "x", "--steps", "2", "--blocks", "-1"), "There is no block -1"),
         (("weights", "tiny-base"), "nothing to compare"),
+        (("weights", "tiny", "tiny-base"), "tiny is tiny-base with a LoRA on it"),
+        (("weights", "tiny-base", "/nowhere"), "There is no model '/nowhere'"),
+        (("weights", "tiny-base", "--lora", "/nowhere.safetensors"), "does not exist"),
     ],
 )
 def test_bad_input(tokens: tuple[str, ...], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, found = ask(capsys, "inspect", *tokens, "--out", tmp_path / "out")
     assert code == 2
     assert sentence in found["error"]["message"]
+    assert not list(tmp_path.rglob("*.*"))

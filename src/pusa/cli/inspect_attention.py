@@ -123,12 +123,12 @@ def attention(
     passes = {pipe.transformer: 1 if decided.guidance == 1 else 2}
     if pipe.transformer_2 is not None:
         passes[pipe.transformer_2] = 1 if decided.guidance_2 == 1 else 2
-    out.mkdir(parents=True, exist_ok=True)
-    check_writable(out / "attention.json")
     with (
         inside.recording(passes, chosen, steps, per_head=per_head) as maps,
         terminal.steps("Sampling") as callback,
     ):
+        out.mkdir(parents=True, exist_ok=True)
+        check_writable(out / "attention.json")
         clip = job(sampling.seed, callback)
     clip.save(out / "clip.mp4")
     record = {"clip": str(out / "clip.mp4"), "prompt": prompt, "seed": sampling.seed, "steps": decided.steps}

@@ -1,9 +1,11 @@
-"""`pusa inspect weights`: relative change of weights, by component and by block."""
+"""`pusa inspect weights`: relative change of weights, by component, layer and block."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -11,6 +13,10 @@ from pusa.cli.arguments import lora as read_lora
 from pusa.cli.options import OUTPUT, File, Many, Talk
 from pusa.cli.terminal import Report, Terminal
 from pusa.errors import InputError
+
+if TYPE_CHECKING:
+    from pusa.evaluation.drift import Drift
+    from pusa.evaluation.stored import StoredTransformer
 
 
 def weights(
@@ -20,16 +26,17 @@ def weights(
     out: Annotated[Path, File, Parameter(group=OUTPUT)] = Path("outputs/weights"),
     talk: Talk = Talk(),
 ) -> Report:
-    """Compare models, or LoRAs at their strengths, with a base: ‖ΔW‖ / ‖W‖ by component and by block.
+    """Compare models, or LoRAs at their strengths, with a base: ‖ΔW‖ / ‖W‖ by component, layer and block.
 
-    weights.png and weights.json are written. Models are held in memory whole, two at a time; a LoRA a layer at a time.
+    weights.png, blocks.png and weights.json are written. Models are read a tensor at a time, so that two of any size
+    fit.
 
     Parameters
     ----------
     base
-        The model that is compared with: tiny-base, a folder, a file or a hub id.
+        The model that is compared with: tiny-base, a folder, that of a transformer alone, a file or a hub id.
     others
-        Models of the same architecture; further input channels, as an image-to-video model has them, are left out.
+        Models of the same size; further input channels, as an image-to-video model has them, are left out and said.
     lora
         LoRA files for the base, each at its strength. Repeatable.
     out
@@ -39,41 +46,79 @@ def weights(
         raise InputError("There is nothing to compare with the base; give another model or --lora FILE.")
     terminal = Terminal(talk.talkative)
     files = [read_lora(text, 1.0) for text in lora]
-    with terminal.status("Comparing"):
+    with terminal.status("Starting"):
         from pusa.errors import needing
-        from pusa.evaluation import drift
-        from pusa.files import write_json
+        from pusa.files import check_writable, write_json
 
         with needing("eval"):
             from pusa.evaluation import plots
-
-        first = _transformer(base)
-        found: dict[str, drift.Drift] = {}
-        for path, strength in files:
-            found[f"{path.name} × {strength:g}"] = drift.of_lora(first, path, strength)
-        for other in others:
-            found[_short(other)] = drift.of_models(first, _transformer(other))
-    groups = drift.over(found)
-    record: dict[str, Any] = {
+    with terminal.status("Comparing"):
+        models = _find(base, others)
+        out.mkdir(parents=True, exist_ok=True)
+        check_writable(out / "weights.json")
+        found = _compare(base, others, files, models)
+    components = _beside(found, lambda group: group.component)
+    layers = _beside(found, lambda group: f"{group.component}, {group.layer}" if group.layer else None)
+    blocks = _beside(found, lambda group: group.block)
+    each = _beside(found, lambda group: None if group.block is None else f"{group.component}, block {group.block}")
+    record = {
         "base": base,
-        "components": groups,
-        "blocks": {name: one.of()[1] for name, one in found.items()},
+        "components": components,
+        "share_of_change": {name: one.shares() for name, one in found.items()},
+        "layers": layers,
+        "blocks": blocks,
+        "components_by_block": each,
         "notes": {name: one.notes for name, one in found.items() if one.notes},
     }
-    write_json(_made(out) / "weights.json", record)
-    picture = plots.grouped_bars(out / "weights.png", groups, xlabel="‖ΔW‖ / ‖W‖")
-    width = max(map(len, groups))
-    lines = [f"{'':{width}}  {'  '.join(f'{name:>12}' for name in found)}"]
-    for component, values in groups.items():
-        numbers = "  ".join(f"{100 * values[name]:>{max(12, len(name)) - 2}.3f} %" for name in found)
-        lines.append(f"{component:{width}}  {numbers}")
-    lines += [f"{name}: {note}" for name, one in found.items() for note in one.notes]
-    return Report(record, "\n".join([*lines, "", str(picture), str(out / "weights.json")]))
+    pictures = [
+        plots.grouped_bars(out / "weights.png", _drawn(components), xlabel="‖ΔW‖ / ‖W‖"),
+        plots.lines(
+            out / "blocks.png",
+            list(blocks),
+            {name: [values[name] for values in _drawn(blocks).values()] for name in found},
+            xlabel="block",
+            ylabel="‖ΔW‖ / ‖W‖",
+        ),
+    ]
+    write_json(out / "weights.json", _without_infinity(record))
+    paths = [str(path) for path in (*pictures, out / "weights.json")]
+    notes = [f"{name}: {note}" for name, one in found.items() for note in one.notes]
+    text = [*_table(found, components, layers), *notes, "", *paths]
+    return Report(_without_infinity(record) | {"files": paths}, "\n".join(text))
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _find(base: str, others: tuple[str, ...]) -> dict[str, StoredTransformer]:
+    """Where the models are, by what they were asked for as; `tiny` is a LoRA on the base."""
+    from pusa.evaluation.stored import StoredTransformer
+    from pusa.models.sources import TINY, TINY_BASE
+
+    if TINY in (base, *others) and base != TINY_BASE:
+        raise InputError("tiny is tiny-base with a LoRA on it; compare it with tiny-base.")
+    return {source: StoredTransformer.find(source) for source in (base, *others) if source != TINY}
+
+
+def _compare(
+    base: str, others: tuple[str, ...], files: list[tuple[Path, float]], models: Mapping[str, StoredTransformer]
+) -> dict[str, Drift]:
+    """Each change by the name that it is shown under."""
+    from pusa import embedded
+    from pusa.evaluation import drift
+    from pusa.models.lora import default_name
+
+    found: dict[str, Drift] = {}
+    for path, strength in files:
+        name = f"{default_name(path)} × {strength:g}"
+        found[f"{path} × {strength:g}" if name in found else name] = drift.of_lora(models[base], path, strength)
+    for other in others:
+        name = _short(other) if _short(other) not in found else other
+        if other not in models:
+            found[name] = drift.of_lora(models[base], embedded.adapter(), embedded.STRENGTH)
+            continue
+        found[name] = drift.of_models(models[base], models[other])
+        for model in (models[base], models[other]):
+            if model.experts > 1:
+                found[name].notes.append(f"of the {model.experts} experts of {model.source} the one for high noise")
+    return found
 
 
 def _short(source: str) -> str:
@@ -81,13 +126,47 @@ def _short(source: str) -> str:
     return "/".join(parts[-2:]) or source
 
 
-def _transformer(source: str) -> Any:
-    """The transformer of a model without LoRAs, or of a bare transformer folder."""
-    folder = Path(source)
-    if (folder / "config.json").is_file() and not (folder / "model_index.json").is_file():
-        from diffusers import WanTransformer3DModel
+def _beside(found: Mapping[str, Drift], key: Any) -> dict[Any, dict[str, float]]:
+    """Relative change by key, side by side."""
+    each = {name: one.by(key) for name, one in found.items()}
+    keys = dict.fromkeys(key for values in each.values() for key in values)
+    return {key: {name: values[key] for name, values in each.items() if key in values} for key in keys}
 
-        return WanTransformer3DModel.from_pretrained(folder)
-    from pusa.models import checkpoints
 
-    return checkpoints.load(checkpoints.TINY_BASE if source == checkpoints.TINY else source).transformer
+def _drawn(groups: Mapping[Any, Mapping[str, float]]) -> dict[Any, dict[str, float]]:
+    """The same with nothing where a change from zero has no ratio."""
+    return {
+        key: {name: value if math.isfinite(value) else math.nan for name, value in values.items()}
+        for key, values in groups.items()
+    }
+
+
+def _without_infinity(data: Any) -> Any:
+    """As JSON, which has no infinity: None for a change from zero."""
+    if isinstance(data, dict):
+        return {key: _without_infinity(value) for key, value in data.items()}
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def _table(
+    found: Mapping[str, Drift], components: Mapping[str, Mapping[str, float]], layers: Mapping[str, Mapping[str, float]]
+) -> list[str]:
+    """A line for each component, with those of its layers below, and in brackets its share of the whole change."""
+    shares = {name: one.shares() for name, one in found.items()}
+    rows = [["‖ΔW‖ / ‖W‖, and share of ‖ΔW‖²", *found]]
+    for component, values in components.items():
+        cells = [
+            f"{100 * values[name]:.3f} % ({100 * shares[name].get(component, 0):3.0f} %)" if name in values else "–"
+            for name in found
+        ]
+        rows.append([component, *cells])
+        for layer, inner in layers.items():
+            if layer.startswith(f"{component}, "):
+                name_of = layer.removeprefix(f"{component}, ")
+                cells = [f"{100 * inner[name]:.3f} %{'':8}" if name in inner else "–" for name in found]
+                rows.append([f"  {name_of}", *cells])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        row[0].ljust(widths[0]) + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    ]
