@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from pusa.errors import InputError
@@ -110,8 +111,8 @@ def _ratio(moved: float, size: float) -> float:
 
 def _squared(values: Tensor, without: Tensor | None = None) -> float:
     """The squared sum of values, or of their difference to others, in float64 and a piece at a time."""
-    parts = values.flatten().split(PIECE)
-    others = parts if without is None else without.flatten().split(PIECE)
+    parts = torch.split(values.flatten(), PIECE)
+    others = parts if without is None else torch.split(without.flatten(), PIECE)
     pairs = zip(parts, others, strict=True)
     wide = (part.double() if without is None else part.double() - other.double() for part, other in pairs)
     return sum(float(part.square().sum()) for part in wide)
