@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -124,7 +125,7 @@ def attention(
     if pipe.transformer_2 is not None:
         passes[pipe.transformer_2] = 1 if decided.guidance_2 == 1 else 2
     with (
-        inside.recording(passes, chosen, steps, per_head=per_head) as maps,
+        inside.recording(passes, chosen, steps, partial(inside.between_frames, per_head=per_head)) as maps,
         terminal.steps("Sampling") as callback,
     ):
         out.mkdir(parents=True, exist_ok=True)

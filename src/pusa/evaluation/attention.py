@@ -8,7 +8,7 @@ another quantity: the softmax is not linear.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -25,20 +25,49 @@ Maps = dict[tuple[int, int], Tensor]
 """{(step, block): float32 [F, F], or [heads, F, F] where heads are kept apart}"""
 
 
+@torch.no_grad()
+def between_frames(query: Tensor, key: Tensor, frames: int, *, per_head: bool = False) -> Tensor:
+    """Attention from frame to frame, float32 [F, F] on the CPU, for query and key [L, heads, d], L = F · h · w.
+
+    per_head: without the mean over heads, [heads, F, F]. Computed in float32 a head and a chunk of queries at a time:
+    in addition to the arguments it holds `CHUNK_BYTES` and one head's queries and keys, whatever the length.
+    """
+    length, heads, width = query.shape
+    tokens = length // frames
+    rows = max(1, CHUNK_BYTES // (4 * length))
+    frame_of = torch.arange(length) // tokens
+    sums = torch.zeros(heads, frames, frames, dtype=torch.float64)
+    for head in range(heads):
+        queries, keys = query[:, head].float() / width**0.5, key[:, head].float().T
+        for first in range(0, length, rows):
+            towards = _towards(queries[first : first + rows], keys, frames)
+            sums[head].index_add_(0, frame_of[first : first + rows], towards.cpu())
+    means = sums / tokens
+    return (means if per_head else means.mean(dim=0)).float()
+
+
+def _towards(queries: Tensor, keys: Tensor, frames: int) -> Tensor:
+    """Attention of each query to each frame, float64 [n, F], for queries [n, d] and keys [d, L]."""
+    weights = queries @ keys
+    weights.sub_(weights.amax(dim=1, keepdim=True)).exp_()
+    towards = weights.reshape(len(weights), frames, -1).sum(dim=2).double()
+    return towards / towards.sum(dim=1, keepdim=True)
+
+
 @contextmanager
 def recording(
     passes: Mapping[VectorWanTransformer3DModel, int],
     blocks: Sequence[int],
     steps: Sequence[int],
-    *,
-    per_head: bool = False,
+    measured: Callable[[Tensor, Tensor, int], Tensor] = between_frames,
 ) -> Iterator[Maps]:
     """For the block, note attention between frames at these blocks and sampling steps, for the first clip of a batch.
 
     passes: how often each transformer is asked per step, 2 with guidance; the first pass, with the prompt, is noted. Of
     two experts each step asks one. Queries and keys are those that the model itself computes; in addition to its own
-    work a noted block takes that of one more attention, in the memory that `between_frames` names. Raises InputError
-    for blocks that are not there, and where the transformers share their tokens with other processes.
+    work a noted block takes that of one more attention, in the memory that `between_frames` names. measured: what is
+    noted of query and key [L, heads, d] and the number of frames. Raises InputError for blocks that are not there, and
+    where the transformers share their tokens with other processes.
     """
     count = min(len(transformer.blocks) for transformer in passes)
     if odd := [block for block in blocks if not 0 <= block < count]:
@@ -72,7 +101,7 @@ def recording(
 
     def noting(query: Tensor, key: Tensor, *args: Any, **options: Any) -> Any:
         if here is not None:
-            maps[here] = between_frames(query[0], key[0], frames, per_head=per_head)
+            maps[here] = measured(query[0], key[0], frames)
         return original(query, key, *args, **options)
 
     with ExitStack() as hooks:
@@ -85,35 +114,6 @@ def recording(
         transformer_wan.dispatch_attention_fn = noting
         hooks.callback(setattr, transformer_wan, "dispatch_attention_fn", original)
         yield maps
-
-
-@torch.no_grad()
-def between_frames(query: Tensor, key: Tensor, frames: int, *, per_head: bool = False) -> Tensor:
-    """Attention from frame to frame, float32 [F, F] on the CPU, for query and key [L, heads, d], L = F · h · w.
-
-    per_head: without the mean over heads, [heads, F, F]. Computed in float32 a head and a chunk of queries at a time:
-    in addition to the arguments it holds `CHUNK_BYTES` and one head's queries and keys, whatever the length.
-    """
-    length, heads, width = query.shape
-    tokens = length // frames
-    rows = max(1, CHUNK_BYTES // (4 * length))
-    frame_of = torch.arange(length) // tokens
-    sums = torch.zeros(heads, frames, frames, dtype=torch.float64)
-    for head in range(heads):
-        queries, keys = query[:, head].float() / width**0.5, key[:, head].float().T
-        for first in range(0, length, rows):
-            towards = _towards(queries[first : first + rows], keys, frames)
-            sums[head].index_add_(0, frame_of[first : first + rows], towards.cpu())
-    means = sums / tokens
-    return (means if per_head else means.mean(dim=0)).float()
-
-
-def _towards(queries: Tensor, keys: Tensor, frames: int) -> Tensor:
-    """Attention of each query to each frame, float64 [n, F], for queries [n, d] and keys [d, L]."""
-    weights = queries @ keys
-    weights.sub_(weights.amax(dim=1, keepdim=True)).exp_()
-    towards = weights.reshape(len(weights), frames, -1).sum(dim=2).double()
-    return towards / towards.sum(dim=1, keepdim=True)
 
 
 def approximated(query: Tensor, key: Tensor, frames: int) -> Tensor:
