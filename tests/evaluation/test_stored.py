@@ -15,6 +15,7 @@ from pusa.evaluation import drift
 from pusa.evaluation.stored import StoredTransformer
 from pusa.models import checkpoints
 from tests.models import layouts
+from tests.models.hub_server import serving
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,23 @@ def test_an_image_to_video_model_is_compared_on_what_both_have(base: Path, tmp_p
     back = between(tmp_path / "i2v", tmp_path / "own.safetensors")
     assert largest(back) == 0
     assert back.notes[0].startswith(f"20 input channels are only in {tmp_path / 'i2v'}")
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "wans"])
+def test_of_a_hub_id_only_the_transformer_is_fetched(
+    layout: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = base if layout == "diffusers" else layouts.write_original(base, tmp_path / "wans")
+    with serving(folder, "someone/wan") as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.endpoint)
+        template = f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        found = StoredTransformer.find("someone/wan")
+        fetched = [path for path, _ in server.gets if path.endswith((".safetensors", ".pth"))]
+    assert [Path(path).name for path in fetched] == ["diffusion_pytorch_model.safetensors"]
+    assert largest(drift.of_models(StoredTransformer.find(base), found)) == 0
 
 
 def test_what_cannot_be_compared_is_said(base: Path, tiny_folder: Path, tmp_path: Path, experts_folder: Path) -> None:

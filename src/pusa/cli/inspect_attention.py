@@ -102,6 +102,10 @@ def attention(
         fit="crop",
         sampling=sampling,
     )
+    if noise and not request.given:
+        raise InputError(f"--noise {noise:g} says how firmly pictures and clips are held and none is given.")
+    if frames == 1:
+        raise InputError("A clip of one frame has no attention between frames; give --frames 5 or more.")
     with terminal.status("Starting"):
         from pusa.cli.making import check, open_pipeline
         from pusa.errors import needing
