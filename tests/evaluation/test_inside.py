@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pusa
 from pusa import embedded
 from pusa.core import schedules, sigmas
+from pusa.embedded import world
 from pusa.errors import InputError
 from pusa.evaluation import attention, drift, plots
 from pusa.evaluation.intervals import Interval
@@ -104,6 +105,18 @@ def test_two_experts_share_the_steps(experts_folder: Path) -> None:
     assert asked.count(both.transformer) >= 2
     assert asked.count(both.transformer_2) >= 1
     assert sorted(maps) == [(step, 1) for step in range(4)]
+
+
+def test_the_adapter_makes_the_later_frames_look_at_the_given_one(pipe: pusa.Pipeline) -> None:
+    def share(model: pusa.Pipeline) -> float:
+        scene = world.sample(0, "heldout", "shape")
+        with attention.recording({model.transformer: 2}, [7], [0]) as maps:
+            model.generate(scene.caption, [pusa.Image(world.render(scene, 1)[0])], steps=2)
+        return attention.first_frame_share(maps[0, 7])
+
+    with pytest.warns(UserWarning, match="no LoRA"):
+        alone = share(pusa.load("tiny-base"))
+    assert share(pipe) > alone + 0.1
 
 
 def test_hooks_are_gone_after_an_error(pipe: pusa.Pipeline) -> None:
