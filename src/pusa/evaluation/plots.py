@@ -127,6 +127,7 @@ def grouped_bars(
             axis.set_xscale("log")
         axis.set_yticks(range(len(groups)), list(groups)[::-1])
         axis.tick_params(axis="y", length=0)
+        axis.margins(y=0.02)
         axis.set(xlabel=xlabel)
         if len(names) > 1:
             axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(4, len(names)))
