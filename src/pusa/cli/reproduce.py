@@ -47,8 +47,11 @@ def reproduce(
     with terminal.status("Starting"):
         from functools import partial
 
+        from pusa.errors import needing
         from pusa.evaluation import pieces
-        from pusa.evaluation.paper import report
+
+        with needing("eval"):
+            from pusa.evaluation.paper import report
 
     study = experiments.Study(out)
     wanted = study.pieces(letters)
