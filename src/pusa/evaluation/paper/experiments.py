@@ -64,7 +64,8 @@ def jobs(table: str) -> list[Job]:
         weak = [dataclasses.replace(job, strength=1.0) for job in ours]
         return [dataclasses.replace(job, task="text-to-video") for job in (base, *weak, *ours)]
     if table == "f":
-        return [dataclasses.replace(job, task=task) for task in ZERO_SHOT for job in (base, *ours)]
+        clean = [dataclasses.replace(job, method="first-clean") for job in ours]
+        return [dataclasses.replace(job, task=task) for task in ZERO_SHOT for job in (base, *ours, *clean)]
     if table == "g":
         return [dataclasses.replace(job, noise=m) for job in ours for m in NOISES]
     if table == "h":

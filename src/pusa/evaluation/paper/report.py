@@ -10,7 +10,7 @@ from pusa.embedded import world
 from pusa.evaluation.intervals import Interval
 from pusa.evaluation.paper import experiments, figures, inside
 from pusa.evaluation.paper.experiments import Study
-from pusa.evaluation.paper.methods import SEEDS
+from pusa.evaluation.paper.methods import METHODS, SEEDS
 from pusa.evaluation.paper.scoring import Job
 from pusa.evaluation.paper.tables import (
     SHOWN,
@@ -22,7 +22,7 @@ from pusa.evaluation.paper.tables import (
     reached_at,
     written,
 )
-from pusa.evaluation.paper.training import BATCH, CLIPS, STEPS
+from pusa.evaluation.paper.training import BATCH, CLIPS, STEPS, network
 from pusa.files import write_json, write_text_atomic
 
 
@@ -31,18 +31,18 @@ def write(study: Study, letters: Sequence[str], seconds: float) -> tuple[list[Pa
 
     seconds: that the trainings and clips took, added up over processes.
     """
-    texts, record = [_head()], {}
+    texts, record = [], {}
     for letter in letters:
         text, record[letter] = _inside(study) if letter == "j" else _table(study, TABLES[letter]())
         texts.append(text)
+        if letter == "i":
+            text, record["reached"] = _reached(study)
+            texts.append(text)
         if picture := figures.draw(study, letter, study.folder / "images" / f"paper_{letter}.png"):
             texts.append(f"![Table {letter} as a figure](images/{picture.name})\n")
-    if "i" in letters:
-        text, record["reached"] = _reached(study)
-        texts.append(text)
     texts.append(f"Trainings and clips of these tables took {seconds / 3600:.1f} hours of one CPU thread.\n")
     markdown, data = study.folder / "paper.md", study.folder / "paper.json"
-    write_text_atomic(markdown, "\n".join(texts))
+    write_text_atomic(markdown, "\n".join([_head(), _outcomes(record), *texts]))
     write_json(data, record)
     return [markdown, data], {"tables": record, "seconds": seconds, "files": [str(markdown), str(data)]}
 
@@ -58,6 +58,29 @@ given, pooled over all clips; the judge says whether the motion is the caption's
 intervals over trainings and scenes. The paper's numbers are totals of VBench-I2V for Wan2.1-14B: what can be compared
 is the order, not the size.
 """
+
+
+def _outcomes(record: dict[str, Any]) -> str:
+    """The paper's orderings by what became of them here."""
+    lines = ["## Which of the paper's orderings hold here\n"]
+    for result, title in (("holds", "Hold"), ("reversed", "Are reversed"), ("undecided", "Are undecided")):
+        claims = [
+            f"({letter}) {_whole(one['claim'], found['orderings'])}"
+            for letter, found in record.items()
+            for one in found.get("orderings", ())
+            if one["outcome"] == result
+        ]
+        lines.append(f"* **{title}** ({len(claims)}): {'; '.join(claims) or 'none'}.")
+    return "\n".join(lines) + "\n"
+
+
+def _whole(claim: str, orderings: Sequence[dict[str, Any]]) -> str:
+    """A claim that begins with … goes on from the beginning of the last whole one, up to its "better"."""
+    if not claim.startswith("…"):
+        return claim
+    before = [one["claim"] for one in orderings[: [one["claim"] for one in orderings].index(claim)]]
+    beginning: str = next(one for one in reversed(before) if not one.startswith("…"))
+    return beginning.partition(" better")[0] + " better" + claim.removeprefix("…")
 
 
 def _table(study: Study, table: Table) -> tuple[str, dict[str, Any]]:
@@ -85,7 +108,8 @@ def _table(study: Study, table: Table) -> tuple[str, dict[str, Any]]:
 def _reached(study: Study) -> tuple[str, dict[str, Any]]:
     """How many steps training with image channels takes to the adapter's score, as a ratio."""
     lines, record = [], {}
-    for measure, what in (("db", "PSNR"), ("motion", "share of right motions")):
+    measures = {"db": "PSNR", "motion": "share of right motions", "held_db": "PSNR of the given frame"}
+    for measure, what in measures.items():
         steps, curve = reached_at(study, measure)
         record[measure] = {"steps": steps, "curve": curve, "ratio": None if steps is None else steps / STEPS}
         if steps is None:
@@ -98,7 +122,19 @@ def _reached(study: Study) -> tuple[str, dict[str, Any]]:
                 f"is reached after about {steps:,.0f} steps of {BATCH} clips, {steps / STEPS:.1f} times the adapter's"
             )
         lines.append(f"The adapter's {what} {text}.")
-    return "\n".join(lines) + "\n", record
+    lines.append(
+        f"A step of all weights takes {_operations():.2f} times the operations of one of the adapter: 6 for each "
+        "weight and token, against 4 for a frozen weight and 6 for one of the LoRA."
+    )
+    return "\n\n".join(lines) + "\n", record
+
+
+def _operations() -> float:
+    """Operations of a training step of all weights over those of a step of the adapter."""
+    model, adapted = network(METHODS["vta"], 0)
+    trained = sum(p.numel() for p in adapted.parameters.values())
+    frozen = sum(p.numel() for p in model.parameters()) - trained
+    return 6 * frozen / (4 * frozen + 6 * trained)
 
 
 def _inside(study: Study) -> tuple[str, dict[str, Any]]:
