@@ -11,7 +11,7 @@ from pusa.evaluation.paper import experiments, inside
 from pusa.evaluation.paper.experiments import NOISES, SAVED, Study
 from pusa.evaluation.paper.methods import STRENGTH, STRENGTHS
 from pusa.evaluation.paper.scoring import Job
-from pusa.evaluation.paper.tables import TABLES, Row, cell, over_seeds
+from pusa.evaluation.paper.tables import TABLES, Ordering, Row, cell, difference, over_seeds
 from pusa.evaluation.paper.training import STEPS
 
 PSNR = "PSNR to the truth, dB"
@@ -29,12 +29,16 @@ def _number(study: Study, measure: str, jobs: tuple[Job, ...]) -> Interval:
 
 
 def _ways(study: Study, path: Path) -> Path:
-    rows = {row.label: cell(study, row, "db") for row in TABLES["a"]().rows}
-    return plots.bars(path, {label: found for label, found in rows.items() if found}, xlabel=PSNR, zero=False)
+    base, *rows = TABLES["a"]().rows
+    more = {row.label: difference(study, Ordering("", row.jobs, base.jobs)) for row in rows}
+    return plots.bars(path, more, xlabel="PSNR over the untouched base on the same scenes, dB", zero=False)
 
 
 def _steps(study: Study, path: Path) -> Path:
-    series = {f"strength {s:g}": [_number(study, "db", over_seeds("vta", s, n)) for n in SAVED] for s in STRENGTHS}
+    def curve(strength: float) -> list[float]:
+        return [_number(study, "db", over_seeds("vta", strength, trained)).value for trained in SAVED]
+
+    series = {f"strength {strength:g}": curve(strength) for strength in STRENGTHS}
     return plots.lines(path, SAVED, series, xlabel="steps of training", ylabel=PSNR, log=True)
 
 
