@@ -97,6 +97,7 @@ def main() -> None:
             ("… base, first frame given", first(base), False),
             ("… adapted, first frame given", first(adapted), False),
             ("**adapted − base**", first(adapted) - first(base), True),
+            ("adapted − base, text to video", first(adapted) - first(text), True),
             ("base, first frame given − text to video", first(base) - first(text), True),
             ("control: base, other noise − base", first(again) - first(base), True),
             ("control: adapter at strength 0 − base", first(silent) - first(base), True),
