@@ -18,9 +18,9 @@ def piece(folder: Path, name: str, *needs: str) -> Piece:
     return Piece(name, folder / name, make, tuple(folder / need for need in needs))
 
 
-def make_some(folder: Path) -> None:
+def make_some(folder: Path, told: pieces.Told) -> None:
     """What the processes of the test below run."""
-    pieces.make_all([piece(folder, f"{i}") for i in range(6)], folder)
+    pieces.make_all([piece(folder, f"{i}") for i in range(6)], folder, told)
 
 
 def test_pieces_wait_for_what_they_need_and_are_made_once(tmp_path: Path) -> None:
@@ -34,16 +34,17 @@ def test_pieces_wait_for_what_they_need_and_are_made_once(tmp_path: Path) -> Non
     assert (tmp_path / pieces.TIMES).read_text() == lines
 
 
-def test_several_processes_share_the_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_processes_share_the_work(tmp_path: Path, processes: int) -> None:
     wanted = [piece(tmp_path, f"{i}") for i in range(6)]
     seen: list[tuple[str, int, int]] = []
-    pieces.make_with(2, partial(make_some, tmp_path), wanted, "Things", lambda *told: seen.append(told))
+    pieces.make_with(processes, partial(make_some, tmp_path), wanted, "Things", lambda *told: seen.append(told))
     assert all(one.file.exists() for one in wanted)
     assert len((tmp_path / pieces.TIMES).read_text().splitlines()) == 6
     assert seen[-1][0] == "Things"
 
 
-def fail(folder: Path) -> None:
+def fail(folder: Path, told: pieces.Told) -> None:
     raise InputError(f"{folder.name} cannot be made")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -142,8 +143,16 @@ def _maker(
     return Maker(pipe, plan, images, out, noise, chosen)
 
 
-def _share(manifest: Path, images: Path, out: Path, model: Model, noise: float, chosen: dict[str, Any]) -> None:
+def _share(
+    manifest: Path,
+    images: Path,
+    out: Path,
+    model: Model,
+    noise: float,
+    chosen: dict[str, Any],
+    told: Callable[[], None],
+) -> None:
     """What a process of a cluster does."""
     from pusa.evaluation.pieces import make_all
 
-    make_all(_maker(manifest, images, out, model, noise, chosen, Terminal(False)).pieces(), out)
+    make_all(_maker(manifest, images, out, model, noise, chosen, Terminal(False)).pieces(), out, told)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pusa.embedded import world
 from pusa.errors import InputError
 from pusa.evaluation.intervals import Interval, bootstrap
-from pusa.evaluation.pieces import Piece, make_all
+from pusa.evaluation.pieces import Piece, Told, make_all, untold
 from pusa.evaluation.world import MEASURES, TASKS, Entry, columns, score, summarise
 from pusa.files import replacing, write_json
 from pusa.generation.pipeline import Pipeline, load
@@ -173,6 +173,8 @@ def _plain(found: Interval | None) -> dict[str, float | None] | None:
     return None if found is None else found.record()
 
 
-def make(folder: Path, contestants: Sequence[Contestant], tasks: Sequence[str], scenes: int) -> None:
+def make(
+    folder: Path, contestants: Sequence[Contestant], tasks: Sequence[str], scenes: int, told: Told = untold
+) -> None:
     """Make the scores that are missing, beside other processes that do the same in the folder."""
-    make_all(Benchmark(folder, contestants, tasks, scenes).pieces(), folder)
+    make_all(Benchmark(folder, contestants, tasks, scenes).pieces(), folder, told)

@@ -20,7 +20,7 @@ import numpy as np
 from pusa.errors import InputError, PusaError
 from pusa.evaluation import fidelity, measures, seams
 from pusa.evaluation.flow import Motion
-from pusa.evaluation.pieces import Piece, make_all
+from pusa.evaluation.pieces import Piece, Told, make_all, untold
 from pusa.files import write_json
 from pusa.images import Frames, Image, contact_sheet, fit, read_image, write_image
 from pusa.models.lora import sha256
@@ -259,6 +259,6 @@ class Evaluation:
         return found
 
 
-def make(folder: Path, wanted: Iterable[Task]) -> None:
+def make(folder: Path, wanted: Iterable[Task], told: Told = untold) -> None:
     """Score what is missing, beside other processes that do the same in the folder."""
-    make_all(Evaluation(folder, list(wanted)).pieces(), folder)
+    make_all(Evaluation(folder, list(wanted)).pieces(), folder, told)

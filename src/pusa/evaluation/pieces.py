@@ -23,6 +23,8 @@ from pusa.errors import InputError
 from pusa.files import write_json
 
 Progress = Callable[[str, int, int], None]
+Told = Callable[[], None]
+"""called at the beginning and after each piece that was made"""
 TIMES = ".times.jsonl"
 """in the folder of the work: how long each piece took"""
 RUN = "run.json"
@@ -41,11 +43,12 @@ class Piece:
     needs: tuple[Path, ...] = field(default=())
 
 
-def make_all(pieces: Sequence[Piece], folder: Path, told: Callable[[], None] = lambda: None) -> None:
-    """Make what is missing; returns when every piece is there, whoever made it. An error of a piece is raised.
+def untold() -> None:
+    """Nobody listens."""
 
-    told: called at the beginning and after each piece that was made here.
-    """
+
+def make_all(pieces: Sequence[Piece], folder: Path, told: Told = untold) -> None:
+    """Make what is missing; returns when every piece is there, whoever made it. An error of a piece is raised."""
     told()
     folder.mkdir(parents=True, exist_ok=True)
     with claims.opened(folder / ".claims") as descriptor:
@@ -76,25 +79,36 @@ def _made(piece: Piece, descriptor: int, times: Path) -> bool:
 
 
 def make_with(
-    processes: int, work: Callable[[], None], pieces: Sequence[Piece], what: str, progress: Progress = lambda *_: None
+    processes: int,
+    work: Callable[[Told], None],
+    pieces: Sequence[Piece],
+    what: str,
+    progress: Progress = lambda *_: None,
 ) -> None:
-    """Have `work`, which can be pickled and calls `make_all` on the same pieces, done in so many processes.
+    """Have `work`, which can be pickled and calls `make_all` on the same pieces, done in so many processes, or in this.
 
-    They share the cores. progress: told here how many pieces are there. The first error of a process is raised, and
+    Several share the cores. progress: told here how many pieces are there. The first error of a process is raised, and
     ends the others.
     """
+
+    def count() -> None:
+        progress(what, sum(piece.file.exists() for piece in pieces), len(pieces))
+
     if all(piece.file.exists() for piece in pieces):
+        return
+    if processes == 1:
+        work(count)
         return
     pool = ProcessPoolExecutor(
         processes, multiprocessing.get_context("spawn"), _share_cores, (processes, os.cpu_count() or 1)
     )
     try:
-        running: list[Future[None]] = [pool.submit(work) for _ in range(processes)]
+        running: list[Future[None]] = [pool.submit(work, untold) for _ in range(processes)]
         while not all(one.done() for one in running):
             for one in running:
                 if one.done():
                     one.result()
-            progress(what, sum(piece.file.exists() for piece in pieces), len(pieces))
+            count()
             time.sleep(POLL)
         for one in running:
             one.result()
@@ -134,7 +148,7 @@ def begun_with(folder: Path, settings: dict[str, Any]) -> None:
 def over_cluster(
     address: str,
     workers: int | None,
-    work: Callable[[], None],
+    work: Callable[[Told], None],
     pieces: Sequence[Piece],
     what: str,
     progress: Progress = lambda *_: None,
@@ -142,7 +156,7 @@ def over_cluster(
     """`make_with` for the processes of a Ray cluster, which see folder, sources and model under the same paths."""
     with connected(address) as ray:
         shape = layout([node["Resources"] for node in ray.nodes() if node["Alive"]], workers)
-        task = ray.remote(lambda: work()).options(
+        task = ray.remote(lambda: work(untold)).options(
             num_cpus=shape.cpus, num_gpus=shape.gpus, scheduling_strategy="SPREAD"
         )
         waiting = running = [task.remote() for _ in range(shape.workers)]

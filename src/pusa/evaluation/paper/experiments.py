@@ -14,7 +14,7 @@ from pusa.evaluation.paper import inside
 from pusa.evaluation.paper.methods import METHODS, SEEDS, STRENGTH, STRENGTHS
 from pusa.evaluation.paper.scoring import Job, Maker, is_lora
 from pusa.evaluation.paper.training import STEPS, load, prepare, train
-from pusa.evaluation.pieces import Piece, make_all
+from pusa.evaluation.pieces import Piece, Told, make_all, untold
 
 SAVED = (50, 100, 200, 400)
 LONG = (400, 800, 1600)
@@ -127,6 +127,6 @@ class Study:
         return rows
 
 
-def make(folder: Path, tables: Sequence[str]) -> None:
+def make(folder: Path, tables: Sequence[str], told: Told = untold) -> None:
     """Make what the tables need and is missing, beside other processes that do the same in the folder."""
-    make_all(Study(folder).pieces(tables), folder)
+    make_all(Study(folder).pieces(tables), folder, told)

@@ -11,7 +11,7 @@ from typing import Any
 from pusa.errors import InputError
 from pusa.evaluation.physics_iq.dataset import Dataset, Scene, scenes
 from pusa.evaluation.physics_iq.scores import Summary, View, compare
-from pusa.evaluation.pieces import Piece, make_all
+from pusa.evaluation.pieces import Piece, Told, make_all, untold
 from pusa.files import write_json
 
 VERSION = 1
@@ -50,9 +50,9 @@ def _compare(scene: Scene, video: Path, dataset: Dataset, file: Path) -> None:
     write_json(file, record)
 
 
-def make(videos: Path, descriptions: Path, data: Path, out: Path) -> None:
+def make(videos: Path, descriptions: Path, data: Path, out: Path, told: Told = untold) -> None:
     """Compare what is missing, beside other processes that do the same in the folder."""
-    make_all(pieces(videos, descriptions, data, out), out)
+    make_all(pieces(videos, descriptions, data, out), out, told)
 
 
 def results(videos: Path, descriptions: Path, data: Path, out: Path) -> tuple[list[View], dict[str, str]]:
