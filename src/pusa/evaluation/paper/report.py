@@ -62,25 +62,25 @@ is the order, not the size.
 
 def _outcomes(record: dict[str, Any]) -> str:
     """The paper's orderings by what became of them here."""
+    judged = [
+        (f"({letter}) {claim}", one["outcome"])
+        for letter, found in record.items()
+        for claim, one in zip(_whole(found.get("orderings", ())), found.get("orderings", ()), strict=True)
+    ]
     lines = ["## Which of the paper's orderings hold here\n"]
     for result, title in (("holds", "Hold"), ("reversed", "Are reversed"), ("undecided", "Are undecided")):
-        claims = [
-            f"({letter}) {_whole(one['claim'], found['orderings'])}"
-            for letter, found in record.items()
-            for one in found.get("orderings", ())
-            if one["outcome"] == result
-        ]
+        claims = [claim for claim, outcome_here in judged if outcome_here == result]
         lines.append(f"* **{title}** ({len(claims)}): {'; '.join(claims) or 'none'}.")
     return "\n".join(lines) + "\n"
 
 
-def _whole(claim: str, orderings: Sequence[dict[str, Any]]) -> str:
-    """A claim that begins with … goes on from the beginning of the last whole one, up to its "better"."""
-    if not claim.startswith("…"):
-        return claim
-    before = [one["claim"] for one in orderings[: [one["claim"] for one in orderings].index(claim)]]
-    beginning: str = next(one for one in reversed(before) if not one.startswith("…"))
-    return beginning.partition(" better")[0] + " better" + claim.removeprefix("…")
+def _whole(orderings: Sequence[dict[str, Any]]) -> list[str]:
+    """The claims, those that begin with … from the beginning of the last whole one, up to its "better"."""
+    claims: list[str] = []
+    for claim in (one["claim"] for one in orderings):
+        more = claim.startswith("…")
+        claims.append(claims[-1].partition(" better")[0] + " better" + claim.removeprefix("…") if more else claim)
+    return claims
 
 
 def _table(study: Study, table: Table) -> tuple[str, dict[str, Any]]:
