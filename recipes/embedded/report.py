@@ -170,8 +170,9 @@ python recipes/embedded/report.py
 
 What a training step costs is in [benchmarks.md](benchmarks.md); which weights load and how that is checked in
 [models.md](models.md), memory foretold and measured, and a clip at true size, in [memory.md](memory.md). The paper's
-comparisons in miniature, which of its orderings hold here and which do not, are in [paper.md](paper.md); the controls of the measures in [evaluate.md](evaluate.md);
-published totals of VBench-I2V, all but one number of 93 rows reproduced, in [vbench.md](vbench.md).
+comparisons in miniature, which of its orderings hold here and which do not, are in [paper.md](paper.md); the controls
+of the measures in [evaluate.md](evaluate.md); published totals of VBench-I2V, all but one number of 93 rows
+reproduced, in [vbench.md](vbench.md).
 
 The model is the embedded one; how it was made is in [its model card](../src/pusa/embedded/tiny/README.md). The
 autoencoder reconstructs held-out shape clips with {db(vae["shapes_db"])} and camera clips with {db(vae["cameras_db"])}
