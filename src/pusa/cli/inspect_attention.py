@@ -111,6 +111,7 @@ def attention(
         from pusa.errors import needing
         from pusa.evaluation import attention as inside
         from pusa.files import check_writable, write_json
+        from pusa.training.store import make_folder
 
         with needing("eval"):
             from pusa.evaluation import plots
@@ -132,7 +133,7 @@ def attention(
         inside.recording(passes, chosen, steps, partial(inside.between_frames, per_head=per_head)) as maps,
         terminal.steps("Sampling") as callback,
     ):
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out, "the results")
         check_writable(out / "attention.json")
         clip = job(sampling.seed, callback)
     clip.save(out / "clip.mp4")

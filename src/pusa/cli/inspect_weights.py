@@ -49,12 +49,13 @@ def weights(
     with terminal.status("Starting"):
         from pusa.errors import needing
         from pusa.files import check_writable, write_json
+        from pusa.training.store import make_folder
 
         with needing("eval"):
             from pusa.evaluation import plots
     with terminal.status("Comparing"):
         models = _find(base, others)
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out, "the results")
         check_writable(out / "weights.json")
         found = _compare(base, others, files, models)
     components = _beside(found, lambda group: group.component)

@@ -24,6 +24,7 @@ from pusa.evaluation.pieces import Piece, Told, make_all, untold
 from pusa.files import write_json
 from pusa.images import Frames, Image, contact_sheet, fit, read_image, write_image
 from pusa.models.lora import sha256
+from pusa.training.store import make_folder
 from pusa.videos import read_video
 
 VERSION = 1
@@ -226,7 +227,7 @@ class Evaluation:
                 raise InputError(
                     f"{self.folder} holds scores of version {version} of the measures; take another --out."
                 )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder, "the scores")
         write_json(file, {"version": VERSION})
 
     def file(self, key: str) -> Path:

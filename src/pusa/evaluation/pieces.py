@@ -21,6 +21,7 @@ from pusa import claims
 from pusa.cluster import connected, layout
 from pusa.errors import InputError
 from pusa.files import write_json
+from pusa.training.store import make_folder
 
 Progress = Callable[[str, int, int], None]
 Told = Callable[[], None]
@@ -50,7 +51,7 @@ def untold() -> None:
 def make_all(pieces: Sequence[Piece], folder: Path, told: Told = untold) -> None:
     """Make what is missing; returns when every piece is there, whoever made it. An error of a piece is raised."""
     told()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "the results")
     with claims.opened(folder / ".claims") as descriptor:
         while left := [piece for piece in pieces if not piece.file.exists()]:
             made = 0
@@ -130,7 +131,7 @@ def begun_with(folder: Path, settings: dict[str, Any]) -> None:
     """Make the folder one of these settings, or see that it is; InputError for one that was begun with others."""
     file = folder / RUN
     if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, "the results")
         write_json(file, settings)
         return
     try:

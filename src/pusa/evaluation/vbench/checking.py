@@ -20,6 +20,7 @@ from typing import Any, Literal
 from pusa.errors import InputError, PusaError
 from pusa.evaluation.vbench.manifest import Manifest
 from pusa.files import write_json
+from pusa.training.store import make_folder
 from pusa.videos import read_video
 
 VIDEOS, RECIPES, RUN = "videos", "recipes", "run.json"
@@ -138,8 +139,8 @@ def _odd(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 def begin_run(folder: Path, manifest: Manifest, settings: dict[str, Any]) -> None:
     """Make the folder one of this manifest and these settings, or see that it is."""
     if not check_run(folder, manifest, settings):
-        (folder / VIDEOS).mkdir(parents=True, exist_ok=True)
-        (folder / RECIPES).mkdir(exist_ok=True)
+        make_folder(folder / VIDEOS, "the videos")
+        make_folder(folder / RECIPES, "the recipes")
         head = {"suite": manifest.suite, "manifest": manifest.identity, "size": list(manifest.size)}
         write_json(folder / RUN, {**head, "frames": manifest.frames, "fps": manifest.fps, "settings": settings})
 

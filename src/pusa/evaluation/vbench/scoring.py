@@ -22,6 +22,7 @@ from pusa.evaluation.vbench.manifest import Manifest
 from pusa.evaluation.vbench.protocol import DIMENSIONS, UNWEIGHED
 from pusa.evaluation.vbench.totals import SETTINGS
 from pusa.files import write_json
+from pusa.training.store import make_folder
 
 ENTRY = "evaluate_i2v.py"
 INFO = "vbench2_beta_i2v/vbench2_i2v_full_info.json"
@@ -173,7 +174,7 @@ def score(
         "torchvision": torchvision[0],
         "antialias": "False" if checkout.legacy_antialias else torchvision[1],
     }
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, "the scores")
     results: dict[str, Any] = {}
     for number, dimension in enumerate(dimensions):
         progress(dimension, number, len(dimensions))
