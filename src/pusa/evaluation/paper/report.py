@@ -20,6 +20,7 @@ from pusa.evaluation.paper.tables import (
     difference,
     outcome,
     reached_at,
+    values,
     written,
 )
 from pusa.evaluation.paper.training import BATCH, CLIPS, STEPS, network
@@ -61,13 +62,16 @@ is the order, not the size.
 
 
 def _outcomes(record: dict[str, Any]) -> str:
-    """The paper's orderings by what became of them here."""
+    """The orderings by what became of them here."""
     judged = [
         (f"({letter}) {claim}", one["outcome"])
         for letter, found in record.items()
         for claim, one in zip(_whole(found.get("orderings", ())), found.get("orderings", ()), strict=True)
     ]
-    lines = ["## Which of the paper's orderings hold here\n"]
+    lines = [
+        "## Which orderings hold here\n",
+        "The paper's, and some that it suggests: each judged by the interval of the difference on the same scenes.\n",
+    ]
     for result, title in (("holds", "Hold"), ("reversed", "Are reversed"), ("undecided", "Are undecided")):
         claims = [claim for claim, outcome_here in judged if outcome_here == result]
         lines.append(f"* **{title}** ({len(claims)}): {'; '.join(claims) or 'none'}.")
@@ -84,7 +88,7 @@ def _whole(orderings: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _table(study: Study, table: Table) -> tuple[str, dict[str, Any]]:
-    shown = [measure for measure in table.measures if any(cell(study, row, measure) for row in table.rows)]
+    shown = [m for m in table.measures if any(values(study, row.jobs, m) is not None for row in table.rows)]
     heads = ["", *(SHOWN[measure][0] for measure in shown), *([f"the paper: {table.paper}"] if table.paper else [])]
     lines = [f"## {table.key}. {table.title}\n", *(f"{note}\n" for note in table.notes)]
     lines += [_line(heads), _line(["---", *("---:" for _ in heads[1:])])]
