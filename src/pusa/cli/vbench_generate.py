@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +32,7 @@ def generate(
     boundary: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
     shift: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
     noise: Annotated[float | None, Parameter(group=SAMPLING, show_default=lambda _: "0")] = None,
+    limit: Annotated[int | None, Whole, Parameter(group=MANY, show_default=lambda _: "all")] = None,
     ray: Annotated[str | None, Parameter(group=MANY, metavar="ADDRESS")] = None,
     workers: Annotated[int | None, Whole, Parameter(group=MANY)] = None,
     talk: Talk = Talk(),
@@ -60,6 +61,8 @@ def generate(
         Timestep shift.
     noise
         Noise multiplier of the picture: 0 keeps it exactly, as the paper's benchmark does.
+    limit
+        At most so many of the videos that are not there yet.
     ray
         Share the work over a Ray cluster: its address, or local.
     workers
@@ -68,6 +71,8 @@ def generate(
     multiplier(str(noise or 0), "--noise")
     if workers is not None and (ray is None or workers < 1):
         raise InputError(f"--workers {workers}: it takes a number of 1 or more, and --ray with it.")
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit {limit}: it takes a number of 1 or more.")
     sampling = Sampling(steps=steps, guidance=guidance, guidance_2=guidance_2, boundary=boundary, shift=shift)
     model, sampling, noise = with_preset(model, sampling, noise)
     terminal = Terminal(talk.talkative)
@@ -82,25 +87,27 @@ def generate(
         chosen = {name: getattr(sampling, name) for name in ("steps", "guidance", "guidance_2", "boundary", "shift")}
         checking.begin_run(out, plan, {**chosen, "noise": noise, **about(model)})
     videos = out / checking.VIDEOS
-    left = [video for video in plan.videos if not (videos / video.file).exists()]
-    terminal.note(f"{count(len(plan.videos), 'video')}, {len(plan.videos) - len(left)} there already")
+    missing = [video.file for video in making.ordered(plan) if not (videos / video.file).exists()]
+    files = missing[:limit]
+    terminal.note(f"{count(len(plan.videos), 'video')}, {len(plan.videos) - len(missing)} there already")
     started = time.monotonic()
-    if left:
-        _foretell(terminal, model, plan, len(left), chosen)
+    if files:
+        _foretell(terminal, model, plan, len(files), chosen)
         with terminal.counting() as progress:
-            work = partial(_share, manifest, images, out, model, noise, chosen)
-            every = [pieces.Piece(video.file, videos / video.file, _not_here) for video in plan.videos]
+            work = partial(_share, manifest, images, out, model, noise, chosen, files)
             if ray:
+                every = [pieces.Piece(file, videos / file, _not_here) for file in files]
                 pieces.over_cluster(ray, workers, work, every, "Videos", progress)
             else:
-                maker = _maker(manifest, images, out, model, noise, chosen, terminal)
-                every = maker.pieces()
+                every = _maker(manifest, images, out, model, noise, chosen, terminal).pieces(files)
                 pieces.make_all(
                     every, out, lambda: progress("Videos", sum(piece.file.exists() for piece in every), len(every))
                 )
-    record = {"videos": len(plan.videos), "made": len(left), "folder": str(out)}
+    left = len(missing) - len(files)
+    record = {"videos": len(plan.videos), "made": len(files), "left": left, "folder": str(out)}
+    then = f"{count(left, 'video')} left" if left else "check them with pusa vbench verify"
     took = clock(time.monotonic() - started)
-    return Report(record, f"{videos}: {count(len(plan.videos), 'video')}, {took}; check them with pusa vbench verify.")
+    return Report(record, f"{videos}: {count(len(plan.videos) - left, 'video')}, {took}; {then}.")
 
 
 def _not_here() -> None:
@@ -150,9 +157,10 @@ def _share(
     model: Model,
     noise: float,
     chosen: dict[str, Any],
+    files: Sequence[str],
     told: Callable[[], None],
 ) -> None:
     """What a process of a cluster does."""
     from pusa.evaluation.pieces import make_all
 
-    make_all(_maker(manifest, images, out, model, noise, chosen, Terminal(False)).pieces(), out, told)
+    make_all(_maker(manifest, images, out, model, noise, chosen, Terminal(False)).pieces(files), out, told)

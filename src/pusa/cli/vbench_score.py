@@ -65,16 +65,15 @@ def score(
     place = out or folder / "scores"
     checkout = scoring.Checkout(vbench, python, download, legacy_antialias)
     with terminal.counting() as progress:
-        found = scoring.score(
-            checkout, plan, folder, place, chosen, lambda what, done, total: progress("Scoring", done, total)
-        )
+        found = scoring.score(checkout, plan, folder, place, chosen, progress)
     results = place / "results.json"
     write_json(results, found)
+    scored = {name: result for name, result in found.items() if name in scoring.MODULES}
     missing = [name for name in chosen if isinstance(found[name], dict)]
-    lines = [f"{name:24}{_said(found[name])}" for name in chosen]
+    lines = [f"{name:24}{_said(result)}" for name, result in scored.items()]
     record: dict[str, Any] = {"results": str(results), "unavailable": {n: found[n]["unavailable"] for n in missing}}
     record |= {
-        "scores": {name: found[name][0] for name in chosen if name not in missing},
+        "scores": {name: result[0] for name, result in scored.items() if name not in missing},
         "settings": found["settings"],
     }
     return Report(record, "\n".join([*lines, str(results)]), exit_code=int(bool(missing)))

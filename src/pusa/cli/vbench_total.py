@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from pusa.cli.options import File, Many, Talk
+from pusa.cli.options import OUTPUT, File, Many, Talk
 from pusa.cli.terminal import Report
 
 if TYPE_CHECKING:
@@ -18,12 +19,13 @@ def total(
     results: Annotated[Path, File],
     *more: str,
     against: Annotated[tuple[str, ...], Many, Parameter(metavar="RESULTS...", consume_multiple=True)] = (),
+    submission: Annotated[Path | None, File, Parameter(group=OUTPUT)] = None,
     talk: Talk = Talk(),
 ) -> Report:
     """The scores of a run of VBench-I2V: result files of the official code, or plain numbers.
 
-    A plain file is {"i2v_subject": 0.9695, …}, in fractions or in percent. Exit code 1 when a dimension is missing;
-    there is no total then.
+    A plain file is {"i2v_subject": 0.9695, …}, in fractions or in percent. Exit code 1 when a dimension or a video is
+    missing; there is no total then.
 
     Parameters
     ----------
@@ -33,6 +35,8 @@ def total(
         Further files of the same run, each with other dimensions.
     against
         Files of another run, to see which dimension the difference comes from.
+    submission
+        A .zip to write for the official leaderboard, from official results of all videos.
     """
     from pusa.evaluation.vbench import totals
 
@@ -45,7 +49,11 @@ def total(
         parts = totals.contributions(other, run)
         record["against"] = {"run": other.name, "values": dict(other.values), "contributions": parts}
         text += "\n\n" + _difference(run, other, parts)
-    return Report(record, text, exit_code=int(bool(found.missing)))
+    if submission is not None:
+        totals.submit(run, submission)
+        record["submission"] = str(submission)
+        text += f"\n\n{submission}"
+    return Report(record, text, exit_code=int(found.scores is None))
 
 
 def _table(run: Results, found: Verdict) -> str:
@@ -55,22 +63,26 @@ def _table(run: Results, found: Verdict) -> str:
     for name, dimension in DIMENSIONS.items():
         value = f"{100 * run.values[name]:6.2f}" if name in run.values else "missing"
         lines.append(f"{dimension.title:24}{value:>8}{_bounds(found, name)}")
-    for title, scores in (("", found.scores), (" without camera motion", found.without_camera)):
-        if scores is not None and (title == "" or found.scores is None):
-            lines += [
-                "",
-                f"{'I2V' + title:32}{100 * scores.i2v:6.2f}",
-                f"{'quality':32}{100 * scores.quality:6.2f}",
-                f"{'total' + title:32}{100 * scores.total:6.2f}{_bounds(found, 'total') if title == '' else ''}",
-            ]
-    if found.scores is None:
-        lines += ["", f"No total: {', '.join(DIMENSIONS[name].title for name in found.missing)} missing."]
+    named = {"": found.scores, " of these videos": found.part, " without camera motion": found.without_camera}
+    for title, scores in [(title, scores) for title, scores in named.items() if scores is not None][:1]:
+        lines += [
+            "",
+            f"{'I2V' + title:32}{100 * scores.i2v:6.2f}",
+            f"{'quality':32}{100 * scores.quality:6.2f}",
+            f"{'total' + title:32}{100 * scores.total:6.2f}{_bounds(found, 'total')}",
+        ]
+    why = [f"{DIMENSIONS[name].title} is missing" for name in found.missing]
+    why += [f"{DIMENSIONS[name].title} has {have:,} of {want:,} videos" for name, (have, want) in found.short.items()]
+    if why:
+        lines += ["", f"No total of the benchmark: {', '.join(why)}."]
     return "\n".join(lines)
 
 
 def _bounds(found: Verdict, name: str) -> str:
     interval = found.intervals.get(name)
-    return "" if interval is None else f"  ({100 * interval.low:.2f} to {100 * interval.high:.2f})"
+    if interval is None or isnan(interval.low):
+        return ""
+    return f"  ({100 * interval.low:.2f} to {100 * interval.high:.2f})"
 
 
 def _difference(run: Results, other: Results, parts: dict[str, float]) -> str:
@@ -87,4 +99,6 @@ def _difference(run: Results, other: Results, parts: dict[str, float]) -> str:
     lines.append(
         f"{'together':24}{'':15}{sum(parts.values()):+9.3f}   (I2V {sums['i2v']:+.3f}, quality {sums['quality']:+.3f})"
     )
+    if left := [dimension.title for name, dimension in DIMENSIONS.items() if name not in parts]:
+        lines.append(f"Not both have {', '.join(left)}.")
     return "\n".join(lines)

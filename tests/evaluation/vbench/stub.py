@@ -1,6 +1,8 @@
 """A checkout with the entry points of VBench, which scores a video by the length of its file's name.
 
-With these one can tell that the harness calls the official interface; the official code itself needs weights.
+With these one can tell that the harness calls the official interface; the official code itself needs weights. Its
+results are as the official code writes them: kinds of motion inside those of camera motion, NaN for a kind without a
+video, and the videos of imaging quality in percent.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ args = parser.parse_args()
 here = pathlib.Path(__file__).resolve().parent if "__file__" in globals() else pathlib.Path(".")
 info = json.loads(pathlib.Path("vbench2_beta_i2v/vbench2_i2v_full_info.json").read_text())
 assert os.path.isdir(f"vbench2_beta_i2v/data/crop/{args.ratio}")
-if "imaging_quality" in args.dimension:
+if "aesthetic_quality" in args.dimension:
     sys.exit("RuntimeError: no CUDA here")
 import torchvision.transforms as transforms
 bias = 0.0 if transforms.Resize(1).antialias else 0.001
@@ -30,8 +32,12 @@ for dimension in args.dimension:
     ]
     if dimension == "motion_smoothness":
         videos = videos[1:]
-    rows = [{"video_path": v, "video_results": min(1.0, len(os.path.basename(v)) / 100 + bias)} for v in videos]
-    results[dimension] = [sum(r["video_results"] for r in rows) / max(1, len(rows)), rows]
+    scores = [min(1.0, len(os.path.basename(v)) / 100 + bias) for v in videos]
+    unit = 100 if dimension == "imaging_quality" else 1
+    rows = [{"video_path": v, "video_results": unit * score} for v, score in zip(videos, scores)]
+    results[dimension] = [sum(scores) / max(1, len(scores)), rows]
+    if dimension == "camera_motion":
+        results[dimension].insert(1, {"pan_left": 1.0, "zoom_in": float("nan")})
 path = pathlib.Path(args.output_path)
 path.mkdir(exist_ok=True)
 (path / "results_2026-01-01-00:00:00_eval_results.json").write_text(json.dumps(results))
@@ -52,7 +58,7 @@ def write(folder: Path, info: str, crops: Path, crop: str) -> Path:
     (beta / "vbench2_i2v_full_info.json").write_text(info)
     (folder / "evaluate_i2v.py").write_text(EVALUATE)
     packages = {
-        "vbench": ("subject_consistency", "background_consistency", "motion_smoothness", "dynamic_degree",
+        "vbench": ("subject_consistency", "aesthetic_quality", "motion_smoothness", "dynamic_degree",
                    "imaging_quality", "temporal_flickering"),
         "vbench2_beta_i2v": ("i2v_subject", "i2v_background", "camera_motion"),
         "dreamsim": (),
@@ -61,7 +67,7 @@ def write(folder: Path, info: str, crops: Path, crop: str) -> Path:
         (folder / package).mkdir(exist_ok=True)
         for module in ("__init__", *modules):
             (folder / package / f"{module}.py").write_text("")
-    (folder / "vbench" / "aesthetic_quality.py").write_text("import a_library_that_is_not_there")
+    (folder / "vbench" / "background_consistency.py").write_text("import a_library_that_is_not_there")
     (folder / "torchvision").mkdir()
     (folder / "torchvision" / "__init__.py").write_text("from torchvision import transforms\n__version__ = '0.99'\n")
     (folder / "torchvision" / "transforms.py").write_text(TORCHVISION)

@@ -22,6 +22,7 @@ from pusa.cli import main
 from pusa.evaluation import pieces
 from pusa.evaluation.vbench import checking, making, manifest, scoring
 from pusa.evaluation.vbench.protocol import DIMENSIONS
+from pusa.images import write_image
 from pusa.videos import read_video, write_video
 from tests.evaluation.vbench import stub
 
@@ -89,6 +90,37 @@ def test_a_second_run_makes_only_what_is_missing(plan: Path, run: Path, crops: P
     assert all(path == gone or path.stat().st_mtime_ns == when for path, when in before.items())
 
 
+def test_a_limit_leaves_the_rest_for_later(plan: Path, run: Path, crops: Path, ask: Ask) -> None:
+    gone = names(plan)[1:5]
+    for file in gone:
+        (run / "videos" / file).unlink()
+    generate = ("generate", plan, "--images", crops, "--out", run, *FAST)
+    code, found = ask(*generate, "--limit", "3")
+    assert (code, found["made"], found["left"]) == (0, 3, 1)
+    assert sum((run / "videos" / file).exists() for file in gone) == 3
+    code, found = ask(*generate)
+    assert (code, found["made"], found["left"]) == (0, 1, 0)
+    code, found = ask(*generate, "--limit", "0")
+    assert code == 2
+    assert "--limit 0: it takes" in found["error"]["message"]
+
+
+def test_the_crops_next_to_the_right_ones_are_refused(
+    plan: Path, info: Path, crops: Path, tmp_path: Path, ask: Ask
+) -> None:
+    wide = tmp_path / "wide"
+    shutil.copytree(crops, wide)
+    last = manifest.read(plan).videos[-1].image
+    write_image(wide / last, np.zeros((252, 448, 3), np.uint8))
+    code, found = ask("generate", plan, "--images", wide, "--out", tmp_path / "out", *FAST)
+    assert code == 2
+    assert f"{last} is not 7:4 (the first is 448x252)" in found["error"]["message"]
+    (wide / last).write_bytes(b"no picture")
+    code, found = ask("generate", plan, "--images", wide, "--out", tmp_path / "out", *FAST)
+    assert code == 2
+    assert f"{last} is not a picture" in found["error"]["message"]
+
+
 def test_other_settings_or_another_manifest_are_refused(
     plan: Path, run: Path, crops: Path, info: Path, tmp_path: Path, ask: Ask
 ) -> None:
@@ -151,7 +183,8 @@ def test_missing_pictures_and_crops_of_another_shape_are_named(
     manifest.build(info, "smoke", (64, 64), FRAMES, FPS).write(square)
     code, found = ask("generate", square, "--images", crops, "--out", tmp_path / "out", *FAST)
     assert code == 2
-    assert "is no 1:1" in found["error"]["message"]
+    assert f"{crops}: " in found["error"]["message"]
+    assert "are not 1:1 (the first is 112x64)" in found["error"]["message"]
     assert not (tmp_path / "out").exists()
 
 
@@ -198,9 +231,9 @@ def test_the_official_code_scores_what_it_can_and_the_rest_is_unavailable(
 ) -> None:
     code, found = ask("score", plan, run, "--vbench", checkout)
     assert code == 1
-    assert sorted(found["unavailable"]) == ["aesthetic_quality", "imaging_quality", "motion_smoothness"]
-    assert "a_library_that_is_not_there" in found["unavailable"]["aesthetic_quality"]
-    assert "no CUDA here" in found["unavailable"]["imaging_quality"]
+    assert sorted(found["unavailable"]) == ["aesthetic_quality", "background_consistency", "motion_smoothness"]
+    assert "a_library_that_is_not_there" in found["unavailable"]["background_consistency"]
+    assert "no CUDA here" in found["unavailable"]["aesthetic_quality"]
     assert "1 of 2 videos were not scored" in found["unavailable"]["motion_smoothness"]
     assert len(found["scores"]) == len(DIMENSIONS) - 3
     assert found["settings"]["torchvision"] == "0.99"
@@ -209,6 +242,44 @@ def test_the_official_code_scores_what_it_can_and_the_rest_is_unavailable(
     assert code == 1
     assert total["total"] is None
     assert sorted(total["missing"]) == sorted(found["unavailable"])
+    assert total["videos"]["camera_motion"] == [2, 3815]
+    assert total["intervals"]["imaging_quality"]["value"] == pytest.approx(total["values"]["imaging_quality"])
+
+
+def test_the_interpreter_may_be_a_relative_path(
+    plan: Path, run: Path, checkout: Path, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "env").mkdir()
+    python = tmp_path / "env" / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    code, found = ask("score", plan, run, "--vbench", "VBench", "--python", "env/python", "--dimensions", "i2v_subject")
+    assert (code, list(found["scores"])) == (0, ["i2v_subject"])
+
+
+def test_videos_that_are_not_the_manifests_are_not_scored(plan: Path, run: Path, checkout: Path, ask: Ask) -> None:
+    subject, background = names(plan)[0], names(plan)[2]
+    flags = ("score", plan, run, "--vbench", checkout, "--dimensions", "i2v_subject", "i2v_background")
+    (run / "videos" / background).unlink()
+    shutil.copy(run / "videos" / subject, run / "videos" / subject.replace("-0.mp4", "-1.mp4"))
+    code, found = ask(*flags)
+    assert code == 1
+    assert f"1 of its 2 videos are missing, such as {background}" in found["unavailable"]["i2v_background"]
+    assert "1 videos of no line of the manifest were scored" in found["unavailable"]["i2v_subject"]
+    frames, _ = read_video(run / "videos" / subject)
+    write_video(run / "videos" / subject, frames, 25)
+    code, found = ask(*flags)
+    assert code == 2
+    assert "has 25 frames per second instead of 8; pusa vbench verify names" in found["error"]["message"]
+
+
+def test_a_checkout_with_another_list_is_refused(plan: Path, run: Path, checkout: Path, ask: Ask) -> None:
+    path = checkout / "vbench2_beta_i2v/vbench2_i2v_full_info.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[:-1]))
+    code, found = ask("score", plan, run, "--vbench", checkout)
+    assert code == 2
+    assert "is another list than the manifest's" in found["error"]["message"]
 
 
 def test_what_was_scored_is_not_scored_again_and_not_mixed(plan: Path, run: Path, checkout: Path, ask: Ask) -> None:
@@ -219,6 +290,21 @@ def test_what_was_scored_is_not_scored_again_and_not_mixed(plan: Path, run: Path
     code, found = ask("score", plan, run, "--vbench", checkout, "--dimensions", "i2v_subject", "--legacy-antialias")
     assert code == 2
     assert "was scored otherwise" in found["error"]["message"]
+    first = run / "videos" / names(plan)[0]
+    frames, fps = read_video(first)
+    write_video(first, frames[::-1], fps)
+    code, found = ask("score", plan, run, "--vbench", checkout, "--dimensions", "i2v_subject")
+    assert code == 2
+    assert "i2v_subject.json was scored from other videos" in found["error"]["message"]
+
+
+def test_dimensions_scored_one_by_one_end_in_one_file(plan: Path, run: Path, checkout: Path, ask: Ask) -> None:
+    for dimension in ("i2v_subject", "camera_motion"):
+        code, found = ask("score", plan, run, "--vbench", checkout, "--dimensions", dimension)
+        assert code == 0
+    assert sorted(found["scores"]) == ["camera_motion", "i2v_subject"]
+    _, total = ask("total", found["results"])
+    assert sorted(total["values"]) == ["camera_motion", "i2v_subject"]
 
 
 def test_legacy_antialias_reaches_the_official_code(plan: Path, run: Path, checkout: Path, ask: Ask) -> None:
@@ -233,11 +319,13 @@ def test_missing_weights_and_crops_are_found_before_anything_runs(
     plan: Path, run: Path, checkout: Path, ask: Ask, tmp_path: Path
 ) -> None:
     (tmp_path / "torch/hub/checkpoints/cotracker2.pth").unlink()
+    (tmp_path / "torch/hub/facebookresearch_dino_main/hubconf.py").unlink()
     (checkout / "vbench2_beta_i2v/data/crop/7-4").unlink()
     (checkout / "vbench2_beta_i2v/data/crop/7-4").mkdir()
     code, found = ask("score", plan, run, "--vbench", checkout, "--dimensions", "camera_motion", "i2v_subject")
     assert code == 1
     assert "cotracker2.pth is missing" in found["unavailable"]["camera_motion"]
+    assert "facebookresearch_dino_main/hubconf.py is missing" in found["unavailable"]["i2v_subject"]
     assert "7-4 lacks" in found["unavailable"]["i2v_subject"]
     assert "and 3 more" in found["unavailable"]["i2v_subject"]
 
@@ -262,7 +350,7 @@ def test_a_picture_and_a_prompt_are_encoded_once(plan: Path, crops: Path, tmp_pa
     checking.begin_run(tmp_path / "run", smoke, {})
     settings = {"steps": 1, "guidance": 1.0}
     maker = making.Maker(pusa.load("tiny"), replace(smoke, videos=videos), crops, tmp_path / "run", 0.0, settings)
-    pieces.make_all(maker.pieces(), tmp_path / "run")
+    pieces.make_all(maker.pieces(video.file for video in videos), tmp_path / "run")
     assert maker.encoded == {"pictures": 1, "prompts": 2}
     made = [read_video(tmp_path / "run" / "videos" / video.file)[0] for video in videos]
     assert not np.array_equal(made[0], made[1])

@@ -104,3 +104,17 @@ def test_another_file_is_refused(tmp_path: Path, text: str, sentence: str) -> No
         manifest.build(tmp_path / "info.json")
     with pytest.raises(InputError, match="is no manifest"):
         manifest.read(tmp_path / "info.json")
+
+
+def test_an_altered_manifest_is_refused(info: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    manifest.build(info, "smoke").write(path)
+    head, *rows = path.read_text().splitlines()
+    row = json.loads(rows[0])
+    for key, value in (("file", "holiday.mp4"), ("seed", 1), ("index", 1)):
+        path.write_text("\n".join([head, json.dumps({**row, key: value}), *rows[1:]]))
+        with pytest.raises(InputError, match="line 2: file or seed do not follow"):
+            manifest.read(path)
+    path.write_text("\n".join([head, rows[0], *rows]))
+    with pytest.raises(InputError, match=r"-0\.mp4 twice"):
+        manifest.read(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from pusa.errors import InputError
 from pusa.evaluation.vbench import totals
-from pusa.evaluation.vbench.protocol import DIMENSIONS, total
+from pusa.evaluation.vbench.protocol import DIMENSIONS, share_of_total, total
 
 PUBLISHED = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
 ROWS = PUBLISHED["rows"]
@@ -70,16 +71,26 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     return written
 
 
-def official(values: dict[str, float], samples: int = 5, entries: int = 20) -> dict[str, Any]:
-    """A result file as the official code writes it, whose videos differ."""
+PREFIX = {1230: ("subject",), 545: ("background",), 3815: ("camera",), 1775: ("subject", "background")}
+"""What the prompts of a dimension begin with, by the number of its videos."""
+ENTRIES = {"subject": 246, "background": 109, "camera": 763}
+
+
+def official(
+    values: dict[str, float], samples: int = 5, spread: Callable[[str, int], float] = lambda name, e: 0.01 * (-1) ** e
+) -> dict[str, Any]:
+    """A result file as the official code writes it. spread: of a dimension and an entry, what it adds to the score."""
     found: dict[str, Any] = {}
     for name, value in values.items():
+        unit = 100 if name == "imaging_quality" else 1
         videos = [
-            {"video_path": f"videos/prompt {e}-{s}.mp4", "video_results": value + 0.01 * (-1) ** e}
-            for e in range(entries)
+            {"video_path": f"videos/{kind} {e}-{s}.mp4", "video_results": unit * (value + spread(name, e))}
+            for kind in PREFIX[DIMENSIONS[name].videos]
+            for e in range(ENTRIES[kind])
             for s in range(samples)
         ]
-        found[name] = [value, videos]
+        kinds = [{"pan_left": 0.3, "zoom_in": None}] if name == "camera_motion" else []
+        found[name] = [value, *kinds, videos]
     return found
 
 
@@ -99,10 +110,55 @@ def test_percent_fractions_and_official_files_agree(write: Callable[..., Path]) 
 
 def test_samples_of_one_prompt_count_once_in_the_interval(write: Callable[..., Path]) -> None:
     values = fractions(named("Wan-I2V"))
-    many = totals.read([write("many.json", official(values, samples=5, entries=20))])
-    more = totals.read([write("more.json", official(values, samples=1, entries=20))])
+    many = totals.read([write("many.json", official(values, samples=5))])
+    more = totals.read([write("more.json", official(values, samples=1))])
     wide, narrow = (totals.verdict(one).intervals["i2v_subject"] for one in (many, more))
     assert wide.high - wide.low == pytest.approx(narrow.high - narrow.low)
+
+
+def test_what_was_measured_on_one_video_is_drawn_together(write: Callable[..., Path]) -> None:
+    """Two dimensions that make up for each other leave the total where it is; drawn apart, they would not."""
+    values = fractions(named("Wan-I2V"))
+    signs = {"i2v_subject": 1, "subject_consistency": -1}
+
+    def opposed(name: str, e: int) -> float:
+        return signs.get(name, 0) * 0.01 * (-1) ** e / share_of_total(name)
+
+    def alike(name: str, e: int) -> float:
+        return abs(opposed(name, e)) * (-1) ** e
+
+    for spread, still in ((opposed, True), (alike, False)):
+        one = totals.verdict(totals.read([write("a.json", official(values, spread=spread))])).intervals
+        assert one["i2v_subject"].high - one["i2v_subject"].low > 0.001
+        assert (one["total"].high - one["total"].low < 1e-9) == still
+
+
+def test_a_part_of_the_videos_has_no_total_of_the_benchmark(write: Callable[..., Path]) -> None:
+    values = fractions(named("Wan-I2V"))
+    whole = totals.read([write("whole.json", official(values))])
+    part = totals.read([write("part.json", official(values, samples=1))])
+    found = totals.verdict(part)
+    assert (found.scores, found.without_camera) == (None, None)
+    assert found.part == totals.verdict(whole).scores
+    assert found.short["camera_motion"] == (763, 3815)
+    with pytest.raises(InputError, match="compare runs of one suite"):
+        totals.contributions(whole, part)
+
+
+def test_the_zip_for_the_leaderboard_holds_the_official_results(write: Callable[..., Path], tmp_path: Path) -> None:
+    values = official(fractions(named("Wan-I2V")))
+    flickering = {"temporal_flickering": [0.9, [{"video_path": "a.mp4", "video_results": 0.9}]]}
+    run = totals.read([write("a.json", values | flickering)])
+    totals.submit(run, tmp_path / "run.zip")
+    with zipfile.ZipFile(tmp_path / "run.zip") as archive:
+        found = {key: value for name in archive.namelist() for key, value in json.loads(archive.read(name)).items()}
+    assert found.keys() == DIMENSIONS.keys()
+    assert {name: result[0] for name, result in found.items()} == pytest.approx(run.values)
+    assert totals.read([write("again.json", found)]).videos == run.videos
+    for lacking in (official(fractions(named("Wan-I2V")), samples=4), fractions(named("Wan-I2V"))):
+        with pytest.raises(InputError, match="lacks scores of single videos"):
+            totals.submit(totals.read([write("b.json", lacking)]), tmp_path / "no.zip")
+    assert not (tmp_path / "no.zip").exists()
 
 
 def test_an_incomplete_set_has_no_total(write: Callable[..., Path]) -> None:
@@ -137,6 +193,8 @@ def test_what_is_unavailable_is_missing_and_not_zero(write: Callable[..., Path])
         ({"i2v_subject": 969}, "i2v_subject is 969"),
         ({"i2v_subject": -0.1}, "i2v_subject is -0.1"),
         ({"i2v_subject": [0.9, [{"path": "a.mp4"}]]}, "are not as the official code writes them"),
+        ({"i2v_subject": [0.9, []]}, "are not as the official code writes them"),
+        ({"imaging_quality": [0.7, [{"video_path": "a.mp4", "video_results": 0.7}]]}, "have a mean of 0.007"),
     ],
 )
 def test_what_is_no_result_is_refused(write: Callable[..., Path], data: Any, sentence: str) -> None:

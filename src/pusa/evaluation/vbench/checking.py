@@ -20,6 +20,7 @@ from typing import Any, Literal
 from pusa.errors import InputError, PusaError
 from pusa.evaluation.vbench.manifest import Manifest
 from pusa.files import write_json
+from pusa.film import look
 from pusa.training.store import make_folder
 from pusa.videos import read_video
 
@@ -37,15 +38,19 @@ class Problem:
     what: str
 
 
-def of_video(path: Path, manifest: Manifest) -> Problem | None:
-    """What is wrong with one video, decoded whole: None when frames, size and rate are the manifest's."""
+def of_video(path: Path, manifest: Manifest, *, whole: bool = True) -> Problem | None:
+    """What is wrong with one video: None when frames, size and rate are the manifest's. whole: decode all of it."""
     if not path.exists():
         return Problem("missing", path.name, "is not there")
     try:
-        frames, fps = read_video(path)
+        if whole:
+            frames, fps = read_video(path)
+            count, height, width, _ = frames.shape
+        else:
+            film = look(path)
+            count, height, width, fps = len(film.times), film.height, film.width, film.fps
     except PusaError as error:
         return Problem("damaged", path.name, str(error).removeprefix(f"{path} ").rstrip("."))
-    count, height, width, _ = frames.shape
     found = (count, (width, height), round(fps, 3))
     wanted = (manifest.frames, manifest.size, round(manifest.fps, 3))
     if found == wanted:
@@ -85,6 +90,20 @@ def problems(manifest: Manifest, folder: Path, progress: Progress = lambda done,
     found += [
         Problem("foreign", name, "is not in the manifest") for name in there if name not in wanted and name[0] != "."
     ]
+    return found
+
+
+def contents(manifest: Manifest, folder: Path, progress: Progress = lambda done, total: None) -> dict[str, str]:
+    """The SHA-256 of each video that is there; InputError when one is not what the manifest says, by its header."""
+    found = {}
+    for number, video in enumerate(manifest.videos, 1):
+        path = folder / VIDEOS / video.file
+        problem = of_video(path, manifest, whole=False)
+        if problem is None:
+            found[video.file] = hashlib.sha256(path.read_bytes()).hexdigest()
+        elif problem.kind != "missing":
+            raise InputError(f"{path} {problem.what}; pusa vbench verify names all that is wrong.")
+        progress(number, len(manifest.videos))
     return found
 
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from PIL import Image as PILImage
 from torch import Tensor
 
 from pusa.errors import InputError, PusaError
 from pusa.evaluation.pieces import Piece
 from pusa.evaluation.vbench import checking
-from pusa.evaluation.vbench.manifest import CROPS, Manifest, Video
+from pusa.evaluation.vbench.manifest import Manifest, Video, shape_of
 from pusa.files import replacing, write_json
 from pusa.generation.conditions import Image, Target, resolve
 from pusa.generation.pipeline import Pipeline
@@ -36,17 +37,33 @@ def ordered(manifest: Manifest) -> list[Video]:
 
 
 def check_images(manifest: Manifest, images: Path) -> None:
-    """InputError unless every picture of the manifest is in the folder, and the first has the crop's shape."""
+    """InputError unless every picture of the manifest is in the folder and has the crop's shape, by its header."""
     wanted = list(dict.fromkeys(video.image for video in ordered(manifest)))
     if missing := [name for name in wanted if not (images / name).is_file()]:
-        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-        raise InputError(f"{images} lacks {', '.join(missing[:NAMED])}{more}; give the official crops {manifest.crop}.")
-    height, width = read_image(images / wanted[0]).shape[:2]
-    if abs(width / height / CROPS[manifest.crop] - 1) > 0.02:
+        raise InputError(f"{images} lacks {_some(missing)}; give the official crops {manifest.crop}.")
+    shapes = {name: _size(images / name) for name in wanted}
+    odd = [name for name, (width, height) in shapes.items() if shape_of(width / height) != manifest.crop]
+    if odd:
+        (width, height), crop = shapes[odd[0]], manifest.crop
         raise InputError(
-            f"{images / wanted[0]} is {width}x{height}, which is no {manifest.crop.replace('-', ':')}; give the "
-            f"official crops {manifest.crop} for videos of {manifest.size[0]}x{manifest.size[1]}."
+            f"{images}: {_some(odd)} {'are' if odd[1:] else 'is'} not {crop.replace('-', ':')} (the first is "
+            f"{width}x{height}); give the official crops {crop} for videos of {manifest.size[0]}x{manifest.size[1]}."
         )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Width and height, without decoding where that can be avoided."""
+    try:
+        with PILImage.open(path) as picture:
+            return picture.size
+    except (OSError, ValueError, PILImage.DecompressionBombError):
+        height, width = read_image(path).shape[:2]  # which says what is wrong with it
+        return width, height
 
 
 class Maker:
@@ -62,11 +79,13 @@ class Maker:
         self._text = lru_cache(maxsize=2)(self._encode_text)
         self._empty: Tensor | None = None
 
-    def pieces(self) -> list[Piece]:
-        """Every video, as work that processes share."""
+    def pieces(self, files: Iterable[str]) -> list[Piece]:
+        """The videos of these names, as work that processes share."""
+        wanted = set(files)
         return [
             Piece(video.file, self.folder / checking.VIDEOS / video.file, partial(self.make, video))
             for video in ordered(self.manifest)
+            if video.file in wanted
         ]
 
     def make(self, video: Video) -> None:

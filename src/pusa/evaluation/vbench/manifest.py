@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -131,6 +132,16 @@ def crop_for(size: tuple[int, int]) -> str:
         raise InputError(
             f"The size {size[0]}x{size[1]} suits none of the official crops, from 1:1 to 16:9; choose such a size."
         )
+    return _nearest(ratio)
+
+
+def shape_of(ratio: float) -> str | None:
+    """The ready crop that a picture of this ratio is of; None for none. 7-4 and 16-9 differ by 1.6 %."""
+    name = _nearest(ratio)
+    return name if abs(ratio / CROPS[name] - 1) < 0.02 else None
+
+
+def _nearest(ratio: float) -> str:
     return min(CROPS, key=lambda name: abs(np.log(CROPS[name] / ratio)))
 
 
@@ -160,9 +171,14 @@ def read(path: Path) -> Manifest:
         head, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         if head.pop("format") != FORMAT:
             raise KeyError("format")
-        for row in rows:
-            row.pop("file")
+        files = [row.pop("file") for row in rows]
         videos = tuple(Video(**{**row, "dimensions": tuple(row["dimensions"])}) for row in rows)
-        return Manifest(**{**head, "size": tuple(head["size"])}, videos=videos)
+        manifest = Manifest(**{**head, "size": tuple(head["size"])}, videos=videos)
     except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no manifest of VBench-I2V; `pusa vbench manifest` writes one.") from error
+    for place, (file, video) in enumerate(zip(files, videos, strict=True), 2):
+        if file != video.file or video.seed != seed_of(manifest.seed, video.prompt, video.index):
+            raise InputError(f"{path}, line {place}: file or seed do not follow from the rest; write it again.")
+    if twice := [file for file, count in Counter(files).items() if count > 1]:
+        raise InputError(f"{path} has {twice[0]} twice; write the manifest again.")
+    return manifest

@@ -17,14 +17,17 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Dimension:
-    """One dimension. group: the score it is part of; least, most: of the normalisation; weight: inside its group."""
+    """One dimension. group: the score it is part of; least, most: of the normalisation; weight: inside its group.
+
+    videos: how many of the 5,590 it is measured on.
+    """
 
     title: str
-    short: str
     group: Literal["i2v", "quality"]
     least: float
     most: float
     weight: float
+    videos: int
 
     def normalised(self, value: float) -> float:
         """A value in [0, 1], as the official code reports it, on the scale that is added up."""
@@ -32,15 +35,15 @@ class Dimension:
 
 
 DIMENSIONS: dict[str, Dimension] = {
-    "i2v_subject": Dimension("I2V subject", "I2V-S", "i2v", 0.1462, 1.0, 1.0),
-    "i2v_background": Dimension("I2V background", "I2V-B", "i2v", 0.2615, 1.0, 1.0),
-    "camera_motion": Dimension("camera motion", "CM", "i2v", 0.0, 1.0, 0.1),
-    "subject_consistency": Dimension("subject consistency", "SC", "quality", 0.1462, 1.0, 1.0),
-    "background_consistency": Dimension("background consistency", "BC", "quality", 0.2615, 1.0, 1.0),
-    "motion_smoothness": Dimension("motion smoothness", "MS", "quality", 0.7060, 0.9975, 1.0),
-    "dynamic_degree": Dimension("dynamic degree", "DD", "quality", 0.0, 1.0, 0.5),
-    "aesthetic_quality": Dimension("aesthetic quality", "AQ", "quality", 0.0, 1.0, 1.0),
-    "imaging_quality": Dimension("imaging quality", "IQ", "quality", 0.0, 1.0, 1.0),
+    "i2v_subject": Dimension("I2V subject", "i2v", 0.1462, 1.0, 1.0, 1230),
+    "i2v_background": Dimension("I2V background", "i2v", 0.2615, 1.0, 1.0, 545),
+    "camera_motion": Dimension("camera motion", "i2v", 0.0, 1.0, 0.1, 3815),
+    "subject_consistency": Dimension("subject consistency", "quality", 0.1462, 1.0, 1.0, 1230),
+    "background_consistency": Dimension("background consistency", "quality", 0.2615, 1.0, 1.0, 545),
+    "motion_smoothness": Dimension("motion smoothness", "quality", 0.7060, 0.9975, 1.0, 1230),
+    "dynamic_degree": Dimension("dynamic degree", "quality", 0.0, 1.0, 0.5, 1230),
+    "aesthetic_quality": Dimension("aesthetic quality", "quality", 0.0, 1.0, 1.0, 1775),
+    "imaging_quality": Dimension("imaging quality", "quality", 0.0, 1.0, 1.0, 1775),
 }
 UNWEIGHED = "temporal_flickering"
 """Measured by the official code, part of no score."""
@@ -48,7 +51,7 @@ UNWEIGHED = "temporal_flickering"
 
 @dataclass(frozen=True)
 class Total:
-    """Scores in [0, 1]. i2v and total are None where camera motion is missing and was not left out on purpose."""
+    """Scores in [0, 1]."""
 
     i2v: float
     quality: float

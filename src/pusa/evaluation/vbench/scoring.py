@@ -7,11 +7,12 @@ that it will look for has been looked for. What cannot run is unavailable, with 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from pusa.errors import InputError
 from pusa.evaluation.vbench import checking
 from pusa.evaluation.vbench.manifest import Manifest
 from pusa.evaluation.vbench.protocol import DIMENSIONS, UNWEIGHED
-from pusa.evaluation.vbench.totals import SETTINGS
+from pusa.evaluation.vbench.totals import CONTENT, SETTINGS, official
 from pusa.files import write_json
 from pusa.training.store import make_folder
 
@@ -36,26 +37,30 @@ MODULES: dict[str, tuple[str, ...]] = {
 }
 """What must be importable in the environment."""
 CACHE, HUB, CLIP, MODELS = "cache", "hub", "clip", "models"
+_DINO = ((HUB, "facebookresearch_dino_main/hubconf.py"), (HUB, "checkpoints/dino_vitbase16_pretrain.pth"))
 WEIGHTS: dict[str, tuple[tuple[str, str], ...]] = {
-    "i2v_subject": ((HUB, "checkpoints/dino_vitbase16_pretrain.pth"),),
-    "subject_consistency": ((HUB, "checkpoints/dino_vitbase16_pretrain.pth"),),
+    "i2v_subject": _DINO,
+    "subject_consistency": _DINO,
     "i2v_background": tuple(
         (MODELS, name)
         for name in (
-            "ensemble_lora/adapter_model.safetensors",
+            "ensemble_lora/adapter_config.json",
             "dino_vitb16_pretrain.pth",
             "clip_vitb16_pretrain.pth.tar",
             "open_clip_vitb16_pretrain.pth.tar",
         )
     ),
     "background_consistency": ((CLIP, "ViT-B-32.pt"),),
-    "camera_motion": ((HUB, "checkpoints/cotracker2.pth"),),
+    "camera_motion": (
+        (HUB, "facebookresearch_co-tracker_main/hubconf.py"),
+        (HUB, "checkpoints/cotracker2.pth"),
+    ),
     "motion_smoothness": ((CACHE, "amt_model/amt-s.pth"),),
     "dynamic_degree": ((CACHE, "raft_model/models/raft-things.pth"),),
     "aesthetic_quality": ((CLIP, "ViT-L-14.pt"), (CACHE, "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth")),
     "imaging_quality": ((CACHE, "pyiqa_model/musiq_spaq_ckpt-358bb6af.pth"),),
 }
-"""The weight files of each dimension: in which of its folders the official code looks, and under which name."""
+"""The files that each dimension downloads: in which of its folders the official code looks, and under which name."""
 _PROBE = """
 import importlib, json, sys
 sys.path.insert(0, ".")
@@ -86,26 +91,33 @@ sys.argv[0] = "evaluate_i2v.py"
 sys.path.insert(0, ".")
 runpy.run_path("evaluate_i2v.py", run_name="__main__")
 """
-TAIL = 3
-"""lines of what the official code said last, in a reason"""
+TAIL, WIDTH = 3, 200
+"""lines of what the official code said last, and letters of each, in a reason"""
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Checkout:
-    """The official code. python: of its environment; download: let it fetch the weights that are missing."""
+    """The official code. python: of its environment, a path or a name; download: let it fetch what is missing."""
 
     folder: Path
     python: str
     download: bool = False
     legacy_antialias: bool = False
 
-    def check(self) -> None:
-        """InputError unless it is the official code and the interpreter runs."""
+    @property
+    def interpreter(self) -> str:
+        """`python`, so that it is found from another folder. A link is not followed, since it makes the environment."""
+        return str(Path(self.python).absolute()) if os.sep in self.python else self.python
+
+    def check(self, manifest: Manifest) -> None:
+        """InputError unless it is the official code with the manifest's list, and the interpreter runs."""
         if missing := [name for name in (ENTRY, INFO) if not (self.folder / name).is_file()]:
             raise InputError(f"{self.folder} has no {missing[0]}; give a checkout of Vchitect/VBench.")
+        if hashlib.sha256((self.folder / INFO).read_bytes()).hexdigest() != manifest.info_sha256:
+            raise InputError(f"{self.folder / INFO} is another list than the manifest's; make the manifest from it.")
         try:
-            subprocess.run([self.python, "-c", ""], check=True, capture_output=True)
+            subprocess.run([self.interpreter, "-c", ""], check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise InputError(
                 f"{self.python} does not run ({error}); give the Python of VBench's environment."
@@ -114,17 +126,20 @@ class Checkout:
     def places(self) -> dict[str, Path]:
         """The folders in which the official code looks for weights, as its own variables say."""
         home = Path.home()
-        cache = Path(os.environ.get("VBENCH_CACHE_DIR", home / ".cache/vbench"))
-        torch_home = Path(
-            os.environ.get("TORCH_HOME", Path(os.environ.get("XDG_CACHE_HOME", home / ".cache")) / "torch")
-        )
-        return {CACHE: cache, HUB: torch_home / "hub", CLIP: home / ".cache/clip", MODELS: self.folder / "models"}
+        cache = os.environ.get("VBENCH_CACHE_DIR", home / ".cache/vbench")
+        torch_home = os.environ.get("TORCH_HOME", Path(os.environ.get("XDG_CACHE_HOME", home / ".cache")) / "torch")
+        return {
+            CACHE: self.folder / cache,
+            HUB: self.folder / torch_home / "hub",
+            CLIP: home / ".cache/clip",
+            MODELS: self.folder / "models",
+        }
 
     def probe(self, dimensions: Sequence[str]) -> dict[str, Any]:
         """Which modules its environment can import, and how its torchvision resizes."""
         modules = sorted({name for dimension in dimensions for name in MODULES[dimension]})
         done = subprocess.run(
-            [self.python, "-c", _PROBE, json.dumps(modules)], cwd=self.folder, capture_output=True, text=True
+            [self.interpreter, "-c", _PROBE, json.dumps(modules)], cwd=self.folder, capture_output=True, text=True
         )
         lines = [line for line in done.stdout.splitlines() if line.startswith("PUSA")]
         if not lines:
@@ -133,23 +148,36 @@ class Checkout:
         return found
 
 
-def preflight(checkout: Checkout, manifest: Manifest, dimensions: Sequence[str]) -> tuple[dict[str, str], list[Any]]:
-    """Why dimensions cannot be scored, by name, and [torchvision's version, its default of antialias]."""
+def preflight(
+    checkout: Checkout, manifest: Manifest, dimensions: Sequence[str], there: Container[str]
+) -> tuple[dict[str, str], list[Any]]:
+    """Why dimensions cannot be scored, by name, and [torchvision's version, its default of antialias].
+
+    there: the videos that there are.
+    """
     found = checkout.probe(dimensions)
     places, reasons = checkout.places(), {}
     crops = checkout.folder / CROPS / manifest.crop
     lacking = [name for name in dict.fromkeys(v.image for v in manifest.videos) if not (crops / name).is_file()]
     for dimension in dimensions:
-        broken = [f"{name} cannot be imported ({found[name]})" for name in MODULES[dimension] if found[name]]
-        weights = [places[place] / name for place, name in WEIGHTS.get(dimension, ())]
-        absent = [] if checkout.download else [f"{path} is missing" for path in weights if not path.is_file()]
+        why = [f"{name} cannot be imported ({found[name]})" for name in MODULES[dimension] if found[name]]
+        if not checkout.download:
+            weights = [places[place] / name for place, name in WEIGHTS.get(dimension, ())]
+            why += [f"{path} is missing" for path in weights if not path.is_file()]
         if dimension.startswith("i2v_") and lacking:
-            absent.append(f"{crops} lacks {lacking[0]}" + (f" and {len(lacking) - 1} more" if lacking[1:] else ""))
-        if not any(dimension in video.dimensions for video in manifest.videos):
-            absent.append(f"no video of the suite {manifest.suite} is for it")
-        if why := [*broken, *absent]:
+            why.append(f"{crops} lacks {lacking[0]}" + (f" and {len(lacking) - 1} more" if lacking[1:] else ""))
+        wanted = _files(manifest, dimension)
+        if absent := [file for file in wanted if file not in there]:
+            why.append(f"{len(absent)} of its {len(wanted)} videos are missing, such as {absent[0]}")
+        if not wanted:
+            why.append(f"no video of the suite {manifest.suite} is for it")
+        if why:
             reasons[dimension] = "; ".join(why)
     return reasons, found["torchvision"]
+
+
+def _files(manifest: Manifest, dimension: str) -> list[str]:
+    return [video.file for video in manifest.videos if dimension in video.dimensions]
 
 
 def score(
@@ -162,11 +190,14 @@ def score(
 ) -> dict[str, Any]:
     """Score what can be scored; results are kept in `out`/DIMENSION.json, and one that is there is taken as it is.
 
-    Returns {dimension: [score, per video]} as the official code writes it, or {"unavailable": reason}, and "settings".
+    Returns {dimension: a result as the official code writes it, or {"unavailable": reason}}, also of the dimensions
+    that were scored before, and "settings". Raises InputError for videos that are not the manifest's, and for results
+    in `out` of other videos or other settings.
     """
-    checkout.check()
+    checkout.check(manifest)
     run = checking.check_run(folder, manifest)
-    reasons, torchvision = preflight(checkout, manifest, dimensions)
+    there = checking.contents(manifest, folder, lambda done, total: progress("Reading", done, total))
+    reasons, torchvision = preflight(checkout, manifest, dimensions, there)
     settings = {
         "videos": {key: run.get(key) for key in ("manifest", "suite", "settings")},
         "fps": manifest.fps,
@@ -176,21 +207,25 @@ def score(
     }
     make_folder(out, "the scores")
     results: dict[str, Any] = {}
-    for number, dimension in enumerate(dimensions):
-        progress(dimension, number, len(dimensions))
+    before = [name for name in MODULES if name not in dimensions and (out / f"{name}.json").exists()]
+    for number, dimension in enumerate([*dimensions, *before]):
+        progress("Scoring", min(number, len(dimensions)), len(dimensions))
         file = out / f"{dimension}.json"
+        videos = hashlib.sha256("".join(there.get(name, "") for name in _files(manifest, dimension)).encode())
+        record = {SETTINGS: settings, CONTENT: videos.hexdigest()}
         if file.exists():
             kept = json.loads(file.read_text(encoding="utf-8"))
-            if kept.get(SETTINGS) != settings:
-                raise InputError(f"{file} was scored otherwise; take another --out.")
+            if odd := [key for key, value in record.items() if kept.get(key) != value]:
+                what = "from other videos" if odd == [CONTENT] else "otherwise"
+                raise InputError(f"{file} was scored {what}; remove it, or take another --out.")
             results[dimension] = kept[dimension]
         elif dimension in reasons:
             results[dimension] = {"unavailable": reasons[dimension]}
         else:
             results[dimension] = _run(checkout, manifest, folder / checking.VIDEOS, dimension)
             if isinstance(results[dimension], list):
-                write_json(file, {dimension: results[dimension], SETTINGS: settings})
-    progress("done", len(dimensions), len(dimensions))
+                write_json(file, {dimension: results[dimension], **record})
+    progress("Scoring", len(dimensions), len(dimensions))
     return {**results, SETTINGS: settings}
 
 
@@ -200,7 +235,7 @@ def _run(checkout: Checkout, manifest: Manifest, videos: Path, dimension: str) -
         program = ["-c", _LEGACY] if checkout.legacy_antialias else [ENTRY]
         flags = ["--videos_path", str(videos.absolute()), "--dimension", dimension, "--ratio", manifest.crop]
         done = subprocess.run(
-            [checkout.python, *program, *flags, "--output_path", place],
+            [checkout.interpreter, *program, *flags, "--output_path", place],
             cwd=checkout.folder,
             capture_output=True,
             text=True,
@@ -208,16 +243,20 @@ def _run(checkout: Checkout, manifest: Manifest, videos: Path, dimension: str) -
         written = sorted(Path(place).glob("*_eval_results.json"))
         if done.returncode or not written:
             return {"unavailable": f"the official code failed: {_last(done.stderr or done.stdout)}"}
-        found = json.loads(written[-1].read_text(encoding="utf-8"))
-        result: Any = found.get(dimension)
-        if not (isinstance(result, list) and len(result) == 2):
-            return {"unavailable": f"the official code wrote no score of {dimension}"}
-        wanted = {video.file for video in manifest.videos if dimension in video.dimensions}
-        scored = {Path(row["video_path"]).name for row in result[1]}
-        if lost := sorted(wanted - scored):
-            return {"unavailable": f"{len(lost)} of {len(wanted)} videos were not scored, such as {lost[0]}"}
-        return result
+        # Kinds of camera motion without a video have a NaN, which JSON has not.
+        found = json.loads(written[-1].read_text(encoding="utf-8"), parse_constant=lambda _: None)
+    try:
+        _, scored = official(dimension, found.get(dimension))
+    except InputError as error:
+        return {"unavailable": str(error)}
+    wanted = _files(manifest, dimension)
+    if lost := sorted(set(wanted) - set(scored)):
+        return {"unavailable": f"{len(lost)} of {len(wanted)} videos were not scored, such as {lost[0]}"}
+    if foreign := sorted(set(scored) - set(wanted)):
+        return {"unavailable": f"{len(foreign)} videos of no line of the manifest were scored, such as {foreign[0]}"}
+    return found[dimension]
 
 
 def _last(text: str) -> str:
-    return " / ".join(line.strip() for line in text.strip().splitlines()[-TAIL:]).rstrip(".") or "it said nothing"
+    lines = [line.strip()[:WIDTH] for line in text.strip().splitlines()[-TAIL:]]
+    return " / ".join(lines).rstrip(".") or "it said nothing"

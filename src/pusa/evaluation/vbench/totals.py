@@ -1,28 +1,32 @@
 """Results of the official code, or plain numbers, into scores: complete sets only, and never two runs in one.
 
-An official result file has, for a dimension, a pair: the score of the set, and a score for each video. A plain one has
-a number. Percent and fractions are told apart by the file as a whole; one that could be either is refused.
+An official result file has, for a dimension, a list: the score of the set first, a score for each video last. A plain
+one has a number. Percent and fractions are told apart by the file as a whole; one that could be either is refused.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pusa.errors import InputError
-from pusa.evaluation.intervals import Interval, bootstrap
+from pusa.evaluation.intervals import RESAMPLES, Interval, bootstrap
 from pusa.evaluation.vbench.protocol import DIMENSIONS, UNWEIGHED, Total, share_of_total, total
-from pusa.files import existing_file
+from pusa.files import existing_file, replacing
 
-SETTINGS = "settings"
-"""Key under which `pusa vbench score` records how the videos were made and scored."""
+SETTINGS, CONTENT = "settings", "content"
+"""Keys under which `pusa vbench score` records how the videos were made and scored, and which files they were."""
+PER_VIDEO = {"imaging_quality": 100.0}
+"""Where the official code gives the score of a video in another unit than the score of the set: its factor."""
+AGREE = 0.005
+"""how far a score may be from the mean of its videos; some scores are means over frames"""
 _SAMPLE = re.compile(r"-(\d+)\.mp4$")
 
 
@@ -40,13 +44,11 @@ class Results:
         """Dimensions of the total without a value."""
         return [name for name in DIMENSIONS if name not in self.values]
 
-    def entry_scores(self) -> dict[str, Interval]:
-        """Each dimension's interval over entries, where there are scores for videos: an entry's samples are one."""
-        found = {}
-        for name, videos in self.videos.items():
-            entries = [_SAMPLE.sub("", video) for video in videos]
-            found[name] = bootstrap(list(videos.values()), groups=entries)
-        return found
+    @property
+    def short(self) -> dict[str, tuple[int, int]]:
+        """Dimensions that were not measured on all of their videos: on how many, and how many there are."""
+        counts = {name: (len(videos), DIMENSIONS[name].videos) for name, videos in self.videos.items()}
+        return {name: both for name, both in counts.items() if both[0] != both[1]}
 
 
 def read(paths: Sequence[Path]) -> Results:
@@ -65,7 +67,9 @@ def read(paths: Sequence[Path]) -> Results:
             )
         for name in part.values:
             if name in owner:
-                raise InputError(f"{name} is in {owner[name]} and in {path}; give each dimension once.")
+                raise InputError(
+                    f"{name} is in {owner[name]} and in {path}; give each dimension once, or another run as --against."
+                )
             owner[name] = path
         values |= part.values
         videos |= part.videos
@@ -87,7 +91,7 @@ def _read(path: Path) -> Results:
         raise InputError(f'{path} is no JSON ({error}); give a result file or {{"i2v_subject": 0.97, …}}.') from error
     if not isinstance(found, dict):
         raise InputError(f'{path} holds no object; give a result file or {{"i2v_subject": 0.97, …}}.')
-    settings = found.pop(SETTINGS, {})
+    settings, _ = found.pop(SETTINGS, {}), found.pop(CONTENT, None)
     unavailable = {name for name, value in found.items() if isinstance(value, dict) and value.get("unavailable")}
     numbers: dict[str, float] = {}
     videos: dict[str, dict[str, float]] = {}
@@ -101,7 +105,10 @@ def _read(path: Path) -> Results:
             raise InputError(f"{path}: {name} is {score!r}; give a number.")
         numbers[name] = float(score)
         if isinstance(value, list) and len(value) > 1:
-            videos[name] = _per_video(path, name, value[1])
+            try:
+                videos[name] = official(name, value)[1]
+            except InputError as error:
+                raise InputError(f"{path}: {error}.") from error
     numbers.pop(UNWEIGHED, None)
     videos.pop(UNWEIGHED, None)
     if not numbers:
@@ -115,14 +122,23 @@ def _read(path: Path) -> Results:
     )
 
 
-def _per_video(path: Path, name: str, rows: Any) -> dict[str, float]:
-    """Scores by file name; those of motion that the official code gives as truth values become 0 and 1."""
+def official(name: str, result: Any) -> tuple[float, dict[str, float]]:
+    """A result as the official code writes it: the score of the set, and scores by the videos' file names, in its unit.
+
+    The result is [score, videos]; that of camera motion has scores by kind of motion between the two. Truth values
+    become 0 and 1. Raises InputError for anything else, and for videos whose mean is not the score.
+    """
     try:
-        return {Path(row["video_path"]).name: float(row["video_results"]) for row in rows}
-    except (TypeError, KeyError, ValueError) as error:
+        score, *_, rows = result
+        videos = {Path(row["video_path"]).name: float(row["video_results"]) / PER_VIDEO.get(name, 1) for row in rows}
+        mean = sum(videos.values()) / len(videos)
+    except (TypeError, KeyError, ValueError, ZeroDivisionError) as error:
         raise InputError(
-            f"{path}: the videos of {name} are not as the official code writes them (video_path, video_results)."
+            f"the videos of {name} are not as the official code writes them (video_path, video_results)"
         ) from error
+    if not abs(mean - score) <= AGREE:
+        raise InputError(f"{name} is {score:g}, but its videos have a mean of {mean:g}; score it again")
+    return float(score), videos
 
 
 def _scale(path: Path, numbers: Mapping[str, float]) -> float:
@@ -142,19 +158,27 @@ def _scale(path: Path, numbers: Mapping[str, float]) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What can be said of a run. scores: None unless all dimensions are there; without_camera: all but that one."""
+    """What can be said of a run.
+
+    scores: None unless all dimensions are there, with all their videos. without_camera: the same of all but camera
+    motion. part: what the dimensions add up to when some have fewer videos, which is no score of the benchmark.
+    """
 
     scores: Total | None
     without_camera: Total | None
+    part: Total | None
     intervals: Mapping[str, Interval]
     missing: Sequence[str]
+    short: Mapping[str, tuple[int, int]]
 
     def record(self) -> dict[str, Any]:
         """As JSON, scores in percent."""
         return {
             "total": _percent(self.scores),
             "without_camera": _percent(self.without_camera),
+            "part": _percent(self.part),
             "missing": list(self.missing),
+            "videos": {name: list(both) for name, both in self.short.items()},
             "intervals": {name: interval.record() for name, interval in self.intervals.items()},
         }
 
@@ -167,36 +191,83 @@ def _percent(scores: Total | None) -> dict[str, float] | None:
 
 def verdict(results: Results) -> Verdict:
     """Scores of a complete set, and of one that lacks camera motion alone; the intervals that its videos allow."""
-    missing = results.missing
+    missing, short = results.missing, results.short
     whole = None if missing else total(results.values)
     without = total(results.values, camera=False) if set(missing) <= {"camera_motion"} else None
-    intervals = results.entry_scores()
-    if whole is not None and set(results.videos) >= set(DIMENSIONS):
-        intervals["total"] = _interval_of_total(results)
-    return Verdict(whole, without, intervals, missing)
+    return Verdict(
+        scores=None if short else whole,
+        without_camera=None if short else without,
+        part=whole if short else None,
+        intervals=intervals(results),
+        missing=missing,
+        short=short,
+    )
 
 
-def _interval_of_total(results: Results) -> Interval:
-    """The total when each dimension's entries are drawn anew: dimensions have other videos, and are drawn apart."""
-    rng_seed, draws = 0, 2000
-    samples: list[NDArray[np.float64]] = []
+def intervals(results: Results) -> dict[str, Interval]:
+    """Of each dimension that has scores for its videos, and of "total" when all have.
+
+    Samples of a prompt are one entry, and whole entries are drawn. For the total an entry is drawn with everything that
+    was measured on it, among entries of its kind (those with a subject, with a background, with a camera).
+    """
+    found = {}
+    entries: dict[str, dict[str, list[float]]] = {}
     for name, videos in results.videos.items():
-        if name not in DIMENSIONS:
-            continue
-        members: dict[str, list[float]] = {}
-        for video, score in videos.items():
-            members.setdefault(_SAMPLE.sub("", video), []).append(score)
-        sums = np.array([[sum(scores), len(scores)] for scores in members.values()])
-        picks = np.random.default_rng([rng_seed, len(samples)]).integers(len(sums), size=(draws, len(sums)))
-        drawn = sums[picks].sum(axis=1)
-        samples.append(share_of_total(name) * (drawn[:, 0] / drawn[:, 1] - sums[:, 0].sum() / sums[:, 1].sum()))
-    spread = np.sum(samples, axis=0)
-    value = total(results.values).total
-    low, high = np.quantile(spread, [0.025, 0.975])
-    return Interval(value, value + float(low), value + float(high))
+        labels = [_SAMPLE.sub("", video) for video in videos]
+        found[name] = bootstrap(list(videos.values()), groups=labels)
+        for label, score in zip(labels, videos.values(), strict=True):
+            entries.setdefault(label, {}).setdefault(name, []).append(score)
+    if set(results.videos) >= set(DIMENSIONS):
+        found["total"] = _of_total(total(results.values).total, list(entries.values()))
+    return found
+
+
+def _of_total(value: float, entries: Sequence[Mapping[str, Sequence[float]]]) -> Interval:
+    """The total is linear in the dimensions, so it is enough to draw how far each is from its mean."""
+    kinds: dict[frozenset[str], list[Mapping[str, Sequence[float]]]] = {}
+    for entry in entries:
+        kinds.setdefault(frozenset(entry), []).append(entry)
+    if any(len(members) < 2 for members in kinds.values()):
+        return Interval(value, np.nan, np.nan)
+    rng = np.random.default_rng(0)
+    sums, counts = (np.zeros((RESAMPLES + 1, len(DIMENSIONS))) for _ in range(2))
+    for members in kinds.values():
+        each = np.array([[sum(entry.get(name, ())) for name in DIMENSIONS] for entry in members])
+        samples = np.array([[len(entry.get(name, ())) for name in DIMENSIONS] for entry in members])
+        drawn = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), RESAMPLES)
+        times = np.vstack([np.ones(len(members)), drawn])
+        sums, counts = sums + times @ each, counts + times @ samples
+    totals = sums / counts @ np.array([share_of_total(name) for name in DIMENSIONS])
+    low, high = value + np.quantile(totals[1:] - totals[0], [0.025, 0.975])
+    return Interval(value, float(low), float(high))
 
 
 def contributions(first: Results, second: Results) -> dict[str, float]:
-    """How much each dimension adds to second − first, in points of the total; their sum is the difference."""
+    """How much each dimension adds to second − first, in points of the total; their sum is the difference.
+
+    Raises InputError where the runs are known to have other videos.
+    """
     shared = [name for name in DIMENSIONS if name in first.values and name in second.values]
+    for name in shared:
+        if name in first.videos and name in second.videos and first.videos[name].keys() != second.videos[name].keys():
+            raise InputError(
+                f"{second.name} has {len(second.videos[name]):,} videos of {name} and {first.name} has "
+                f"{len(first.videos[name]):,}, and not the same ones; compare runs of one suite."
+            )
     return {name: 100 * share_of_total(name) * (second.values[name] - first.values[name]) for name in shared}
+
+
+def submit(results: Results, path: Path) -> None:
+    """Write the zip that the leaderboard takes: the official results of the nine dimensions, with the videos' names.
+
+    Raises InputError unless every dimension has a score for each of its videos.
+    """
+    if lacking := [name for name in DIMENSIONS if name not in results.videos or name in results.short]:
+        raise InputError(f"{path}: {', '.join(lacking)} lacks scores of single videos; submit official results of all.")
+    found = {}
+    for name in DIMENSIONS:
+        unit = PER_VIDEO.get(name, 1)
+        rows = [{"video_path": file, "video_results": unit * score} for file, score in results.videos[name].items()]
+        found[name] = [results.values[name], rows]
+    with replacing(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("eval_results.json", json.dumps(found))
