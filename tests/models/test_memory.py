@@ -128,6 +128,21 @@ def test_info_tells(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "--memory" in capsys.readouterr().err
 
 
+def test_info_counts_the_parts_beside_a_file(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tiny_folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    shared = ["info", str(file), "--memory", "--size", "64x64", "--frames", "9", "--rate", "1", "--json"]
+    assert main([*shared, "--profile", "cpu"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert sorted(alone["assumed"]) == ["text_encoder", "vae"]
+    beside = ["--vae", str(tiny_folder), "--text-encoder", str(tiny_folder)]
+    assert main([*shared, "--profile", "cpu", *beside]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert whole["assumed"] == []
+    assert whole["profiles"][0]["host"] < alone["profiles"][0]["host"] / 10  # UMT5-XXL is 5.7 billion parameters
+    assert main(["info", str(file), *beside]) == 2
+    assert "belong to --memory" in capsys.readouterr().err
+
+
 def test_a_clip_that_will_not_fit_is_refused_before_loading(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

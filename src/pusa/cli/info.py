@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from pusa.cli.arguments import size as read_size
-from pusa.cli.options import OUTPUT, Switch, Whole, of_model
+from pusa.cli.options import OUTPUT, Many, Model, Switch, Whole, of_model
 from pusa.cli.terminal import Report
 from pusa.errors import InputError
 
@@ -32,6 +32,10 @@ def info(
     profile: Annotated[str | None, Parameter(group=MEMORY, metavar="NAME")] = None,
     dtype: Annotated[Literal["auto", "bfloat16", "float32"], Parameter(group=MEMORY)] = "auto",
     rate: Annotated[float | None, Parameter(group=MEMORY, metavar="TFLOPS")] = None,
+    vae: Annotated[str | None, Parameter(group=MEMORY, metavar="PATH")] = None,
+    text_encoder: Annotated[str | None, Parameter(group=MEMORY, metavar="PATH")] = None,
+    transformer_2: Annotated[str | None, Parameter(group=MEMORY, metavar="PATH")] = None,
+    lora: Annotated[tuple[str, ...], Many, Parameter(name="--lora", group=MEMORY, metavar="PATH[:SCALE]")] = (),
     json: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
     debug: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
 ) -> Report:
@@ -57,6 +61,14 @@ def info(
         What transformer and text encoder compute in; auto is bfloat16 on a GPU and float32 on a CPU.
     rate
         Speed of the device in large matrix products; measured if not given.
+    vae
+        The autoencoder beside a file without one; without it, Wan's own is counted.
+    text_encoder
+        The text encoder beside a file without one; without it, Wan's own is counted.
+    transformer_2
+        The expert for low noise beside a file of the one for high noise.
+    lora
+        A LoRA that will be used. Repeatable.
     json
         Print one JSON object on stdout, also for errors.
     debug
@@ -69,14 +81,14 @@ def info(
     if memory:
         from pusa.cli.memory import outlook
 
+        chosen = Model(
+            model=model, vae=vae, text_encoder=text_encoder, transformer_2=transformer_2, lora=lora, dtype=dtype
+        )
         shape = None if size is None else read_size(size)
-        return outlook(
-            model or "tiny", size=shape, frames=frames, guidance=guidance, profile=profile, rate=rate, dtype=dtype
-        )
-    if any(option is not None for option in (size, frames, guidance, profile, rate)) or dtype != "auto":
-        raise InputError(
-            "--size, --frames, --guidance, --profile, --dtype and --rate say what --memory is for; give it too."
-        )
+        return outlook(chosen, size=shape, frames=frames, guidance=guidance, profile=profile, rate=rate)
+    given = (size, frames, guidance, profile, rate, vae, text_encoder, transformer_2)
+    if any(option is not None for option in given) or lora or dtype != "auto":
+        raise InputError("Size, frames, guidance, profile, types, rate and parts belong to --memory; give it too.")
     record = _machine() if model is None else _model(model)
     width = max(len(name) for name in record)
     return Report(record, "\n".join(f"{name:{width}}  {_plain(value)}" for name, value in record.items()))

@@ -31,13 +31,12 @@ def profile_for(model: Model, size: tuple[int, int] | None, frames: int | None, 
     from pusa.models import memory, profiles
 
     chosen = None if model.memory == "auto" else profiles.named(model.memory)
-    device, beside = _device(), model.beside()
+    device = _device()
     _, folder = _found(model.source)
-    on_disk = memory.bytes_on_disk(folder, beside)
+    on_disk = memory.bytes_on_disk(folder, model.beside())
     if 0 < on_disk < memory.SMALL:
         return None if chosen is None else chosen.name
-    loras = [path for path, *_ in model.loras()]
-    rehearsal = _rehearse(model.source, size, frames, guidance, device.type == "cpu", beside, loras, model.dtype)
+    rehearsal = _rehearse(model, size, frames, guidance, device.type == "cpu")
     on_device, on_host = memory.free_memory(device)
     free = on_device, on_host / int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes each hold the model
     if chosen is None:
@@ -49,19 +48,15 @@ def profile_for(model: Model, size: tuple[int, int] | None, frames: int | None, 
 
 
 def outlook(
-    model: str,
+    model: Model,
     *,
     size: tuple[int, int] | None,
     frames: int | None,
     guidance: float | None,
     profile: str | None,
     rate: float | None,
-    dtype: str,
 ) -> Report:
-    """What a clip takes under one profile or each. rate: matrix products of the device in TFLOPS, else measured.
-
-    dtype: as `Model.dtype`.
-    """
+    """What a clip takes under one profile or each. rate: matrix products of the device in TFLOPS, else measured."""
     import torch
 
     from pusa.models import memory, profiles
@@ -76,12 +71,12 @@ def outlook(
     for each in wanted:
         on_cpu = each.gigabytes is None
         if on_cpu not in rehearsals:
-            rehearsals[on_cpu] = _rehearse(model, size, frames, guidance, on_cpu, {}, [], dtype)
+            rehearsals[on_cpu] = _rehearse(model, size, frames, guidance, on_cpu)
         needs = rehearsals[on_cpu].needs(each)
         here = on_cpu or device.type != "cpu"
         speed = rate * 1e12 if rate else None
         if speed is None and here:
-            kind = ("float32" if on_cpu else "bfloat16") if dtype == "auto" else dtype
+            kind = ("float32" if on_cpu else "bfloat16") if model.dtype == "auto" else model.dtype
             speed = _rate_of(matmul_rate, "cpu" if on_cpu else str(device), getattr(torch, kind))
         rows.append(
             needs.record()
@@ -93,7 +88,7 @@ def outlook(
         )
     any_one = next(iter(rehearsals.values()))
     record = {
-        "model": model,
+        "model": model.source,
         "size": list(any_one.size),
         "frames": any_one.frames,
         "passes_per_step": any_one.passes,
@@ -134,21 +129,14 @@ def _found(source: str) -> tuple[str, Path]:
 
 
 def _rehearse(
-    source: str,
-    size: tuple[int, int] | None,
-    frames: int | None,
-    guidance: float | None,
-    on_cpu: bool,
-    beside: dict[str, str | None],
-    loras: list[Path],
-    dtype: str,
+    model: Model, size: tuple[int, int] | None, frames: int | None, guidance: float | None, on_cpu: bool
 ) -> Rehearsal:
     import torch
 
     from pusa import embedded
     from pusa.models import checkpoints, memory
 
-    name, folder = _found(source)
+    name, folder = _found(model.source)
     wishes = checkpoints.defaults_of(folder)
     own = [embedded.adapter()] if name == checkpoints.TINY else []
     return memory.Rehearsal.of(
@@ -157,10 +145,10 @@ def _rehearse(
         size=size or wishes.size,
         frames=frames or wishes.frames,
         guidance=wishes.guidance if guidance is None else guidance,
-        dtype=None if dtype == "auto" else getattr(torch, dtype),
+        dtype=None if model.dtype == "auto" else getattr(torch, model.dtype),
         on_cpu=on_cpu,
-        beside=beside,
-        loras=[*own, *loras],
+        beside=model.beside(),
+        loras=[*own, *(path for path, *_ in model.loras())],
     )
 
 

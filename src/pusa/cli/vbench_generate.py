@@ -123,15 +123,10 @@ def _foretell(terminal: Terminal, model: Model, plan: Manifest, left: int, chose
 
     profile = "80gb" if torch.cuda.is_available() else "cpu"
     with terminal.status("Estimating"):
-        rows = outlook(
-            model.source,
-            size=plan.size,
-            frames=plan.frames,
-            guidance=chosen["guidance"],
-            profile=profile,
-            rate=None,
-            dtype=model.dtype,
-        ).record["profiles"]
+        told = outlook(
+            model, size=plan.size, frames=plan.frames, guidance=chosen["guidance"], profile=profile, rate=None
+        )
+        rows = told.record["profiles"]
         steps = chosen["steps"] or checkpoints.defaults_of(checkpoints.find(model.source, parts=())[1]).steps
     if seconds := rows[0]["seconds_per_step"]:
         low, high = (clock(each * steps * left) for each in seconds)
