@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -318,6 +319,39 @@ def test_a_merged_checkpoint_is_the_lora_at_run_time(scale, layers, tiny_folder,
     changed = {key.removesuffix(".weight") for key in before if not torch.equal(before[key], after[key])}
     assert changed == {*BLOCKS, *GLOBAL}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "merged"]
+
+
+def test_experts_get_their_own_adapters_one_after_the_other(layers, tiny_folder, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_folder, base)
+    shutil.copytree(base / "transformer", base / "transformer_2")
+    index = json.loads((base / "model_index.json").read_text())
+    index |= {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.875}
+    (base / "model_index.json").write_text(json.dumps(index))
+
+    def weights(folder, kind):
+        return load_file(folder / kind / "diffusion_pytorch_model.safetensors")
+
+    def moved(folder, kind):
+        old, new = weights(base, kind), weights(folder, kind)
+        return {key.removesuffix(".weight") for key in old if not torch.equal(old[key], new[key])}
+
+    high = comfy(tmp_path / "high_noise.safetensors", factors(layers, BLOCKS))
+    low = comfy(tmp_path / "low_noise.safetensors", factors(layers, GLOBAL))
+    export.merge(high, base, tmp_path / "one", expert="high")
+    export.merge(low, tmp_path / "one", tmp_path / "two", expert="low")
+    assert (moved(tmp_path / "two", "transformer"), moved(tmp_path / "two", "transformer_2")) == (
+        set(BLOCKS),
+        set(GLOBAL),
+    )
+    assert "of its low-noise expert" in (tmp_path / "two" / "README.md").read_text()
+    either = comfy(tmp_path / "a.safetensors", factors(layers, BLOCKS))
+    export.merge(either, base, tmp_path / "both")
+    assert moved(tmp_path / "both", "transformer") == moved(tmp_path / "both", "transformer_2") == set(BLOCKS)
+    with pytest.raises(InputError, match="for the low-noise expert: give --expert low"):
+        export.merge(low, base, tmp_path / "no")
+    with pytest.raises(InputError, match="has one transformer and no low-noise expert"):
+        export.merge(either, tiny_folder, tmp_path / "no", expert="low")
 
 
 def test_merging_into_sharded_weights_of_another_type(layers, tiny_folder, tmp_path):

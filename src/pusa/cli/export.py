@@ -27,6 +27,7 @@ def export(
     out: Annotated[Path, File, Parameter(group=OUTPUT)],
     model: str | None = None,
     scale: float | None = None,
+    expert: Literal["high", "low"] | None = None,
     ema: Annotated[float | None, Parameter(metavar="SIGMA_REL")] = None,
     step: Annotated[int | None, Whole] = None,
     rank: Annotated[int | None, Whole] = None,
@@ -48,6 +49,8 @@ def export(
         With merged: the base model, tiny-base, a diffusers folder or a hub id.
     scale
         With merged: the strength at which the LoRA is added, 1 (as it was trained) by default.
+    expert
+        With merged, of a base with two experts: the one that gets the LoRA, both by default.
     ema
         Of a run with train.ema post-hoc: average its weights over another length (EDM2's sigma_rel; runs hand out 0.1).
     step
@@ -70,9 +73,9 @@ def export(
     merging = to == "merged"
     if merging and model is None:
         raise InputError("--to merged needs --model: the base whose weights the LoRA is added to.")
-    for flag, value in (("--model", model), ("--scale", scale)):
+    for flag, value in (("--model", model), ("--scale", scale), ("--expert", expert)):
         if value is not None and not merging:
-            raise InputError(f"{flag} belongs to --to merged: a LoRA file has neither a base nor a strength in it.")
+            raise InputError(f"{flag} belongs to --to merged: a LoRA file is of no base and at no strength.")
     if scale is not None:
         number(str(scale), "--scale", "finite number")
     if rank is not None and rank < 1:
@@ -101,7 +104,9 @@ def export(
         with terminal.status(f"Reading {source.name}"):
             if to == "merged":
                 strength = 1.0 if scale is None else scale
-                done = exporting.merge(source, str(model), out, scale=strength, rank=rank, dtype=dtype, called=called)
+                done = exporting.merge(
+                    source, str(model), out, scale=strength, expert=expert, rank=rank, dtype=dtype, called=called
+                )
             else:
                 done = exporting.convert(source, out, to, rank=rank, dtype=dtype)
     if average:
@@ -119,7 +124,7 @@ def export(
         "metadata_left_out": list(done.stale),
     }
     if merging:
-        record |= {"model": model, "scale": 1.0 if scale is None else scale}
+        record |= {"model": model, "scale": 1.0 if scale is None else scale, "expert": expert}
     if average:
         record["ema"] = {
             "sigma_rel": ema,

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from pusa.errors import InputError
 from pusa.files import building, check_writable, replacing, write_text_atomic
-from pusa.models import checkpoints, lora
+from pusa.models import checkpoints, lora, sources
+from pusa.models.recognise import Expert
 
 Dialect = Literal["diffusers", "comfy", "kohya"]
 DType = Literal["float32", "bfloat16", "float16"]
@@ -122,17 +123,19 @@ def merge(
     target: str | Path,
     *,
     scale: float = 1.0,
+    expert: Expert | None = None,
     rank: int | None = None,
     dtype: DType | None = None,
     called: str | None = None,
 ) -> Exported:
     """Write the checkpoint `base`, with W + scale * B A in its transformer, as the diffusers folder `target`.
 
-    base: as for `checkpoints.load`; its other parts are copied. The sum is formed in float32, one file of weights at a
-    time, and stored in the base's type or in `dtype` (which leaves alone what diffusers keeps in float32). rank:
-    as for `convert`. called: what the README says of the LoRA, by default its file's name and hash. The folder appears
-    when it is complete. Raises InputError when the LoRA does not fit the base, the folder is there and not empty, or
-    the base lacks a part or its weights are quantised.
+    base: as for `checkpoints.load`; its other parts are copied. expert: of a base with two, the one that is changed;
+    None for both. The sum is formed in float32, one file of weights at a time, and stored in the base's type or in
+    `dtype` (which leaves alone what diffusers keeps in float32). rank: as for `convert`. called: what the README says
+    of the LoRA, by default its file's name and hash. The folder appears when it is complete. Raises InputError when the
+    LoRA does not fit the base or was made for the other expert, the folder is there and not empty, or the base lacks a
+    part or its weights are quantised.
     """
     source, target = Path(source), Path(target)
     if not abs(scale) < float("inf"):
@@ -150,36 +153,41 @@ def merge(
     parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
     if missing := [part for part in parts if not (folder / part).is_dir()]:
         raise InputError(f"{name} is incomplete: there is no folder {missing[0]} in it; copy or download it again.")
-    files = _weight_files(name, folder / "transformer")
+    kinds = sources.transformers_of(name, folder, only=expert)
+    files = {kind: _weight_files(name, folder / kind) for kind in kinds}
+    if sources.experts_of(folder) and (made_for := lora.expert_for(source)) not in (None, expert):
+        raise InputError(f"The LoRA {source} is for the {made_for}-noise expert: give --expert {made_for}.")
 
     with torch.device("meta"):
-        skeleton = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder / "transformer"))
+        skeleton = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder / kinds[0]))
     factors, metadata = lora.read(source, lora.linears(skeleton))
     factors, energy = _prepare(source, factors, rank, None)
 
     with building(target) as new:
         for part in parts:
-            leave = shutil.ignore_patterns(*(file.name for file in files)) if part == "transformer" else None
+            leave = shutil.ignore_patterns(*(file.name for file in files.get(part, ())))
             shutil.copytree(folder / part, new / part, ignore=leave)
         for entry in folder.iterdir():
             if entry.name in ("model_index.json", "pusa.json") or entry.name.upper().startswith(("LICENSE", "NOTICE")):
                 shutil.copy2(entry, new / entry.name)
-        waiting = set(factors)
-        for file in files:
-            with safe_open(str(file), "pt") as weights:
-                tensors = {key: weights.get_tensor(key) for key in weights.keys()}  # noqa: SIM118
-                header = weights.metadata() or {"format": "pt"}
-            for key, weight in tensors.items():
-                module = key.removesuffix(".weight")
-                if module in factors:
-                    tensors[key] = _sum(name, key, weight, *factors[module], scale)
-                    waiting.discard(module)
-                tensors[key] = _stored(name, key, tensors[key], weight.dtype, dtype)
-            save_file(tensors, str(new / "transformer" / file.name), metadata=header)
-        if waiting:
-            raise InputError(f"{name} is incomplete: its transformer has no {min(waiting)}.weight; copy it again.")
+        for kind in kinds:
+            waiting = set(factors)
+            for file in files[kind]:
+                with safe_open(str(file), "pt") as weights:
+                    tensors = {key: weights.get_tensor(key) for key in weights.keys()}  # noqa: SIM118
+                    header = weights.metadata() or {"format": "pt"}
+                for key, weight in tensors.items():
+                    module = key.removesuffix(".weight")
+                    if module in factors:
+                        tensors[key] = _sum(name, key, weight, *factors[module], scale)
+                        waiting.discard(module)
+                    tensors[key] = _stored(name, key, tensors[key], weight.dtype, dtype)
+                save_file(tensors, str(new / kind / file.name), metadata=header)
+            if waiting:
+                raise InputError(f"{name} is incomplete: its {kind} has no {min(waiting)}.weight; copy it again.")
         adapter = called or f"{source.name}, sha256 {lora.sha256(source)}"
-        write_text_atomic(new / "README.md", _card(name, adapter, scale, metadata))
+        place = f" of its {expert}-noise expert" if expert else " of both experts" if kinds[1:] else ""
+        write_text_atomic(new / "README.md", _card(name, place, adapter, scale, metadata))
     return Exported(target, len(factors), _ranks(factors), _dtypes(factors), energy)
 
 
@@ -274,12 +282,12 @@ def _weight_files(name: str, folder: Path) -> list[Path]:
         names = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
     if missing := [file for file in names if not (folder / file).is_file()]:
         raise InputError(
-            f"{name} is incomplete: there is no transformer/{missing[0]} in it; copy or download it again."
+            f"{name} is incomplete: there is no {folder.name}/{missing[0]} in it; copy or download it again."
         )
     return [folder / file for file in names]
 
 
-def _card(name: str, adapter: str, scale: float, metadata: Mapping[str, str]) -> str:
+def _card(name: str, place: str, adapter: str, scale: float, metadata: Mapping[str, str]) -> str:
     facts = "".join(f"\n* {key}: {value}" for key, value in sorted(metadata.items()) if key.startswith("pusa."))
     front = f"base_model: {name}\nbase_model_relation: merge\n" if not Path(name).is_absolute() and "/" in name else ""
     return f"""---
@@ -287,7 +295,7 @@ def _card(name: str, adapter: str, scale: float, metadata: Mapping[str, str]) ->
 pipeline_tag: text-to-video
 ---
 
-{Path(name).name} with a LoRA in its weights: W + {scale:g} B A.
+{Path(name).name} with a LoRA in the weights{place or " of its transformer"}: W + {scale:g} B A.
 
 * LoRA: {adapter}{facts}
 """
