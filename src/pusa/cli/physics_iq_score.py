@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from pusa.cli.options import OUTPUT, File, Talk, Whole
 from pusa.cli.terminal import Report, Terminal, count
-from pusa.errors import InputError
+from pusa.errors import InputError, needing
+from pusa.files import write_json
+
+if TYPE_CHECKING:
+    from pusa.evaluation.physics_iq.scores import Summary, View
 
 SHOWN = 8
+SCORES = ("verified", "original")
 
 
 def score(
     videos: Annotated[Path, File],
-    *,
+    *runs: str,
     descriptions: Annotated[Path, File],
     data: Annotated[Path, File],
     out: Annotated[
@@ -34,49 +41,80 @@ def score(
     ----------
     videos
         A folder of videos by the official names, five seconds each.
+    runs
+        Folders of the same model's videos from other seeds: mean and standard deviation of all runs are printed too.
     descriptions
         The official descriptions CSV.
     data
         The folder of the Physics-IQ dataset.
     out
-        Folder of the scores, which are kept for each video.
+        Folder of the scores, which are kept for each video; for one folder of videos.
     jobs
         Processes that work at the same time.
     """
+    folders = [videos, *map(Path, runs)]
     if jobs < 1:
         raise InputError(f"--jobs {jobs}: give 1 or more.")
-    if not videos.is_dir():
-        raise InputError(f"There is no folder {videos}; give that of the videos.")
+    if out is not None and runs:
+        raise InputError("--out is for one folder of videos; several keep their scores beside each.")
+    if nowhere := [folder for folder in folders if not folder.is_dir()]:
+        raise InputError(f"There is no folder {nowhere[0]}; give that of the videos.")
+    homes = [folder.resolve().parent for folder in folders]
+    if shared := [home for home in homes if homes.count(home) > 1]:
+        raise InputError(f"Two runs are in {shared[0]}, where their scores would mix; give each a folder of its own.")
     terminal = Terminal(talk.talkative)
-    with terminal.status("Starting"):
-        from functools import partial
+    with terminal.status("Starting"), needing("eval"):
+        from pusa.evaluation.physics_iq import comparing, scores
 
-        from pusa.errors import needing
-        from pusa.files import write_json
+    found: list[Summary] = []
+    texts: list[str] = []
+    records: list[dict[str, Any]] = []
+    for folder in folders:
+        place = out or folder.parent / "scores"
+        views, problems = _compared(terminal, folder, descriptions, data, place, jobs)
+        record: dict[str, Any] = {"compared": len(views), "missing": problems, "complete": not problems}
+        if views:
+            found.append(scores.summarise(views))
+            record |= comparing.plain(found[-1])
+        write_json(place / "scores.json", record)
+        records.append({"videos": str(folder), **record} if runs else record)
+        texts.append("\n".join([*_lines(views, problems, found[-1] if views else None), str(place / "scores.json")]))
+    code = int(any(record["missing"] for record in records))
+    if not runs:
+        return Report(records[0], texts[0], exit_code=code)
+    values = {} if code else {name: [getattr(one, name).value for one in found] for name in SCORES}
+    together = {name: {"mean": mean(each), "std": stdev(each)} for name, each in values.items()}
+    if together:
+        spread = (f"{name + ' score':28}{100 * x['mean']:.1f} ± {100 * x['std']:.1f}" for name, x in together.items())
+        texts.append("\n".join([f"{count(len(folders), 'run')}, mean ± standard deviation", *spread]))
+    return Report({"runs": records, **together}, "\n\n".join(texts), exit_code=code)
 
-        with needing("eval"):
-            from pusa.evaluation import pieces
-            from pusa.evaluation.physics_iq import comparing, scores
 
-    place = out or videos.parent / "scores"
+def _compared(
+    terminal: Terminal, videos: Path, descriptions: Path, data: Path, place: Path, jobs: int
+) -> tuple[list[View], dict[str, str]]:
+    """The comparisons of a folder, made where they are missing, and what is wrong with other videos."""
+    from functools import partial
+
+    from pusa.evaluation import pieces
+    from pusa.evaluation.physics_iq import comparing
+
     work = comparing.pieces(videos, descriptions, data, place)
     with terminal.counting() as progress:
         pieces.make_with(jobs, partial(comparing.make, videos, descriptions, data, place), work, "Comparing", progress)
-    views, problems = comparing.results(videos, descriptions, data, place)
-    record: dict[str, Any] = {"compared": len(views), "missing": problems, "complete": not problems}
+    return comparing.results(videos, descriptions, data, place)
+
+
+def _lines(views: Sequence[View], problems: Mapping[str, str], found: Summary | None) -> list[str]:
     lines = [f"{file}: {why}" for file, why in list(problems.items())[:SHOWN]]
     if len(problems) > SHOWN:
         lines.append(f"… and {len(problems) - SHOWN} more; --json names all")
-    if views:
-        found = scores.summarise(views)
-        kind = "" if not problems else "partial, "
-        record |= comparing.plain(found)
+    if found is not None:
         lines += [
-            f"{kind}{count(len(views), 'video')} of {len(views) + len(problems)}",
+            f"{'partial, ' if problems else ''}{count(len(views), 'video')} of {len(views) + len(problems)}",
             f"{'verified score':28}{found.verified.text(1, 100)}",
             f"{'original score':28}{found.original.text(1, 100)}",
             *(f"  {name:26}{part.text(1, 100)}" for name, part in found.parts.items()),
             *(f"{name:28}{part.text(1, 100)}" for name, part in found.categories.items()),
         ]
-    write_json(place / "scores.json", record)
-    return Report(record, "\n".join([*lines, str(place / "scores.json")]), exit_code=int(bool(problems)))
+    return lines

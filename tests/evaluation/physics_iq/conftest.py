@@ -71,7 +71,7 @@ def videos(dataset: Path, tmp_path: Path) -> Callable[..., Path]:
 
     def write(make: Callable[[str], Frames], folder: str = "videos", fps: float = FPS) -> Path:
         place = tmp_path / folder
-        place.mkdir(exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
         for row in csv.DictReader((dataset / "descriptions.csv").open()):
             if "_take-1_" in row["scenario"]:
                 name = row["scenario"].split("_take-1_")[1].removesuffix(".mp4")

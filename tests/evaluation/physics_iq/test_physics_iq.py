@@ -145,6 +145,22 @@ def test_a_second_scoring_looks_only_at_what_is_new(dataset: Path, ask: Ask, vid
     assert len((tmp_path / "scores" / ".times.jsonl").read_text().splitlines()) == 5
 
 
+def test_runs_with_other_seeds_have_a_mean_and_a_spread(dataset: Path, ask: Ask, videos: Write, tmp_path: Path) -> None:
+    flags = ("--descriptions", dataset / "descriptions.csv")
+    places = [videos(clip, "exact/videos"), videos(lambda name: clip(offset=(0, 8)), "aside/videos")]
+    code, found = ask("score", *places, flags=flags)
+    assert code == 0
+    values = [run["verified"]["value"] for run in found["runs"]]
+    assert found["verified"]["mean"] == pytest.approx(sum(values) / 2)
+    assert found["verified"]["std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    assert values[0] > values[1] + 0.1
+    next(iter(places[1].iterdir())).unlink()
+    code, found = ask("score", *places, flags=flags)
+    assert (code, "verified" in found) == (1, False)
+    code, found = ask("score", places[0], places[0], flags=flags)
+    assert (code, "their scores would mix" in found["error"]["message"]) == (2, True)
+
+
 def test_a_missing_take_is_said(dataset: Path, ask: Ask, videos: Write, tmp_path: Path) -> None:
     code, found = ask(
         "score", videos(lambda name: clip(name)[:10], fps=2), flags=("--descriptions", dataset / "descriptions.csv")
