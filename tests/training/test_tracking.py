@@ -9,6 +9,7 @@ import sys
 import time
 import types
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -137,6 +138,31 @@ def test_without_a_terminal_lines_say_now_and_then_how_far_it_is(
     assert line.startswith("Training: step 12 of 40, loss 0.1250, ")
     assert " left, MFU " in line
     assert aside == "Validating after step 13"
+
+
+def test_validation_does_not_throw_the_time_left_off(
+    tmp_path: Path, model: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(tracking, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(tracking, "EVERY", 0.0)
+    with Tracker(tmp_path, model, steps=1000) as tracker:
+        tracker.start(0, 1000)
+        with tracker.aside("Validating", "validation"):
+            now[0] += 60  # before the first step: it comes once
+        for step in range(1, 202):
+            now[0] += 1
+            tracker.step(record(step) | {"seconds": 1.0})
+            if step in (100, 200):
+                with tracker.aside("Validating", "validation"):
+                    now[0] += 60
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Training: step ")]
+    left = {int(line.split()[2]): line.split(", ")[3] for line in lines}
+    assert left[1] == "16:39 left"  # 999 steps of a second
+    assert left[100] == "15:00 left"
+    assert left[101] == "23:58 left"  # and nine validations, that of the last step among them: 899 + 540 seconds
+    assert left[200] == "21:20 left"
+    assert left[201] == "21:18 left"
 
 
 def test_the_cost_sheet_says_what_validation_and_previews_took(tmp_path: Path, model: Any) -> None:

@@ -78,6 +78,8 @@ class Tracker:
         self._mean: float | None = None
         self._done = self._first = 0
         self._aside = dict.fromkeys(ASIDES, 0.0)
+        self._paused = self._watched = 0.0
+        self._watched_until = 0
         self._last = self._began = self._told = time.perf_counter()
         self._part = 0
 
@@ -159,7 +161,12 @@ class Tracker:
         try:
             yield
         finally:
-            self._aside[kind] += time.perf_counter() - began
+            took = time.perf_counter() - began
+            self._aside[kind] += took
+            if self.rate is not None:
+                self._paused += took
+            if self._done > self._first:
+                self._watched, self._watched_until = self._watched + took, self._done
             if self._bar:
                 self._bar[0].update(self._bar[1], description="Training")
 
@@ -224,11 +231,10 @@ class Tracker:
         if loss is not None and loss - loss == 0:
             self._mean = loss if self._mean is None else SMOOTHING * self._mean + (1 - SMOOTHING) * loss
         timing = record["timing"]
-        each = (self._last - self._began) / (self._done - self._first)
         shown: dict[str, Any] = {
             "loss": "–" if self._mean is None else f"{self._mean:.4f}",
             "speed": f"{timing['clips_per_s']:.3g} clips/s",
-            "left": f"{_clock(each * (self.steps - self._done))} left",
+            "left": f"{_clock(self._pace() * (self.steps - self._done))} left",
             "use": f"MFU {timing['mfu']:.0%}, {timing['peak_memory'] / 2**30:.1f} GiB",
         }
         if self._bar:
@@ -236,6 +242,14 @@ class Tracker:
         elif self._is_due():
             words = shown | {"loss": f"loss {shown['loss']}"}
             self.event(f"Training: step {self._done:,} of {self.steps:,}, {', '.join(words.values())}")
+
+    def _pace(self) -> float:
+        """Seconds a step, with what validation and previews take: that is spread over the steps that came before it.
+
+        What was watched before the first step comes once and is left out.
+        """
+        training = (self._last - self._began - self._paused) / (self._done - self._first)
+        return training + (self._watched / (self._watched_until - self._first) if self._watched else 0.0)
 
     def _is_due(self) -> bool:
         """Whether a line about the progress is due; it then counts as told."""
