@@ -52,7 +52,7 @@ def measure(folder: str, width: int, height: int, frames: int, steps: int, profi
     texts = pipe.encode_text(["a prompt"])
     peaks["text"] = peak()
     restart()
-    settings = pipe.settings(frames=frames, size=(width, height), steps=steps, guidance=1.0)
+    settings = pipe.limits.settings(frames=frames, size=(width, height), steps=steps, guidance=1.0)
     known = {0: (pipe.noise(1, settings)[:, :, :1], 0.0)}  # so that the frames' timesteps differ
     z = pipe.sample(pipe.matrix(settings, known), (texts, texts), settings, known=known)
     peaks["sample"] = peak()

@@ -92,25 +92,35 @@ def test_what_was_made_otherwise_is_not_mixed_in(ask: Ask, work: Path, what: str
         options = ("--memory", "24gb")
     code, said = ask(LINES, *options)
     assert code == 2
-    assert "is there already and was made otherwise; give --overwrite" in said["error"]["message"]
+    why = "has changed since it was made" if what == "cut off" else "was made otherwise"
+    assert f"is there already and {why}; give --overwrite" in said["error"]["message"]
     code, said = ask(LINES, *options, "--overwrite")
     assert code == 0
     assert len(said["made"]) == {"settings": 3, "picture": 2, "cut off": 1, "profile": 3}[what]
 
 
+def test_the_adapter_of_tiny_tells_it_from_tiny_base(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "one.txt").write_text("a red circle")
+    command = ["generate", "--prompts", str(work / "one.txt"), "--out", str(work / "out"), "--steps", "1", "--frames"]
+    assert main([*command, "1", "--model", "tiny", "-q"]) == 0
+    assert main([*command, "1", "--model", "tiny-base", "-q"]) == 2
+    assert "was made otherwise" in capsys.readouterr().err
+
+
 def test_one_that_fails_does_not_stop_the_others(ask: Ask, work: Path) -> None:
-    lines = [LINES[0], {"prompt": "a circle", "keyframe": ["grey.png@40"], "name": "late"}, LINES[2]]
+    (work / "text.mp4").write_text("no clip")
+    lines = [LINES[0], {"prompt": "a circle", "video": ["text.mp4"], "name": "late"}, LINES[2]]
     code, said = ask(lines)
     assert code == 1
     assert len(said["made"]) == 2
     (failed,) = said["failed"]
     assert failed["line"].endswith("clips.jsonl, line 2")
-    assert "outside the clip" in failed["reason"]
+    assert "text.mp4" in failed["reason"]
     assert not (work / "out" / "late.mp4").exists()
 
 
 def test_prompts_in_a_text_file(ask: Ask) -> None:
-    _, said = ask("a red circle\n\n  a blue square \n", file="prompts.txt")
+    _, said = ask("\ufeffa red circle\n\n  a blue square \n", file="prompts.txt")
     assert [Path(path).name for path in said["made"]] == ["0001_a-red-circle_0.mp4", "0003_a-blue-square_0.mp4"]
 
 
@@ -130,6 +140,12 @@ def test_prompts_in_a_text_file(ask: Ask) -> None:
         ('{"name": "first"}', "line 2: it would write"),
         ("[1]", "line 2: it is no object"),
         ('{"prompt": "x"', "line 2: it is no JSON"),
+        ('{"seed": -1}', "line 2: seed is -1: give a whole number from 0 to 9223372036854775807"),
+        ('{"steps": 0}', "line 2: steps"),
+        ('{"size": "33x32"}', "line 2: The size 33x32 cannot be made"),
+        ('{"guidance": NaN}', "line 2: guidance is nan"),
+        ('{"frames": 4101}', "line 2: 4,101 frames are too many"),
+        ('{"keyframe": ["grey.png@99"]}', "outside the clip, which has 5 frames"),
     ],
 )
 def test_every_line_is_checked_before_a_model_is_loaded(

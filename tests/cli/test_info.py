@@ -45,6 +45,7 @@ def test_a_folder_in_wans_own_layout(base: Path, wans: Path, about: Any) -> None
     assert ours["transformer"] == theirs["transformer"]
     assert "parameters in BF16" in ours["transformer"]
     assert ours["vae"] == theirs["vae"]
+    assert "transformer/diffusion_pytorch_model.safetensors" in theirs["files"]
     assert list(ours["files"]) == ["Wan2.1_VAE.pth", "diffusion_pytorch_model.safetensors",
                                    "models_t5_umt5-xxl-enc-bf16.pth"]  # fmt: skip
     assert (ours["fps"], ours["frames"]) == (16, 81)
@@ -110,12 +111,38 @@ def test_two_experts_and_refused_files_are_described(wans: Path, about: Any, tmp
     assert "damaged" in about(tmp_path / "broken.safetensors", code=2)["error"]["message"]
 
 
+def test_an_incomplete_folder_says_what_is_not_there(wans: Path, about: Any, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(wans, tmp_path / "wan"))
+    (folder / "Wan2.1_VAE.pth").unlink()
+    assert about(folder)["vae"] == "not here"
+
+
+def test_a_lora_is_described(about: Any, tmp_path: Path) -> None:
+    a, b = torch.zeros(4, 5120), torch.ones(5120, 4)
+    tensors = {
+        "blocks.0.self_attn.q.lora_A.default.weight": a,
+        "blocks.0.self_attn.q.lora_B.default.weight": b,
+        "blocks.0.self_attn.k.lora_A.default.weight": a[:2],
+        "blocks.0.self_attn.k.lora_B.default.weight": b[:, :2].contiguous(),
+    }
+    save_file(tensors, tmp_path / "high_noise_pusa.safetensors")
+    said = about(tmp_path / "high_noise_pusa.safetensors")
+    assert (said["layers"], said["ranks"], said["for"]) == (2, "2-4", "Wan 14B, 5120 wide")
+    assert (said["expert"], said["per frame"]) == ("high noise", "yes")
+    (tmp_path / "run").mkdir()
+    save_file(tensors, tmp_path / "run" / "lora.safetensors", {"pusa.pattern": "shared", "pusa.step": "400"})
+    said = about(tmp_path / "run")
+    assert (said["per frame"], said["step"]) == ("not known to be", "400")
+
+
 def test_the_embedded_model(about: Any) -> None:
     from pusa import embedded
 
     if not embedded.folder().is_dir():
         pytest.skip("not in this installation")
     assert about("tiny")["licence"] == "Apache-2.0"
+    assert about("tiny")["adapter"].endswith(f"pusa.safetensors at strength {embedded.STRENGTH:g}")
+    assert "adapter" not in about("tiny-base")
 
 
 def test_generate_takes_parts_beside_a_file(wans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,6 +48,7 @@ HIGH, LOW = lora("/p/high_noise_pusa.pt", expert="high"), lora("/p/low_noise_pus
         ([LIGHTNING], SETTINGS, True, ["guidance is 3", "no LoRA that is known"]),
         ([HIGH], SETTINGS, True, ["the low-noise expert has no LoRA"]),
         ([HIGH, LOW], SETTINGS, True, []),
+        ([PUSA, lora("/l/pusa_mine.pt")], SETTINGS, False, ["pusa_v1.safetensors and pusa_mine.pt each"]),
         ([lora("/l/style.safetensors", expert="low")], SETTINGS, True, ["neither expert has a LoRA"]),
     ],
 )  # fmt: skip
@@ -99,3 +100,12 @@ def test_the_embedded_model_does_not(recwarn: pytest.WarningsRecorder) -> None:
     pipe = load("tiny", device="cpu")
     pipe.generate("a red circle", [Image(np.zeros((64, 64, 3), np.uint8))], steps=1, frames=5)
     assert not [w for w in recwarn if "LoRA" in str(w.message)]
+
+
+def test_a_lora_of_the_embedded_base_beside_the_embedded_adapter(tmp_path: Path) -> None:
+    file = tmp_path / "mine.safetensors"
+    save_file({"x": torch.zeros(1)}, file, {"pusa.pattern": "independent"})
+    mine, own = lora(str(file)), lora("/e/pusa.safetensors")
+    (said,) = advice("tiny", [own, mine], SETTINGS, given=True)
+    assert "tiny brings its own, and tiny-base has none" in said
+    assert advice("tiny-base", [mine], SETTINGS, given=True) == []

@@ -16,7 +16,7 @@ from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import Cancelled, InputError
 from pusa.generation.conditions import Clip, Image, Target, resolve
 from pusa.generation.pipeline import load
-from pusa.generation.settings import Options
+from pusa.generation.settings import Options, Settings
 
 PROMPT = "a red circle moves left"
 
@@ -57,7 +57,7 @@ def test_a_task_is_its_conditions(task, tasks, tiny_pipe):
     known = [slot for slot in range(5) if not clip.matrix.state[:, slot].any()]
     assert known == slots
     encoded, _ = resolve(conditions, Target(17, (32, 32), 8, "crop", tiny_pipe.vae))
-    free = tiny_pipe.generate(PROMPT, seed=3).latents if slots else tiny_pipe.noise(3, tiny_pipe.settings())
+    free = tiny_pipe.generate(PROMPT, seed=3).latents if slots else tiny_pipe.noise(3, tiny_pipe.limits.settings())
     for slot in range(5):
         made = clip.latents[:, :, slot : slot + 1]
         if slot in slots:
@@ -104,7 +104,7 @@ def test_noise_on_a_condition_is_mixed_once_with_its_own_noise(tiny_pipe, pictur
     clip = tiny_pipe.generate(PROMPT, [Image(picture(1), noise=0.2)], steps=4, callback=lambda step: seen.append(step))
     assert torch.equal(clip.matrix.state[:, 0], clip.matrix.state[:, 1] * 0.2)
     known = tiny_pipe.encode(picture(1)[None])
-    noise = tiny_pipe.noise(0, tiny_pipe.settings())[:, :, :1]
+    noise = tiny_pipe.noise(0, tiny_pipe.limits.settings())[:, :, :1]
     start = 0.8 * known + 0.2 * noise
     assert not torch.equal(clip.latents[:, :, :1], known)
     assert (clip.latents[:, :, :1] - start).abs().mean() < 0.3 * (noise - known).abs().mean()
@@ -113,7 +113,7 @@ def test_noise_on_a_condition_is_mixed_once_with_its_own_noise(tiny_pipe, pictur
 
 
 def test_the_initial_noise_is_torchs_own(tiny_pipe):
-    noise = tiny_pipe.noise(0, tiny_pipe.settings(frames=81, size=(1280, 720)))
+    noise = tiny_pipe.noise(0, Settings(81, (1280, 720), 10, 3.0, 5.0))
     assert noise.shape == (1, 16, 21, 90, 160)
     assert noise[0, 0, 0, 0, :4].tolist() == pytest.approx([-1.1258398, -1.1523602, -0.2505786, -0.4338788])
     assert noise[0, 0, 20, 0, :3].tolist() == pytest.approx([-0.3647546, -0.3775772, -2.3820398])
@@ -124,7 +124,7 @@ def test_text_to_video_is_what_the_stock_pipeline_makes(tiny_folder, tiny_pipe):
     stock.set_progress_bar_config(disable=True)
     stock_steps = stock.scheduler.set_timesteps
     stock.scheduler.set_timesteps = lambda n, device: stock_steps(sigmas=np.linspace(1, 0, n + 1)[:-1], device=device)
-    settings = tiny_pipe.settings(steps=4, guidance=3.0)
+    settings = tiny_pipe.limits.settings(steps=4, guidance=3.0)
     expected = stock(
         PROMPT, "blurry", height=32, width=32, num_frames=17, num_inference_steps=4, guidance_scale=3.0,
         latents=tiny_pipe.noise(5, settings), output_type="latent",

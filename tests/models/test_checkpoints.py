@@ -99,6 +99,8 @@ def refused(source, match):
 
 def test_image_to_video_checkpoints_name_the_right_one(folder):
     edit(folder / "transformer" / "config.json", in_channels=36)
+    refused(folder, r"image-to-video checkpoint \(36 input channels\).*Wan-AI/Wan2.2-T2V-A14B-Diffusers")
+    edit(folder / "transformer" / "config.json", in_channels=36, image_dim=1280)  # only Wan2.1 embeds the picture
     refused(folder, r"image-to-video checkpoint \(36 input channels\).*Wan-AI/Wan2.1-T2V-14B-Diffusers")
     edit(folder / "model_index.json", transformer_2=["diffusers", "WanTransformer3DModel"])
     refused(folder, "Wan-AI/Wan2.2-T2V-A14B-Diffusers")
@@ -113,7 +115,7 @@ def test_unsupported_kinds(folder):
     refused(folder, "WanVACETransformer3DModel")
     edit(folder / "model_index.json", transformer=["diffusers", "WanTransformer3DModel"])
     edit(folder / "transformer" / "config.json", in_channels=20)
-    refused(folder, "20 channels where its autoencoder has 16")
+    refused(folder, "20 channels where the autoencoder of .* has 16: it is no text-to-video model")
 
 
 def test_folders_that_are_no_model(folder, tmp_path):

@@ -263,7 +263,9 @@ def test_damaged_files(model, good, tmp_path):
     save_file({}, path)
     refused(model, path, "no tensors")
     path.write_text("version https://git-lfs.github.com/spec/v1\n")
-    refused(model, path, "damaged or not a LoRA")
+    refused(model, path, "git-lfs pointer")
+    save_file({"blocks.0.self_attn.q.weight": torch.zeros(4, 4)}, path)
+    refused(model, path, "is no LoRA: its 1 keys .* are those of a whole network; give one with --model")
     pickled = tmp_path / "x.pt"
     torch.save(good, pickled)
     pickled.write_bytes(pickled.read_bytes()[:1000])

@@ -106,7 +106,7 @@ def test_a_clip_says_its_profile_and_is_remade_with_it(source: str, tmp_path: Pa
 
 
 def test_unknown_profiles_are_refused(source: str) -> None:
-    with pytest.raises(InputError, match="choose auto, none, 80gb"):
+    with pytest.raises(InputError, match="choose one of 80gb"):
         load(source, device="cpu", memory="9gb")
 
 

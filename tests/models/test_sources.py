@@ -484,7 +484,9 @@ def test_a_half_downloaded_folder(wans, base, tmp_path):
     refused(folder, "is damaged")
     plain = shutil.copytree(base, tmp_path / "diffusers")
     next((plain / "text_encoder").glob("*.safetensors")).unlink()
-    refused(plain, "The text_encoder of .* cannot be loaded")
+    refused(plain, "The text_encoder of .* is incomplete: of its weights there is nothing; copy or download")
+    (plain / "text_encoder" / "pytorch_model.bin").write_bytes(b"x")
+    refused(plain, "there is only pytorch_model.bin, a pickle, which is not read")
 
 
 def test_missing_tensors_and_other_shapes(wans, file, transformer):

@@ -79,6 +79,9 @@ def main(tokens: Sequence[str] | None = None) -> int:
             if report:
                 report.print(as_json)
         return report.exit_code if report else 0
+    except BrokenPipeError:  # `pusa … | head`: what read the output wants no more, and nor shall Python's last flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except BaseException as error:
         if isinstance(error, SystemExit | GeneratorExit):
             raise

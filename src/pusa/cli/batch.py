@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pusa.cli.arguments import slug
-from pusa.cli.making import check, open_pipeline
+from pusa.cli.making import check, limits_of, open_pipeline
 from pusa.cli.options import Model, Output, Sampling
 from pusa.cli.request import Request
 from pusa.cli.terminal import Report, Terminal, clock, count, printable
@@ -83,6 +83,10 @@ def make_all(
     for line in lines:
         with _at(line.where):
             check(terminal, frames=line.request.frames, pictures=line.request.pictures, videos=line.request.videos)
+    limits = limits_of(model, terminal)
+    for line in lines:
+        with _at(line.where):
+            line.request.check(limits)
     with terminal.status("Looking at the model"):
         known = about(model)
         lines = [replace(line, digest=_digest(line.request, known)) for line in lines]
@@ -121,7 +125,7 @@ def read(file: Path, options: Mapping[str, Any], folder: Path) -> list[Line]:
     options: for what a line does not say. folder: where the clips go. Paths in a line are relative to the file.
     """
     try:
-        texts = file.read_text(encoding="utf-8").splitlines()
+        texts = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise InputError(f"--prompts {file} cannot be read ({reason}); give a .jsonl or .txt file.") from error
@@ -203,9 +207,12 @@ def about(model: Model) -> dict[str, Any]:
     transformers = checkpoints.check(
         name, folder, vae=beside["vae"], text_encoder=beside["text_encoder"], transformer_2=second
     )
+    own = [(one.path, one.scale, one.expert) for one in checkpoints.own_loras(name)]
     return {
         "model": checkpoints.fingerprint(folder, beside, transformers),
-        "loras": [[lora.fingerprint(dialects.file_of(path)), scale, expert] for path, scale, expert in model.loras()],
+        "loras": [
+            [lora.fingerprint(dialects.file_of(path)), scale, expert] for path, scale, expert in (*own, *model.loras())
+        ],
         "dtype": model.dtype,
         "memory": None if model.memory in ("auto", "none") else model.memory,
     }
@@ -229,12 +236,15 @@ def _is_there(line: Line, overwrite: bool) -> bool:
     recipe: Any = {}
     with suppress(OSError, ValueError):
         recipe = json.loads(line.path.with_suffix(".json").read_text(encoding="utf-8"))
-    if recipe.get("request") == line.digest and recipe.get("result", {}).get("sha256") == sha256(line.path):
+    same = recipe.get("request") == line.digest
+    if same and recipe.get("result", {}).get("sha256") == sha256(line.path):
         return True
     if not overwrite:
+        what = "was made otherwise" if recipe else "has no readable sidecar"
+        what = "has changed since it was made" if same else what
         raise InputError(
-            f"{line.where}: {line.path} is there already and was made otherwise; give --overwrite to replace it, or "
-            "another name or --out."
+            f"{line.where}: {line.path} is there already and {what}; give --overwrite to replace it, or another name "
+            "or --out."
         )
     return False
 

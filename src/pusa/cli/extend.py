@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from pusa.cli.arguments import multiplier
 from pusa.cli.arguments import size as read_size
-from pusa.cli.making import check, make, open_pipeline
+from pusa.cli.making import check, check_wishes, make, open_pipeline
 from pusa.cli.options import CLIP, File, Model, Output, Sampling, Switch, Whole, of_model, with_preset
 from pusa.cli.terminal import Report, Terminal
 
@@ -60,6 +60,7 @@ def extend(
     output.check()
     path = output.path(f"{clip.stem}_{'preceded' if backward else 'extended'}_{sampling.seed}")
     check(terminal, videos=[clip])
+    check_wishes(model, sampling, terminal, size=shape)
     pipe = open_pipeline(model, terminal, size=shape, guidance=sampling.guidance)
 
     from pusa.generation import extension

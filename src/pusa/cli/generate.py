@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from pusa.cli.arguments import default_name
-from pusa.cli.making import check, check_shares, make, open_pipeline
+from pusa.cli.making import check, check_shares, limits_of, make, open_pipeline
 from pusa.cli.options import (
     CLIP,
     CONDITIONS,
@@ -78,7 +78,7 @@ def generate(
     edit
         Clip to change: its motion stays, the prompt repaints it.
     strength
-        How much of --edit may change: 0 nothing, 1 everything.
+        How much of --edit may change, above 0: a little at 0.1, everything at 1.
     noise
         Noise multiplier of every condition that names none: 0 keeps it exactly, 1 ignores it.
     frames
@@ -145,6 +145,7 @@ def generate(
         raise InputError(f"--count {count}: give 1 or more.")
     output.check()
     check(terminal, frames=frames, pictures=request.pictures, videos=request.videos)
+    request.check(limits_of(model, terminal), count)
     if request.editing is None:
         check_shares(model, request.shape, frames)
     pipe = open_pipeline(model, terminal, size=request.shape, frames=frames, guidance=sampling.guidance)

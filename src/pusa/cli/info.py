@@ -44,7 +44,7 @@ def info(
     Parameters
     ----------
     model
-        tiny, tiny-base, a folder, a .safetensors or .gguf file, or a hub id.
+        tiny, tiny-base, a folder, a .safetensors or .gguf file, or a hub id; or a LoRA, or the folder of one.
     presets
         List what each --preset of generate, extend and transition sets.
     memory
@@ -89,7 +89,7 @@ def info(
     given = (size, frames, guidance, profile, rate, vae, text_encoder, transformer_2)
     if any(option is not None for option in given) or lora or dtype != "auto":
         raise InputError("Size, frames, guidance, profile, types, rate and parts belong to --memory; give it too.")
-    record = _machine() if model is None else _model(model)
+    record = _machine() if model is None else _lora(Path(model)) or _model(model)
     width = max(len(name) for name in record)
     return Report(record, "\n".join(f"{name:{width}}  {_plain(value)}" for name, value in record.items()))
 
@@ -134,8 +134,36 @@ def _machine() -> dict[str, Any]:
     }
 
 
+def _lora(path: Path) -> dict[str, Any] | None:
+    """What a LoRA is; None when the path is none."""
+    from pusa.generation import advice
+    from pusa.models import dialects
+    from pusa.models import lora as loras
+
+    if not dialects.is_lora(path):
+        return None
+    file = dialects.file_of(path)
+    changes = dialects.read(file)
+    ranks = sorted({len(down) for down, _ in changes.factors.values()})
+    queries = [down.shape[1] for module, (down, _) in changes.factors.items() if module.endswith("attn1.to_q")]
+    width = queries[0] if queries else None
+    expert = loras.expert_for(file)
+    told = {key.removeprefix("pusa."): value for key, value in changes.metadata.items() if key.startswith("pusa.")}
+    return {
+        "lora": str(file.resolve()),
+        "files": {file.name: _size(file)},
+        "layers": len(changes.factors),
+        "ranks": "-".join(map(str, dict.fromkeys((ranks[0], ranks[-1])))) if ranks else "none",
+        **({"whole": f"{len(changes.differences)} parameters"} if changes.differences else {}),
+        **({} if width is None else {"for": f"{dialects.made_for(width) or 'a model'}, {width} wide"}),
+        **({} if expert is None else {"expert": f"{expert} noise"}),
+        "per frame": "yes" if advice.is_per_frame(file) else "not known to be",
+        **({"distilled": "by its name"} if advice.is_distilled(file) else {}),
+        **told,
+    }
+
+
 def _model(source: str) -> dict[str, Any]:
-    from pusa import embedded
     from pusa.models import checkpoints, recognise, sources
 
     name, path = checkpoints.find(source, parts=())
@@ -153,15 +181,16 @@ def _model(source: str) -> dict[str, Any]:
     if path.is_file() and experts:
         lacking = ["transformer_2", *lacking]
     parts = sources.contents(path)
+    own = ", ".join(f"{one.path} at strength {one.scale:g}" for one in checkpoints.own_loras(name))
     family = None if config is None else recognise.family(config, experts=bool(experts))
     return {
         "model": source,
         **({} if family is None else {"kind": family.name}),
         **({"experts": " and ".join(experts)} if experts else {}),
         "folder" if path.is_dir() else "file": str(path.resolve()),
-        "adapter": str(embedded.adapter()) if source == checkpoints.TINY else None,
+        **({"adapter": own} if own else {}),
         **{part: _weights(tensors) for part, tensors in parts.items()},
-        "files": {file.name: f"{file.stat().st_size / 1e6:.1f} MB" for file in _files(parts)},
+        "files": {_within(file, path): _size(file) for file in _files(parts)},
         "licence": "Apache-2.0" if name in (checkpoints.TINY, checkpoints.TINY_BASE) else _licence(family),
         **({} if config is None else _wishes(path)),
         **({"needs": ", ".join(f"--{kind.replace('_', '-')}" for kind in lacking)} if lacking else {}),
@@ -186,6 +215,14 @@ def _wishes(path: Path) -> dict[str, Any]:
         "shift": wishes.shift,
         **({} if wishes.boundary is None else {"boundary": wishes.boundary}),
     }
+
+
+def _within(file: Path, home: Path) -> str:
+    return file.relative_to(home).as_posix() if home.is_dir() else file.name
+
+
+def _size(file: Path) -> str:
+    return f"{file.stat().st_size / 1e6:.1f} MB"
 
 
 def _files(parts: dict[str, list[Stored]]) -> list[Path]:

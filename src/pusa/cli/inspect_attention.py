@@ -118,7 +118,7 @@ def attention(
     check(terminal, frames=frames, pictures=request.pictures, videos=request.videos)
     pipe = open_pipeline(model, terminal, size=request.shape, frames=frames, guidance=sampling.guidance)
     _, job = request.job(pipe)
-    decided = pipe.settings(
+    decided = pipe.limits.settings(
         steps=sampling.steps,
         guidance=sampling.guidance,
         guidance_2=sampling.guidance_2,

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pusa.cli.memory import profile_for
-from pusa.cli.options import Model, Output
+from pusa.cli.options import Model, Output, Sampling
 from pusa.cli.terminal import Report, Terminal
 from pusa.errors import InputError
 
 if TYPE_CHECKING:
     from pusa.core.sampler import Step
     from pusa.generation.clip import GeneratedClip
+    from pusa.generation.limits import Limits
     from pusa.generation.pipeline import Pipeline
     from pusa.models.recognise import Expert
 
@@ -93,6 +94,24 @@ def check(
         for path in videos:
             if not path.is_file():
                 raise InputError(f"There is no file {path}; check the name.")
+
+
+def limits_of(model: Model, terminal: Terminal) -> Limits:
+    """What the model can be asked for, before it is loaded."""
+    with terminal.status(f"Looking at {model.source}"):
+        from pusa.generation.limits import Limits
+        from pusa.models import sources
+
+        return Limits.of(*sources.find(model.source, ()), model.beside())
+
+
+def check_wishes(model: Model, sampling: Sampling, terminal: Terminal, *, size: tuple[int, int] | None) -> None:
+    """InputError for settings that the model cannot be asked for, before it is loaded."""
+    limits = limits_of(model, terminal)
+    from pusa.generation.settings import check_seed
+
+    check_seed(sampling.seed)
+    limits.settings(size=size, **sampling.wishes())
 
 
 def check_shares(model: Model, size: tuple[int, int] | None, frames: int | None) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pusa.cli.options import Model
 from pusa.cli.terminal import Report
+from pusa.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +65,8 @@ def outlook(
     from pusa.training.costs import device_name, matmul_rate
     from pusa.training.estimate import EFFICIENCY
 
+    if rate is not None and not 0 < rate < math.inf:
+        raise InputError(f"--rate {rate}: give the TFLOPS of the device, such as 150.")
     wanted = list(profiles.PROFILES.values()) if profile is None else [profiles.named(profile)]
     device = _device()
     free = memory.free_memory(device)
@@ -133,22 +137,22 @@ def _rehearse(
 ) -> Rehearsal:
     import torch
 
-    from pusa import embedded
-    from pusa.models import checkpoints, memory
+    from pusa.generation.limits import Limits
+    from pusa.models import checkpoints, memory, sources
 
     name, folder = _found(model.source)
-    wishes = checkpoints.defaults_of(folder)
-    own = [embedded.adapter()] if name == checkpoints.TINY else []
+    sources.check_transformer(name, folder)
+    settings = Limits.of(name, folder, model.beside()).settings(frames=frames, size=size, guidance=guidance)
     return memory.Rehearsal.of(
         name,
         folder,
-        size=size or wishes.size,
-        frames=frames or wishes.frames,
-        guidance=wishes.guidance if guidance is None else guidance,
+        size=settings.size,
+        frames=settings.frames,
+        guidance=settings.guidance,
         dtype=None if model.dtype == "auto" else getattr(torch, model.dtype),
         on_cpu=on_cpu,
         beside=model.beside(),
-        loras=[*own, *(path for path, *_ in model.loras())],
+        loras=[*(Path(one.path) for one in checkpoints.own_loras(name)), *(path for path, *_ in model.loras())],
     )
 
 

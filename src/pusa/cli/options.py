@@ -63,6 +63,10 @@ class Sampling:
         """Keyword arguments of `Pipeline.generate`."""
         return dict(vars(self))
 
+    def wishes(self) -> dict[str, Any]:
+        """Keyword arguments of `Limits.settings`."""
+        return {name: value for name, value in vars(self).items() if name not in ("seed", "negative_prompt")}
+
 
 @Parameter(name="*", group=MODEL)
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from pusa.errors import InputError
 if TYPE_CHECKING:
     from pusa.cli.making import Callback
     from pusa.generation.clip import GeneratedClip
+    from pusa.generation.limits import Limits
     from pusa.generation.pipeline import Pipeline
     from pusa.generation.settings import Settings
 
@@ -76,6 +77,18 @@ class Request:
         """The clips that it is made from."""
         return [thing.path for thing in (*self.given, self.editing) if isinstance(thing, Video | Source)]
 
+    def check(self, limits: Limits, clips: int = 1) -> None:
+        """InputError for what the model cannot make, as far as it is known without its weights and the clips given."""
+        from pusa.generation.conditions import frame_index
+        from pusa.generation.settings import check_seed
+
+        check_seed(self.sampling.seed, clips)
+        strength = 1.0 if self.strength is None else self.strength
+        settings = limits.settings(frames=self.frames, size=self.shape, strength=strength, **self.sampling.wishes())
+        if self.editing is None or self.frames is not None:
+            for one in self.given:
+                frame_index(one.at, settings.frames, limits.defaults.fps, str(one.path))
+
     def job(self, pipe: Pipeline) -> tuple[Settings, Callable[[int, Callback], GeneratedClip]]:
         """What the model makes of it, and the function that makes it with a seed."""
         from pusa.generation.conditions import Clip, frame_index
@@ -88,7 +101,7 @@ class Request:
             start = frame_index(self.editing.start or 0, footage.count, fps, f"the start of {self.editing.path}")
             options["init"] = Clip(footage, start=start)
             frames = frames or self.editing.frames or _whole_groups(footage.count - start, self.editing.path)
-        settings = pipe.settings(frames=frames, size=self.shape)
+        settings = pipe.limits.settings(frames=frames, size=self.shape)
         conditions = [
             thing.condition() if isinstance(thing, Picture) else thing.condition(pipe, settings.frames)
             for thing in self.given

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from pusa.cli.arguments import multiplier
 from pusa.cli.arguments import size as read_size
-from pusa.cli.making import check, make, open_pipeline
+from pusa.cli.making import check, check_wishes, make, open_pipeline
 from pusa.cli.options import CLIP, File, Model, Output, Sampling, Whole, of_model, with_preset
 from pusa.cli.terminal import Report, Terminal
 
@@ -58,6 +58,7 @@ def transition(
     output.check()
     path = output.path(f"{a.stem}_to_{b.stem}_{sampling.seed}")
     check(terminal, videos=[a, b])
+    check_wishes(model, sampling, terminal, size=shape)
     pipe = open_pipeline(model, terminal, size=shape, guidance=sampling.guidance)
 
     from pusa.generation import extension

@@ -231,7 +231,7 @@ def _check_finite(v: Tensor, moves: Tensor, step: int, steps: int) -> None:
         clip, _, frame, _, _ = bad.nonzero()[0].tolist()
         raise PusaError(
             f"the model returned NaN or infinity at step {step + 1} of {steps}, clip {clip}, latent frame {frame}; "
-            "run it in bfloat16 or float32 rather than float16, and check its weights"
+            "run it in bfloat16 or float32 rather than float16, and check its weights and the strengths of LoRAs"
         )
 
 

@@ -1,6 +1,6 @@
-"""Settings that contradict the files: a distilled LoRA with guidance, given frames without a per-frame LoRA.
+"""Settings that contradict the files: a distilled LoRA with guidance, given frames without a per-frame LoRA, or two.
 
-Both give clips that look like a fault of the method. What a LoRA is for is known from its metadata where it was trained
+All give clips that look like a fault of the method. What a LoRA is for is known from its metadata where it was trained
 here, and else from its name, so this warns and never refuses.
 """
 
@@ -32,8 +32,16 @@ def advice(source: str, loras: Sequence[Lora], settings: Settings, *, given: boo
         wrong += [f"there are {settings.steps} steps"] * (settings.steps > FEW_STEPS)
         if wrong:
             found.append(
-                f"The LoRA {distilled.name} is distilled, by its name, for guidance 1 and a few steps, and "
+                f"The LoRA {distilled.path.name} is distilled, by its name, for guidance 1 and a few steps, and "
                 f"{' and '.join(wrong)}: give guidance 1 and about 4 steps, or leave it out."
+            )
+    for expert in dict.fromkeys(lora.expert for lora in running):
+        doubled = [lora for lora in running if lora.expert == expert and is_per_frame(lora.path)]
+        if len(doubled) > 1:
+            files = " and ".join(lora.path.name for lora in doubled)
+            own = "; tiny brings its own, and tiny-base has none" if source == "tiny" else ""
+            found.append(
+                f"The LoRAs {files} each teach the model a timestep per frame, and both run: leave one out{own}."
             )
     if given and not _called(source, "pusa"):
         experts = {lora.expert for lora in loras} or {None}

@@ -113,6 +113,8 @@ def resolve(
     Raises InputError for a frame outside the clip, frames that do not fill whole slots, two conditions on one slot,
     noise outside [0, 1] and sources that cannot be read; nothing is encoded before everything has been checked.
     """
+    if isinstance(conditions, Image | Clip):
+        raise InputError(f"The conditions are {type(conditions).__name__}(…): give a list of conditions.")
     placed = [place(condition, target) for condition in conditions]
     owners: dict[int, str] = {}
     for item in placed:

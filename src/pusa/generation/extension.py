@@ -74,7 +74,7 @@ def extend(
     forward = direction == "forward"
     overlap = _overlap(pipe, overlap)
     frames = _added(frames, pipe.defaults.frames - overlap)
-    settings = pipe.settings(
+    settings = pipe.limits.settings(
         frames=overlap + frames,
         size=size,
         steps=steps,
@@ -134,7 +134,7 @@ def transition(
     overlap = _overlap(pipe, overlap)
     frames = _added(frames, pipe.defaults.frames - 2 * overlap + 1)
     window = frames + 2 * overlap - 1
-    settings = pipe.settings(
+    settings = pipe.limits.settings(
         frames=window,
         size=size,
         steps=steps,
@@ -210,7 +210,7 @@ def _open(
             f"{footage.label} has {footage.count} frames, fewer than the overlap of {overlap}: give {better}."
         )
     if size is None and not any(side % pipe.components.multiple for side in footage.size):
-        settings = pipe.settings(**(vars(settings) | {"size": footage.size}))
+        settings = pipe.limits.settings(**(vars(settings) | {"size": footage.size}))
     if footage.latents is not None and settings.size == footage.size:
         return footage, settings
     if extra:

@@ -26,6 +26,7 @@ from pusa.core import sampler
 from pusa.core.objectives import Velocity
 from pusa.errors import InputError
 from pusa.generation.clip import vae_fingerprint
+from pusa.generation.limits import Limits
 from pusa.images import Frames
 from pusa.models import checkpoints, latents, lora, parallel, profiles
 from pusa.models.checkpoints import Components, Defaults
@@ -39,6 +40,7 @@ class Model:
 
     def __init__(self, components: Components) -> None:
         self.components = components
+        self.limits = Limits.loaded(components)
         self.profile = profiles.PLAIN
         self.world = World()
         self._device = torch.device(components.transformer.device)

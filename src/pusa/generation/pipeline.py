@@ -8,7 +8,6 @@ other, so neither the device nor the batch size changes what a seed means.
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -29,7 +28,6 @@ from pusa.generation.footage import open_footage
 from pusa.generation.model import Model
 from pusa.generation.settings import (
     EDIT_STRENGTH,
-    MAX_STEPS,
     SEEDS,
     Callback,
     Options,
@@ -98,7 +96,7 @@ class Pipeline(Model):
         """
         prompts = check_prompts(prompt, negative_prompt)
         check_seed(seed, len(prompts))
-        target_size = self.check_size(size)
+        target_size = self.limits.check_size(size)
         edited: Placed | None = None
         if init is not None:
             frames, edited = self._place_init(init, frames, target_size, fit)
@@ -106,7 +104,7 @@ class Pipeline(Model):
             raise InputError(f"A strength ({strength}) needs a clip to edit: give init=pusa.Clip(...).")
         if matrix is not None and (shift is not None or strength is not None):
             raise InputError("A matrix of your own decides where it starts and how it descends: no shift or strength.")
-        settings = self.settings(
+        settings = self.limits.settings(
             frames=frames,
             size=target_size,
             steps=steps,
@@ -154,76 +152,6 @@ class Pipeline(Model):
         return clips[0] if isinstance(prompt, str) else clips
 
     # ------------------------------------------------------------------------------- the parts that extension shares
-
-    def settings(
-        self,
-        *,
-        frames: int | None = None,
-        size: tuple[int, int] | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-        guidance_2: float | None = None,
-        boundary: float | None = None,
-        shift: float | None = None,
-        solver: Solver = "euler",
-        strength: float = 1.0,
-        matrix: TimestepMatrix | None = None,
-    ) -> Settings:
-        """Fill what is None with the model's defaults (or the matrix's shape) and check everything."""
-        wishes = self.defaults
-        if frames is None:
-            frames = wishes.frames if matrix is None else latents.pixel_frames(matrix.frames)
-        slots = latents.latent_frames(frames)
-        if matrix is not None and matrix.frames != slots:
-            raise InputError(
-                f"The matrix has {matrix.frames} latent frames but {frames} frames have {slots}: make it for {slots}, "
-                f"or ask for {latents.pixel_frames(matrix.frames)} frames."
-            )
-        if matrix is not None and steps not in (None, matrix.steps):
-            raise InputError(f"The matrix has {matrix.steps} steps but steps={steps}: leave steps out.")
-        steps = (wishes.steps if matrix is None else matrix.steps) if steps is None else steps
-        guidance = wishes.guidance if guidance is None else guidance
-        shift = wishes.shift if shift is None else shift
-        if self.transformer_2 is not None:
-            guidance_2 = float(guidance if guidance_2 is None else guidance_2)
-            boundary = wishes.boundary if boundary is None else boundary
-        elif (guidance_2, boundary) != (None, None):
-            raise InputError(
-                f"{self.components.source} has one transformer, and guidance_2 and boundary are for two experts: leave "
-                "them out."
-            )
-        for name, value in (("guidance", guidance), ("guidance_2", guidance_2)):
-            if value is not None and not math.isfinite(value):
-                raise InputError(f"{name} is {value}: give a finite number, 1 for none.")
-        if boundary is not None and not 0 <= boundary <= 1:
-            raise InputError(f"boundary is {boundary}: give a noise level from 0 to 1, such as 0.875.")
-        if solver not in ("euler", "dpm++2m"):
-            raise InputError(f"The solver {solver!r} is unknown: choose euler or dpm++2m.")
-        if matrix is None and steps > MAX_STEPS:
-            raise InputError(f"steps is {steps}: give at most {MAX_STEPS}, as many as the model has timesteps.")
-        sigmas.grid(steps, shift, strength)
-        return Settings(
-            frames,
-            self.check_size(size),
-            steps,
-            float(guidance),
-            float(shift),
-            solver,
-            float(strength),
-            guidance_2,
-            boundary,
-        )
-
-    def check_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
-        """(width, height) in pixels, the model's default for None; InputError unless the model can make it."""
-        width, height = size or self.defaults.size
-        multiple = self.components.multiple
-        if width < 1 or height < 1 or width % multiple or height % multiple:
-            better = "x".join(str(max(1, round(side / multiple)) * multiple) for side in (width, height))
-            raise InputError(
-                f"The size {width}x{height} cannot be made: both sides must be multiples of {multiple}, as in {better}."
-            )
-        return width, height
 
     def matrix(self, settings: Settings, known: Known) -> TimestepMatrix:
         """All frames together from σ = shift(strength) down, the known ones scaled by their noise multipliers."""
@@ -357,6 +285,12 @@ def load(
         )
     )
     for one in wanted:
+        file = dialects.file_of(one.path).absolute()
+        if own := next((x for x in pipe.loras if x.path == file and x.expert in (None, one.expert)), None):
+            raise InputError(
+                f"{source} runs the LoRA {one.path} at strength {own.scale:g} by itself: leave it out, or give it to "
+                f"{checkpoints.TINY_BASE} at the strength it should have."
+            )
         pipe.load_lora(one.path, one.scale, expert=one.expert)
     if profile != profiles.PLAIN:
         pipe.lay_out(profile, target)

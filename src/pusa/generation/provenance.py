@@ -41,6 +41,9 @@ def read(path: str | Path) -> dict[str, Any]:
     missing = [key for key in _NEEDED if key not in recipe] if isinstance(recipe, dict) else list(_NEEDED)
     if missing:
         raise InputError(f"{sidecar} is no recipe of a clip: it has no {', '.join(missing)}.")
+    kinds: dict[str, Any] = {"prompt": str, "seed": int, "frames": int, "steps": int, "size": list, "loras": list}
+    if wrong := [key for key, kind in kinds.items() if not isinstance(recipe[key], kind)]:
+        raise InputError(f"{sidecar} is damaged: its {wrong[0]} is {recipe[wrong[0]]!r}; put the old file back.")
     return dict(recipe)
 
 
@@ -74,7 +77,14 @@ def regenerate(
                 own = TimestepMatrix.from_dict(recipe["matrix"])
                 options |= {"matrix": own, "shift": None, "strength": None}
             conditions = [_condition(record) for record in recipe["conditions"]]
-            return pipe.generate(str(recipe["prompt"]), conditions, frames=recipe["frames"], **options)
+            clip: GeneratedClip = pipe.generate(recipe["prompt"], conditions, frames=recipe["frames"], **options)
+            if clip.matrix.to_dict() != recipe["matrix"]:
+                warnings.warn(
+                    f"{path} holds another timestep matrix than its settings give, and these were followed: set "
+                    '"own_matrix" to true in it to walk the matrix.',
+                    stacklevel=2,
+                )
+            return clip
         if recipe["task"] not in ("extend", "transition"):
             raise InputError(f"{path} is the recipe of a {recipe['task']!r}, which this version cannot make.")
         options |= {key: recipe[key] for key in ("frames", "overlap", "noise")}

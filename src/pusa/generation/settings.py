@@ -77,5 +77,5 @@ def check_prompts(prompt: str | list[str], negative_prompt: str) -> list[str]:
 
 def check_seed(seed: int, clips: int = 1) -> None:
     """InputError unless the seeds of all clips can be used."""
-    if not 0 <= seed < SEEDS - clips:
-        raise InputError(f"seed is {seed}: give a whole number from 0 to 2^63.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= SEEDS - clips:
+        raise InputError(f"seed is {seed!r}: give a whole number from 0 to {SEEDS - clips}.")

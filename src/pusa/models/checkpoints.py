@@ -59,6 +59,7 @@ __all__ = [
     "fingerprint",
     "load",
     "load_encoders",
+    "own_loras",
 ]
 
 
@@ -135,10 +136,13 @@ def load(
         defaults=defaults_of(parts.folder, transformer_2=transformer_2),
         beside={kind: lasting(given) for kind, given in parts.beside.items() if given is not None},
     )
-    if components.source == TINY:
-        adapter = lora.load(components.transformer, embedded.adapter(), embedded.STRENGTH, name="pusa")
-        components = replace(components, loras=(adapter,))
-    return components
+    own = [lora.load(first, one.path, one.scale) for one in own_loras(components.source)]
+    return replace(components, loras=tuple(own))
+
+
+def own_loras(name: str) -> list[lora.LoraFile]:
+    """The LoRAs that belong to a model by its name: the adapter of "tiny", at its strength."""
+    return [lora.LoraFile(embedded.adapter(), embedded.STRENGTH)] if name == TINY else []
 
 
 def load_encoders(
@@ -202,7 +206,15 @@ class _Parts:
             with _no_bars():
                 model: Any = original.network(found, dtype)
         else:
-            for file in original.shards(found, ""):
+            files = original.shards(found, "")
+            if not files:
+                pickles = [file.name for file in sorted(found.glob("*.bin"))]
+                why = f"only {pickles[0]}, a pickle, which is not read" if pickles else "nothing"
+                raise InputError(
+                    f"The {kind} of {self.name} is incomplete: of its weights there is {why}; copy or download its "
+                    ".safetensors files."
+                )
+            for file in files:
                 weights.listing(file)
             model, report = self.part(kind, found, partial(cls.from_pretrained, output_loading_info=True, **options))
             if missing := sorted(report["missing_keys"]):
@@ -221,7 +233,15 @@ class _Parts:
         """The folder of the tokenizer that goes with the text encoder."""
         found = locate(self.name, self.folder, "text_encoder", self.beside)
         home = found.path if isinstance(found, original.Part) else found
-        return original.tokenizer_beside(home) or hub.snapshot(original.TOKENIZER, ["*.json", "spiece.model"])
+        if beside := original.tokenizer_beside(home):
+            return beside
+        try:
+            return hub.snapshot(original.TOKENIZER, ["*.json", "spiece.model"])
+        except InputError as error:
+            raise InputError(
+                f"There is no tokenizer beside the text encoder {home} (tokenizer/ or {original.TOKENIZER}/), and it "
+                f"cannot be fetched: {error}"
+            ) from error
 
     def part(self, kind: str, folder: Path, loader: Callable[..., Any]) -> Any:
         try:
@@ -286,9 +306,8 @@ def check(
             raise InputError(
                 f"{name} needs {right[channels]} as its autoencoder, but {of} has {latent}: give that one."
             )
-        raise InputError(
-            f"{name} reads {channels} channels where its autoencoder has {latent}: it is no text-to-video model."
-        )
+        what = "it is no text-to-video model" if vae is None else f"give one of {channels} channels"
+        raise InputError(f"{name} reads {channels} channels where the autoencoder of {of} has {latent}: {what}.")
     if autoencoder.get("scale_factor_temporal", 4) != FRAMES_PER_SLOT:
         raise InputError(
             f"The autoencoder of {name} compresses time by {autoencoder['scale_factor_temporal']} instead of 4."

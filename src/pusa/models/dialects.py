@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pusa.errors import InputError
-from pusa.models import hub
+from pusa.models import hub, weights
 from pusa.models.names import Shapes, every_name, strip, wan_shapes
 
 _KEY = re.compile(
@@ -136,6 +136,19 @@ def file_of(path: str | Path) -> Path:
     return path
 
 
+def is_lora(path: Path) -> bool:
+    """Whether a file, or the one that `file_of` finds in a folder, has keys of a LoRA, by its header."""
+    file = next((path / name for name in _FOLDER_FILES if (path / name).is_file()), path)
+    if not file.is_file() or file.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
+        return False
+    return any(_KEY.fullmatch(name) for name in weights.listing(file))
+
+
+def made_for(width: int) -> str | None:
+    """Which Wan has this width; None for another model."""
+    return _WIDTHS.get(width)
+
+
 def metadata_of(file: Path) -> dict[str, str]:
     """What a safetensors file says of itself in its header; nothing for other files and for damaged ones."""
     if file.suffix != ".safetensors":
@@ -160,6 +173,7 @@ def scaling(alpha: float, rank: int, stabilised: bool) -> float:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file and its safetensors metadata, with a neighbouring PEFT config under "adapter_config"."""
+    weights.refuse_pointer(path)
     try:
         if path.suffix == ".safetensors":
             with safe_open(str(path), "pt") as file:
@@ -332,6 +346,11 @@ def _left_over(path: Path, left: list[str], count: int, shapes: Shapes, *, anyth
         return InputError(
             f"The LoRA {path} is for an image-to-video model: {len(image)} of its {count} keys change the layers that "
             f"read the picture (such as {image[0]}), which a text-to-video model lacks: use the text-to-video version."
+        )
+    if not anything and not any("lora" in key.lower() or ".diff" in key for key in left):
+        return InputError(
+            f"{path} is no LoRA: its {len(left)} keys (such as {left[0]}) are those of a whole network; give one with "
+            "--model, --vae or --text-encoder."
         )
     if not anything:
         return InputError(

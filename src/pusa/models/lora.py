@@ -318,8 +318,8 @@ def _active(transformer: WanTransformer3DModel) -> list[str]:
 
 
 def _check_scale(scale: float, what: str) -> None:
-    if not math.isfinite(scale):
-        raise InputError(f"The strength of the {what} is {scale}: give a finite number, 1 is the trained strength.")
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise InputError(f"The strength of the {what} is {scale!r}: give a finite number, 1 is the trained strength.")
 
 
 def _check_known(transformer: WanTransformer3DModel, name: str) -> None:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 FP8 = torch.float8_e4m3fn
 KEPT = ("norm", r"\.wo$", "shared", "embed_tokens", "relative_attention_bias")
 """Of the text encoder, not stored as fp8: transformers casts what enters `wo` to the type that it finds there."""
-KEPT_OF_WAN = ("patch_embedding", "condition_embedder", "norm", "lora_")
-"""Of the transformer: diffusers' own exceptions, and LoRAs, which are small and were trained in more."""
+KEPT_OF_WAN = ("patch_embedding", "condition_embedder", "norm", "^proj_out$", "lora_")
+"""Of the transformer: diffusers' exceptions, the last layer, and LoRAs, which are small and were trained in more."""
 Place = Literal["device", "host", "stream", "disk"]
 
 
@@ -39,7 +39,8 @@ class Profile:
         block at a time is brought to the device; "stream", the same with the next block on its way meanwhile; "disk", a
         block at a time from a temporary folder.
     text_encoder, vae: "device", or "host", from where a layer at a time is brought.
-    fp8: networks whose linear layers are stored as float8_e4m3fn and widened as they run.
+    fp8: networks whose linear layers are stored as float8_e4m3fn and widened as they run; those of a GGUF file are
+        smaller already and stay.
     pinned: the host's copy for "stream" is page-locked, for faster copies; it cannot be swapped out then.
     tiled: the autoencoder works in tiles of 256x256 pixels; their seams are blended, so the pixels differ a little.
     releases: the text encoder is dropped when the prompts are encoded, and read again for the next ones.
@@ -76,7 +77,7 @@ PROFILES = {
 def named(name: str) -> Profile:
     """The profile of a name; InputError for another."""
     if name not in PROFILES:
-        raise InputError(f"There is no memory profile {name!r}: choose auto, none, {', '.join(PROFILES)}.")
+        raise InputError(f"There is no memory profile {name!r}: choose one of {', '.join(PROFILES)}.")
     return PROFILES[name]
 
 
@@ -102,7 +103,7 @@ def apply(components: Components, profile: Profile, device: torch.device, folder
 
 
 def _lay_transformer(transformer: nn.Module, profile: Profile, device: torch.device, folder: str | None) -> None:
-    if "transformer" in profile.fp8:
+    if "transformer" in profile.fp8 and not any(hasattr(weight, "quant_type") for weight in transformer.parameters()):
         apply_layerwise_casting(transformer, FP8, transformer.dtype, KEPT_OF_WAN)
     if profile.transformer == "device" or (device.type == "cpu" and profile.transformer != "disk"):
         transformer.to(device)

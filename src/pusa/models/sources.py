@@ -34,6 +34,8 @@ def find(source: str | Path, parts: Sequence[str] = PARTS) -> tuple[str, Path]:
 
     parts: those whose weights are wanted; of the others only the configs are downloaded.
     """
+    if not isinstance(source, str | Path) or not str(source):
+        raise InputError(f"{source!r} is no model: give a name, a path or a hub id.")
     text = str(source)
     if text in (TINY, TINY_BASE):
         if not embedded.folder().is_dir():
@@ -130,7 +132,7 @@ def check_transformer(name: str, folder: Path) -> dict[str, Any]:
             raise InputError(f"{name} is no model: it needs a model_index.json as diffusers writes it, but {listing}.")
         index = read_json(folder / "model_index.json")
     transformer = config(name, folder, TRANSFORMER)
-    recognise.refuse_config(name, transformer, wan22=bool(experts_of(folder)))
+    recognise.refuse_config(name, transformer, wan22=bool(experts_of(folder)) or not transformer.get("image_dim"))
     kind = (index.get("transformer") or [None, "nothing"])[1] if index else "WanTransformer3DModel"
     if kind != "WanTransformer3DModel":
         raise InputError(
@@ -165,6 +167,8 @@ def transformers_of(name: str, folder: Path, beside: Beside | None = None, only:
         return [TRANSFORMER if only == "high" else TRANSFORMER_2]
     if second is None and len(there) < 2:
         return [TRANSFORMER]
+    if second is not None and Path(second).expanduser().resolve() == folder.resolve():
+        raise InputError(f"{name} is given as both experts: give the one for low noise with --transformer-2.")
     for given, wrong in ((folder if folder.is_file() else None, "low"), (second, "high")):
         if given is not None and recognise.expert_of(Path(given).stem) == wrong:
             raise InputError(
@@ -198,7 +202,7 @@ def contents(path: Path) -> dict[str, list[Stored]]:
                 found[kind] = original.listed(kind, [path])
         elif original.is_original(path):
             files = original.files_of(kind, path)
-            if files:
+            if files or kind in BESIDE:
                 found[kind] = original.listed(TRANSFORMER if kind == TRANSFORMER_2 else kind, files)
         elif kind != TRANSFORMER_2 or home.is_dir():
             files = original.shards(home, "")

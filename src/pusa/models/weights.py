@@ -61,7 +61,7 @@ def listing(file: Path) -> dict[str, Stored]:
     file, suffix = existing_file(file), file.suffix.lower()
     for suffixes, reader in _LISTINGS:
         if suffix in suffixes:
-            _refuse_pointer(file)
+            refuse_pointer(file)
             return reader(file)
     raise InputError(f"{file} is no file of weights: give one that ends in {', '.join(SUFFIXES[:2])} or {GGUF[0]}.")
 
@@ -121,7 +121,8 @@ def _shaped(tensor: Tensor, one: Stored) -> Tensor:
     return tensor.reshape(one.shape) if one.dtype in ("F32", "F16") else tensor
 
 
-def _refuse_pointer(file: Path) -> None:
+def refuse_pointer(file: Path) -> None:
+    """InputError when git-lfs has not fetched the file yet."""
     with file.open("rb") as stream:
         if stream.read(24) == b"version https://git-lfs.":
             raise InputError(f"{file} is a git-lfs pointer instead of the weights: run `git lfs pull` where it lies.")
@@ -132,7 +133,7 @@ def _safetensors(file: Path) -> dict[str, Stored]:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= _LONGEST_HEADER:
-            raise InputError(f"{file} is damaged or no safetensors file (its header cannot be); copy it again.")
+            raise InputError(f"{file} is damaged or no safetensors file (no header is that long); copy it again.")
         if length > size - 8:
             raise InputError(f"{file} is cut off in its header ({size} bytes); copy or download it again.")
         header = stream.read(length)

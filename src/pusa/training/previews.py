@@ -139,7 +139,7 @@ def _make(pipeline: Pipeline, order: _Order, empty: Tensor, settings: Settings, 
     z = order.clip.latents.float()[None].cpu()
     factor = int(pipeline.vae.config.scale_factor_spatial)
     slots, height, width = z.shape[2:]
-    wishes = pipeline.settings(
+    wishes = pipeline.limits.settings(
         frames=pixel_frames(slots),
         size=(width * factor, height * factor),
         steps=settings.steps,

@@ -111,7 +111,7 @@ class Maker:
     @torch.no_grad()
     def sample(self, network: Network, job: Job, seeds: Sequence[int]) -> Tensor:
         """Latents of a clip for each scene, [B, C, 5, 8, 8]."""
-        settings = self.pipe.settings(steps=job.steps)
+        settings = self.pipe.limits.settings(steps=job.steps)
         each = [self._known(job.task, seed) for seed in seeds]
         slots = sorted(each[0])
         first = torch.cat([known.get(0, torch.zeros(1)) for known in each]) if slots else torch.zeros(len(seeds))

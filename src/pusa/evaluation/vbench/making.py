@@ -73,7 +73,7 @@ class Maker:
         self, pipe: Pipeline, manifest: Manifest, images: Path, folder: Path, noise: float, settings: Mapping[str, Any]
     ) -> None:
         self.pipe, self.manifest, self.images, self.folder, self.noise = pipe, manifest, images, folder, noise
-        self.settings = pipe.settings(frames=manifest.frames, size=manifest.size, **settings)
+        self.settings = pipe.limits.settings(frames=manifest.frames, size=manifest.size, **settings)
         self.encoded = {"pictures": 0, "prompts": 0}
         self._known = lru_cache(maxsize=1)(self._encode_picture)
         self._text = lru_cache(maxsize=2)(self._encode_text)
