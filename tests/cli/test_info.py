@@ -122,7 +122,7 @@ def test_a_lora_is_described(about: Any, tmp_path: Path) -> None:
     tensors = {
         "blocks.0.self_attn.q.lora_A.default.weight": a,
         "blocks.0.self_attn.q.lora_B.default.weight": b,
-        "blocks.0.self_attn.k.lora_A.default.weight": a[:2],
+        "blocks.0.self_attn.k.lora_A.default.weight": a[:2].clone(),
         "blocks.0.self_attn.k.lora_B.default.weight": b[:, :2].contiguous(),
     }
     save_file(tensors, tmp_path / "high_noise_pusa.safetensors")
