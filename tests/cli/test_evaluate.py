@@ -98,8 +98,18 @@ def test_a_clip_of_ours_is_compared_with_what_its_recipe_says(tmp_path: Path, as
     assert [one["frame"] for one in first["given"]] == [0]
     assert first["given"][0]["psnr"] > 12
     assert [one["join"] for one in second["seams"]] == [9]
+    write_video(tmp_path / "made" / "other.mp4", moving(12), 16)
+    shutil.copy(tmp_path / "made" / "clip.json", tmp_path / "made" / "other.json")
+    write_video(tmp_path / "made" / "broken.mp4", moving(12), 16)
+    (tmp_path / "made" / "broken.json").write_text("{")
+    _, found = ask(tmp_path / "made", out="more")
+    notes = {Path(clip["clip"]).name: clip["notes"] for clip in found["clips"]}
+    assert notes["clip.mp4"] == []
+    assert notes["other.mp4"] == ["other.json is of another clip, so it is not believed"]
+    assert notes["broken.mp4"] == ["broken.json is damaged, so what the clip was made from is not known"]
+    assert sum("given" in clip for clip in found["clips"]) == 1
     (tmp_path / "start.png").unlink()
-    _, found = ask(tmp_path / "made", out="again")
+    _, found = ask(tmp_path / "made" / "clip.mp4", out="again")
     assert "given" not in found["clips"][0]
     assert "is gone or has changed" in found["clips"][0]["notes"][0]
 
@@ -113,6 +123,11 @@ def test_pictures_and_joins_may_be_said(folder: Path, tmp_path: Path, ask: Ask) 
     assert [one["frame"] for one in given] == [0, 11]
     assert min(one["psnr"] for one in given) > 25
     assert found["clips"][0]["seams"][0]["join"] == 6
+    _, found = ask(clip, "--given", f"{tmp_path}/last.png@0.5s", "--join", "-6", "--join", "-6", "--join", "30")
+    assert found["clips"][0]["given"][0]["frame"] == 8  # of 16 a second
+    assert [one["join"] for one in found["clips"][0]["seams"]] == [6]
+    assert "the join 30: frame 30 is outside the clip" in found["clips"][0]["notes"][0]
+    assert "measures" in found["clips"][0]
 
 
 def test_a_truth_is_compared_frame_by_frame(folder: Path, tmp_path: Path, ask: Ask) -> None:
@@ -128,8 +143,9 @@ def test_a_truth_is_compared_frame_by_frame(folder: Path, tmp_path: Path, ask: A
     assert "has 12 frames of 64x48 and" in found["clips"][0]["error"]
     (truth / "long.mp4").unlink()
     code, found = ask(folder, "--truth", truth)
-    assert code == 2
-    assert "has no clip named long" in found["error"]["message"]
+    assert code == 1
+    assert "has no clip named long" in found["clips"][0]["error"]
+    assert found["clips"][1]["truth"]["psnr"] == 100
 
 
 @pytest.mark.parametrize("count", [1, 4])
@@ -160,6 +176,10 @@ def test_a_damaged_clip_fails_alone_and_is_tried_again(folder: Path, ask: Ask) -
         (("EMPTY",), "holds no clip"),
         (("CLIP", "--given", "photo.png"), "give a picture and its frame"),
         (("CLIP", "--given", "gone.png@0"), "there is no file gone.png"),
+        (("CLIP", "--given", "CLIP@first"), "'first' is no frame"),
+        (("CLIP", "--given", "CLIP@0", "--given", "CLIP@0"), "is given for that frame too"),
+        (("CLIP", "--join", "end"), "'end' is no frame"),
+        (("CLIP", "--scenes", "4"), "are for models"),
         (("CLIP", "--jobs", "0"), "give 1 or more"),
         (("CLIP", "--steps", "3"), "are for models"),
         (("CLIP", "--world", "tiny"), "asks models and not clips"),
@@ -173,10 +193,14 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     (tmp_path / "empty").mkdir()
     places = {"EMPTY": str(tmp_path / "empty"), "CLIP": str(folder / "long.mp4")}
-    code, found = ask(*(places.get(token, token) for token in tokens))
+    code, found = ask(*(token.replace(word, path) for token in tokens for word, path in [_place(token, places)]))
     assert code == 2
     assert sentence in found["error"]["message"]
     assert found["error"]["message"].count(". ") == 0
+
+
+def _place(token: str, places: dict[str, str]) -> tuple[str, str]:
+    return next(((word, path) for word, path in places.items() if token.startswith(word)), ("", ""))
 
 
 def test_scores_of_other_measures_are_not_mixed_in(folder: Path, tmp_path: Path, ask: Ask) -> None:
@@ -195,7 +219,8 @@ def test_models_are_compared_on_the_same_scenes_and_a_run_goes_on(tmp_path: Path
     code, alone = ask("--world", "tiny-base", *flags, "--scenes", "2")
     assert code == 0
     times = (tmp_path / "out" / ".times.jsonl").read_text().splitlines()
-    _, both = ask("--world", "tiny-base", "--world", "tiny", *flags, "--scenes", "3")
+    assert alone["tasks"]["image-to-video"]["tiny-base"]["db"]["low"] is None  # two scenes say nothing of a spread
+    _, both = ask("--world", "tiny-base", "--world", "tiny", *flags, "--scenes", "8")
     again = (tmp_path / "out" / ".times.jsonl").read_text().splitlines()
     assert again[: len(times)] == times
     assert len(again) == 2 * len(times)

@@ -30,11 +30,13 @@ def test_the_same_seed_gives_the_same_interval_and_one_group_has_none() -> None:
     values = np.random.default_rng(2).normal(size=10)
     assert bootstrap(values) == bootstrap(values)
     assert bootstrap(values) != bootstrap(values, seed=1)
-    assert math.isnan(bootstrap(values, groups=[0] * 10).low)
+    for groups in (1, 4):
+        assert math.isnan(bootstrap(values, groups=[i % groups for i in range(10)]).low)
+    assert not math.isnan(bootstrap(values, groups=[i % 5 for i in range(10)]).low)
 
 
 def test_any_statistic_of_the_rows() -> None:
-    rows = np.array([[1.0, 2.0], [3.0, 6.0]])
+    rows = np.array([[1.0, 2.0], [3.0, 6.0]] * 3)
     found = bootstrap(rows, lambda r: float(r[:, 1].sum() / r[:, 0].sum()))
     assert found.value == 2.0
     assert (found.low, found.high) == (2.0, 2.0)

@@ -40,6 +40,14 @@ def test_the_scenes_are_held_out_and_pure_functions_of_their_seed() -> None:
     assert np.array_equal(Entry("camera", 3).truth(), Entry("camera", 3).truth())
 
 
+def test_a_scene_that_stands_still_says_nothing_about_a_repeated_frame() -> None:
+    still = [{"error": 90.0, "baseline_error": 0.0}]
+    moving = [{"error": 90.0, "baseline_error": 180.0}] * 9
+    assert np.isnan(summarise(still)["over_baseline"].value)
+    found = summarise(still + moving)["over_baseline"]
+    assert 1 < found.low < found.value < found.high < 3.1
+
+
 def test_pooled_psnr_is_that_of_the_mean_error() -> None:
     rows = [{"error": 0.0}, {"error": 200.0}]
     found = columns(rows, "db")

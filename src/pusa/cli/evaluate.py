@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -19,11 +20,11 @@ def evaluate(
     *clips: str,
     truth: Annotated[Path | None, File, Parameter(group=COMPARED)] = None,
     given: Annotated[tuple[str, ...], Many, Parameter(group=COMPARED, metavar="PICTURE@FRAME")] = (),
-    join: Annotated[tuple[int, ...], Many, Parameter(group=COMPARED, metavar="FRAME")] = (),
+    join: Annotated[tuple[str, ...], Many, Parameter(group=COMPARED, metavar="FRAME")] = (),
     world: Annotated[tuple[str, ...], Many, Parameter(group=WORLD, metavar="MODEL[+LORA:SCALE]")] = (),
     lora: Annotated[tuple[str, ...], Many, Parameter(group=WORLD, metavar="PATH[:SCALE]")] = (),
     tasks: Annotated[tuple[str, ...], Many, Parameter(group=WORLD, metavar="TASK...", consume_multiple=True)] = (),
-    scenes: Annotated[int, Whole, Parameter(group=WORLD)] = 64,
+    scenes: Annotated[int | None, Whole, Parameter(group=WORLD, show_default=lambda _: "64")] = None,
     steps: Annotated[int | None, Whole, Parameter(group=SAMPLING, show_default=of_model)] = None,
     guidance: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
     shift: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
@@ -43,9 +44,9 @@ def evaluate(
     truth
         The clip that they should be, or a folder with one of the same name for each.
     given
-        A picture that they were made from, and the frame it belongs to: photo.png@0. Repeatable.
+        A picture that they were made from, and the frame it belongs to: photo.png@0, @-1 or @1.5s. Repeatable.
     join
-        The first frame after a join. Repeatable.
+        The first frame after a join, likewise. Repeatable.
     world
         A model, and LoRAs after a +, that is asked every task of the synthetic world. Repeatable, to compare.
     lora
@@ -77,7 +78,7 @@ def evaluate(
             world,
             lora,
             tasks=tasks,
-            scenes=scenes,
+            scenes=64 if scenes is None else scenes,
             steps=steps,
             guidance=guidance,
             shift=shift,
@@ -85,8 +86,10 @@ def evaluate(
             jobs=jobs,
             terminal=terminal,
         )
-    if lora or tasks or (steps, guidance, shift) != (None, None, None):
-        raise InputError("--lora, --tasks, --steps, --guidance and --shift are for models; give them with --world.")
+    if lora or tasks or any(option is not None for option in (scenes, steps, guidance, shift)):
+        raise InputError(
+            "--lora, --tasks, --scenes, --steps, --guidance and --shift are for models; give them with --world."
+        )
     if not clips:
         raise InputError("there is no clip to measure; give files or folders, or --world and a model.")
     return _clips([Path(clip) for clip in clips], truth, given, join, out, jobs, terminal)
@@ -96,7 +99,7 @@ def _clips(
     paths: list[Path],
     truth: Path | None,
     given: tuple[str, ...],
-    joins: tuple[int, ...],
+    joins: tuple[str, ...],
     out: Path,
     jobs: int,
     terminal: Terminal,
@@ -110,10 +113,12 @@ def _clips(
         with needing("eval"):
             from pusa.evaluation import clips, pieces, report
 
+    for text in joins:
+        _check_frame(text, "--join")
     found, others = clips.find(paths)
     if others:
         terminal.note(f"left alone: {', '.join(other.name for other in others[:4])}" + ("…" if others[4:] else ""))
-    wanted = clips.tasks(found, truth=truth, images=_images(given), joins=joins)
+    wanted = clips.tasks(found, truth=truth, images=_images(given), joins=list(dict.fromkeys(joins)))
     evaluation = clips.Evaluation(out, wanted)
     evaluation.begin()
     with terminal.counting() as progress:
@@ -130,14 +135,24 @@ def _clips(
     return Report({"clips": records, "files": [str(scores), str(page)]}, text, exit_code=int(bool(failed)))
 
 
-def _images(given: tuple[str, ...]) -> dict[int, Path]:
-    """PICTURE@FRAME, the frame counted from the end when negative."""
-    found: dict[int, Path] = {}
+def _images(given: tuple[str, ...]) -> dict[str, Path]:
+    """Pictures by their frames, from PICTURE@FRAME."""
+    found: dict[str, Path] = {}
     for text in given:
         path, at, frame = text.rpartition("@")
-        if not at or not frame.removeprefix("-").isdigit():
+        if not at:
             raise InputError(f"--given {text}: give a picture and its frame, such as photo.png@0.")
+        _check_frame(frame, f"--given {text}")
+        if frame in found:
+            raise InputError(f"--given {text}: {found[frame]} is given for that frame too; give one picture a frame.")
         if not Path(path).is_file():
             raise InputError(f"--given {text}: there is no file {path}; check the name.")
-        found[int(frame)] = Path(path)
+        found[frame] = Path(path)
     return found
+
+
+def _check_frame(text: str, what: str) -> None:
+    """InputError unless it is a frame or a time; which a clip has is for each clip to say."""
+    from pusa.generation.conditions import frame_index
+
+    frame_index(text, sys.maxsize, 1.0, what)

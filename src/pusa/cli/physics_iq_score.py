@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from pusa.evaluation.physics_iq.scores import Summary, View
 
 SHOWN = 8
+VIDEOS = "videos"
+"""what `generate` calls its folder"""
 SCORES = ("verified", "original")
+STILL = "no motion is found in the real takes, so a video that stands still scores best"
 
 
 def score(
@@ -27,7 +30,7 @@ def score(
     descriptions: Annotated[Path, File],
     data: Annotated[Path, File],
     out: Annotated[
-        Path | None, File, Parameter(group=OUTPUT, show_default=lambda _: "beside VIDEOS, in scores")
+        Path | None, File, Parameter(group=OUTPUT, show_default=lambda _: "beside VIDEOS, in scores or VIDEOS-scores")
     ] = None,
     jobs: Annotated[int, Whole, Parameter(group=OUTPUT)] = 1,
     talk: Talk = Talk(),
@@ -48,7 +51,8 @@ def score(
     data
         The folder of the Physics-IQ dataset.
     out
-        Folder of the scores, which are kept for each video; for one folder of videos.
+        Folder of the scores, which are kept for each video; for one folder of videos. By default it is called scores
+        where VIDEOS is called videos, as generate does, and else after VIDEOS.
     jobs
         Processes that work at the same time.
     """
@@ -59,9 +63,8 @@ def score(
         raise InputError("--out is for one folder of videos; several keep their scores beside each.")
     if nowhere := [folder for folder in folders if not folder.is_dir()]:
         raise InputError(f"There is no folder {nowhere[0]}; give that of the videos.")
-    homes = [folder.resolve().parent for folder in folders]
-    if shared := [home for home in homes if homes.count(home) > 1]:
-        raise InputError(f"Two runs are in {shared[0]}, where their scores would mix; give each a folder of its own.")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise InputError("A folder is given twice; give that of each run once.")
     terminal = Terminal(talk.talkative)
     with terminal.status("Starting"), needing("eval"):
         from pusa.evaluation.physics_iq import comparing, scores
@@ -70,7 +73,7 @@ def score(
     texts: list[str] = []
     records: list[dict[str, Any]] = []
     for folder in folders:
-        place = out or folder.parent / "scores"
+        place = out or folder.parent / ("scores" if folder.name == VIDEOS else f"{folder.name}-scores")
         views, problems = _compared(terminal, folder, descriptions, data, place, jobs)
         record: dict[str, Any] = {"compared": len(views), "missing": problems, "complete": not problems}
         if views:
@@ -112,6 +115,7 @@ def _lines(views: Sequence[View], problems: Mapping[str, str], found: Summary | 
     if found is not None:
         lines += [
             f"{'partial, ' if problems else ''}{count(len(views), 'video')} of {len(views) + len(problems)}",
+            *(f"{view.scene}, {view.view}: {STILL}" for view in views if view.still),
             f"{'verified score':28}{found.verified.text(1, 100)}",
             f"{'original score':28}{found.original.text(1, 100)}",
             *(f"  {name:26}{part.text(1, 100)}" for name, part in found.parts.items()),

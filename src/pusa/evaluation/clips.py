@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from pusa.evaluation import fidelity, measures, seams
 from pusa.evaluation.flow import Motion
 from pusa.evaluation.pieces import Piece, Told, make_all, untold
 from pusa.files import write_json
+from pusa.film import look
+from pusa.generation.conditions import frame_index
 from pusa.images import Frames, Image, contact_sheet, fit, read_image, write_image
 from pusa.models.lora import sha256
 from pusa.training.store import make_folder
@@ -31,6 +33,8 @@ VERSION = 1
 """of the measures; scores of another one are refused"""
 SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif"}
 SETTINGS = "evaluation.json"
+SMALLEST = 32
+"""pixels of the shorter side below which a note is made"""
 SHEET = 8
 """frames of a clip on its contact sheet"""
 
@@ -39,10 +43,11 @@ SHEET = 8
 class Given:
     """A frame that a clip was made from: at `frame` of the clip, a picture file or frame `start` of a video file.
 
-    noise: its noise multiplier; a frame with noise was never meant to be kept exactly.
+    frame: a number, one from the end, or a time such as "1.5s". noise: its noise multiplier; a frame with noise was
+    never meant to be kept exactly.
     """
 
-    frame: int
+    frame: int | str
     path: str
     start: int | None = None
     noise: float = 0.0
@@ -51,14 +56,16 @@ class Given:
 @dataclass(frozen=True)
 class Task:
     """A clip to score. truth: a clip that it should be. given: frames that it was made from; joins: first frames after
-    a join. size: what given pictures were fitted to, and how."""
+    a join, as `Given.frame`. fit: how given pictures are brought to the clip's size. lacking: why it cannot be scored.
+    """
 
     path: Path
     truth: Path | None = None
     given: tuple[Given, ...] = ()
-    joins: tuple[int, ...] = ()
+    joins: tuple[int | str, ...] = ()
     fit: str = "crop"
     notes: tuple[str, ...] = field(default=())
+    lacking: str | None = None
 
     def key(self) -> str:
         """Of the content of the clip and of everything that it is compared with, wherever the files lie."""
@@ -94,40 +101,54 @@ def tasks(
     clips: Sequence[Path],
     *,
     truth: Path | None = None,
-    images: Mapping[int, Path] | None = None,
-    joins: Sequence[int] = (),
+    images: Mapping[str, Path] | None = None,
+    joins: Sequence[str] = (),
 ) -> list[Task]:
     """What is known of each clip: from its recipe, and from what is given here, which goes for every clip.
 
-    truth: a clip, or a folder with a clip of the same name for each. Raises InputError where that is missing.
+    truth: a clip, or a folder with a clip of the same name for each; one that is not there makes its clip fail.
+    images: given pictures by their frames. Raises InputError where `truth` is neither.
     """
+    if truth is not None and not truth.exists():
+        raise InputError(f"There is no file or folder {truth} to compare with; check the name.")
     found = []
     for path in clips:
-        real = _truth_for(path, truth)
-        task = Task(path, real, tuple(Given(frame, str(file)) for frame, file in (images or {}).items()), tuple(joins))
+        task = Task(path, given=tuple(Given(frame, str(file)) for frame, file in (images or {}).items()),
+                    joins=tuple(joins))  # fmt: skip
+        if truth is not None:
+            same = _same_name(truth, path.stem) if truth.is_dir() else truth
+            why = f"{truth} has no clip named {path.stem} to compare {path} with; add it, or leave it out."
+            task = replace(task, truth=same, lacking=None if same else why)
         found.append(task if task.given or task.joins else _with_recipe(task))
     return found
 
 
-def _truth_for(path: Path, truth: Path | None) -> Path | None:
-    if truth is None or truth.is_file():
-        return truth
-    if not truth.is_dir():
-        raise InputError(f"There is no file or folder {truth} to compare with; check the name.")
-    same = [one for one in sorted(truth.iterdir()) if one.stem == path.stem and one.suffix.lower() in SUFFIXES]
-    if not same:
-        raise InputError(f"{truth} has no clip named {path.stem} to compare {path} with; add it, or leave it out.")
-    return same[0]
+def _same_name(folder: Path, stem: str) -> Path | None:
+    same = (one for one in sorted(folder.iterdir()) if one.stem == stem and one.suffix.lower() in SUFFIXES)
+    return next(same, None)
 
 
 def _with_recipe(task: Task) -> Task:
     """What the recipe beside a clip says; sources that are gone or have changed are named in its notes."""
     sidecar = task.path.with_suffix(".json")
+    if not sidecar.is_file():
+        return task
     try:
         recipe = json.loads(sidecar.read_text(encoding="utf-8"))
-        kind = recipe["task"]
-    except (OSError, ValueError, KeyError, TypeError):
+        if "task" not in recipe:  # of another program
+            return task
+        return _known(task, recipe)
+    except PusaError:  # of the clip itself, which will say so when it is scored
         return task
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return replace(task, notes=(f"{sidecar.name} is damaged, so what the clip was made from is not known",))
+
+
+def _known(task: Task, recipe: Mapping[str, Any]) -> Task:
+    """`task` with what its recipe says."""
+    kind, result, film = recipe["task"], recipe["result"], look(task.path)
+    if (result["frames"], result["size"]) != (len(film.times), [film.width, film.height]):
+        return replace(task, notes=(f"{task.path.stem}.json is of another clip, so it is not believed",))
     given: list[Given] = []
     notes: list[str] = []
     joins: list[int] = []
@@ -148,20 +169,25 @@ def _with_recipe(task: Task) -> Task:
                 span = range(record["frames"])
                 given += [Given(record["at"] + i, record["path"], record["start"] + i, noise) for i in span]
     else:
-        total = recipe["result"]["frames"]
+        total = result["frames"]
         for name in ("clip", "a", "b"):
             if name in recipe and is_there(recipe[name]):
                 count = len(read_video(recipe[name]["path"], recipe.get("fps"))[0])
                 backwards = name == "b" or recipe.get("direction") == "backward"
                 joins.append(total - count if backwards else count)
-    return Task(task.path, task.truth, tuple(given), tuple(joins), recipe.get("fit", "crop"), tuple(notes))
+    return replace(
+        task, given=tuple(given), joins=tuple(joins), fit=recipe.get("fit", "crop"), notes=(*task.notes, *notes)
+    )
 
 
 def score(task: Task, sheet: Path | None = None) -> dict[str, Any]:
     """Everything that can be said of a clip, as JSON; what cannot is in "notes". sheet: where its frames are shown.
 
-    Raises InputError for a file that cannot be read, and a truth of another length or size.
+    A given frame or a join that the clip does not have is a note. Raises InputError for a file that cannot be read, and
+    a truth that is missing or of another length or size.
     """
+    if task.lacking:
+        raise InputError(task.lacking)
     frames, fps = read_video(task.path)
     count, height, width, _ = frames.shape
     record: dict[str, Any] = {"clip": str(task.path), "frames": count, "size": [width, height], "fps": round(fps, 3)}
@@ -177,10 +203,23 @@ def score(task: Task, sheet: Path | None = None) -> dict[str, Any]:
         )
     if task.truth is not None:
         record["truth"] = {"path": str(task.truth), **_against(frames, task)}
-    if task.given:
-        record["given"] = [_kept(frames, given, fps, task.fit) for given in task.given]
-    if task.joins:
-        record["seams"] = [{"join": join, **seams.seam(frames, motion, join)} for join in task.joins]
+    if min(height, width) < SMALLEST:
+        notes.append(f"{width}x{height}: flow says little of pictures below {SMALLEST} pixels")
+
+    def tried(one: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
+        try:
+            return [one()]
+        except InputError as error:
+            notes.append(str(error).rstrip("."))
+            return []
+
+    def joined(join: int | str) -> dict[str, Any]:
+        frame = frame_index(join, count, fps, f"the join {join}")
+        return {"join": frame, **seams.seam(frames, motion, frame)}
+
+    kept = [found for given in task.given for found in tried(partial(_kept, frames, given, fps, task.fit))]
+    seen = [found for join in task.joins for found in tried(partial(joined, join))]
+    record |= ({"given": kept} if kept else {}) | ({"seams": seen} if seen else {})
     if sheet is not None:
         shown = np.unique(np.linspace(0, count - 1, min(SHEET, count)).round().astype(int))
         write_image(sheet, contact_sheet(motion.frames[shown], len(shown), [str(i) for i in shown]))
@@ -197,9 +236,7 @@ def _against(frames: Frames, task: Task) -> dict[str, float]:
 
 
 def _kept(frames: Frames, given: Given, fps: float, how: str) -> dict[str, Any]:
-    frame = given.frame + len(frames) if given.frame < 0 else given.frame
-    if not 0 <= frame < len(frames):
-        raise InputError(f"frame {given.frame} was given, but the clip has {len(frames)} frames.")
+    frame = frame_index(given.frame, len(frames), fps, Path(given.path).name)
     source: Image = read_image(given.path) if given.start is None else read_video(given.path, fps)[0][given.start]
     picture = fit(source, (frames.shape[2], frames.shape[1]), how)  # type: ignore[arg-type]
     return {"frame": frame, "source": given.path, "noise": given.noise, **fidelity.compare(frames[frame], picture)}

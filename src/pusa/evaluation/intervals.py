@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 RESAMPLES = 2000
+FEWEST = 5
+"""groups below which nothing is said of a spread"""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ def bootstrap(
     """The interval of `statistic(values)`, where values are [n] or [n, ...], one row for each clip.
 
     groups: what row i belongs to; whole groups are drawn. The same seed draws the same groups, so that
-    scores on the same clips may be compared draw by draw. One group alone has no interval: its ends are NaN.
+    scores on the same clips may be compared draw by draw. Fewer than `FEWEST` groups have no interval, and where a
+    statistic is NaN it has none: the ends are NaN.
     """
     rows = np.asarray(values, dtype=np.float64)
     if not len(rows):
@@ -58,13 +61,13 @@ def bootstrap(
     members: dict[Hashable, list[int]] = {}
     for i, label in enumerate(labels):
         members.setdefault(label, []).append(i)
-    if len(members) < 2:
+    if len(members) < FEWEST or np.isnan(value):
         return Interval(value, np.nan, np.nan)
     each = [np.array(indices) for indices in members.values()]
     rng = np.random.default_rng(seed)
     drawn = rng.integers(len(each), size=(resamples, len(each)))
     scores = [statistic(rows[np.concatenate([each[i] for i in picks])]) for picks in drawn]
-    low, high = np.quantile(scores, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.nanquantile(scores, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(value, float(low), float(high))
 
 

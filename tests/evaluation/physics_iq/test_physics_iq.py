@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,24 @@ def test_runs_with_other_seeds_have_a_mean_and_a_spread(dataset: Path, ask: Ask,
     code, found = ask("score", *places, flags=flags)
     assert (code, "verified" in found) == (1, False)
     code, found = ask("score", places[0], places[0], flags=flags)
-    assert (code, "their scores would mix" in found["error"]["message"]) == (2, True)
+    assert (code, "A folder is given twice" in found["error"]["message"]) == (2, True)
+
+
+def test_real_takes_in_which_nothing_moves_are_named(
+    dataset: Path, videos: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    still = Path(shutil.copytree(dataset, tmp_path / "still"))
+    for path in (still / "split-videos").rglob("*slides.mp4"):
+        if VIEWS[0] in path.name:
+            write_video(path, clip(speed=0), FPS, crf=0)
+    place = videos(clip)
+    command = ["physics-iq", "score", str(place), "--descriptions", str(dataset / "descriptions.csv"), "--data"]
+    assert main([*command, str(still), "-q"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("no motion is found in the real takes") == 1
+    assert f"trimmed-square-slides, {VIEWS[0]}: no motion" in said
+    assert main([*command, str(dataset), "-q"]) == 0
+    assert "no motion" not in capsys.readouterr().out
 
 
 def test_a_missing_take_is_said(dataset: Path, ask: Ask, videos: Write, tmp_path: Path) -> None:
@@ -203,5 +221,5 @@ def test_bad_input_is_one_sentence(dataset: Path, ask: Ask, tmp_path: Path) -> N
     text = (dataset / "descriptions.csv").read_text().replace("square-slides", "circle-slides")
     (tmp_path / "other.csv").write_text(text)
     code, found = ask("generate", tmp_path / "other.csv", flags=flags)
-    assert (code, "lacks the pictures of 0001, 0002" in found["error"]["message"]) == (2, True)
+    assert (code, "lacks the pictures in switch-frames of 0001, 0002" in found["error"]["message"]) == (2, True)
     assert not (tmp_path / "run").exists()

@@ -14,7 +14,7 @@ from pusa.evaluation.physics_iq.scores import Summary, View, compare
 from pusa.evaluation.pieces import Piece, Told, make_all, untold
 from pusa.files import write_json
 
-VERSION = 1
+VERSION = 2
 """of the measures"""
 
 
@@ -23,9 +23,10 @@ def pieces(videos: Path, descriptions: Path, data: Path, out: Path) -> list[Piec
     dataset = Dataset(data)
     found = [(scene, _video(videos, scene)) for scene in scenes(descriptions)]
     return [
-        Piece(scene.file, _kept(out, scene, video), partial(_compare, scene, video, dataset, _kept(out, scene, video)))
+        Piece(scene.file, kept, partial(_compare, scene, video, dataset, kept))
         for scene, video in found
         if video is not None
+        for kept in [_kept(out, scene, video, dataset)]
     ]
 
 
@@ -37,8 +38,9 @@ def _video(videos: Path, scene: Scene) -> Path | None:
     return numbered[0] if numbered else None
 
 
-def _kept(out: Path, scene: Scene, video: Path) -> Path:
-    content = hashlib.sha256(video.read_bytes() + f"{scene} {VERSION}".encode()).hexdigest()[:16]
+def _kept(out: Path, scene: Scene, video: Path, dataset: Dataset) -> Path:
+    known = f"{scene} {dataset.takes(scene)} {VERSION}"
+    content = hashlib.sha256(video.read_bytes() + known.encode()).hexdigest()[:16]
     return out / "views" / f"{scene.id}-{content}.json"
 
 
@@ -59,12 +61,13 @@ def results(videos: Path, descriptions: Path, data: Path, out: Path) -> tuple[li
     """What was compared, and why the rest was not, by file. What failed is tried anew next time."""
     views: list[View] = []
     problems: dict[str, str] = {}
+    dataset = Dataset(data)
     for scene in scenes(descriptions):
         video = _video(videos, scene)
         if video is None:
             problems[scene.file] = "is missing"
             continue
-        file = _kept(out, scene, video)
+        file = _kept(out, scene, video, dataset)
         record = json.loads(file.read_text(encoding="utf-8"))
         if "error" in record:
             file.unlink()

@@ -21,6 +21,7 @@ _NAME = re.compile(r"(?P<id>\d{4})_(?P<view>perspective-[a-z]+)_take-1_(?P<name>
 _COLUMNS = ("scenario", "description", "category", "generated_video_name")
 TESTING = ("split-videos/testing-videos", "split-videos/testing")
 """As the two variants of the dataset call the folder."""
+PREFIXES, PICTURES = "split-videos/conditioning-videos", "switch-frames"
 
 
 @dataclass(frozen=True)
@@ -76,15 +77,20 @@ class Dataset:
                 return found[0]
         return None
 
+    def takes(self, scene: Scene) -> list[tuple[str, int]]:
+        """Names and sizes of the real takes at all rates: what a comparison is of, beside the video."""
+        found = self.testing.glob(f"*FPS/*_testing-videos_*FPS_{scene.view}_take-?_{scene.name}.mp4")
+        return sorted((path.name, path.stat().st_size) for path in found)
+
     def picture(self, scene: Scene) -> Path:
         """The picture at the moment it begins."""
-        return self.folder / "switch-frames" / f"{scene.id}_switch-frames_anyFPS_{scene.view}_{scene.name}.jpg"
+        return self.folder / PICTURES / f"{scene.id}_switch-frames_anyFPS_{scene.view}_{scene.name}.jpg"
 
     def prefix(self, scene: Scene, fps: float) -> Path | None:
         """The three seconds before it."""
         for rate in dict.fromkeys((round(fps), NATIVE_FPS)):
             name = f"{scene.id}_conditioning-videos_{rate}FPS_{scene.view}_take-1_{scene.name}.mp4"
-            path = self.folder / "split-videos/conditioning-videos" / f"{rate}FPS" / name
+            path = self.folder / PREFIXES / f"{rate}FPS" / name
             if path.is_file():
                 return path
         return None

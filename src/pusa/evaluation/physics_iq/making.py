@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pusa.errors import InputError, PusaError
-from pusa.evaluation.physics_iq.dataset import GIVEN_SECONDS, SECONDS, Dataset, Scene, check_sources
+from pusa.evaluation.physics_iq.dataset import (
+    GIVEN_SECONDS,
+    PICTURES,
+    PREFIXES,
+    SECONDS,
+    Dataset,
+    Scene,
+    check_sources,
+)
 from pusa.evaluation.pieces import Piece
 from pusa.files import replacing, write_json
 from pusa.generation.conditions import Image
@@ -44,9 +52,9 @@ class Maker:
         self.track, self.seed, self.settings = track, seed, dict(settings)
         fps = pipe.defaults.fps
         if track == "i2v":
-            check_sources([(scene, dataset.picture(scene)) for scene in scenes], "pictures")
+            check_sources([(scene, dataset.picture(scene)) for scene in scenes], f"pictures in {PICTURES}")
         else:
-            check_sources([(scene, dataset.prefix(scene, fps)) for scene in scenes], "three seconds before the moment")
+            check_sources([(scene, dataset.prefix(scene, fps)) for scene in scenes], f"first seconds in {PREFIXES}")
         self.count = round(SECONDS * fps)
         if abs(self.count - SECONDS * fps) > 1e-6:
             raise InputError(f"The model makes {fps:g} frames per second, which gives no whole number in {SECONDS} s.")

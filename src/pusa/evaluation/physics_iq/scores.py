@@ -30,13 +30,17 @@ TINY = 1e-8
 
 @dataclass(frozen=True)
 class View:
-    """One view of one scene: the video against the first take, and the takes against each other."""
+    """One view of one scene: the video against the first take, and the takes against each other.
+
+    still: no motion is found in either take, so that the overlaps say nothing.
+    """
 
     scene: str
     view: str
     category: str
     video: Likeness
     takes: Likeness
+    still: bool = False
 
     def parts(self) -> dict[str, float]:
         """The four parts of the verified score, each in [0, 1]."""
@@ -73,7 +77,8 @@ def compare(scene: Scene, video: Path, dataset: Dataset) -> View:
         real.append(take[:count])
     size = size_of(real[0])
     first, second, made = (Seen.of(clip, size) for clip in (*real, frames))
-    return View(scene.name, scene.view, scene.category, likeness(first, made), likeness(first, second))
+    still = not (first.masks.any() or second.masks.any())
+    return View(scene.name, scene.view, scene.category, likeness(first, made), likeness(first, second), still)
 
 
 def _table(views: Sequence[View]) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pusa.errors import InputError
-from pusa.evaluation.intervals import RESAMPLES, Interval, bootstrap
+from pusa.evaluation.intervals import FEWEST, RESAMPLES, Interval, bootstrap
 from pusa.evaluation.vbench.protocol import DIMENSIONS, UNWEIGHED, Total, share_of_total, total
 from pusa.files import existing_file, replacing
 
@@ -227,7 +227,7 @@ def _of_total(value: float, entries: Sequence[Mapping[str, Sequence[float]]]) ->
     kinds: dict[frozenset[str], list[Mapping[str, Sequence[float]]]] = {}
     for entry in entries:
         kinds.setdefault(frozenset(entry), []).append(entry)
-    if any(len(members) < 2 for members in kinds.values()):
+    if any(len(members) < FEWEST for members in kinds.values()):
         return Interval(value, np.nan, np.nan)
     rng = np.random.default_rng(0)
     sums, counts = (np.zeros((RESAMPLES + 1, len(DIMENSIONS))) for _ in range(2))
