@@ -20,7 +20,10 @@ def filled(folder: Path, letters: str) -> Path:
     rng = np.random.default_rng(0)
     scenes = rng.uniform(100, 900, 32)
     (folder / "scores").mkdir(parents=True)
-    (folder / "clips.safetensors").touch()
+    for piece in experiments.Study(folder).pieces(letters):
+        if piece.name.startswith(("clips", "captions")):
+            piece.file.parent.mkdir(exist_ok=True)
+            piece.file.touch()
     for job in {job for letter in letters for job in experiments.jobs(letter)}:
         (folder / "runs" / f"{job.method}.{job.seed}").mkdir(parents=True, exist_ok=True)
         (folder / "runs" / f"{job.method}.{job.seed}" / "done.json").touch()

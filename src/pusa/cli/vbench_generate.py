@@ -78,6 +78,7 @@ def generate(
     terminal = Terminal(talk.talkative)
     with terminal.status("Starting"):
         from pusa.cli.batch import about
+        from pusa.cli.making import limits_of
         from pusa.evaluation import pieces
         from pusa.evaluation.vbench import checking, making
         from pusa.evaluation.vbench import manifest as manifests
@@ -85,7 +86,11 @@ def generate(
         plan = manifests.read(manifest)
         making.check_images(plan, images)
         chosen = {name: getattr(sampling, name) for name in ("steps", "guidance", "guidance_2", "boundary", "shift")}
-        checking.begin_run(out, plan, {**chosen, "noise": noise, **about(model)})
+        limits_of(model, terminal).settings(size=plan.size, frames=plan.frames, **chosen)
+        pictures = making.content_of(plan, images)
+        checking.begin_run(out, plan, {**chosen, "noise": noise, "pictures": pictures, **about(model)})
+        if strange := checking.unrecorded(plan, out):
+            raise InputError(f"{out / checking.VIDEOS / strange[0]} was not made here: it has no recipe; move it away.")
     videos = out / checking.VIDEOS
     missing = [video.file for video in making.ordered(plan) if not (videos / video.file).exists()]
     files = missing[:limit]

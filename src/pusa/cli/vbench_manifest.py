@@ -50,8 +50,20 @@ def manifest(
     if not 0 < number(str(fps), "--fps", "frame rate") <= 1000:
         raise InputError(f"--fps {fps:g}: give a rate above 0 and at most 1000.")
     made = manifests.build(info, suite, read_size(size), frames, fps, seed)
+    if out.exists() and not _may_be_replaced(out):
+        raise InputError(f"--out {out}: this file is there and is no manifest; give another name.")
     made.write(out)
     images = len({video.image for video in made.videos})
     record = {"manifest": str(out), "suite": suite, "videos": len(made.videos), "images": images, "crop": made.crop}
     text = f"{out}: {count(len(made.videos), 'video')} of {images} pictures, crop {made.crop}"
     return Report(record, text)
+
+
+def _may_be_replaced(path: Path) -> bool:
+    from pusa.evaluation.vbench import manifest as manifests
+
+    try:
+        manifests.read(path)
+    except InputError:
+        return False
+    return True

@@ -42,18 +42,22 @@ def total(
 
     run = totals.read([results, *map(Path, more)])
     found = totals.verdict(run)
-    record: dict[str, Any] = {"run": run.name, "values": dict(run.values), **found.record()}
+    record: dict[str, Any] = {"run": run.name, "values": _percent(run), **found.record()}
     text = _table(run, found)
     if against:
         other = totals.read(list(map(Path, against)))
         parts = totals.contributions(other, run)
-        record["against"] = {"run": other.name, "values": dict(other.values), "contributions": parts}
+        record["against"] = {"run": other.name, "values": _percent(other), "contributions": parts}
         text += "\n\n" + _difference(run, other, parts)
     if submission is not None:
         totals.submit(run, submission)
         record["submission"] = str(submission)
         text += f"\n\n{submission}"
     return Report(record, text, exit_code=int(found.scores is None))
+
+
+def _percent(run: Results) -> dict[str, float]:
+    return {name: 100 * value for name, value in run.values.items()}
 
 
 def _table(run: Results, found: Verdict) -> str:

@@ -34,11 +34,13 @@ def verify(manifest: Annotated[Path, File], folder: Annotated[Path, File], *, ta
         raise InputError(f"{folder} has no folder {checking.VIDEOS}; give the --out of pusa vbench generate.")
     with terminal.counting() as progress:
         found = checking.problems(plan, folder, lambda done, total: progress("Decoding", done, total))
+    unknown = checking.unrecorded(plan, folder)
     good = len(plan.videos) - sum(problem.kind != "foreign" for problem in found)
     kinds = checking.summary(found)
     record = {
         "videos": len(plan.videos),
         "good": good,
+        "without_recipe": len(unknown),
         "problems": [{"kind": p.kind, "file": p.file, "what": p.what} for p in found],
     }
     lines = [f"{p.kind:10} {printable(p.file)} {p.what}" for p in found[:SHOWN]]
@@ -48,4 +50,6 @@ def verify(manifest: Annotated[Path, File], folder: Annotated[Path, File], *, ta
     lines.append(
         f"{good:,} of {count(len(plan.videos), 'video')} as they should be" + (f"; {counts}" if counts else "")
     )
+    if unknown:
+        lines.append(f"{count(len(unknown), 'video')} without a recipe: whether they were exchanged cannot be told")
     return Report(record, "\n".join(lines), exit_code=int(bool(found)))

@@ -105,6 +105,47 @@ def test_a_limit_leaves_the_rest_for_later(plan: Path, run: Path, crops: Path, a
     assert "--limit 0: it takes" in found["error"]["message"]
 
 
+def test_nothing_of_elsewhere_is_taken_for_this_run(
+    plan: Path, run: Path, crops: Path, tmp_path: Path, ask: Ask
+) -> None:
+    generate = ("generate", plan, "--out", run, *FAST)
+    other = Path(shutil.copytree(crops, tmp_path / "crops"))
+    picture = other / manifest.read(plan).videos[0].image
+    write_image(picture, np.zeros((64, 112, 3), np.uint8))
+    code, found = ask(*generate, "--images", other)
+    assert code == 2
+    assert "was begun with pictures" in found["error"]["message"]
+    checking.recipe_path(run, names(plan)[2]).unlink()
+    code, found = ask(*generate, "--images", crops)
+    assert code == 2
+    assert f"{names(plan)[2]} was not made here: it has no recipe" in found["error"]["message"]
+    code, found = ask("verify", plan, run)
+    assert (code, found["good"], found["without_recipe"]) == (0, 6, 1)
+    code, found = ask("generate", plan, "--images", tmp_path / "nowhere", "--out", run, *FAST)
+    assert (code, "There is no folder" in found["error"]["message"]) == (2, True)
+
+
+@pytest.mark.parametrize("wish", [("--steps", "0"), ("--guidance", "nan"), ("--shift", "inf"), ("--shift", "0")])
+def test_settings_that_cannot_be_leave_no_folder(
+    plan: Path, crops: Path, tmp_path: Path, ask: Ask, wish: tuple[str, str]
+) -> None:
+    code, found = ask("generate", plan, "--images", crops, "--out", tmp_path / "out", "--model", "tiny", *wish)
+    assert code == 2
+    assert wish[0][2:] in found["error"]["message"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_replaces_no_other_file(info: Path, tmp_path: Path, ask: Ask) -> None:
+    mine = Path(shutil.copy(info, tmp_path / "info.json"))
+    for size in ("0x480", "0x0", "480x0"):
+        assert ask("manifest", mine, "--out", tmp_path / "m.jsonl", "--size", size)[0] == 2
+    code, found = ask("manifest", mine, "--out", mine)
+    assert (code, "is no manifest" in found["error"]["message"]) == (2, True)
+    assert mine.read_bytes() == info.read_bytes()
+    for suite in ("smoke", "core"):
+        assert ask("manifest", mine, "--out", tmp_path / "m.jsonl", "--suite", suite)[0] == 0
+
+
 def test_the_crops_next_to_the_right_ones_are_refused(
     plan: Path, info: Path, crops: Path, tmp_path: Path, ask: Ask
 ) -> None:
@@ -293,6 +334,10 @@ def test_what_was_scored_is_not_scored_again_and_not_mixed(plan: Path, run: Path
     first = run / "videos" / names(plan)[0]
     frames, fps = read_video(first)
     write_video(first, frames[::-1], fps)
+    code, found = ask("score", plan, run, "--vbench", checkout, "--dimensions", "i2v_subject")
+    assert code == 2
+    assert "is another file than the one that was made" in found["error"]["message"]
+    checking.recipe_path(run, first.name).unlink()  # so it may be from elsewhere
     code, found = ask("score", plan, run, "--vbench", checkout, "--dimensions", "i2v_subject")
     assert code == 2
     assert "i2v_subject.json was scored from other videos" in found["error"]["message"]

@@ -147,7 +147,7 @@ def test_a_part_of_the_videos_has_no_total_of_the_benchmark(write: Callable[...,
 
 def test_the_zip_for_the_leaderboard_holds_the_official_results(write: Callable[..., Path], tmp_path: Path) -> None:
     values = official(fractions(named("Wan-I2V")))
-    flickering = {"temporal_flickering": [0.9, [{"video_path": "a.mp4", "video_results": 0.9}]]}
+    flickering = {"temporal_flickering": [0.9, [{"video_path": "videos/a.mp4", "video_results": 0.9}]]}
     run = totals.read([write("a.json", values | flickering)])
     totals.submit(run, tmp_path / "run.zip")
     with zipfile.ZipFile(tmp_path / "run.zip") as archive:
@@ -156,9 +156,25 @@ def test_the_zip_for_the_leaderboard_holds_the_official_results(write: Callable[
     assert {name: result[0] for name, result in found.items()} == pytest.approx(run.values)
     assert totals.read([write("again.json", found)]).videos == run.videos
     for lacking in (official(fractions(named("Wan-I2V")), samples=4), fractions(named("Wan-I2V"))):
-        with pytest.raises(InputError, match="lacks scores of single videos"):
+        with pytest.raises(InputError, match="takes official results of all videos, and i2v_subject has"):
             totals.submit(totals.read([write("b.json", lacking)]), tmp_path / "no.zip")
     assert not (tmp_path / "no.zip").exists()
+    for path, why in ((tmp_path / "run.zip", "is there already"), (tmp_path / "a.json", "is there already"),
+                      (tmp_path / "c.json", r"does not end in \.zip")):  # fmt: skip
+        with pytest.raises(InputError, match=why):
+            totals.submit(run, path)
+
+
+def test_official_results_of_videos_in_two_folders_are_two_runs(write: Callable[..., Path]) -> None:
+    values = fractions(named("Wan-I2V"))
+    halves = [dict(list(values.items())[:4]), dict(list(values.items())[4:])]
+    first, second = (official(half) for half in halves)
+    assert not totals.read([write("a.json", first), write("b.json", second)]).missing
+    for result in second.values():
+        for row in result[-1]:
+            row["video_path"] = row["video_path"].replace("videos/", "other/")
+    with pytest.raises(InputError, match=r"is of videos in videos and .* of those in other"):
+        totals.read([write("a.json", first), write("b.json", second)])
 
 
 def test_an_incomplete_set_has_no_total(write: Callable[..., Path]) -> None:

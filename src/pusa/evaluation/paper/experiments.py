@@ -13,7 +13,7 @@ from pusa.errors import InputError
 from pusa.evaluation.paper import inside
 from pusa.evaluation.paper.methods import METHODS, SEEDS, STRENGTH, STRENGTHS
 from pusa.evaluation.paper.scoring import Job, Maker, is_lora
-from pusa.evaluation.paper.training import STEPS, load, prepare, train
+from pusa.evaluation.paper.training import STEPS, load, parts, prepare, prepare_texts, train
 from pusa.evaluation.pieces import Piece, Told, make_all, untold
 
 SAVED = (50, 100, 200, 400)
@@ -82,7 +82,7 @@ class Study:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.clips = folder / "clips.safetensors"
+        self.texts = folder / "clips" / "texts.safetensors"
         self._maker: Maker | None = None
 
     def pieces(self, tables: Sequence[str]) -> list[Piece]:
@@ -91,9 +91,10 @@ class Study:
         looked = [job for method in inside.COMPARED for job in inside.jobs(method)] if "j" in tables else []
         runs = list(dict.fromkeys((job.method, job.seed) for job in [*wanted, *looked] if job.method != "base"))
         trainings = [self._training(method, seed) for method, seed in runs]
-        first = Piece("clips", self.clips, partial(prepare, self.clips))
+        clips = [Piece(f"clips {part.stem}", part, partial(prepare, part)) for part in parts(self.texts.parent)]
+        texts = Piece("captions", self.texts, partial(prepare_texts, self.texts))
         last = inside.pieces(self) if looked else []
-        return [first, *trainings, *map(self._scoring, wanted), *last]
+        return [*clips, texts, *trainings, *map(self._scoring, wanted), *last]
 
     def run(self, method: str, seed: int) -> Path:
         """The folder of a training."""
@@ -103,9 +104,9 @@ class Study:
         folder = self.run(method, seed)
 
         def make() -> None:
-            train(METHODS[method], seed, load(self.clips), folder, checkpoints_at=saved(method))
+            train(METHODS[method], seed, load(self.texts), folder, checkpoints_at=saved(method))
 
-        return Piece(f"training {folder.name}", folder / "done.json", make, (self.clips,))
+        return Piece(f"training {folder.name}", folder / "done.json", make, (self.texts, *parts(self.texts.parent)))
 
     def _scoring(self, job: Job) -> Piece:
         file = self.folder / "scores" / f"{job.name}.json"

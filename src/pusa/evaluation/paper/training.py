@@ -29,7 +29,7 @@ from pusa.training.averages import Averages
 from pusa.training.batches import Batch, Batches
 from pusa.training.sections import LoraSettings, TrainSettings
 
-CLIPS = 2048
+CLIPS, PART = 2048, 128
 FIRST_SEED = 2_000_000
 """The clips of the embedded adapter's own training; held-out scenes come from another stream."""
 BATCH, STEPS = 8, 400
@@ -64,29 +64,45 @@ class Clips:
         return self.texts[0]
 
 
+def parts(folder: Path) -> list[Path]:
+    """The files in which the latents of the training clips lie, `PART` clips each."""
+    return [folder / f"{first:05d}.safetensors" for first in range(0, CLIPS, PART)]
+
+
+def _scene(index: int) -> world.Scene:
+    return world.sample(FIRST_SEED + index, kind="camera" if index % 2 else "shape")
+
+
 def prepare(file: Path) -> None:
-    """Encode the training clips into one file."""
-    parts = checkpoints.load(checkpoints.TINY_BASE)
-    captions, which, encoded = [""], [], []
-    for index in range(CLIPS):
-        scene = world.sample(FIRST_SEED + index, kind="camera" if index % 2 else "shape")
-        if scene.caption not in captions:
-            captions.append(scene.caption)
-        which.append(captions.index(scene.caption))
-        encoded.append(latents.encode(parts.vae, world.render(scene))[0])
-    texts = latents.encode_text(parts.text_encoder, parts.tokenizer, captions)
-    tensors = {"latents": torch.stack(encoded), "texts": texts.contiguous(), "which": torch.tensor(which)}
+    """Encode the clips of a part."""
+    vae = checkpoints.load_encoders(checkpoints.TINY_BASE).vae
+    first = int(file.stem)
+    encoded = [latents.encode(vae, world.render(_scene(index)))[0] for index in range(first, first + PART)]
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as part:
-        save_file(tensors, str(part), metadata={"captions": json.dumps(captions)})
+        save_file({"latents": torch.stack(encoded)}, str(part))
 
 
-def load(file: Path) -> Clips:
-    """The clips that `prepare` wrote."""
-    tensors = load_file(file)
-    with safe_open(file, "pt") as opened:
+def prepare_texts(file: Path) -> None:
+    """Encode the captions of all clips, and the empty one."""
+    encoders = checkpoints.load_encoders(checkpoints.TINY_BASE)
+    named = [_scene(index).caption for index in range(CLIPS)]
+    captions = list(dict.fromkeys(["", *named]))
+    texts = latents.encode_text(encoders.text_encoder, encoders.tokenizer, captions)
+    which = torch.tensor([captions.index(caption) for caption in named])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as part:
+        metadata = {"captions": json.dumps(captions)}
+        save_file({"texts": texts.contiguous(), "which": which}, str(part), metadata=metadata)
+
+
+def load(texts: Path) -> Clips:
+    """The clips that `prepare` and `prepare_texts` wrote into one folder."""
+    tensors = load_file(texts)
+    with safe_open(texts, "pt") as opened:
         captions = json.loads(opened.metadata()["captions"])
-    return Clips(tensors["latents"], tensors["texts"], captions, tensors["which"].tolist())
+    values = torch.cat([load_file(part)["latents"] for part in parts(texts.parent)])
+    return Clips(values, tensors["texts"], captions, tensors["which"].tolist())
 
 
 def settings(method: Method, seed: int, steps: int) -> TrainSettings:

@@ -50,7 +50,8 @@ def of_video(path: Path, manifest: Manifest, *, whole: bool = True) -> Problem |
             film = look(path)
             count, height, width, fps = len(film.times), film.height, film.width, film.fps
     except PusaError as error:
-        return Problem("damaged", path.name, str(error).removeprefix(f"{path} ").rstrip("."))
+        what = str(error).removeprefix(f"{path} ").rstrip(".")
+        return Problem("damaged", path.name, f"{what}; remove it, and pusa vbench generate makes it again")
     found = (count, (width, height), round(fps, 3))
     wanted = (manifest.frames, manifest.size, round(manifest.fps, 3))
     if found == wanted:
@@ -101,10 +102,21 @@ def contents(manifest: Manifest, folder: Path, progress: Progress = lambda done,
         problem = of_video(path, manifest, whole=False)
         if problem is None:
             found[video.file] = hashlib.sha256(path.read_bytes()).hexdigest()
-        elif problem.kind != "missing":
+            problem = _recorded(folder, video.file, video.seed, found[video.file])
+        if problem is not None and problem.kind != "missing":
             raise InputError(f"{path} {problem.what}; pusa vbench verify names all that is wrong.")
         progress(number, len(manifest.videos))
+    if others := sorted(path.name for path in (folder / VIDEOS).glob("[!.]*") if path.suffix != ".mp4"):
+        raise InputError(
+            f"{folder / VIDEOS} holds {others[0]}, which the official code would take for a video; move it."
+        )
     return found
+
+
+def unrecorded(manifest: Manifest, folder: Path) -> list[str]:
+    """The videos that are there without a recipe, so that it cannot be told how they were made."""
+    there = (video.file for video in manifest.videos if (folder / VIDEOS / video.file).exists())
+    return [file for file in there if not recipe_path(folder, file).exists()]
 
 
 def _recorded(folder: Path, file: str, seed: int, content: str) -> Problem | None:
@@ -135,13 +147,14 @@ def check_run(folder: Path, manifest: Manifest, settings: dict[str, Any] | None 
         return {}
     try:
         run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        suite, identity = run["suite"], run["manifest"]
+        identity = run["manifest"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged; put it back, or take an empty folder.") from error
     if identity != manifest.identity:
-        raise InputError(
-            f"{folder} belongs to another manifest (suite {suite}, {_text(tuple(run['size']))}); take another folder."
-        )
+        mine = {"suite": manifest.suite, "size": list(manifest.size), "frames": manifest.frames, "fps": manifest.fps}
+        odd = [f"{key} {run.get(key)} instead of {value}" for key, value in mine.items() if run.get(key) != value]
+        why = ", ".join(odd) or "of other videos or another seed"
+        raise InputError(f"{folder} belongs to another manifest ({why}); take another folder.")
     if settings is not None and (odd := _odd(run["settings"], settings)):
         key = odd[0]
         raise InputError(

@@ -38,6 +38,8 @@ def ordered(manifest: Manifest) -> list[Video]:
 
 def check_images(manifest: Manifest, images: Path) -> None:
     """InputError unless every picture of the manifest is in the folder and has the crop's shape, by its header."""
+    if not images.is_dir():
+        raise InputError(f"There is no folder {images}; give the official crops {manifest.crop}.")
     wanted = list(dict.fromkeys(video.image for video in ordered(manifest)))
     if missing := [name for name in wanted if not (images / name).is_file()]:
         raise InputError(f"{images} lacks {_some(missing)}; give the official crops {manifest.crop}.")
@@ -49,6 +51,14 @@ def check_images(manifest: Manifest, images: Path) -> None:
             f"{images}: {_some(odd)} {'are' if odd[1:] else 'is'} not {crop.replace('-', ':')} (the first is "
             f"{width}x{height}); give the official crops {crop} for videos of {manifest.size[0]}x{manifest.size[1]}."
         )
+
+
+def content_of(manifest: Manifest, images: Path) -> str:
+    """A hash of the pictures that videos are made from, so that one run has one set of them."""
+    digest = hashlib.sha256()
+    for name in sorted({video.image for video in manifest.videos}):
+        digest.update(name.encode() + hashlib.sha256((images / name).read_bytes()).digest())
+    return digest.hexdigest()[:16]
 
 
 def _some(names: list[str]) -> str:

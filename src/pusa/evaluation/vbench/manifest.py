@@ -127,7 +127,7 @@ def seed_of(seed: int, prompt: str, index: int) -> int:
 
 def crop_for(size: tuple[int, int]) -> str:
     """The ready crop whose shape is nearest to (width, height); InputError for upright or much wider sizes."""
-    ratio = size[0] / size[1]
+    ratio = size[0] / size[1] if min(size) > 0 else 0.0
     if not 0.95 <= ratio <= 1.9:
         raise InputError(
             f"The size {size[0]}x{size[1]} suits none of the official crops, from 1:1 to 16:9; choose such a size."

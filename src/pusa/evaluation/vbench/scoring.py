@@ -214,7 +214,10 @@ def score(
         videos = hashlib.sha256("".join(there.get(name, "") for name in _files(manifest, dimension)).encode())
         record = {SETTINGS: settings, CONTENT: videos.hexdigest()}
         if file.exists():
-            kept = json.loads(file.read_text(encoding="utf-8"))
+            try:
+                kept = json.loads(file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise InputError(f"{file} is damaged; remove it, and the dimension is scored again.") from error
             if odd := [key for key, value in record.items() if kept.get(key) != value]:
                 what = "from other videos" if odd == [CONTENT] else "otherwise"
                 raise InputError(f"{file} was scored {what}; remove it, or take another --out.")

@@ -32,12 +32,13 @@ _SAMPLE = re.compile(r"-(\d+)\.mp4$")
 
 @dataclass(frozen=True)
 class Results:
-    """What is known of a run. values: by dimension, in [0, 1]; videos: by dimension and file name."""
+    """What is known of a run. values: by dimension, in [0, 1]; videos: by dimension and file name; folder: theirs."""
 
     name: str
     values: Mapping[str, float]
     videos: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    folder: str | None = None
 
     @property
     def missing(self) -> list[str]:
@@ -65,6 +66,10 @@ def read(paths: Sequence[Path]) -> Results:
             raise InputError(
                 f"{paths[0]} and {path} are of two runs ({_first_difference(parts[0], part)}); total each."
             )
+        if part.folder != parts[0].folder and None not in (part.folder, parts[0].folder):
+            raise InputError(
+                f"{paths[0]} is of videos in {parts[0].folder} and {path} of those in {part.folder}; total each run."
+            )
         for name in part.values:
             if name in owner:
                 raise InputError(
@@ -73,8 +78,10 @@ def read(paths: Sequence[Path]) -> Results:
             owner[name] = path
         values |= part.values
         videos |= part.videos
-    name = paths[0].stem if len(paths) == 1 else paths[0].parent.name or paths[0].stem
-    return Results(name, values, videos, parts[0].settings)
+    home = paths[0].absolute().parent
+    called = home.parent.name if home.name == "scores" else home.name  # results.json says nothing
+    name = paths[0].stem if len(paths) == 1 and paths[0].stem != "results" else called
+    return Results(name, values, videos, parts[0].settings, parts[0].folder)
 
 
 def _first_difference(one: Results, other: Results) -> str:
@@ -86,8 +93,8 @@ def _first_difference(one: Results, other: Results) -> str:
 def _read(path: Path) -> Results:
     existing_file(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise InputError(f'{path} is no JSON ({error}); give a result file or {{"i2v_subject": 0.97, …}}.') from error
     if not isinstance(found, dict):
         raise InputError(f'{path} holds no object; give a result file or {{"i2v_subject": 0.97, …}}.')
@@ -95,20 +102,24 @@ def _read(path: Path) -> Results:
     unavailable = {name for name, value in found.items() if isinstance(value, dict) and value.get("unavailable")}
     numbers: dict[str, float] = {}
     videos: dict[str, dict[str, float]] = {}
+    folders: set[str] = set()
     for name, value in found.items():
         if name in unavailable:
             continue
         if name not in DIMENSIONS and name != UNWEIGHED:
             raise InputError(f"{path} has {name!r}, which is no dimension; there are {', '.join(DIMENSIONS)}.")
         score = value[0] if isinstance(value, list) and value else value
-        if isinstance(score, bool) or not isinstance(score, int | float) or not np.isfinite(score):
+        if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) < 1e9:
             raise InputError(f"{path}: {name} is {score!r}; give a number.")
         numbers[name] = float(score)
         if isinstance(value, list) and len(value) > 1:
             try:
                 videos[name] = official(name, value)[1]
+                folders |= {str(Path(row["video_path"]).parent) for row in value[-1]}
             except InputError as error:
                 raise InputError(f"{path}: {error}.") from error
+    if len(folders) > 1:
+        raise InputError(f"{path} is of videos in {' and '.join(sorted(folders)[:2])}; total each run.")
     numbers.pop(UNWEIGHED, None)
     videos.pop(UNWEIGHED, None)
     if not numbers:
@@ -119,6 +130,7 @@ def _read(path: Path) -> Results:
         {name: value / scale for name, value in numbers.items()},
         {name: {video: score / scale for video, score in each.items()} for name, each in videos.items()},
         settings,
+        next(iter(folders), None),
     )
 
 
@@ -179,7 +191,10 @@ class Verdict:
             "part": _percent(self.part),
             "missing": list(self.missing),
             "videos": {name: list(both) for name, both in self.short.items()},
-            "intervals": {name: interval.record() for name, interval in self.intervals.items()},
+            "intervals": {
+                name: {end: value and 100 * value for end, value in interval.record().items()}
+                for name, interval in self.intervals.items()
+            },
         }
 
 
@@ -260,10 +275,16 @@ def contributions(first: Results, second: Results) -> dict[str, float]:
 def submit(results: Results, path: Path) -> None:
     """Write the zip that the leaderboard takes: the official results of the nine dimensions, with the videos' names.
 
-    Raises InputError unless every dimension has a score for each of its videos.
+    Raises InputError unless every dimension has a score for each of its videos, and when the file is there already.
     """
-    if lacking := [name for name in DIMENSIONS if name not in results.videos or name in results.short]:
-        raise InputError(f"{path}: {', '.join(lacking)} lacks scores of single videos; submit official results of all.")
+    if path.exists() or path.suffix != ".zip":
+        why = "is there already" if path.exists() else "does not end in .zip"
+        raise InputError(f"--submission {path} {why}; give another name.")
+    for name, dimension in DIMENSIONS.items():
+        if (have := len(results.videos.get(name, ()))) != dimension.videos:
+            raise InputError(
+                f"--submission takes official results of all videos, and {name} has {have:,} of {dimension.videos:,}."
+            )
     found = {}
     for name in DIMENSIONS:
         unit = PER_VIDEO.get(name, 1)
