@@ -209,6 +209,10 @@ def test_contact_sheet_lays_frames_out_in_rows() -> None:
     assert (labelled[2:15, 2:22] < 128).any()
     assert np.array_equal(labelled[15:25, 2:22], frames[0])
     assert images.contact_sheet(frames).shape == sheet.shape
+    text = "a text that is longer than one of the frames is wide"
+    short, long = (images.contact_sheet(frames, columns=3, labels=[text, *rest])[:13] for rest in (["b"] * 4, [""] * 4))
+    ink = [np.flatnonzero((one < 128).any(axis=(0, 2))) for one in (short[:, :22], long)]
+    assert ink[0].max() <= 22 < 40 < ink[1].max()
     assert images.contact_sheet(frames, columns=9).shape[1] == 5 * 22 + 2
 
 

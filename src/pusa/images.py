@@ -128,7 +128,8 @@ def contact_sheet(
 ) -> Image:
     """Lay frames of one size out in rows on white, `gap` pixels apart; about square unless `columns` is given.
 
-    `labels` puts a line of text above each frame: its number (True) or the given strings, one per frame.
+    `labels` puts a line of text above each frame: its number (True) or the given strings, one per frame. A text may run
+    on above the frames of its row that follow with an empty one.
     """
     clip = np.stack(list(frames)) if len(frames) else np.zeros((0, 1, 1, 3), np.uint8)
     check_frames(clip)
@@ -144,10 +145,15 @@ def contact_sheet(
     rows = math.ceil(count / columns)
     sheet = np.full((rows * cell_height + gap, columns * cell_width + gap, 3), 255, np.uint8)
     corners = [(gap + i // columns * cell_height, gap + i % columns * cell_width) for i in range(count)]
-    for (y, x), text in zip(corners, texts, strict=False):
-        label = PILImage.new("RGB", (width, strip), "white")
+    for i, text in enumerate(texts):
+        if not text:
+            continue
+        (y, x), end = corners[i], i + 1
+        while end < count and end % columns and not texts[end]:
+            end += 1
+        label = PILImage.new("RGB", (width + (end - i - 1) * cell_width, strip), "white")
         ImageDraw.Draw(label).text((1, 0), text, fill="black", font=ImageFont.load_default(10))
-        sheet[y : y + strip, x : x + width] = np.asarray(label)
+        sheet[y : y + strip, x : x + label.width] = np.asarray(label)
     for (y, x), frame in zip(corners, clip, strict=True):
         sheet[y + strip : y + strip + height, x : x + width] = frame
     return sheet

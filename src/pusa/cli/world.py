@@ -99,7 +99,8 @@ def _table(title: str, found: dict[str, Any], contestants: Sequence[Contestant])
             digits = 1 if unit == "dB" else 0
             ends = (number[end] for end in ("value", "low", "high"))
             value, low, high = ("–" if end is None else f"{scale * end:.{digits}f}" for end in ends)
-            cells.append(f"{value} {unit} ({low} to {high}){_mark(number['over_first'])}")
+            spread = "" if number["low"] is None else f" ({low} to {high})"
+            cells.append(f"{value} {unit}{spread}{_mark(number['over_first'])}")
         lines.append(cells)
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(

@@ -154,7 +154,7 @@ class Benchmark:
                     shown.append((one.name, np.load(self.folder / one.key / task / f"{seed:05d}.npy")))
                 for name, frames in shown:
                     pictures += list(frames)
-                    labels += [name[:10], task[:10], *[""] * (len(SHEET_FRAMES) - 2)]
+                    labels += [f"{task} {seed}: {name}", *[""] * (len(SHEET_FRAMES) - 1)]
         width = len(SHEET_FRAMES) * (len(self.contestants) + 1)
         write_image(file, contact_sheet(pictures, width, labels))
         return file
