@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig
 from safetensors import safe_open
 
+from pusa import embedded
 from pusa.core import schedules, sigmas
 from pusa.errors import InputError
 from pusa.generation.conditions import Clip, Image
@@ -146,6 +147,10 @@ def test_the_models_own_adapter_is_remade_at_its_strength(tmp_path):
     half = pipe.generate(PROMPT, **options)
     pipe.remove_lora("pusa")
     none = pipe.generate(PROMPT, **options)
+    with pytest.raises(
+        InputError, match="tiny runs the LoRA .* at strength 1.6 by itself: leave it out, or give it to"
+    ):
+        load("tiny", lora=embedded.adapter(), device="cpu")
     for number, clip in enumerate((half, none)):
         assert not torch.equal(clip.latents, usual.latents)
         assert torch.equal(regenerate(clip.save(tmp_path / f"{number}.mp4")).latents, clip.latents)
@@ -178,6 +183,19 @@ def test_other_versions_are_said(tiny_pipe, tmp_path):
     path.with_suffix(".json").write_text(json.dumps(recipe))
     with pytest.warns(UserWarning, match=r"made with torch 1.0 \(here"):
         regenerate(path, tiny_pipe)
+
+
+def test_a_matrix_edited_in_the_recipe_is_said_or_walked(tiny_pipe, tmp_path):
+    clip = tiny_pipe.generate(PROMPT, steps=4)
+    path = clip.save(tmp_path / "clip.mp4")
+    recipe = read(path)
+    rows = recipe["matrix"]["state"]
+    recipe["matrix"]["state"] = [rows[0], [0.9 * value for value in rows[1]], *rows[2:]]
+    path.with_suffix(".json").write_text(json.dumps(recipe))
+    with pytest.warns(UserWarning, match='another timestep matrix than its settings give, .* set "own_matrix" to true'):
+        assert torch.equal(regenerate(path, tiny_pipe).latents, clip.latents)
+    path.with_suffix(".json").write_text(json.dumps(recipe | {"own_matrix": True}))
+    assert not torch.equal(regenerate(path, tiny_pipe).latents, clip.latents)
 
 
 @pytest.mark.parametrize(
