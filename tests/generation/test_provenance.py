@@ -148,7 +148,7 @@ def test_the_models_own_adapter_is_remade_at_its_strength(tmp_path):
     pipe.remove_lora("pusa")
     none = pipe.generate(PROMPT, **options)
     with pytest.raises(
-        InputError, match="tiny runs the LoRA .* at strength 1.6 by itself: leave it out, or give it to"
+        InputError, match=r"tiny runs the LoRA .* at strength 1.6 by itself: leave it out, or give it to"
     ):
         load("tiny", lora=embedded.adapter(), device="cpu")
     for number, clip in enumerate((half, none)):
