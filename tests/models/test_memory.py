@@ -156,6 +156,14 @@ def test_a_clip_that_will_not_fit_is_refused_before_loading(
     assert "--memory none" in capsys.readouterr().err
 
 
+def test_a_huge_clip_of_a_small_model_is_weighed(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda device: (None, 1e9))
+    model = Model(model=str(tiny_folder))
+    assert profile_for(model, None, None, None) is None
+    with pytest.raises(InputError, match="not enough memory"):
+        profile_for(model, (1024, 1024), 253, None)
+
+
 def test_processes_on_one_machine_divide_its_memory(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "SMALL", 0)
     monkeypatch.setattr(memory, "free_memory", lambda device: (None, 5e9))

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 BUS = 12e9
 """Bytes per second from the machine's memory to a GPU, as a PCIe 4.0 slot of 16 lanes reaches at least."""
+MANY = 16
+"""times as many pixels as the model's own clips have"""
 DISK = 1.5e9
 """Bytes per second from a solid-state disk."""
 
@@ -26,7 +28,7 @@ def profile_for(model: Model, size: tuple[int, int] | None, frames: int | None, 
     """The memory profile that `--memory` comes to; None for none. size, frames, guidance: None for the model's own.
 
     Raises InputError, before anything is loaded, when the clip will not fit under the profile, or under any for auto.
-    A model of less than 100 MB is not weighed.
+    A model of less than 100 MB is not weighed, unless the clip is many times as large as its own.
     """
     if model.memory == "none":
         return None
@@ -36,7 +38,7 @@ def profile_for(model: Model, size: tuple[int, int] | None, frames: int | None, 
     device = _device()
     _, folder = _found(model.source)
     on_disk = memory.bytes_on_disk(folder, model.beside())
-    if 0 < on_disk < memory.SMALL:
+    if 0 < on_disk < memory.SMALL and _times_its_own(folder, size, frames) <= MANY:
         return None if chosen is None else chosen.name
     rehearsal = _rehearse(model, size, frames, guidance, device.type == "cpu")
     on_device, on_host = memory.free_memory(device)
@@ -47,6 +49,14 @@ def profile_for(model: Model, size: tuple[int, int] | None, frames: int | None, 
     if not needs.fits(*free):
         raise memory.too_large(needs, rehearsal, *free)
     return chosen.name
+
+
+def _times_its_own(folder: Path, size: tuple[int, int] | None, frames: int | None) -> float:
+    """How many times as many pixels a clip has as the model makes when nothing is said."""
+    from pusa.models import checkpoints
+
+    own = checkpoints.defaults_of(folder)
+    return math.prod(size or own.size) * (frames or own.frames) / (math.prod(own.size) * own.frames)
 
 
 def outlook(
