@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+import skimage.data
 
 from pusa.errors import InputError
 from pusa.evaluation import fidelity, measures, seams
@@ -107,6 +108,20 @@ def moved(dx: float, dy: float, zoom: float = 1.0, count: int = 12) -> Frames:
 )
 def test_the_camera_is_named(dx: float, dy: float, zoom: float, says: list[str]) -> None:
     assert measures.camera(Motion(moved(dx, dy, zoom))) == says
+
+
+@pytest.mark.parametrize("frames", [81, 240])
+def test_a_pan_that_leaves_the_picture_is_no_zoom(frames: int) -> None:
+    photo = skimage.data.astronaut()
+    clip = np.stack([photo[100:196, 50 + i : 178 + i] for i in range(frames)])
+    assert measures.camera(Motion(clip)) == ["pans right"]
+
+
+def test_a_thing_that_moves_before_a_still_camera_is_no_camera_motion() -> None:
+    clip = moved(0, 0, count=24)
+    for t, frame in enumerate(clip):
+        frame[30:60, 4 + 3 * t : 34 + 3 * t] = (230, 60, 40)
+    assert measures.camera(Motion(clip)) == ["static"]
 
 
 def test_the_flow_of_a_shift_is_the_shift_and_warping_undoes_it() -> None:

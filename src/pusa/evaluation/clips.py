@@ -29,7 +29,7 @@ from pusa.models.lora import sha256
 from pusa.training.store import make_folder
 from pusa.videos import read_video
 
-VERSION = 1
+VERSION = 2
 """of the measures; scores of another one are refused"""
 SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif"}
 SETTINGS = "evaluation.json"

@@ -25,8 +25,10 @@ SECTION = 0.15
 TOP = 0.05
 """share of the fastest pixels that count for the dynamic degree"""
 GRID = 10
-"""points across each side that are followed for the camera"""
-CAMERA_SHIFT, CAMERA_SCALE = 0.03, 0.03
+"""points across each side in whose flow the camera is looked for"""
+STEP_PIXELS = 0.5
+"""how far the flow of a point may be from the camera's, in one step"""
+CAMERA_SHIFT, CAMERA_SCALE = 0.03, 0.05
 """of the picture's width, and relative: the least movement from first to last frame that is called a camera motion"""
 
 
@@ -55,7 +57,7 @@ MEASURES: dict[str, Measure] = {
     "speed_drift": Measure("speed drift", "px", "low"),
 }
 AGREE = 0.5
-"""share of the followed points that one camera must explain"""
+"""share of the points that one camera must explain"""
 SHORTEST = 5
 """frames below which nothing of motion is measured"""
 
@@ -162,26 +164,26 @@ def _drift(values: Array) -> float:
 def camera(motion: Motion) -> list[str]:
     """What the camera does, as VBench names it: pans or tilts, zooms, or static.
 
-    A grid of points is carried along the flow; the similarity that explains most of their ways from first to last frame
-    (RANSAC) says shift and scale; "unknown" where it explains less than half of them. A camera that pans right moves
-    the picture to the left.
+    In each step the similarity that explains most of a grid's flow (RANSAC) is shift and scale; those of all steps are
+    put together, so that a long way may leave the picture. "unknown" where they explain less than half of the grid on
+    average. A camera that pans right moves the picture to the left.
     """
     height, width = motion.grey.shape[1:]
     x, y = np.meshgrid(np.linspace(0.1, 0.9, GRID) * (width - 1), np.linspace(0.1, 0.9, GRID) * (height - 1))
     start = np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32)
-    at, alive = start.copy(), np.ones(len(start), bool)
+    centred = start - np.array([(width - 1) / 2, (height - 1) / 2], np.float32)
+    at = np.rint(start).astype(int)
+    shift, zoom, agreed = np.zeros(2), 0.0, []
     for field in motion.forward:
-        alive &= (at[:, 0] >= 0) & (at[:, 0] <= width - 1) & (at[:, 1] >= 0) & (at[:, 1] <= height - 1)
-        near = np.clip(np.rint(at), 0, [width - 1, height - 1]).astype(int)
-        at = at + field[near[:, 1], near[:, 0]]
-    if alive.sum() < 4:
+        moved = centred + field[at[:, 1], at[:, 0]]
+        found, agree = cv2.estimateAffinePartial2D(centred, moved, ransacReprojThreshold=STEP_PIXELS)
+        agreed.append(0.0 if found is None else float(agree.mean()))
+        if found is not None:
+            shift += found[:, 2] / width
+            zoom += float(np.log(max(np.hypot(found[0, 0], found[1, 0]), 1e-3)))
+    if np.mean(agreed) < AGREE:
         return ["unknown"]
-    centre = np.array([(width - 1) / 2, (height - 1) / 2], np.float32)
-    found, agree = cv2.estimateAffinePartial2D(start[alive] - centre, at[alive] - centre, ransacReprojThreshold=2.0)
-    if found is None or agree.mean() < AGREE:
-        return ["unknown"]
-    scale = float(np.hypot(found[0, 0], found[1, 0]))
-    shift = found[:, 2] / width
+    scale = float(np.exp(zoom))
     says: list[str] = []
     if abs(shift[0]) > CAMERA_SHIFT:
         says.append("pans left" if shift[0] > 0 else "pans right")
