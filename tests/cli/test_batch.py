@@ -131,7 +131,8 @@ def test_prompts_in_a_text_file(ask: Ask) -> None:
         ('{"prompt": 3}', "line 2: prompt is 3; give a text"),
         ('{"steps": 2.5}', "line 2: steps is 2.5; give a whole number"),
         ('{"seed": true}', "line 2: seed is True; give a whole number"),
-        ('{"keyframe": "grey.png@4"}', "line 2: keyframe is 'grey.png@4'; give a list of texts"),
+        ('{"keyframe": [4]}', "line 2: keyframe is [4]; give a list of texts"),
+        ('{"keyframe": "grey.png@99"}', "outside the clip, which has 5 frames"),
         ('{"fit": "zoom"}', "line 2: fit is 'zoom'; choose crop or pad or stretch"),
         ('{"image": "none.png"}', "none.png does not exist"),
         ('{"frames": 6}', "line 2: 6 frames cannot be made"),
@@ -163,7 +164,7 @@ def test_what_goes_together(ask: Ask, work: Path) -> None:
     assert "no line" in ask("\n")[1]["error"]["message"]
     for options, message in (
         (("--count", "2"), "a line for each clip"),
-        (("--workers", "2"), "and --ray with it"),
+        (("--workers", "2"), "belongs to --ray"),
     ):
         code, said = ask(LINES, *options)
         assert code == 2

@@ -117,6 +117,10 @@ def test_an_incomplete_folder_says_what_is_not_there(wans: Path, about: Any, tmp
     assert about(folder)["vae"] == "not here"
 
 
+def test_what_is_no_model_is_an_error(about: Any, tmp_path: Path) -> None:
+    assert "is no model: it needs a model_index.json" in about(tmp_path, code=2)["error"]["message"]
+
+
 def test_a_lora_is_described(about: Any, tmp_path: Path) -> None:
     a, b = torch.zeros(4, 5120), torch.ones(5120, 4)
     tensors = {

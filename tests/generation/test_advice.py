@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pusa.generation.advice import advice, is_distilled, is_per_frame
+from pusa.generation.advice import advice
 from pusa.generation.conditions import Image
 from pusa.generation.pipeline import Pipeline, load
 from pusa.generation.settings import Settings
-from pusa.models.lora import Lora
+from pusa.models.lora import Lora, is_distilled, is_per_frame
 
 SETTINGS = Settings(81, (832, 480), 10, 3.0, 5.0)
 FAST = dataclasses.replace(SETTINGS, steps=4, guidance=1.0)
@@ -44,11 +44,11 @@ HIGH, LOW = lora("/p/high_noise_pusa.pt", expert="high"), lora("/p/low_noise_pus
         ([PUSA, LIGHTNING], FAST, True, []),
         ([PUSA, LIGHTNING], SETTINGS, True, ["guidance is 3: give guidance 1"]),
         ([PUSA, LIGHTNING], dataclasses.replace(FAST, steps=30), True, ["there are 30 steps"]),
-        ([PUSA, LIGHTNING], dataclasses.replace(FAST, guidance_2=2.0), True, ["guidance is 2"]),
+        ([HIGH, LOW, LIGHTNING], dataclasses.replace(FAST, guidance_2=2.0), True, ["guidance is 2"]),
         ([LIGHTNING], SETTINGS, True, ["guidance is 3", "no LoRA that is known"]),
         ([HIGH], SETTINGS, True, ["the low-noise expert has no LoRA"]),
         ([HIGH, LOW], SETTINGS, True, []),
-        ([PUSA, lora("/l/pusa_mine.pt")], SETTINGS, False, ["pusa_v1.safetensors and pusa_mine.pt each"]),
+        ([PUSA, lora("/l/pusa_mine.pt")], SETTINGS, False, ["pusa_v1.safetensors and pusa_mine.pt each teach"]),
         ([lora("/l/style.safetensors", expert="low")], SETTINGS, True, ["neither expert has a LoRA"]),
     ],
 )  # fmt: skip
@@ -57,6 +57,18 @@ def test_contradictions(loras: list[Lora], settings: Settings, given: bool, expe
     assert len(said) == len(expected)
     assert all(part in sentence for part, sentence in zip(expected, said, strict=True))
     assert not any("\n" in sentence for sentence in said)
+
+
+def test_a_merged_adapter_is_known_and_wants_no_second_one() -> None:
+    def said(loras: list[Lora], *merged: str, two: bool = False) -> list[str]:
+        settings = dataclasses.replace(SETTINGS, guidance_2=3.0) if two else SETTINGS
+        return advice("/models/wan", loras, settings, given=True, merged=merged)
+
+    assert said([], "transformer") == []
+    assert "and the weights themselves each teach" in said([PUSA], "transformer")[0]
+    assert said([], "transformer", "transformer_2", two=True) == []
+    assert said([LOW], "transformer") == []
+    assert "the low-noise expert has no LoRA" in said([], "transformer", two=True)[0]
 
 
 def test_a_merged_pusa_needs_no_lora() -> None:

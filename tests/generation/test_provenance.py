@@ -192,10 +192,29 @@ def test_a_matrix_edited_in_the_recipe_is_said_or_walked(tiny_pipe, tmp_path):
     rows = recipe["matrix"]["state"]
     recipe["matrix"]["state"] = [rows[0], [0.9 * value for value in rows[1]], *rows[2:]]
     path.with_suffix(".json").write_text(json.dumps(recipe))
-    with pytest.warns(UserWarning, match='another timestep matrix than its settings give, .* set "own_matrix" to true'):
+    with pytest.warns(
+        UserWarning, match='another timestep matrix than its settings give, .*; set "own_matrix" to true'
+    ):
         assert torch.equal(regenerate(path, tiny_pipe).latents, clip.latents)
     path.with_suffix(".json").write_text(json.dumps(recipe | {"own_matrix": True}))
-    assert not torch.equal(regenerate(path, tiny_pipe).latents, clip.latents)
+    with pytest.warns(UserWarning, match="not bit for bit the one that"):
+        assert not torch.equal(regenerate(path, tiny_pipe).latents, clip.latents)
+    longer = extend(tiny_pipe, path, PROMPT, frames=4)
+    longer.save(tmp_path / "longer.mp4")
+    recipe = read(tmp_path / "longer.mp4")
+    rows = recipe["matrix"]["state"]
+    recipe["matrix"]["state"] = [rows[0], [0.9 * value for value in rows[1]], *rows[2:]]
+    (tmp_path / "longer.json").write_text(json.dumps(recipe))
+    with pytest.warns(UserWarning, match=r"another timestep matrix .* these were followed\.$"):
+        regenerate(tmp_path / "longer.mp4", tiny_pipe)
+
+
+@pytest.mark.parametrize(("key", "value"), [("size", [64]), ("model", "tiny"), ("prompt", 3), ("steps", "4")])
+def test_recipes_with_values_of_the_wrong_kind(tiny_pipe, tmp_path, key, value):
+    path = tiny_pipe.generate(PROMPT).save(tmp_path / "clip.mp4")
+    path.with_suffix(".json").write_text(json.dumps(read(path) | {key: value}))
+    with pytest.raises(InputError, match=f"clip.json is damaged: its {key} is"):
+        regenerate(path, tiny_pipe)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +237,7 @@ def test_a_damaged_recipe(tiny_pipe, tmp_path):
     path = tiny_pipe.generate(PROMPT).save(tmp_path / "clip.mp4")
     recipe = read(path)
     path.with_suffix(".json").write_text(json.dumps({k: v for k, v in recipe.items() if k != "conditions"}))
-    with pytest.raises(InputError, match=r"damaged recipe .'conditions'"):
+    with pytest.raises(InputError, match=r"damaged recipe .it lacks 'conditions'"):
         regenerate(path, tiny_pipe)
     path.with_suffix(".json").write_text(json.dumps({**recipe, "task": "dream"}))
     with pytest.raises(InputError, match="recipe of a 'dream'"):

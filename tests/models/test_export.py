@@ -345,6 +345,13 @@ def test_experts_get_their_own_adapters_one_after_the_other(layers, tiny_folder,
         set(GLOBAL),
     )
     assert "of its low-noise expert" in (tmp_path / "two" / "README.md").read_text()
+    assert checkpoints.defaults_of(tmp_path / "two").per_frame == ()
+    pusa = Path(shutil.copy(high, tmp_path / "high_noise_pusa.safetensors"))
+    export.merge(pusa, base, tmp_path / "three", expert="high")
+    assert checkpoints.defaults_of(tmp_path / "three").per_frame == ("transformer",)
+    export.merge(shutil.copy(low, tmp_path / "low_noise_pusa.safetensors"), tmp_path / "three", tmp_path / "four",
+                 expert="low")  # fmt: skip
+    assert checkpoints.defaults_of(tmp_path / "four").per_frame == ("transformer", "transformer_2")
     either = comfy(tmp_path / "a.safetensors", factors(layers, BLOCKS))
     export.merge(either, base, tmp_path / "both")
     assert moved(tmp_path / "both", "transformer") == moved(tmp_path / "both", "transformer_2") == set(BLOCKS)

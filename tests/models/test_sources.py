@@ -487,6 +487,8 @@ def test_a_half_downloaded_folder(wans, base, tmp_path):
     refused(plain, "The text_encoder of .* is incomplete: of its weights there is nothing; copy or download")
     (plain / "text_encoder" / "pytorch_model.bin").write_bytes(b"x")
     refused(plain, "there is only pytorch_model.bin, a pickle, which is not read")
+    refused(base, "is another network than an autoencoder", vae=base / "text_encoder")
+    refused(base, "is another network than a text encoder", text_encoder=base / "vae")
 
 
 def test_missing_tensors_and_other_shapes(wans, file, transformer):

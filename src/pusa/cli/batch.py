@@ -74,8 +74,10 @@ def make_all(
             "--prompts under torchrun would make every clip in all processes: start the command once for each device, "
             "or give --ray."
         )
-    if workers is not None and (ray is None or workers < 1):
-        raise InputError(f"--workers {workers}: it takes a number of 1 or more, and --ray with it.")
+    if workers is not None and ray is None:
+        raise InputError("--workers belongs to --ray: without it, start the command once for each process.")
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers {workers}: give 1 or more.")
     if output.out is not None and output.out.suffix == ".mp4":
         raise InputError(f"--out {output.out}: several clips go into a folder; name one.")
     started = time.perf_counter()
@@ -162,10 +164,12 @@ def _parsed(text: str) -> dict[str, Any]:
         raise InputError('it is no object; write {"prompt": "a cat", "seed": 1}')
     for key, value in said.items():
         if key not in KEYS:
-            near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.6)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(KEYS)}"
             raise InputError(f"it has the unknown key {key!r}; {hint}")
         kind = KEYS[key]
+        if kind is list and isinstance(value, str):
+            said[key] = value = [value]
         right = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
         if not right or (kind is list and not all(isinstance(each, str) for each in value)):
             raise InputError(f"{key} is {value!r}; give {WORDS[kind]}")

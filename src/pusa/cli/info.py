@@ -136,7 +136,6 @@ def _machine() -> dict[str, Any]:
 
 def _lora(path: Path) -> dict[str, Any] | None:
     """What a LoRA is; None when the path is none."""
-    from pusa.generation import advice
     from pusa.models import dialects
     from pusa.models import lora as loras
 
@@ -157,8 +156,8 @@ def _lora(path: Path) -> dict[str, Any] | None:
         **({"whole": f"{len(changes.differences)} parameters"} if changes.differences else {}),
         **({} if width is None else {"for": f"{dialects.made_for(width) or 'a model'}, {width} wide"}),
         **({} if expert is None else {"expert": f"{expert} noise"}),
-        "per frame": "yes" if advice.is_per_frame(file) else "not known to be",
-        **({"distilled": "by its name"} if advice.is_distilled(file) else {}),
+        "per frame": "yes" if loras.is_per_frame(file) else "not known to be",
+        **({"distilled": "by its name"} if loras.is_distilled(file) else {}),
         **told,
     }
 
@@ -174,13 +173,15 @@ def _model(source: str) -> dict[str, Any]:
         if not lacking:
             checkpoints.check(name, path)
     except InputError as error:
-        refused = f"generate refuses it: {error}"
+        refused = str(error)
     with suppress(InputError):
         config = checkpoints.config(name, path, "transformer")
+    parts = sources.contents(path)
+    if refused and config is None and not any(parts.values()):
+        raise InputError(refused)
     experts = sources.experts_of(path)
     if path.is_file() and experts:
         lacking = ["transformer_2", *lacking]
-    parts = sources.contents(path)
     own = ", ".join(f"{one.path} at strength {one.scale:g}" for one in checkpoints.own_loras(name))
     family = None if config is None else recognise.family(config, experts=bool(experts))
     return {
@@ -194,7 +195,7 @@ def _model(source: str) -> dict[str, Any]:
         "licence": "Apache-2.0" if name in (checkpoints.TINY, checkpoints.TINY_BASE) else _licence(family),
         **({} if config is None else _wishes(path)),
         **({"needs": ", ".join(f"--{kind.replace('_', '-')}" for kind in lacking)} if lacking else {}),
-        **({"refused": refused} if refused else {}),
+        **({"refused": f"generate refuses it: {refused}"} if refused else {}),
     }
 
 

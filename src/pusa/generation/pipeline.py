@@ -234,7 +234,9 @@ class Pipeline(Model):
 
     def advise(self, settings: Settings, *, given: bool) -> None:
         """A UserWarning for each way in which the settings contradict the LoRAs; given: frames have conditions."""
-        for sentence in advice(self.components.source, self.loras, settings, given=given):
+        for sentence in advice(
+            self.components.source, self.loras, settings, given=given, merged=self.defaults.per_frame
+        ):
             warnings.warn(sentence, stacklevel=4)
 
     def _place_init(self, init: Clip, frames: int | None, size: tuple[int, int], fit: Fit) -> tuple[int, Placed]:

@@ -41,8 +41,18 @@ def read(path: str | Path) -> dict[str, Any]:
     missing = [key for key in _NEEDED if key not in recipe] if isinstance(recipe, dict) else list(_NEEDED)
     if missing:
         raise InputError(f"{sidecar} is no recipe of a clip: it has no {', '.join(missing)}.")
-    kinds: dict[str, Any] = {"prompt": str, "seed": int, "frames": int, "steps": int, "size": list, "loras": list}
-    if wrong := [key for key, kind in kinds.items() if not isinstance(recipe[key], kind)]:
+    kinds: dict[str, Any] = {
+        "prompt": str,
+        "seed": int,
+        "frames": int,
+        "steps": int,
+        "size": list,
+        "loras": list,
+        "model": dict,
+    }
+    wrong = [key for key, kind in kinds.items() if not isinstance(recipe[key], kind)]
+    wrong += ["size"] * (not wrong and len(recipe["size"]) != 2)
+    if wrong:
         raise InputError(f"{sidecar} is damaged: its {wrong[0]} is {recipe[wrong[0]]!r}; put the old file back.")
     return dict(recipe)
 
@@ -78,21 +88,36 @@ def regenerate(
                 options |= {"matrix": own, "shift": None, "strength": None}
             conditions = [_condition(record) for record in recipe["conditions"]]
             clip: GeneratedClip = pipe.generate(recipe["prompt"], conditions, frames=recipe["frames"], **options)
-            if clip.matrix.to_dict() != recipe["matrix"]:
-                warnings.warn(
-                    f"{path} holds another timestep matrix than its settings give, and these were followed: set "
-                    '"own_matrix" to true in it to walk the matrix.',
-                    stacklevel=2,
-                )
-            return clip
+            return _as_recorded(clip, recipe, path)
         if recipe["task"] not in ("extend", "transition"):
             raise InputError(f"{path} is the recipe of a {recipe['task']!r}, which this version cannot make.")
         options |= {key: recipe[key] for key in ("frames", "overlap", "noise")}
         if recipe["task"] == "extend":
-            return extend(pipe, recipe["clip"]["path"], recipe["prompt"], direction=recipe["direction"], **options)
-        return transition(pipe, recipe["a"]["path"], recipe["b"]["path"], recipe["prompt"], **options)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path} is a damaged recipe ({error}).") from error
+            clip = extend(pipe, recipe["clip"]["path"], recipe["prompt"], direction=recipe["direction"], **options)
+        else:
+            clip = transition(pipe, recipe["a"]["path"], recipe["b"]["path"], recipe["prompt"], **options)
+        return _as_recorded(clip, recipe, path)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{path} is a damaged recipe ({what}).") from error
+
+
+def _as_recorded(clip: GeneratedClip, recipe: dict[str, Any], path: str | Path) -> GeneratedClip:
+    """The clip; a UserWarning when it did not come out as the recipe says it did."""
+    result = recipe.get("result", {})
+    if clip.matrix.to_dict() != recipe["matrix"]:
+        own = '; set "own_matrix" to true in it to walk the matrix' if recipe["task"] == "generate" else ""
+        warnings.warn(
+            f"{path} holds another timestep matrix than its settings give, and these were followed{own}.",
+            stacklevel=3,
+        )
+    elif result.get("latents_sha256") not in (None, latents_hash(clip.latents)):
+        warnings.warn(
+            f"The clip is not bit for bit the one that {path} was written for: the recipe, the software or the machine "
+            "is another.",
+            stacklevel=3,
+        )
+    return clip
 
 
 def _sources(recipe: dict[str, Any]) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "guidance": (int, float),
     "shift": (int, float),
     "boundary": (int, float),
+    "per_frame": (list,),
 }
 
 
@@ -25,6 +26,8 @@ class Defaults:
     """fps, pixel frames (4n+1), (width, height) and sampling.
 
     boundary: the noise level in [0, 1] from which on the first of two experts is asked; None where there is one model.
+    per_frame: of `transformer` and `transformer_2`, those that take a timestep per frame by their own weights, as a
+    merged adapter has them.
     """
 
     fps: float = 16
@@ -34,6 +37,7 @@ class Defaults:
     guidance: float = 3.0
     shift: float = 5.0
     boundary: float | None = None
+    per_frame: tuple[str, ...] = ()
 
 
 WAN21 = Defaults()
@@ -56,4 +60,6 @@ def changed(family: Defaults, path: Path, wishes: dict[str, Any]) -> Defaults:
         if len(wishes["size"]) != 2:
             raise InputError(f"{path} has {wishes['size']!r} for 'size': write [width, height].")
         wishes = wishes | {"size": tuple(wishes["size"])}
+    if "per_frame" in wishes:
+        wishes = wishes | {"per_frame": tuple(map(str, wishes["per_frame"]))}
     return replace(family, **wishes)

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pusa.errors import InputError
-from pusa.files import building, check_writable, replacing, write_text_atomic
+from pusa.files import building, check_writable, replacing, write_json, write_text_atomic
 from pusa.models import checkpoints, lora, sources
 from pusa.models.recognise import Expert
 
@@ -41,6 +41,8 @@ _STALE = (
 )
 """Metadata that speaks of the file as it was: alphas that are folded now, ranks, hashes."""
 _INDEX = "diffusion_pytorch_model.safetensors.index.json"
+WISHES = "pusa.json"
+"""of a checkpoint: see `Defaults`"""
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -168,7 +170,7 @@ def merge(
             leave = shutil.ignore_patterns(*(file.name for file in files.get(part, ())))
             shutil.copytree(folder / part, new / part, ignore=leave)
         for entry in folder.iterdir():
-            if entry.name in ("model_index.json", "pusa.json") or entry.name.upper().startswith(("LICENSE", "NOTICE")):
+            if entry.name in ("model_index.json", WISHES) or entry.name.upper().startswith(("LICENSE", "NOTICE")):
                 shutil.copy2(entry, new / entry.name)
         for kind in kinds:
             waiting = set(factors)
@@ -186,6 +188,9 @@ def merge(
             if waiting:
                 raise InputError(f"{name} is incomplete: its {kind} has no {min(waiting)}.weight; copy it again.")
         adapter = called or f"{source.name}, sha256 {lora.sha256(source)}"
+        if lora.is_per_frame(source):
+            wishes = sources.read_json(new / WISHES) if (new / WISHES).exists() else {}
+            write_json(new / WISHES, wishes | {"per_frame": sorted({*wishes.get("per_frame", ()), *kinds})})
         place = f" of its {expert}-noise expert" if expert else " of both experts" if kinds[1:] else ""
         write_text_atomic(new / "README.md", _card(name, place, adapter, scale, metadata))
     return Exported(target, len(factors), _ranks(factors), _dtypes(factors), energy)

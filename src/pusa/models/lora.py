@@ -57,6 +57,12 @@ __all__ = [
 ]
 
 
+_DISTILLED = re.compile(
+    r"lightx2v|lightning|(?<!\d)[1-8][ _-]?steps?(?![a-z])|distill|causvid|accvid|fastwan|turbo|self[ _-]?forcing",
+    re.IGNORECASE,
+)
+
+
 @dataclass(frozen=True)
 class LoraFile:
     """A LoRA to load. path: its file or folder. scale: its strength. expert: which of two it is for; None for both."""
@@ -141,6 +147,18 @@ def expert_for(path: str | Path) -> Expert | None:
     if said in ("high", "low"):
         return "high" if said == "high" else "low"
     return expert_of(file.parent.name if file.stem in dialects.FOLDER_STEMS else file.stem)
+
+
+def is_per_frame(file: Path) -> bool:
+    """Whether a LoRA was trained with a timestep per frame, by its metadata or its name."""
+    pattern = dialects.metadata_of(file).get("pusa.pattern")
+    return "pusa" in file.name.lower() if pattern is None else pattern != "shared"
+
+
+def is_distilled(file: Path) -> bool:
+    """Whether the name of a LoRA, of its folder, or of its repository on the hub is that of a few-step one."""
+    names = [file.stem, file.parent.name, *(part for part in file.parts if part.startswith("models--"))]
+    return any(_DISTILLED.search(name) for name in names)
 
 
 def set_scale(transformer: WanTransformer3DModel, name: str, scale: float) -> None:

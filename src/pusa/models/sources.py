@@ -26,6 +26,12 @@ BESIDE = ("vae", "text_encoder")
 """The parts that a file may lack and that may be named beside it, as may the second of two experts."""
 Beside = Mapping[str, str | Path | None]
 _CALLED = {"vae": "an autoencoder", "text_encoder": "a text encoder", TRANSFORMER_2: "a transformer"}
+_CLASSES = {
+    "vae": ("AutoencoderKLWan",),
+    "text_encoder": ("UMT5EncoderModel", "UMT5Model", "UMT5ForConditionalGeneration"),
+    TRANSFORMER_2: ("WanTransformer3DModel",),
+}
+"""What the configurations of parts call them."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -85,6 +91,9 @@ def locate(name: str, path: Path, kind: str, beside: Beside | None = None) -> Pa
             home = path / kind if (path / kind).is_dir() else path
             if not (home / "config.json").is_file():
                 raise InputError(f"{given} is no folder of {_CALLED[kind]}: give its folder, or a file of weights.")
+            own = read_json(home / "config.json")
+            if str(own.get("_class_name") or (own.get("architectures") or [""])[0]) not in _CLASSES[kind]:
+                raise InputError(f"{given} is another network than {_CALLED[kind]}: give the folder of one.")
             return home
     if path.is_file():
         if kind == TRANSFORMER_2:
