@@ -283,6 +283,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each kind")
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     options = parser.parse_args()
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     result = measure(options)
     show(result)

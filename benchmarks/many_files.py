@@ -91,6 +91,8 @@ def main() -> None:
     parser.add_argument("--files", type=int, nargs="+", default=[100, 1000, 10000])
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     options = parser.parse_args()
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     rows = measure(options.files)
     table = Table()
     for column in ("verb", "files", "seconds", "ms per file", "CPU ms per file", "peak memory"):

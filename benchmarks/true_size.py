@@ -143,6 +143,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/true_size.mp4"))
     parser.add_argument("--json", type=Path, help="write the numbers here too")
     options = parser.parse_args()
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
     width, height = (int(side) // 16 for side in options.size.split("x"))
