@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pusa.models import dialects, lora, weights
+from pusa.models import dialects, lora, lora_header, weights
 from pusa.models.names import parameter_shapes
 from pusa.models.wan import VectorWanTransformer3DModel
 from tests.models.lora_files import DIALECTS, merged, truth, written
@@ -44,7 +44,7 @@ def main() -> None:
         factors, differences = truth(stock, outer=whole, whole=whole)
         with tempfile.TemporaryDirectory() as name:
             path = written(Path(name), dialect, factors, differences)
-            keys = len(weights.listing(dialects.file_of(path)))
+            keys = len(weights.listing(lora_header.file_of(path)))
             read = dialects.read(path, shapes)
             wanted = {f"{module}.weight": b.double() @ a.double() for module, (a, b) in factors.items()}
             wanted |= {key: value.double() for key, value in differences.items()}

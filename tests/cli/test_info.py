@@ -143,7 +143,7 @@ def test_the_embedded_model(about: Any) -> None:
     from pusa import embedded
 
     if not embedded.folder().is_dir():
-        pytest.skip("not in this installation")
+        pytest.skip("the embedded model is left out of this installation")
     assert about("tiny")["licence"] == "Apache-2.0"
     assert about("tiny")["adapter"].endswith(f"pusa.safetensors at strength {embedded.STRENGTH:g}")
     assert "adapter" not in about("tiny-base")

@@ -14,7 +14,8 @@ from pusa.generation.advice import advice
 from pusa.generation.conditions import Image
 from pusa.generation.pipeline import Pipeline, load
 from pusa.generation.settings import Settings
-from pusa.models.lora import Lora, is_distilled, is_per_frame
+from pusa.models.lora import Lora
+from pusa.models.lora_header import is_distilled, is_per_frame
 
 SETTINGS = Settings(81, (832, 480), 10, 3.0, 5.0)
 FAST = dataclasses.replace(SETTINGS, steps=4, guidance=1.0)
@@ -108,7 +109,7 @@ def test_the_embedded_model_does_not(recwarn: pytest.WarningsRecorder) -> None:
     from pusa import embedded
 
     if not embedded.folder().is_dir():
-        pytest.skip("not in this installation")
+        pytest.skip("the embedded model is left out of this installation")
     pipe = load("tiny", device="cpu")
     pipe.generate("a red circle", [Image(np.zeros((64, 64, 3), np.uint8))], steps=1, frames=5)
     assert not [w for w in recwarn if "LoRA" in str(w.message)]

@@ -17,7 +17,7 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from pusa.errors import InputError
-from pusa.models import dialects, lora
+from pusa.models import dialects, lora, lora_header
 from pusa.models.wan import VectorWanTransformer3DModel
 from tests.models.lora_files import BLOCKS, DIALECTS, PLAIN, RANK, WHOLE, every_block, merged, truth, written
 
@@ -104,7 +104,7 @@ def test_another_alpha_is_another_change(dialect, model, stock, tmp_path):
 def test_no_key_can_be_left_out_or_added_unseen(dialect, model, stock, tmp_path):
     """Without any one of its tensors a file is refused, or changes less than it did; with one more it is refused."""
     factors, whole = parts(dialect, stock)
-    path = dialects.file_of(written(tmp_path, dialect, factors, whole))
+    path = lora_header.file_of(written(tmp_path, dialect, factors, whole))
     content = torch.load(path) if path.suffix == ".pt" else load_file(path)
     full = dialects.read(path, lora.parameter_shapes(stock))
     keys = list(content)
@@ -360,7 +360,7 @@ def test_alphas_of_single_layers_in_a_peft_folder(model, stock, tmp_path):
 
 def test_the_fingerprint_sees_the_configuration(stock, tmp_path):
     folder = written(tmp_path, "peft", *truth(stock))
-    file = dialects.file_of(folder)
+    file = lora_header.file_of(folder)
     before = lora.fingerprint(file)
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 1}))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pusa.errors import InputError
-from pusa.models import dialects, hub
+from pusa.models import hub, lora_header
 from tests.models.hub_server import Hub, serving
 
 NAME = "someone/wan"
@@ -152,7 +152,7 @@ def test_a_file_of_a_repository(server, fetch, tmp_path, monkeypatch):
         hub.file(f"{NAME}/c.safetensors")
     with pytest.raises(InputError, match="no file of a hub repository"):
         hub.file("b.safetensors")
-    assert dialects.file_of(f"{NAME}/transformer/b.safetensors").suffix == ".safetensors"
+    assert lora_header.file_of(f"{NAME}/transformer/b.safetensors").suffix == ".safetensors"
     (tmp_path / "here").mkdir()
     with pytest.raises(InputError, match="does not exist"):
-        dialects.file_of(tmp_path / "here" / "x.safetensors")
+        lora_header.file_of(tmp_path / "here" / "x.safetensors")

@@ -203,7 +203,7 @@ class _at:  # noqa: N801
 
 def about(model: Model) -> dict[str, Any]:
     """What of the model decides a clip, known without loading it."""
-    from pusa.models import checkpoints, dialects, lora
+    from pusa.models import checkpoints, lora, lora_header
 
     name, folder = checkpoints.find(model.source)
     beside = model.beside()
@@ -215,7 +215,8 @@ def about(model: Model) -> dict[str, Any]:
     return {
         "model": checkpoints.fingerprint(folder, beside, transformers),
         "loras": [
-            [lora.fingerprint(dialects.file_of(path)), scale, expert] for path, scale, expert in (*own, *model.loras())
+            [lora.fingerprint(lora_header.file_of(path)), scale, expert]
+            for path, scale, expert in (*own, *model.loras())
         ],
         "dtype": model.dtype,
         "memory": None if model.memory in ("auto", "none") else model.memory,

@@ -136,17 +136,16 @@ def _machine() -> dict[str, Any]:
 
 def _lora(path: Path) -> dict[str, Any] | None:
     """What a LoRA is; None when the path is none."""
-    from pusa.models import dialects
-    from pusa.models import lora as loras
+    from pusa.models import dialects, lora_header
 
     if not dialects.is_lora(path):
         return None
-    file = dialects.file_of(path)
+    file = lora_header.file_of(path)
     changes = dialects.read(file)
     ranks = sorted({len(down) for down, _ in changes.factors.values()})
     queries = [down.shape[1] for module, (down, _) in changes.factors.items() if module.endswith("attn1.to_q")]
     width = queries[0] if queries else None
-    expert = loras.expert_for(file)
+    expert = lora_header.expert_for(file)
     told = {key.removeprefix("pusa."): value for key, value in changes.metadata.items() if key.startswith("pusa.")}
     return {
         "lora": str(file.resolve()),
@@ -156,8 +155,8 @@ def _lora(path: Path) -> dict[str, Any] | None:
         **({"whole": f"{len(changes.differences)} parameters"} if changes.differences else {}),
         **({} if width is None else {"for": f"{dialects.made_for(width) or 'a model'}, {width} wide"}),
         **({} if expert is None else {"expert": f"{expert} noise"}),
-        "per frame": "yes" if loras.is_per_frame(file) else "not known to be",
-        **({"distilled": "by its name"} if loras.is_distilled(file) else {}),
+        "per frame": "yes" if lora_header.is_per_frame(file) else "not known to be",
+        **({"distilled": "by its name"} if lora_header.is_distilled(file) else {}),
         **told,
     }
 

@@ -26,7 +26,7 @@ from pusa.evaluation.world import MEASURES, TASKS, Entry, columns, score, summar
 from pusa.files import replacing, write_json
 from pusa.generation.pipeline import Pipeline, load
 from pusa.images import contact_sheet, write_image
-from pusa.models import dialects, lora
+from pusa.models import lora, lora_header
 from pusa.models.lora import LoraFile
 
 CHUNK = 8
@@ -59,7 +59,7 @@ class Contestant:
 
 @lru_cache
 def _content(path: str) -> str:
-    return lora.fingerprint(dialects.file_of(path))
+    return lora.fingerprint(lora_header.file_of(path))
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pusa.errors import InputError
 from pusa.evaluation.stored import StoredTransformer, side_by_side
-from pusa.models import dialects
+from pusa.models import dialects, lora_header
 
 Key = TypeVar("Key")
 Model = nn.Module | StoredTransformer
@@ -138,7 +138,7 @@ def of_lora(base: Model, file: Path, strength: float) -> Drift:
 
     ‖B A‖² is the sum of (Bᵀ B) ∘ (A Aᵀ), so that no product of a layer's size is made.
     """
-    changes = dialects.read(dialects.file_of(file), _shapes(base))
+    changes = dialects.read(lora_header.file_of(file), _shapes(base))
     drift = Drift()
     for name, old in _weights(base):
         moved = 0.0

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pusa.generation.settings import Settings
-from pusa.models.lora import Lora, is_distilled, is_per_frame
+from pusa.models.lora import Lora
+from pusa.models.lora_header import is_distilled, is_per_frame
 from pusa.models.recognise import Expert
 
 FEW_STEPS = 12

@@ -28,7 +28,7 @@ from pusa.errors import InputError
 from pusa.generation.clip import vae_fingerprint
 from pusa.generation.limits import Limits
 from pusa.images import Frames
-from pusa.models import checkpoints, latents, lora, parallel, profiles
+from pusa.models import checkpoints, latents, lora, lora_header, parallel, profiles
 from pusa.models.checkpoints import Components, Defaults
 from pusa.models.recognise import Expert
 from pusa.models.wan import VectorWanTransformer3DModel
@@ -142,7 +142,7 @@ class Model:
         """
         self._check_changeable()
         places = self._experts(expert)
-        if self.transformer_2 is not None and (made_for := lora.expert_for(path)) not in (None, expert):
+        if self.transformer_2 is not None and (made_for := lora_header.expert_for(path)) not in (None, expert):
             raise InputError(
                 f"The LoRA {path} is for the {made_for}-noise expert: give it with --lora-{made_for} "
                 f"(expert={made_for!r})."

@@ -37,7 +37,7 @@ from pusa.generation.settings import (
     check_seed,
 )
 from pusa.images import Fit
-from pusa.models import checkpoints, dialects, latents, parallel, profiles
+from pusa.models import checkpoints, latents, lora_header, parallel, profiles
 from pusa.models.lora import LoraFile
 from pusa.models.recognise import Expert
 
@@ -287,7 +287,7 @@ def load(
         )
     )
     for one in wanted:
-        file = dialects.file_of(one.path).absolute()
+        file = lora_header.file_of(one.path).absolute()
         if own := next((x for x in pipe.loras if x.path == file and x.expert in (None, one.expert)), None):
             raise InputError(
                 f"{source} runs the LoRA {one.path} at strength {own.scale:g} by itself: leave it out, or give it to "
@@ -311,7 +311,7 @@ def _lora_files(given: Sequence[str | Path | LoraFile], scales: float | Sequence
     ]
     seen: list[tuple[Path, Expert | None]] = []
     for one in wanted:
-        file = Path(os.path.normpath(dialects.file_of(one.path).absolute()))
+        file = Path(os.path.normpath(lora_header.file_of(one.path).absolute()))
         if any(file == other and (one.expert == expert or None in (one.expert, expert)) for other, expert in seen):
             raise InputError(f"The LoRA {one.path} is given twice: give it once, at the strength it should have.")
         seen.append((file, one.expert))

@@ -27,11 +27,11 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from pusa.errors import InputError
-from pusa.models import hub, weights
+from pusa.models import lora_header, weights
 from pusa.models.names import Shapes, every_name, strip, wan_shapes
 
 _KEY = re.compile(
@@ -49,16 +49,8 @@ _OTHER_KINDS = {
 _IMAGE_KEYS = re.compile(r"img_emb|image_embedder|[kv]_img|add_[kv]_proj|norm_added_k")
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _WIDTHS = {1536: "Wan2.1-1.3B", 3072: "Wan2.2-TI2V-5B", 5120: "Wan 14B"}
-_FOLDER_FILES = (
-    "adapter_model.safetensors",
-    "adapter_model.bin",
-    "pytorch_lora_weights.safetensors",
-    "lora.safetensors",
-)
 _PICKLES = (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
 """How the pickles begin that PyTorch writes, of today and of old."""
-FOLDER_STEMS = ("adapter_model", "pytorch_lora_weights", "lora")
-"""Names of files that say nothing, because the folder has the name."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +85,7 @@ def read(path: str | Path, shapes: Shapes | None = None) -> Changes:
     shapes: the model's; without it the names are checked against Wan's, and sizes are not. Raises InputError when the
     file cannot be read or holds code, nothing in it fits, a key is left over, a size differs or a number is not finite.
     """
-    path = file_of(path)
+    path = lora_header.file_of(path)
     tensors, metadata = _read(path)
     config = _configuration(path, metadata)
     targets = _sort(path, tensors, wan_shapes(tensors) if shapes is None else shapes)
@@ -114,31 +106,9 @@ def read(path: str | Path, shapes: Shapes | None = None) -> Changes:
     return Changes(factors, differences, metadata)
 
 
-def file_of(path: str | Path) -> Path:
-    """The file itself, the LoRA in a folder, or OWNER/REPOSITORY/FILE on the hub; InputError when there is none."""
-    text, path = str(path), Path(path).expanduser()
-    try:
-        if path.is_dir():
-            if found := next((path / name for name in _FOLDER_FILES if (path / name).is_file()), None):
-                return found
-            raise InputError(f"The LoRA {path} is a folder that holds no {_FOLDER_FILES[0]}: give the file in it.")
-        if not path.is_file() and hub.names_a_file(text) and not path.parent.is_dir():
-            try:
-                return hub.file(text)
-            except InputError as error:
-                raise InputError(f"There is no LoRA file {path} here, and none on the hub: {error}") from error
-        if not path.is_file():
-            raise InputError(f"The LoRA {path} does not exist: check the path.")
-        if path.stat().st_size == 0:
-            raise InputError(f"The LoRA {path} is damaged, it is empty (0 bytes): copy it again.")
-    except OSError as error:
-        raise InputError(f"The LoRA {path} is no usable path ({error.strerror}): check it.") from error
-    return path
-
-
 def is_lora(path: Path) -> bool:
     """Whether a file, or the one that `file_of` finds in a folder, has keys of a LoRA, by its header."""
-    file = next((path / name for name in _FOLDER_FILES if (path / name).is_file()), path)
+    file = lora_header.in_folder(path) or path
     if not file.is_file() or file.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
         return False
     return any(_KEY.fullmatch(name) for name in weights.listing(file))
@@ -147,23 +117,6 @@ def is_lora(path: Path) -> bool:
 def made_for(width: int) -> str | None:
     """Which Wan has this width; None for another model."""
     return _WIDTHS.get(width)
-
-
-def metadata_of(file: Path) -> dict[str, str]:
-    """What a safetensors file says of itself in its header; nothing for other files and for damaged ones."""
-    if file.suffix != ".safetensors":
-        return {}
-    try:
-        with safe_open(str(file), "pt") as opened:
-            return dict(opened.metadata() or {})
-    except (OSError, SafetensorError):
-        return {}
-
-
-def configuration_file(file: Path) -> Path | None:
-    """PEFT's adapter_config.json, where it lies beside an adapter and so says what its numbers mean."""
-    config = file.with_name("adapter_config.json")
-    return config if file.stem == "adapter_model" and config.is_file() else None
 
 
 def scaling(alpha: float, rank: int, stabilised: bool) -> float:
@@ -205,7 +158,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors[key] = value = value.to(torch.bfloat16)
         if not value.isfinite().all():
             raise InputError(f"The LoRA {path} is damaged: {key} holds values that are not finite; copy it again.")
-    if config := configuration_file(path):
+    if config := lora_header.configuration_file(path):
         metadata = {**metadata, "adapter_config": config.read_text(encoding="utf-8")}
     return tensors, metadata
 

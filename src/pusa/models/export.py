@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pusa.errors import InputError
 from pusa.files import building, check_writable, replacing, write_json, write_text_atomic
-from pusa.models import checkpoints, lora, sources
+from pusa.models import checkpoints, lora, lora_header, sources
 from pusa.models.recognise import Expert
 
 Dialect = Literal["diffusers", "comfy", "kohya"]
@@ -157,7 +157,7 @@ def merge(
         raise InputError(f"{name} is incomplete: there is no folder {missing[0]} in it; copy or download it again.")
     kinds = sources.transformers_of(name, folder, only=expert)
     files = {kind: _weight_files(name, folder / kind) for kind in kinds}
-    if sources.experts_of(folder) and (made_for := lora.expert_for(source)) not in (None, expert):
+    if sources.experts_of(folder) and (made_for := lora_header.expert_for(source)) not in (None, expert):
         raise InputError(f"The LoRA {source} is for the {made_for}-noise expert: give --expert {made_for}.")
 
     with torch.device("meta"):
@@ -188,7 +188,7 @@ def merge(
             if waiting:
                 raise InputError(f"{name} is incomplete: its {kind} has no {min(waiting)}.weight; copy it again.")
         adapter = called or f"{source.name}, sha256 {lora.sha256(source)}"
-        if lora.is_per_frame(source):
+        if lora_header.is_per_frame(source):
             wishes = sources.read_json(new / WISHES) if (new / WISHES).exists() else {}
             write_json(new / WISHES, wishes | {"per_frame": sorted({*wishes.get("per_frame", ()), *kinds})})
         place = f" of its {expert}-noise expert" if expert else " of both experts" if kinds[1:] else ""

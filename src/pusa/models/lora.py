@@ -30,18 +30,17 @@ from torch import Tensor, nn
 
 from pusa.errors import InputError
 from pusa.files import replacing
-from pusa.models import dialects, differences
+from pusa.models import dialects, differences, lora_header
 from pusa.models.dialects import scaling
 from pusa.models.differences import Differences
 from pusa.models.names import original_name, parameter_shapes, wan_shapes
-from pusa.models.recognise import Expert, expert_of
+from pusa.models.recognise import Expert
 
 __all__ = [
     "Lora",
     "LoraFile",
     "choose_name",
     "default_name",
-    "expert_for",
     "fingerprint",
     "linears",
     "load",
@@ -55,12 +54,6 @@ __all__ = [
     "sha256",
     "write",
 ]
-
-
-_DISTILLED = re.compile(
-    r"lightx2v|lightning|(?<!\d)[1-8][ _-]?steps?(?![a-z])|distill|causvid|accvid|fastwan|turbo|self[ _-]?forcing",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -97,7 +90,7 @@ def load(transformer: WanTransformer3DModel, path: str | Path, scale: float = 1.
     `default_name` by default; an adapter of that name is replaced, others stay as they are. Raises InputError, leaving
     the model as it was, for what `dialects.read` refuses and for a difference of a parameter that is quantised.
     """
-    file = dialects.file_of(path)
+    file = lora_header.file_of(path)
     _check_scale(scale, f"LoRA {path}")
     name = default_name(path) if name is None else name
     if not re.fullmatch(r"[\w-]+", name):
@@ -125,7 +118,7 @@ def choose_name(present: Sequence[Lora], path: str | Path, name: str | None = No
     The same file again gets the name it has. Raises InputError when the same content is on the same transformer under
     another name, so that nothing is added twice; `present` are those of one transformer, or of both experts.
     """
-    file = dialects.file_of(path).absolute()
+    file = lora_header.file_of(path).absolute()
     if name is None:
         files, base = {lora.name: lora.path for lora in present}, default_name(path)
         numbered = itertools.chain([base], (f"{base}_{number}" for number in itertools.count(2)))
@@ -138,27 +131,6 @@ def choose_name(present: Sequence[Lora], path: str | Path, name: str | None = No
             "once, at the strength it should have."
         )
     return name
-
-
-def expert_for(path: str | Path) -> Expert | None:
-    """Which of two experts a LoRA was made for, as its metadata or else its name says; None where neither does."""
-    file = dialects.file_of(path)
-    said = dialects.metadata_of(file).get("pusa.expert")
-    if said in ("high", "low"):
-        return "high" if said == "high" else "low"
-    return expert_of(file.parent.name if file.stem in dialects.FOLDER_STEMS else file.stem)
-
-
-def is_per_frame(file: Path) -> bool:
-    """Whether a LoRA was trained with a timestep per frame, by its metadata or its name."""
-    pattern = dialects.metadata_of(file).get("pusa.pattern")
-    return "pusa" in file.name.lower() if pattern is None else pattern != "shared"
-
-
-def is_distilled(file: Path) -> bool:
-    """Whether the name of a LoRA, of its folder, or of its repository on the hub is that of a few-step one."""
-    names = [file.stem, file.parent.name, *(part for part in file.parts if part.startswith("models--"))]
-    return any(_DISTILLED.search(name) for name in names)
 
 
 def set_scale(transformer: WanTransformer3DModel, name: str, scale: float) -> None:
@@ -189,7 +161,7 @@ def names(transformer: WanTransformer3DModel) -> tuple[str, ...]:
 def default_name(path: str | Path) -> str:
     """What a LoRA is called when nobody says: the stem of its file, or the folder's name where all files are alike."""
     path = Path(path).absolute()
-    generic = path.stem in dialects.FOLDER_STEMS
+    generic = path.stem in lora_header.FOLDER_STEMS
     return re.sub(r"\W+", "_", path.parent.name if generic else path.name if path.is_dir() else path.stem) or "lora"
 
 
@@ -293,7 +265,7 @@ def sha256(path: Path) -> str:
 
 def fingerprint(path: Path) -> str:
     """The `sha256` of a LoRA file, or of it and the PEFT configuration that says what its numbers mean."""
-    config = dialects.configuration_file(path)
+    config = lora_header.configuration_file(path)
     if config is None:
         return sha256(path)
     return hashlib.sha256(f"{sha256(path)} {sha256(config)}".encode()).hexdigest()

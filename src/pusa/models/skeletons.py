@@ -17,7 +17,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-from pusa.models import checkpoints, dialects, original, recognise, sources, weights
+from pusa.models import checkpoints, lora_header, original, recognise, sources, weights
 from pusa.models.profiles import Profile
 from pusa.models.sources import Beside
 from pusa.models.wan import VectorWanTransformer3DModel
@@ -127,7 +127,7 @@ def weighed(network: nn.Module, kept: Sequence[str] | None, blocks: Any, files: 
 
 def adapt(transformer: Any, path: Path, name: str) -> None:
     """Put the factors of a LoRA's rank on the layers that a LoRA changes; its file is only listed."""
-    listing = weights.listing(dialects.file_of(path)).values()
+    listing = weights.listing(lora_header.file_of(path)).values()
     rank = max((min(one.shape) for one in listing if len(one.shape) == 2 and "lora" in one.name), default=0)
     if not rank:
         return
