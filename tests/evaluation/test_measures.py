@@ -117,6 +117,14 @@ def test_a_pan_that_leaves_the_picture_is_no_zoom(frames: int) -> None:
     assert measures.camera(Motion(clip)) == ["pans right"]
 
 
+def test_a_thing_that_moves_before_a_plain_background_shows_no_camera() -> None:
+    plain = np.full((17, 64, 64, 3), 20, np.uint8)
+    assert measures.camera(Motion(plain)) == ["static"]
+    for t, frame in enumerate(plain):
+        cv2.circle(frame, (50 - 2 * t, 32), 10, (230, 40, 40), -1)
+    assert measures.camera(Motion(plain)) == ["unknown"]
+
+
 def test_a_thing_that_moves_before_a_still_camera_is_no_camera_motion() -> None:
     clip = moved(0, 0, count=24)
     for t, frame in enumerate(clip):

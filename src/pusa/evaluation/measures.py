@@ -26,6 +26,8 @@ TOP = 0.05
 """share of the fastest pixels that count for the dynamic degree"""
 GRID = 10
 """points across each side in whose flow the camera is looked for"""
+TEXTURE, TEXTURE_EVERY = 4.0, 4
+"""levels of 255 by which the picture varies around a point that shows motion; frames between two looks"""
 STEP_PIXELS = 0.5
 """how far the flow of a point may be from the camera's, in one step"""
 CAMERA_SHIFT, CAMERA_SCALE = 0.03, 0.05
@@ -161,12 +163,24 @@ def _drift(values: Array) -> float:
     return abs(first - last)
 
 
+def _texture(motion: Motion, at: NDArray[np.int_]) -> float:
+    """The share of the points, over time, around which the picture varies enough for flow to be seen."""
+    side = 2 * max(2, min(motion.grey.shape[1:]) // 24) + 1
+    seen = []
+    for grey in motion.grey[:-1:TEXTURE_EVERY].astype(np.float32):
+        mean = cv2.blur(grey, (side, side))
+        spread = np.sqrt(np.maximum(cv2.blur(grey * grey, (side, side)) - mean * mean, 0))
+        seen.append(spread[at[:, 1], at[:, 0]] > TEXTURE)
+    return float(np.mean(seen))
+
+
 def camera(motion: Motion) -> list[str]:
     """What the camera does, as VBench names it: pans or tilts, zooms, or static.
 
     In each step the similarity that explains most of a grid's flow (RANSAC) is shift and scale; those of all steps are
     put together, so that a long way may leave the picture. "unknown" where they explain less than half of the grid on
-    average. A camera that pans right moves the picture to the left.
+    average, and where something moves before a background without texture, which shows no camera. A camera that pans
+    right moves the picture to the left.
     """
     height, width = motion.grey.shape[1:]
     x, y = np.meshgrid(np.linspace(0.1, 0.9, GRID) * (width - 1), np.linspace(0.1, 0.9, GRID) * (height - 1))
@@ -181,7 +195,8 @@ def camera(motion: Motion) -> list[str]:
         if found is not None:
             shift += found[:, 2] / width
             zoom += float(np.log(max(np.hypot(found[0, 0], found[1, 0]), 1e-3)))
-    if np.mean(agreed) < AGREE:
+    plain = _texture(motion, at) < AGREE and any(np.abs(field).max() > STEP_PIXELS for field in motion.forward)
+    if plain or np.mean(agreed) < AGREE:
         return ["unknown"]
     scale = float(np.exp(zoom))
     says: list[str] = []
