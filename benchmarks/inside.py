@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import pusa
-from pusa.evaluation import attention, plots
+from pusa.evaluation import plots
+from pusa.evaluation.inspect import attention
 from pusa.evaluation.intervals import bootstrap
-from pusa.evaluation.world import TASKS, Entry
+from pusa.evaluation.synthetic.tasks import TASKS, Entry
 
 STEPS = 10
 SHOWN = (0, 4, 9)

@@ -23,8 +23,10 @@ from transformers import UMT5EncoderModel
 from pusa import embedded
 from pusa.core import sampler, schedules, sigmas
 from pusa.embedded import judge, world
-from pusa.models import checkpoints, latents, lora
-from pusa.models.wan import VectorWanTransformer3DModel
+from pusa.models.loading import checkpoints
+from pusa.models.lora import runtime
+from pusa.models.wan import latents
+from pusa.models.wan.transformer import VectorWanTransformer3DModel
 
 STEPS, GUIDANCE, SHIFT = 10, 3.0, 3.0
 BATCH = 16
@@ -177,7 +179,7 @@ def tune(strengths: Sequence[float], count: int) -> list[dict[str, float]]:
     z = model.encode(truth)
     rows = []
     for strength in strengths:
-        lora.set_scale(model.parts.transformer, "pusa", strength)
+        runtime.set_scale(model.parts.transformer, "pusa", strength)
         made, plain = model.decode(model.sample(captions, z, [0])), model.decode(model.sample(captions))
         row = {"strength": strength, "i2v_db": pooled_psnr(made, truth, slice(1, None))}
         row |= {"i2v_motion": rates(made, scenes)["motion"], "t2v_motion": rates(plain, scenes)["motion"]}
@@ -208,7 +210,7 @@ def curve(runs: Sequence[Path], count: int) -> list[dict[str, float]]:
     for run in runs:
         settings = yaml.safe_load((run / "config.yaml").read_text())["train"]
         for folder in sorted((run / "checkpoints").iterdir()):
-            lora.load(model.parts.transformer, folder / "lora.safetensors", embedded.STRENGTH, name="pusa")
+            runtime.load(model.parts.transformer, folder / "lora.safetensors", embedded.STRENGTH, name="pusa")
             step = int(folder.name.removeprefix("step_"))
             points.append(point(settings["seed"], step * settings["batch"] * settings["accumulate"]))
     return points

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pusa.generation.extension import transition as transition
     from pusa.generation.pipeline import Pipeline as Pipeline
     from pusa.generation.pipeline import load as load
-    from pusa.models.lora import LoraFile as LoraFile
+    from pusa.models.lora.runtime import LoraFile as LoraFile
 
 __version__ = "0.1.0"
 
@@ -33,7 +33,7 @@ _HOMES = {
     "Clip": "pusa.generation.conditions",
     "Image": "pusa.generation.conditions",
     "InputError": "pusa.errors",
-    "LoraFile": "pusa.models.lora",
+    "LoraFile": "pusa.models.lora.runtime",
     "Pipeline": "pusa.generation.pipeline",
     "PusaError": "pusa.errors",
     "TimestepMatrix": "pusa.core.timesteps",

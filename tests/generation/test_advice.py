@@ -14,8 +14,8 @@ from pusa.generation.advice import advice
 from pusa.generation.conditions import Image
 from pusa.generation.pipeline import Pipeline, load
 from pusa.generation.settings import Settings
-from pusa.models.lora import Lora
-from pusa.models.lora_header import is_distilled, is_per_frame
+from pusa.models.lora.header import is_distilled, is_per_frame
+from pusa.models.lora.runtime import Lora
 
 SETTINGS = Settings(81, (832, 480), 10, 3.0, 5.0)
 FAST = dataclasses.replace(SETTINGS, steps=4, guidance=1.0)

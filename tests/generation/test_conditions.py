@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 from pusa.errors import InputError
 from pusa.generation.conditions import Clip, Image, Target, place, resolve
 from pusa.images import fit, write_image
-from pusa.models.latents import frames_of
+from pusa.models.wan.latents import frames_of
 from pusa.videos import write_video
 
 

@@ -13,8 +13,8 @@ from pusa.errors import InputError
 from pusa.generation.conditions import Image
 from pusa.generation.pipeline import Pipeline, load
 from pusa.generation.provenance import regenerate
-from pusa.models import profiles
-from pusa.models.lora import LoraFile
+from pusa.models.lora.runtime import LoraFile
+from pusa.models.memory import profiles
 from tests.models.lora_files import truth, written
 
 PROMPT = "a red circle moves left on a black background"
@@ -39,7 +39,7 @@ def files(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 def alone(folder: Path, which: str) -> Pipeline:
     """One of the experts as a model of its own."""
-    from pusa.models import checkpoints
+    from pusa.models.loading import checkpoints
 
     return Pipeline(checkpoints.load(folder, expert=which, device="cpu"))  # type: ignore[arg-type]
 

@@ -248,12 +248,12 @@ def test_prompts_are_texts(prompt, tiny_pipe):
 def test_loading_with_loras(tiny_folder, tmp_path):
     from peft import LoraConfig
 
-    from pusa.models import lora
+    from pusa.models.lora import runtime
 
     pipe = load(tiny_folder, device="cpu")
     plain = pipe.generate(PROMPT).latents
     pipe.transformer.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"], init_lora_weights=False))
-    lora.save(pipe.transformer, tmp_path / "a.safetensors")
+    runtime.save(pipe.transformer, tmp_path / "a.safetensors")
     both = load(tiny_folder, lora=[tmp_path / "a.safetensors"], lora_scale=[0.5], device="cpu")
     assert not torch.equal(both.generate(PROMPT).latents, plain)
     (record,) = both.generate(PROMPT).recipe["loras"]
@@ -265,7 +265,7 @@ def test_loading_with_loras(tiny_folder, tmp_path):
     (tmp_path / "b").mkdir()
     for weight in (p for n, p in pipe.transformer.named_parameters() if ".lora_B" in n):
         weight.data.mul_(2)
-    lora.save(pipe.transformer, tmp_path / "b" / "a.safetensors")
+    runtime.save(pipe.transformer, tmp_path / "b" / "a.safetensors")
     namesakes = load(tiny_folder, lora=[tmp_path / "a.safetensors", tmp_path / "b" / "a.safetensors"], device="cpu")
     assert [x.name for x in namesakes.components.loras] == ["a", "a_2"]
     shutil.copy(tmp_path / "a.safetensors", tmp_path / "copy.safetensors")

@@ -20,7 +20,7 @@ from pusa.generation.extension import extend, transition
 from pusa.generation.pipeline import load
 from pusa.generation.provenance import read, regenerate
 from pusa.images import write_image
-from pusa.models import lora
+from pusa.models.lora import runtime
 from pusa.videos import write_video
 
 PROMPT = "a red circle moves left"
@@ -85,7 +85,7 @@ def test_the_model_and_its_loras_are_loaded_again(tiny_folder, tmp_path):
     pipe.transformer.add_adapter(
         LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"], init_lora_weights=False), "mine"
     )
-    lora.save(pipe.transformer, tmp_path / "mine.safetensors")
+    runtime.save(pipe.transformer, tmp_path / "mine.safetensors")
     pipe.load_lora(tmp_path / "mine.safetensors", 1.4, "mine")
     clip = pipe.generate(PROMPT)
     path = clip.save(tmp_path / "clip.mp4")

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from pusa.training import state
+from pusa.training import run_folder
 from pusa.training.trainer import train
 from tests.training import small
 
@@ -47,7 +47,7 @@ def dying(place: str) -> None:
     if place == "state":
         torch.save = instead(torch.save)
     elif place == "push":
-        state._push = instead(state._push)
+        run_folder._push = instead(run_folder._push)
     else:
         Path.rename = instead(Path.rename)  # type: ignore[method-assign]
 
@@ -88,7 +88,7 @@ def main() -> None:
             time.sleep(kill % 1 / 50)
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        whole = sorted(p.name for p in (killed / "checkpoints").glob("step_*") if (p / state.MANIFEST).is_file())
+        whole = sorted(p.name for p in (killed / "checkpoints").glob("step_*") if (p / run_folder.MANIFEST).is_file())
         deaths.append([os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status), whole[-1:]])
     _, status = os.waitpid(start(folder / "whole", settings, None), 0)
     assert status == 0

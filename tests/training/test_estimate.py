@@ -10,8 +10,8 @@ import torch
 from diffusers import WanTransformer3DModel
 from peft import LoraConfig
 
-from pusa.training.clips import Bucket
 from pusa.training.costs import StepCounter
+from pusa.training.data.samples import Bucket
 from pusa.training.estimate import Model, estimate
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")

@@ -15,8 +15,9 @@ from torch import Tensor
 from pusa import images, videos
 from pusa.core.objectives import flow_matching_loss
 from pusa.errors import InputError
-from pusa.models import checkpoints, latents
-from pusa.models.checkpoints import Components
+from pusa.models.loading import checkpoints
+from pusa.models.loading.checkpoints import Components
+from pusa.models.wan import latents
 from pusa.training import previews
 from pusa.training.validation import without_adapter
 

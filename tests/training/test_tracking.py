@@ -19,14 +19,14 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 
 from pusa.errors import InputError
-from pusa.models.wan import VectorWanTransformer3DModel
+from pusa.models.wan.transformer import VectorWanTransformer3DModel
 from pusa.training import tracking, validation
 from pusa.training.costs import Costs, StepCounter
-from pusa.training.parallel import World
-from pusa.training.state import Run
+from pusa.training.distributed import World
+from pusa.training.monitoring import Watch
+from pusa.training.run_folder import Run
 from pusa.training.tracking import Tracker
 from pusa.training.trainer import train
-from pusa.training.watching import Watch
 from tests.training import small
 
 

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from pusa.core.objectives import bell, flow_matching_loss
 from pusa.errors import Cancelled, InputError, PusaError
-from pusa.models import lora
-from pusa.models.wan import VectorWanTransformer3DModel
-from pusa.training import draws
-from pusa.training.batches import indices
-from pusa.training.state import Run, read
+from pusa.models.lora import runtime
+from pusa.models.wan.transformer import VectorWanTransformer3DModel
+from pusa.training import random_draws
+from pusa.training.data.batches import indices
+from pusa.training.run_folder import Run, read
 from pusa.training.trainer import Hook, Result, train
 from tests.training import small
 
@@ -85,15 +85,15 @@ def test_the_first_loss_is_the_methods_mean_over_passes(tmp_path: Path) -> None:
     for lane in range(3):
         clips = [samples[i] for i in indices(0, lane, 3, 2, samples.buckets, 7)]
         x0 = torch.stack([clip.latents for clip in clips])
-        silent = draws.dropped(0, lane, 2, 0.5, 7)
+        silent = random_draws.dropped(0, lane, 2, 0.5, 7)
         context = torch.stack([torch.zeros(4, 16) if s else c.context for s, c in zip(silent, clips, strict=True)])
-        sigma = draws.sigmas_of(0, lane, 2, 3, config.sigma, 7).sigma
+        sigma = random_draws.sigmas_of(0, lane, 2, 3, config.sigma, 7).sigma
         with torch.no_grad():
             losses.append(
                 flow_matching_loss(
                     lambda x, s, c: base(x, 1000 * s, c, return_dict=False)[0],
                     x0,
-                    draws.noise_of(0, lane, x0.shape, 7),
+                    random_draws.noise_of(0, lane, x0.shape, 7),
                     sigma,
                     context,
                     weight=bell(sigma),
@@ -170,7 +170,7 @@ def test_the_lora_file_says_what_the_trained_model_says(rslora: bool, tmp_path: 
     result = run(tmp_path, components=trained, lora=settings, train={"ema": None}, sigma=tasks)
     assert result.output == tmp_path / "lora.safetensors"
     before = says(fresh)
-    loaded = lora.load(fresh, result.output)
+    loaded = runtime.load(fresh, result.output)
     assert (loaded.ranks, loaded.modules) == ((4,), 4)
     torch.testing.assert_close(says(fresh), says(trained.transformer), atol=1e-6, rtol=1e-5)
     assert (says(fresh) - before).abs().max() > 1e-4
@@ -237,7 +237,7 @@ def test_hooks_see_what_would_be_handed_out_and_the_log_what_was_measured(tmp_pa
         (12, tmp_path / "a"),
     ]
     fresh = small.components().transformer
-    lora.load(fresh, result.output)
+    runtime.load(fresh, result.output)
     torch.testing.assert_close(seen[-1][2], says(fresh), atol=1e-6, rtol=1e-5)
     assert {record["clips/s"] for record in log(tmp_path / "a")} == {1.5}
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))

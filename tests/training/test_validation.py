@@ -21,9 +21,9 @@ from torch import Tensor
 
 from pusa.core.objectives import Velocity
 from pusa.errors import InputError
-from pusa.models.wan import VectorWanTransformer3DModel
+from pusa.models.wan.transformer import VectorWanTransformer3DModel
 from pusa.training import validation
-from pusa.training.draws import LEAST_FRAMES, generator
+from pusa.training.random_draws import LEAST_FRAMES, generator
 from pusa.training.validation import given, questions, undisturbed, validate, without_adapter
 from tests.models.wan_small import build
 
@@ -94,7 +94,8 @@ def test_a_changed_adapter_is_not_the_base(adapted: Any) -> None:
 def world() -> tuple[Any, list[Held]]:
     """The embedded model with its trained adapter, and held-out clips of its world."""
     from pusa.embedded import world
-    from pusa.models import checkpoints, latents
+    from pusa.models.loading import checkpoints
+    from pusa.models.wan import latents
 
     parts = checkpoints.load("tiny", device="cpu")
     samples = []

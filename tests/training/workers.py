@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from pusa.errors import Cancelled, PusaError
-from pusa.training import parallel
+from pusa.training import distributed
 from pusa.training.trainer import Hook, train
 from tests.training import small
 
@@ -52,13 +52,13 @@ def settings(case: str, processes: int) -> dict[str, Any]:
     return {**changes, "train": {**changes["train"], "accumulate": 2 // processes}}
 
 
-def one(case: str, out: Path, world: parallel.World) -> dict[str, Any]:
+def one(case: str, out: Path, world: distributed.World) -> dict[str, Any]:
     """Train a case; what this process saw of it."""
     seen: dict[str, Any] = {}
     components = small.components()
 
     def look(step: int, transformer: Any, _: Path) -> None:
-        seen["shards"] = parallel.shards(transformer)
+        seen["shards"] = distributed.shards(transformer)
         seen["class"] = type(transformer).__name__
 
     def interrupt(step: int, *_: Any) -> None:
@@ -85,7 +85,7 @@ def one(case: str, out: Path, world: parallel.World) -> dict[str, Any]:
 def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
-    with parallel.join() as world:
+    with distributed.join() as world:
         for case in sys.argv[2:]:
             seen = one(case, folder / case, world)
             (folder / f"{case}.{world.rank}.json").write_text(json.dumps(seen))

@@ -16,9 +16,9 @@ from cyclopts import App, CycloptsError
 from cyclopts.exceptions import RepeatArgumentError, UnusedCliTokensError
 
 from pusa import __version__
-from pusa.cli.habits import translate
-from pusa.cli.terminal import Report, printable
-from pusa.cli.together import first_to_fail, together
+from pusa.cli.shared.flag_aliases import translate
+from pusa.cli.shared.ranks import first_to_fail, together
+from pusa.cli.shared.terminal import Report, printable
 from pusa.errors import PusaError
 
 VERBS = {

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from pusa.cli.arguments import number
-from pusa.cli.options import MODEL, Many, Talk, Whole, of_model
-from pusa.cli.terminal import Report, Terminal
+from pusa.cli.shared.arguments import number
+from pusa.cli.shared.options import MODEL, Many, Talk, Whole, of_model
+from pusa.cli.shared.terminal import Report, Terminal
 from pusa.errors import InputError
 
 if TYPE_CHECKING:
-    from pusa.training.clips import Bucket, Plan
+    from pusa.training.data.samples import Bucket, Plan
     from pusa.training.estimate import Estimate
 
 SAMPLES = Group.create_ordered("Samples")
@@ -77,9 +77,9 @@ def check(
     with terminal.status("Starting"):
         import torch
 
-        from pusa.models import checkpoints
-        from pusa.training import clips
+        from pusa.models.loading import checkpoints
         from pusa.training.costs import device_name, matmul_rate
+        from pusa.training.data import samples
         from pusa.training.estimate import estimate, sizes_for
 
         name, folder = checkpoints.find(model, parts=())
@@ -87,7 +87,7 @@ def check(
         defaults = checkpoints.defaults_of(folder)
         shape, sizes = sizes_for(name, folder, buckets)
     with terminal.counting() as progress:
-        plan = clips.survey(
+        plan = samples.survey(
             data,
             sizes,
             fps or defaults.fps,
@@ -102,9 +102,11 @@ def check(
     counts = {bucket: plan.buckets.get(bucket, 0) for bucket in dict.fromkeys(sizes)}
     record = _record(name, plan, counts, cut, run, device_name(device))
     attention = any(problem.kind not in HARMLESS for problem in plan.problems) or not plan.cuts
-    from pusa.cli import findings
+    from pusa.cli.shared import check_report
 
-    text = f"{findings.share(_used(plan), plan.found)} used" if talk.quiet else findings.render(record, plan, run)
+    text = (
+        f"{check_report.share(_used(plan), plan.found)} used" if talk.quiet else check_report.render(record, plan, run)
+    )
     return Report({**record, "attention": attention}, text, exit_code=int(attention))
 
 
@@ -164,7 +166,7 @@ def _range(values: list[Any]) -> list[Any] | None:
 
 def _cropped(plan: Plan) -> list[dict[str, Any]]:
     """Per bucket, the clips of which more than `CROPPED` is cropped away: how many, the shares, and the worst."""
-    from pusa.training.clips import kept
+    from pusa.training.data.samples import kept
 
     lost: dict[Bucket, dict[str, float]] = {}
     for cut in plan.cuts:

@@ -8,8 +8,8 @@ from typing import Annotated
 
 from cyclopts import Group, Parameter
 
-from pusa.cli.options import OUTPUT, SAMPLING, File, Many, Talk, Whole, of_model
-from pusa.cli.terminal import Report, Terminal, count
+from pusa.cli.shared.options import OUTPUT, SAMPLING, File, Many, Talk, Whole, of_model
+from pusa.cli.shared.terminal import Report, Terminal, count
 from pusa.errors import InputError
 
 COMPARED = Group.create_ordered("What clips are compared with")
@@ -72,7 +72,7 @@ def evaluate(
     if world:
         if clips or truth or given or join:
             raise InputError("--world asks models and not clips; leave clips, --truth, --given and --join out.")
-        from pusa.cli.world import compare
+        from pusa.cli.benchmark import compare
 
         return compare(
             world,
@@ -111,19 +111,20 @@ def _clips(
         from pusa.files import write_json
 
         with needing("eval"):
-            from pusa.evaluation import clips, pieces, report
+            from pusa.evaluation import pieces
+            from pusa.evaluation.clips import report, scoring
 
     for text in joins:
         _check_frame(text, "--join")
-    found, others = clips.find(paths)
+    found, others = scoring.find(paths)
     if others:
         terminal.note(f"left alone: {', '.join(other.name for other in others[:4])}" + ("…" if others[4:] else ""))
-    wanted = clips.tasks(found, truth=truth, images=_images(given), joins=list(dict.fromkeys(joins)))
-    evaluation = clips.Evaluation(out, wanted)
+    wanted = scoring.tasks(found, truth=truth, images=_images(given), joins=list(dict.fromkeys(joins)))
+    evaluation = scoring.Evaluation(out, wanted)
     evaluation.begin()
     with terminal.counting() as progress:
         work = evaluation.pieces()
-        pieces.make_with(jobs, partial(clips.make, out, wanted), work, "Measuring clips", progress)
+        pieces.make_with(jobs, partial(scoring.make, out, wanted), work, "Measuring clips", progress)
     records = evaluation.records()
     page = report.write(evaluation, records, out / "report.html")
     scores = out / "scores.json"

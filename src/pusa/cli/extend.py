@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from pusa.cli.arguments import multiplier
-from pusa.cli.arguments import size as read_size
-from pusa.cli.making import check, check_wishes, make, open_pipeline
-from pusa.cli.options import CLIP, File, Model, Output, Sampling, Switch, Whole, of_model, with_preset
-from pusa.cli.terminal import Report, Terminal
+from pusa.cli.shared.arguments import multiplier
+from pusa.cli.shared.arguments import size as read_size
+from pusa.cli.shared.clip_jobs import check, check_wishes, make, open_pipeline
+from pusa.cli.shared.options import CLIP, File, Model, Output, Sampling, Switch, Whole, of_model, with_preset
+from pusa.cli.shared.terminal import Report, Terminal
 
 
 def extend(

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from pusa.cli.arguments import default_name
-from pusa.cli.making import check, check_shares, limits_of, make, open_pipeline
-from pusa.cli.options import (
+from pusa.cli.shared.arguments import default_name
+from pusa.cli.shared.clip_jobs import check, check_shares, limits_of, make, open_pipeline
+from pusa.cli.shared.options import (
     CLIP,
     CONDITIONS,
     MANY,
@@ -24,8 +24,8 @@ from pusa.cli.options import (
     of_model,
     with_preset,
 )
-from pusa.cli.request import Request
-from pusa.cli.terminal import Report, Terminal
+from pusa.cli.shared.request import Request
+from pusa.cli.shared.terminal import Report, Terminal
 from pusa.errors import InputError
 
 
@@ -130,7 +130,7 @@ def generate(
     if prompts is not None:
         if image_paths or cond_position or noise_multipliers or count != 1:
             raise InputError("--prompts has a line for each clip; leave --count and the official scripts' flags out.")
-        from pusa.cli.batch import make_all
+        from pusa.cli.shared.batch import make_all
 
         return make_all(prompts, options, model, output, terminal, ray=ray, workers=workers)
     if ray is not None or workers is not None:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from pusa.cli.arguments import size as read_size
-from pusa.cli.options import OUTPUT, Many, Model, Switch, Whole, of_model
-from pusa.cli.terminal import Report
+from pusa.cli.shared.arguments import size as read_size
+from pusa.cli.shared.options import OUTPUT, Many, Model, Switch, Whole, of_model
+from pusa.cli.shared.terminal import Report
 from pusa.errors import InputError
 
 if TYPE_CHECKING:
-    from pusa.models.recognise import Family
-    from pusa.models.weights import Stored
+    from pusa.models.wan.recognise import Family
+    from pusa.models.weight_files import Stored
 
 MEMORY = Group.create_ordered("Memory")
 
@@ -79,7 +79,7 @@ def info(
             raise InputError("--presets lists the presets; give it alone.")
         return _presets()
     if memory:
-        from pusa.cli.memory import outlook
+        from pusa.cli.shared.memory_report import outlook
 
         chosen = Model(
             model=model, vae=vae, text_encoder=text_encoder, transformer_2=transformer_2, lora=lora, dtype=dtype
@@ -95,7 +95,7 @@ def info(
 
 
 def _presets() -> Report:
-    from pusa.models.presets import PRESETS
+    from pusa.models.loading.presets import PRESETS
 
     lines = []
     for name, preset in PRESETS.items():
@@ -136,16 +136,16 @@ def _machine() -> dict[str, Any]:
 
 def _lora(path: Path) -> dict[str, Any] | None:
     """What a LoRA is; None when the path is none."""
-    from pusa.models import dialects, lora_header
+    from pusa.models.lora import dialects, header
 
     if not dialects.is_lora(path):
         return None
-    file = lora_header.file_of(path)
+    file = header.file_of(path)
     changes = dialects.read(file)
     ranks = sorted({len(down) for down, _ in changes.factors.values()})
     queries = [down.shape[1] for module, (down, _) in changes.factors.items() if module.endswith("attn1.to_q")]
     width = queries[0] if queries else None
-    expert = lora_header.expert_for(file)
+    expert = header.expert_for(file)
     told = {key.removeprefix("pusa."): value for key, value in changes.metadata.items() if key.startswith("pusa.")}
     return {
         "lora": str(file.resolve()),
@@ -155,14 +155,15 @@ def _lora(path: Path) -> dict[str, Any] | None:
         **({"whole": f"{len(changes.differences)} parameters"} if changes.differences else {}),
         **({} if width is None else {"for": f"{dialects.made_for(width) or 'a model'}, {width} wide"}),
         **({} if expert is None else {"expert": f"{expert} noise"}),
-        "per frame": "yes" if lora_header.is_per_frame(file) else "not known to be",
-        **({"distilled": "by its name"} if lora_header.is_distilled(file) else {}),
+        "per frame": "yes" if header.is_per_frame(file) else "not known to be",
+        **({"distilled": "by its name"} if header.is_distilled(file) else {}),
         **told,
     }
 
 
 def _model(source: str) -> dict[str, Any]:
-    from pusa.models import checkpoints, recognise, sources
+    from pusa.models.loading import checkpoints, sources
+    from pusa.models.wan import recognise
 
     name, path = checkpoints.find(source, parts=())
     config, refused, lacking = None, None, []
@@ -203,7 +204,7 @@ def _licence(family: Family | None) -> str:
 
 
 def _wishes(path: Path) -> dict[str, Any]:
-    from pusa.models import checkpoints
+    from pusa.models.loading import checkpoints
 
     wishes = checkpoints.defaults_of(path)
     return {

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from cyclopts import Group, Parameter
 
-from pusa.cli.options import OUTPUT, File, Talk, Whole
-from pusa.cli.terminal import Report, Terminal, clock
+from pusa.cli.shared.options import OUTPUT, File, Talk, Whole
+from pusa.cli.shared.terminal import Report, Terminal, clock
 from pusa.errors import InputError
 
 RUN = Group.create_ordered("Run")

@@ -1,7 +1,7 @@
 """`pusa train`: an adapter from a folder of clips.
 
-Every setting of `pusa.training.sections` is an option here, `--train.lr` for lr in the section train. Their help is
-read from the text of that file, because importing it would take longer than a help may.
+Every setting of `pusa.training.config.sections` is an option here: `--train.lr` sets lr in the section train. The help
+is read from the text of that file, because importing it takes too long for `--help`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Annotated
 
 from cyclopts import Group, Parameter
 
-from pusa.cli.options import OUTPUT, File, Switch, Talk
-from pusa.cli.terminal import Report, Terminal
+from pusa.cli.shared.options import OUTPUT, File, Switch, Talk
+from pusa.cli.shared.terminal import Report, Terminal
 from pusa.errors import Cancelled, InputError
 
-SECTIONS = Path(__file__).parents[1] / "training" / "sections.py"
+SECTIONS = Path(__file__).parents[1] / "training" / "config" / "sections.py"
 SEPARATOR = "__"
 """Stands for the dot of an option in the name of a parameter."""
 
@@ -165,7 +165,7 @@ def train(
     if data is not None and overrides.setdefault("data.path", data) != data:
         raise InputError("--data and --data.path are the same and name two places; give one of them.")
     with terminal.status("Starting"):
-        from pusa.training.config import read
+        from pusa.training.config.tree import read
 
         chosen = read(config, preset, overrides)
         if chosen.data.path is None:
@@ -197,7 +197,7 @@ def train(
 
 
 def _presets() -> Report:
-    from pusa.training.presets import PRESETS
+    from pusa.training.config.presets import PRESETS
 
     record = {
         name: {"memory": preset.memory, "time": preset.time, "note": preset.note} for name, preset in PRESETS.items()

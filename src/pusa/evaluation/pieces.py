@@ -21,7 +21,7 @@ from pusa import claims
 from pusa.cluster import connected, layout
 from pusa.errors import InputError
 from pusa.files import write_json
-from pusa.training.store import make_folder
+from pusa.training.data.tensor_store import make_folder
 
 Progress = Callable[[str, int, int], None]
 Told = Callable[[], None]

@@ -24,7 +24,7 @@ from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
 from pusa.files import replacing, write_json
 from pusa.images import Frames
-from pusa.models.lora import sha256
+from pusa.models.lora.runtime import sha256
 from pusa.videos import write_video
 
 

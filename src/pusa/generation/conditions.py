@@ -34,10 +34,10 @@ from torch import Tensor
 
 from pusa.errors import InputError
 from pusa.generation.clip import GeneratedClip
-from pusa.generation.footage import Footage, array_record, file_record, open_footage
+from pusa.generation.clip_sources import Footage, array_record, file_record, open_footage
 from pusa.images import Fit, Frames, fit, read_image, to_rgb
-from pusa.models import latents
-from pusa.models.latents import FRAMES_PER_SLOT, frames_of, latent_frames, slot_of
+from pusa.models.wan import latents
+from pusa.models.wan.latents import FRAMES_PER_SLOT, frames_of, latent_frames, slot_of
 
 Encoding = Literal["single", "repeat"]
 Picture = str | Path | PILImage.Image | NDArray[np.uint8]

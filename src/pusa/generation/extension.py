@@ -24,13 +24,13 @@ from torch import Tensor
 
 from pusa.errors import InputError
 from pusa.generation.clip import GeneratedClip
+from pusa.generation.clip_sources import Footage, open_footage
 from pusa.generation.conditions import Clip, Target, resolve
-from pusa.generation.footage import Footage, open_footage
 from pusa.generation.pipeline import Pipeline
 from pusa.generation.settings import Callback, Settings, Solver, check_prompts, check_seed
 from pusa.images import Fit, Frames
 from pusa.images import fit as fit_frames
-from pusa.models.latents import FRAMES_PER_SLOT
+from pusa.models.wan.latents import FRAMES_PER_SLOT
 
 Direction = Literal["forward", "backward"]
 Source = str | Path | Frames | GeneratedClip

@@ -14,12 +14,13 @@ from pusa.core import sigmas
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
 from pusa.generation.settings import MAX_STEPS, Settings, Solver
-from pusa.models import checkpoints, latents, recognise, sources
-from pusa.models.defaults import Defaults
+from pusa.models.loading import checkpoints, sources
+from pusa.models.wan import latents, recognise
+from pusa.models.wan.defaults import Defaults
 
 if TYPE_CHECKING:
-    from pusa.models.checkpoints import Components
-    from pusa.models.sources import Beside
+    from pusa.models.loading.checkpoints import Components
+    from pusa.models.loading.sources import Beside
 
 
 @dataclass(frozen=True)

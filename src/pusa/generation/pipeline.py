@@ -23,8 +23,8 @@ from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
 from pusa.generation.advice import advice
 from pusa.generation.clip import GeneratedClip
+from pusa.generation.clip_sources import open_footage
 from pusa.generation.conditions import Clip, Image, Known, Placed, Target, frame_index, place, resolve
-from pusa.generation.footage import open_footage
 from pusa.generation.model import Model
 from pusa.generation.settings import (
     EDIT_STRENGTH,
@@ -37,9 +37,13 @@ from pusa.generation.settings import (
     check_seed,
 )
 from pusa.images import Fit
-from pusa.models import checkpoints, latents, lora_header, parallel, profiles
-from pusa.models.lora import LoraFile
-from pusa.models.recognise import Expert
+from pusa.models import context_parallel
+from pusa.models.loading import checkpoints
+from pusa.models.lora import header
+from pusa.models.lora.runtime import LoraFile
+from pusa.models.memory import profiles
+from pusa.models.wan import latents
+from pusa.models.wan.recognise import Expert
 
 
 class Pipeline(Model):
@@ -226,7 +230,7 @@ class Pipeline(Model):
         width, height = (side // self.components.multiple for side in settings.size)
         heads = int(self.transformer.config.num_attention_heads)
         for slots in {int(row.sum()) for row in matrix.visible}:
-            parallel.check_tokens(slots, width * height, heads, self.world.size)
+            context_parallel.check_tokens(slots, width * height, heads, self.world.size)
 
     def _heard_by_all(self, callback: Callback) -> Callback:
         """The callback, whose False on one process stops every process after the same step."""
@@ -270,12 +274,12 @@ def load(
     files or folders for those parts, where the source lacks them; transformer_2: the expert for low noise, where the
     source is a file of the one for high. lora: LoRA files to add, each at its lora_scale; a `LoraFile` says itself at
     which strength and, of two experts, on which. dtype, device: see `checkpoints.load`, as for the rest. memory: a
-    profile of `pusa.models.profiles`; by default everything lies on the device. share_tokens: the processes that have
-    met (`pusa.processes.join`) make each clip together, see `Model.share_tokens`. Raises InputError for what cannot be
-    loaded.
+    profile of `pusa.models.memory.profiles`; by default everything lies on the device. share_tokens: the processes that
+    have met (`pusa.processes.join`) make each clip together, see `Model.share_tokens`. Raises InputError for what
+    cannot be loaded.
     """
     if share_tokens:
-        parallel.check_model(source, processes.present().size)
+        context_parallel.check_model(source, processes.present().size)
     wanted = _lora_files([lora] if isinstance(lora, (str, Path, LoraFile)) else list(lora), lora_scale)
     profile = profiles.PLAIN if memory is None else profiles.named(memory)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -287,7 +291,7 @@ def load(
         )
     )
     for one in wanted:
-        file = lora_header.file_of(one.path).absolute()
+        file = header.file_of(one.path).absolute()
         if own := next((x for x in pipe.loras if x.path == file and x.expert in (None, one.expert)), None):
             raise InputError(
                 f"{source} runs the LoRA {one.path} at strength {own.scale:g} by itself: leave it out, or give it to "
@@ -311,7 +315,7 @@ def _lora_files(given: Sequence[str | Path | LoraFile], scales: float | Sequence
     ]
     seen: list[tuple[Path, Expert | None]] = []
     for one in wanted:
-        file = Path(os.path.normpath(lora_header.file_of(one.path).absolute()))
+        file = Path(os.path.normpath(header.file_of(one.path).absolute()))
         if any(file == other and (one.expert == expert or None in (one.expert, expert)) for other, expert in seen):
             raise InputError(f"The LoRA {one.path} is given twice: give it once, at the strength it should have.")
         seen.append((file, one.expert))

@@ -20,8 +20,9 @@ from pusa.generation.extension import extend, transition
 from pusa.generation.model import versions
 from pusa.generation.pipeline import Pipeline, load
 from pusa.generation.settings import Callback
-from pusa.models import lora, profiles
-from pusa.models.lora import sha256
+from pusa.models.lora import runtime
+from pusa.models.lora.runtime import sha256
+from pusa.models.memory import profiles
 
 _SAMPLING = ("negative_prompt", "fit", "steps", "guidance", "shift", "seed", "solver")
 _OF_EXPERTS = ("guidance_2", "boundary")
@@ -149,7 +150,7 @@ def _check_lora(record: dict[str, Any]) -> None:
     path = Path(record["path"])
     if not path.is_file():
         raise InputError(f"The LoRA {path}, which the clip was made with, is not there any more: put it back.")
-    if lora.fingerprint(path) != record["sha256"]:
+    if runtime.fingerprint(path) != record["sha256"]:
         raise InputError(f"The LoRA {path} has changed since the clip was made with it: put the old one back.")
 
 

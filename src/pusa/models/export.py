@@ -26,8 +26,9 @@ from torch import Tensor
 
 from pusa.errors import InputError
 from pusa.files import building, check_writable, replacing, write_json, write_text_atomic
-from pusa.models import checkpoints, lora, lora_header, sources
-from pusa.models.recognise import Expert
+from pusa.models.loading import checkpoints, sources
+from pusa.models.lora import header, runtime
+from pusa.models.wan.recognise import Expert
 
 Dialect = Literal["diffusers", "comfy", "kohya"]
 DType = Literal["float32", "bfloat16", "float16"]
@@ -107,7 +108,7 @@ def convert(
             f"{target} would be read with the alpha of the adapter_config.json beside it: choose another name."
         )
     check_writable(target)
-    factors, metadata = lora.read(source)
+    factors, metadata = runtime.read(source)
     factors, energy = _prepare(source, factors, rank, dtype)
     tensors = {key: value for module, pair in factors.items() for key, value in _named(module, *pair, to).items()}
     stale = tuple(key for key in metadata if key in _STALE and key != "format")
@@ -157,12 +158,12 @@ def merge(
         raise InputError(f"{name} is incomplete: there is no folder {missing[0]} in it; copy or download it again.")
     kinds = sources.transformers_of(name, folder, only=expert)
     files = {kind: _weight_files(name, folder / kind) for kind in kinds}
-    if sources.experts_of(folder) and (made_for := lora_header.expert_for(source)) not in (None, expert):
+    if sources.experts_of(folder) and (made_for := header.expert_for(source)) not in (None, expert):
         raise InputError(f"The LoRA {source} is for the {made_for}-noise expert: give --expert {made_for}.")
 
     with torch.device("meta"):
         skeleton = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder / kinds[0]))
-    factors, metadata = lora.read(source, lora.linears(skeleton))
+    factors, metadata = runtime.read(source, runtime.linears(skeleton))
     factors, energy = _prepare(source, factors, rank, None)
 
     with building(target) as new:
@@ -177,18 +178,18 @@ def merge(
             for file in files[kind]:
                 with safe_open(str(file), "pt") as weights:
                     tensors = {key: weights.get_tensor(key) for key in weights.keys()}  # noqa: SIM118
-                    header = weights.metadata() or {"format": "pt"}
+                    metadata = weights.metadata() or {"format": "pt"}
                 for key, weight in tensors.items():
                     module = key.removesuffix(".weight")
                     if module in factors:
                         tensors[key] = _sum(name, key, weight, *factors[module], scale)
                         waiting.discard(module)
                     tensors[key] = _stored(name, key, tensors[key], weight.dtype, dtype)
-                save_file(tensors, str(new / kind / file.name), metadata=header)
+                save_file(tensors, str(new / kind / file.name), metadata=metadata)
             if waiting:
                 raise InputError(f"{name} is incomplete: its {kind} has no {min(waiting)}.weight; copy it again.")
-        adapter = called or f"{source.name}, sha256 {lora.sha256(source)}"
-        if lora_header.is_per_frame(source):
+        adapter = called or f"{source.name}, sha256 {runtime.sha256(source)}"
+        if header.is_per_frame(source):
             wishes = sources.read_json(new / WISHES) if (new / WISHES).exists() else {}
             write_json(new / WISHES, wishes | {"per_frame": sorted({*wishes.get("per_frame", ()), *kinds})})
         place = f" of its {expert}-noise expert" if expert else " of both experts" if kinds[1:] else ""
@@ -257,10 +258,10 @@ def _named(module: str, down: Tensor, up: Tensor, to: Dialect) -> dict[str, Tens
     """One layer's tensors under the names of a dialect."""
     down, up = down.contiguous(), up.contiguous()
     if to == "kohya":
-        stem = "lora_unet_" + lora.original_name(module).replace(".", "_")
+        stem = "lora_unet_" + runtime.original_name(module).replace(".", "_")
         alpha = torch.tensor(float(len(down)))
         return {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": alpha}
-    stem = f"transformer.{module}" if to == "diffusers" else f"diffusion_model.{lora.original_name(module)}"
+    stem = f"transformer.{module}" if to == "diffusers" else f"diffusion_model.{runtime.original_name(module)}"
     return {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
 
 

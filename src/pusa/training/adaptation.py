@@ -19,8 +19,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from pusa.errors import InputError
-from pusa.models import lora
-from pusa.models.wan import VectorWanTransformer3DModel
+from pusa.models.lora import runtime
+from pusa.models.wan.transformer import VectorWanTransformer3DModel
 
 ADAPTER = "pusa"
 LORA_FILE, FULL_FOLDER = "lora.safetensors", "transformer"
@@ -43,7 +43,7 @@ class Adaptation:
         """Write whole `weights` as `lora.safetensors` or as a `transformer` folder that stock diffusers loads."""
         if self.is_lora:
             path = folder / LORA_FILE
-            lora.save(self.transformer, path, metadata, name=ADAPTER, weights=weights)
+            runtime.save(self.transformer, path, metadata, name=ADAPTER, weights=weights)
             return path
         with torch.device("meta"):
             plain = VectorWanTransformer3DModel.from_config(dict(self.transformer.config))

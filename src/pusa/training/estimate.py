@@ -23,9 +23,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from pusa.models import checkpoints
-from pusa.models.latents import TEXT_TOKENS
-from pusa.training.clips import Bucket
+from pusa.models.loading import checkpoints
+from pusa.models.wan.latents import TEXT_TOKENS
+from pusa.training.data.samples import Bucket
 
 EFFICIENCY = (0.3, 0.7)
 """The share of a machine's rate for large matrices that a training step reaches, at worst and at best."""

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from pusa.core.objectives import WEIGHTINGS, flow_matching_loss
 from pusa.errors import InputError, PusaError
-from pusa.training import draws, optimisers, parallel
+from pusa.training import distributed, optimisers, random_draws
 from pusa.training.adaptation import Adaptation
-from pusa.training.averages import Averages
-from pusa.training.batches import Batch
-from pusa.training.config import Config
-from pusa.training.parallel import World
+from pusa.training.config.tree import Config
+from pusa.training.data.batches import Batch
+from pusa.training.distributed import World
+from pusa.training.weight_averages import Averages
 
 SIGMA_BINS = 10
 NAMED = 4
@@ -44,7 +44,7 @@ class Learner:
         self.config, self.adaptation, self.model, self.world = config, adaptation, model, world
         self.empty_context = empty_context
         self.parameters = adaptation.parameters
-        self.optimiser = optimisers.build(self.parameters, config.train, sharded=parallel.is_sharded(model))
+        self.optimiser = optimisers.build(self.parameters, config.train, sharded=distributed.is_sharded(model))
         self.averages = Averages(self.parameters, config.train.ema)
         self.skipped_in_a_row = 0
 
@@ -57,13 +57,13 @@ class Learner:
         self.optimiser.zero_grad(set_to_none=True)
         rows = []
         for i, batch in enumerate(batches):
-            with parallel.accumulating(self.model, more=i + 1 < len(batches)):
+            with distributed.accumulating(self.model, more=i + 1 < len(batches)):
                 loss, facts = self.loss(batch)
                 torch.autograd.backward(loss / len(batches))
             rows.append(torch.cat([loss.detach()[None], facts]).double().cpu())
-        lanes = parallel.everyones(self.world, torch.stack(rows)).transpose(0, 1).flatten(0, 1)
+        lanes = distributed.everyones(self.world, torch.stack(rows)).transpose(0, 1).flatten(0, 1)
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = parallel.whole(nn.utils.get_total_norm(gradients))
+        norm = distributed.whole(nn.utils.get_total_norm(gradients))
         record = _record(step + 1, lanes, float(norm), rate)
 
         if not (math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"])):
@@ -81,9 +81,9 @@ class Learner:
         config, seed = self.config, self.config.train.seed
         device = self.adaptation.transformer.device
         clips, _, frames, _, _ = batch.latents.shape
-        noise = draws.noise_of(batch.step, batch.lane, batch.latents.shape, seed)
-        sigma, _ = draws.sigmas_of(batch.step, batch.lane, clips, frames, config.sigma, seed)
-        silent = draws.dropped(batch.step, batch.lane, clips, config.train.caption_dropout, seed)
+        noise = random_draws.noise_of(batch.step, batch.lane, batch.latents.shape, seed)
+        sigma, _ = random_draws.sigmas_of(batch.step, batch.lane, clips, frames, config.sigma, seed)
+        silent = random_draws.dropped(batch.step, batch.lane, clips, config.train.caption_dropout, seed)
         context = torch.where(silent[:, None, None], self.empty_context, batch.context)
         x0, noise, sigma, context = (t.to(device) for t in (batch.latents.float(), noise, sigma, context))
         predicted: Tensor = x0
@@ -112,7 +112,7 @@ class Learner:
         if bool(torch.isfinite(lanes[:, 0]).all()):
             mine = [True] * len(batches)
         named = [name for bad, batch in zip(mine, batches, strict=True) if bad for name in _names(batch)]
-        clips = parallel.everyones_words(self.world, named)
+        clips = distributed.everyones_words(self.world, named)
         self.skipped_in_a_row += 1
         several = list(dict.fromkeys(clips))
         more = f" and {len(several) - NAMED} more" if len(several) > NAMED else ""
@@ -129,10 +129,10 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on, whole, on process 0."""
-        averages = {name: parallel.collect(kept, self.world) for name, kept in self.averages.values.items()}
+        averages = {name: distributed.collect(kept, self.world) for name, kept in self.averages.values.items()}
         return {
-            "weights": parallel.collect(self.parameters, self.world),
-            "optimiser": parallel.optimiser_state(self.optimiser, self.parameters, self.world),
+            "weights": distributed.collect(self.parameters, self.world),
+            "optimiser": distributed.optimiser_state(self.optimiser, self.parameters, self.world),
             "averages": averages,
             "skipped_in_a_row": self.skipped_in_a_row,
         }
@@ -140,21 +140,21 @@ class Learner:
     def restore(self, state: dict[str, Any]) -> None:
         """Become what `state` described; process 0 brings it, the others an empty dict."""
         kept = state.get("averages", {})
-        if odd := parallel.from_chief(self.world, lambda: sorted(set(self.parameters) ^ set(state["weights"]))):
+        if odd := distributed.from_chief(self.world, lambda: sorted(set(self.parameters) ^ set(state["weights"]))):
             raise InputError(
                 f"The checkpoint was trained on other weights (such as {odd[0]}): set lora back, or begin a new folder."
             )
-        if parallel.from_chief(self.world, lambda: list(kept)) != list(self.averages.values):
+        if distributed.from_chief(self.world, lambda: list(kept)) != list(self.averages.values):
             raise InputError("The checkpoint has other averages of the weights: set train.ema back.")
-        parallel.spread(state.get("weights", {}), self.parameters, self.world)
-        parallel.restore_optimiser(self.optimiser, self.parameters, state.get("optimiser", {}), self.world)
+        distributed.spread(state.get("weights", {}), self.parameters, self.world)
+        distributed.restore_optimiser(self.optimiser, self.parameters, state.get("optimiser", {}), self.world)
         for name, average in self.averages.values.items():
-            parallel.spread(kept.get(name, {}), average, self.world)
-        self.skipped_in_a_row = parallel.from_chief(self.world, lambda: int(state["skipped_in_a_row"]))
+            distributed.spread(kept.get(name, {}), average, self.world)
+        self.skipped_in_a_row = distributed.from_chief(self.world, lambda: int(state["skipped_in_a_row"]))
 
     def best(self) -> dict[str, Tensor]:
         """The weights that a run hands out, whole, on process 0."""
-        return parallel.collect(self.averages.best(self.parameters), self.world)
+        return distributed.collect(self.averages.best(self.parameters), self.world)
 
     @contextmanager
     @torch.no_grad()

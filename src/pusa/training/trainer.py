@@ -19,16 +19,16 @@ from typing import Any, Protocol
 import torch
 
 from pusa.errors import Cancelled, InputError
-from pusa.models.checkpoints import Components
-from pusa.models.wan import VectorWanTransformer3DModel
-from pusa.training import interruption, parallel
+from pusa.models.loading.checkpoints import Components
+from pusa.models.wan.transformer import VectorWanTransformer3DModel
+from pusa.training import distributed, interruption
 from pusa.training.adaptation import Adaptation, adapt
-from pusa.training.averages import write_snapshot
-from pusa.training.batches import Batches
-from pusa.training.config import Config
+from pusa.training.config.tree import Config
+from pusa.training.data.batches import Batches
+from pusa.training.distributed import World
 from pusa.training.learner import Learner
-from pusa.training.parallel import World
-from pusa.training.state import Run, writing
+from pusa.training.run_folder import Run, writing
+from pusa.training.weight_averages import write_snapshot
 
 
 class Tracker(Protocol):
@@ -91,7 +91,7 @@ def train(
     if held_out and (leaked := sorted({*samples.keys} & {*held_out.keys})):
         raise InputError(f"{leaked[0]} is held out for validation and would be trained on too: keep it in one of them.")
     out, steps = Path(out), config.train.steps
-    with parallel.join() as world, ExitStack() as stack:
+    with distributed.join() as world, ExitStack() as stack:
         run: Run | None = None  # on process 0
 
         def begin() -> int:
@@ -100,11 +100,11 @@ def train(
             config.write(out / "config.yaml")
             return run.resumed.step if run.resumed else 0
 
-        first = parallel.from_chief(world, begin)
+        first = distributed.from_chief(world, begin)
         if first > steps:
             raise InputError(f"{out} is trained up to step {first} already, past train.steps = {steps}: raise it.")
         adaptation = stack.enter_context(prepared(components.transformer, config))
-        model = parallel.wrap(adaptation.transformer, config.train.parallel, world)
+        model = distributed.wrap(adaptation.transformer, config.train.parallel, world)
         learner = Learner(config, adaptation, model, samples.empty_context, world)
         keeper = Keeper(config, components.source, out, run, learner)
         if first:
@@ -120,12 +120,12 @@ def train(
             loss = record["loss"]
             skipped += [done] * ("skipped" in record)
             keeper.note(record, tracker)
-            stop = done < steps and parallel.anyone(world, heard())
+            stop = done < steps and distributed.anyone(world, heard())
             for hook in () if stop else hooks:
                 if done % hook.every == 0 or done == steps:
                     with learner.showing_best():
                         hook.call(done, adaptation.transformer, out)
-            stop = done < steps and parallel.anyone(world, heard())
+            stop = done < steps and distributed.anyone(world, heard())
             due = done % config.save.every == 0 or done == steps
             if due or stop:
                 keeper.save(done, snapshot=due)
@@ -168,7 +168,7 @@ class Keeper:
             weights = partial(self.learner.adaptation.write, weights=best, metadata=about)
             self.run.save(step, state, weights, self.config.save.keep)
 
-        parallel.from_chief(self.learner.world, write)
+        distributed.from_chief(self.learner.world, write)
 
     def hand_out(self) -> Path:
         """The finished weights, in the folder itself."""
@@ -178,7 +178,7 @@ class Keeper:
             with writing(f"the weights into {self.folder}"):
                 return self.learner.adaptation.write(self.folder, best, about)
 
-        return parallel.from_chief(self.learner.world, write)
+        return distributed.from_chief(self.learner.world, write)
 
 
 def facts_of(config: Config, world: World, components: Components, samples: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from pusa.core import schedules
 from pusa.core.objectives import Velocity, interpolate
 from pusa.errors import InputError
 from pusa.files import replacing, write_text_atomic
-from pusa.training.draws import LEAST_FRAMES
+from pusa.training.random_draws import LEAST_FRAMES
 
 TASKS = ("text-to-video", "image-to-video", "start-end", "extension", "independent")
 LEVELS = tuple(round(0.05 + 0.1 * i, 2) for i in range(10))

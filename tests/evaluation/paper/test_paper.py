@@ -18,8 +18,9 @@ from pusa.evaluation.paper.methods import METHODS
 from pusa.evaluation.paper.networks import Network, with_image_channels
 from pusa.evaluation.paper.scoring import Job, Maker
 from pusa.evaluation.paper.tables import Ordering
-from pusa.evaluation.world import TASKS, Entry
-from pusa.models import checkpoints, latents
+from pusa.evaluation.synthetic.tasks import TASKS, Entry
+from pusa.models.loading import checkpoints
+from pusa.models.wan import latents
 
 GENERATOR = torch.Generator().manual_seed(0)
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pusa.evaluation import attention, drift
+from pusa.evaluation.inspect import attention, weight_drift
 from pusa.evaluation.intervals import Interval, crossed
 from pusa.evaluation.paper.methods import SEEDS, STRENGTH
 from pusa.evaluation.paper.scoring import Job, Maker, is_lora
 from pusa.evaluation.paper.training import STEPS
 from pusa.evaluation.pieces import Piece
 from pusa.files import write_json
-from pusa.models.wan import VectorWanTransformer3DModel
+from pusa.models.wan.transformer import VectorWanTransformer3DModel
 
 if TYPE_CHECKING:
     from pusa.evaluation.paper.experiments import Study
@@ -73,9 +73,9 @@ def _drift(maker: Maker, job: Job, transformer: VectorWanTransformer3DModel) -> 
     if job.method == "base":
         return {}
     if is_lora(job.method):
-        moved = drift.of_lora(maker.base, maker.folder(job) / "lora.safetensors", job.strength)
+        moved = weight_drift.of_lora(maker.base, maker.folder(job) / "lora.safetensors", job.strength)
     else:
-        moved = drift.of_models(maker.base, transformer)
+        moved = weight_drift.of_models(maker.base, transformer)
     return moved.of()[0]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pusa.training.sections import SigmaConfig
+from pusa.training.config.sections import SigmaConfig
 
 LORA_RATE, FULL_RATE, IMAGE_RATE, LONG_RATE = 3e-3, 1e-3, 6e-3, 3e-3
 """Each the best of a row of rates for one seed, on 24 scenes that nothing is reported on; see `Method.rate`."""

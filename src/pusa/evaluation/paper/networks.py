@@ -13,7 +13,7 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor, nn
 
-from pusa.models.wan import VectorWanTransformer3DModel
+from pusa.models.wan.transformer import VectorWanTransformer3DModel
 
 MASK_CHANNELS = 4
 """Wan-I2V says for each of a slot's four frames whether it is given."""

@@ -21,12 +21,12 @@ from pusa.core.sampler import add_noise
 from pusa.embedded import world
 from pusa.evaluation.paper.methods import METHODS
 from pusa.evaluation.paper.networks import Network
-from pusa.evaluation.world import TASKS, Entry, score
+from pusa.evaluation.synthetic.tasks import TASKS, Entry, score
 from pusa.files import write_json
 from pusa.generation.conditions import Target, resolve
 from pusa.generation.pipeline import Pipeline, load
-from pusa.models import checkpoints
-from pusa.models.wan import VectorWanTransformer3DModel
+from pusa.models.loading import checkpoints
+from pusa.models.wan.transformer import VectorWanTransformer3DModel
 
 TOGETHER = 16
 INFERENCE_STEPS = 10

@@ -21,7 +21,7 @@ from pusa.evaluation.paper.experiments import NOISES, PTSS, RANKS, SAVED, ZERO_S
 from pusa.evaluation.paper.methods import METHODS, SEEDS, STRENGTH, STRENGTHS
 from pusa.evaluation.paper.scoring import Job, is_lora
 from pusa.evaluation.paper.training import BATCH, STEPS
-from pusa.evaluation.world import MEASURES, TASKS, columns
+from pusa.evaluation.synthetic.tasks import MEASURES, TASKS, columns
 
 Array = NDArray[Any]
 SHOWN: dict[str, tuple[str, float, int, str]] = {

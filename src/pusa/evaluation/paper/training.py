@@ -23,11 +23,12 @@ from pusa.embedded import world
 from pusa.evaluation.paper.methods import Method
 from pusa.evaluation.paper.networks import Network, with_image_channels
 from pusa.files import replacing, write_json
-from pusa.models import checkpoints, latents
-from pusa.training import adaptation, draws, optimisers
-from pusa.training.averages import Averages
-from pusa.training.batches import Batch, Batches
-from pusa.training.sections import LoraSettings, TrainSettings
+from pusa.models.loading import checkpoints
+from pusa.models.wan import latents
+from pusa.training import adaptation, optimisers, random_draws
+from pusa.training.config.sections import LoraSettings, TrainSettings
+from pusa.training.data.batches import Batch, Batches
+from pusa.training.weight_averages import Averages
 
 CLIPS, PART = 2048, 128
 FIRST_SEED = 2_000_000
@@ -135,9 +136,9 @@ def network(method: Method, seed: int) -> tuple[Network, adaptation.Adaptation]:
 def loss_of(method: Method, model: Network, batch: Batch, empty: Tensor, seed: int) -> Tensor:
     """The flow-matching loss of a micro-batch; the draws are functions of (seed, lane, step) alone."""
     size, _, frames, _, _ = batch.latents.shape
-    noise = draws.noise_of(batch.step, batch.lane, batch.latents.shape, seed)
-    sigma, _ = draws.sigmas_of(batch.step, batch.lane, size, frames, method.sigma, seed)
-    silent = draws.dropped(batch.step, batch.lane, size, CAPTION_DROPOUT, seed)
+    noise = random_draws.noise_of(batch.step, batch.lane, batch.latents.shape, seed)
+    sigma, _ = random_draws.sigmas_of(batch.step, batch.lane, size, frames, method.sigma, seed)
+    silent = random_draws.dropped(batch.step, batch.lane, size, CAPTION_DROPOUT, seed)
     text = torch.where(silent[:, None, None], empty, batch.context)
     return flow_matching_loss(model, batch.latents, noise, sigma, (text, batch.latents[:, :, :1]))
 

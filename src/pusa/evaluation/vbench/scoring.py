@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from pusa.errors import InputError
-from pusa.evaluation.vbench import checking
+from pusa.evaluation.vbench import verification
 from pusa.evaluation.vbench.manifest import Manifest
 from pusa.evaluation.vbench.protocol import DIMENSIONS, UNWEIGHED
 from pusa.evaluation.vbench.totals import CONTENT, SETTINGS, official
 from pusa.files import write_json
-from pusa.training.store import make_folder
+from pusa.training.data.tensor_store import make_folder
 
 ENTRY = "evaluate_i2v.py"
 INFO = "vbench2_beta_i2v/vbench2_i2v_full_info.json"
@@ -195,8 +195,8 @@ def score(
     in `out` of other videos or other settings.
     """
     checkout.check(manifest)
-    run = checking.check_run(folder, manifest)
-    there = checking.contents(manifest, folder, lambda done, total: progress("Reading", done, total))
+    run = verification.check_run(folder, manifest)
+    there = verification.contents(manifest, folder, lambda done, total: progress("Reading", done, total))
     reasons, torchvision = preflight(checkout, manifest, dimensions, there)
     settings = {
         "videos": {key: run.get(key) for key in ("manifest", "suite", "settings")},
@@ -225,7 +225,7 @@ def score(
         elif dimension in reasons:
             results[dimension] = {"unavailable": reasons[dimension]}
         else:
-            results[dimension] = _run(checkout, manifest, folder / checking.VIDEOS, dimension)
+            results[dimension] = _run(checkout, manifest, folder / verification.VIDEOS, dimension)
             if isinstance(results[dimension], list):
                 write_json(file, {dimension: results[dimension], **record})
     progress("Scoring", len(dimensions), len(dimensions))

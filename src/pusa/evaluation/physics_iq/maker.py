@@ -1,0 +1,102 @@
+"""Make the videos of a track: image-to-video from the picture, or an extension of the three seconds before it.
+
+An extension goes on window after window until it has five seconds; only the new frames are kept, as the benchmark
+wants. The folder of videos holds nothing else; how each was made lies in `recipes/` beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from pusa.errors import InputError, PusaError
+from pusa.evaluation.physics_iq.dataset import (
+    GIVEN_SECONDS,
+    PICTURES,
+    PREFIXES,
+    SECONDS,
+    Dataset,
+    Scene,
+    check_sources,
+)
+from pusa.evaluation.pieces import Piece
+from pusa.files import replacing, write_json
+from pusa.generation.conditions import Image
+from pusa.generation.extension import extend
+from pusa.generation.pipeline import Pipeline
+from pusa.images import Frames, fit
+from pusa.models.wan.latents import FRAMES_PER_SLOT
+from pusa.videos import read_video, write_video
+
+Track = Literal["i2v", "v2v"]
+VIDEOS, RECIPES = "videos", "recipes"
+
+
+class Maker:
+    """A loaded model that makes the videos. settings: steps, guidance and so on, as `Pipeline.generate` takes them."""
+
+    def __init__(
+        self,
+        pipe: Pipeline,
+        dataset: Dataset,
+        scenes: Sequence[Scene],
+        folder: Path,
+        track: Track,
+        seed: int,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.pipe, self.dataset, self.scenes, self.folder = pipe, dataset, scenes, folder
+        self.track, self.seed, self.settings = track, seed, dict(settings)
+        fps = pipe.defaults.fps
+        if track == "i2v":
+            check_sources([(scene, dataset.picture(scene)) for scene in scenes], f"pictures in {PICTURES}")
+        else:
+            check_sources([(scene, dataset.prefix(scene, fps)) for scene in scenes], f"first seconds in {PREFIXES}")
+        self.count = round(SECONDS * fps)
+        if abs(self.count - SECONDS * fps) > 1e-6:
+            raise InputError(f"The model makes {fps:g} frames per second, which gives no whole number in {SECONDS} s.")
+
+    def pieces(self) -> list[Piece]:
+        """Every video, as work that processes share."""
+        return [Piece(s.file, self.folder / VIDEOS / s.file, partial(self.make, s)) for s in self.scenes]
+
+    def seed_of(self, scene: Scene) -> int:
+        """A function of the run's seed and the scene."""
+        return int.from_bytes(hashlib.sha256(f"{self.seed}\n{scene.file}".encode()).digest()[:8], "big") >> 11
+
+    def make(self, scene: Scene) -> None:
+        """Make one video, write it and its recipe, and read it again."""
+        seed = self.seed_of(scene)
+        frames, recipe = self._image(scene, seed) if self.track == "i2v" else self._extension(scene, seed)
+        path, fps = self.folder / VIDEOS / scene.file, self.pipe.defaults.fps
+        with replacing(path) as part:
+            write_video(part, frames, fps)
+            if len(read_video(part)[0]) != self.count:
+                raise PusaError(f"{path} is not what was written; check the disk.")
+            place = self.folder / RECIPES
+            place.mkdir(exist_ok=True)
+            write_json(place / f"{Path(scene.file).stem}.json", {"track": self.track, **recipe})
+
+    def _image(self, scene: Scene, seed: int) -> tuple[Frames, dict[str, Any]]:
+        length = -(-(self.count - 1) // FRAMES_PER_SLOT) * FRAMES_PER_SLOT + 1
+        clip = self.pipe.generate(
+            scene.prompt, [Image(self.dataset.picture(scene))], frames=length, seed=seed, **self.settings
+        )
+        return clip.frames[: self.count], clip.recipe
+
+    def _extension(self, scene: Scene, seed: int) -> tuple[Frames, dict[str, Any]]:
+        fps = self.pipe.defaults.fps
+        path = self.dataset.prefix(scene, fps)
+        assert path is not None
+        given, _ = read_video(path, fps)
+        last = given[-min(len(given), round(GIVEN_SECONDS * fps)) :]
+        last = fit(last[(len(last) - 1) % FRAMES_PER_SLOT :], self.pipe.defaults.size)
+        clip = extend(self.pipe, last, scene.prompt, seed=seed, **self.settings)
+        first, windows = clip.recipe, 1
+        while len(clip.frames) - len(last) < self.count:
+            clip = extend(self.pipe, clip, scene.prompt, seed=seed + windows, **self.settings)
+            windows += 1
+        return clip.frames[len(last) : len(last) + self.count], {**first, "windows": windows}

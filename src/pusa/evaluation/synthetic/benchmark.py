@@ -1,0 +1,184 @@
+"""Any number of models on every task of the world: clips made by the pipeline, scored, compared on the same scenes.
+
+Scores are kept in small files that name the model by its content and its settings, so a run that was killed goes on,
+further processes share the work, models of several runs meet in one table, and nothing of other settings is mixed in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pusa.embedded import world
+from pusa.errors import InputError
+from pusa.evaluation.intervals import Interval, bootstrap
+from pusa.evaluation.pieces import Piece, Told, make_all, untold
+from pusa.evaluation.synthetic.tasks import MEASURES, TASKS, Entry, columns, score, summarise
+from pusa.files import replacing, write_json
+from pusa.generation.pipeline import Pipeline, load
+from pusa.images import contact_sheet, write_image
+from pusa.models.lora import header, runtime
+from pusa.models.lora.runtime import LoraFile
+
+CHUNK = 8
+"""scenes in one file"""
+PICTURED = 4
+"""scenes of a task whose clips are kept for the contact sheet"""
+SHEET_FRAMES = (0, 4, 8, 12, 16)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model and how it samples. loras: path and strength. steps, guidance, shift: None for the model's own."""
+
+    name: str
+    source: str
+    loras: tuple[tuple[str, float], ...] = ()
+    steps: int | None = None
+    guidance: float | None = None
+    shift: float | None = None
+
+    @property
+    def key(self) -> str:
+        """What its scores are kept under: readable, and another one when a LoRA's content or a setting changes."""
+        known = asdict(self) | {"loras": [(_content(path), scale) for path, scale in self.loras]}
+        known.pop("name")
+        digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:10]
+        plain = "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in self.name)
+        return f"{plain[-60:]}-{digest}"
+
+
+@lru_cache
+def _content(path: str) -> str:
+    return runtime.fingerprint(header.file_of(path))
+
+
+@lru_cache(maxsize=1)
+def _pipeline(contestant: Contestant) -> Pipeline:
+    files = [LoraFile(path, scale) for path, scale in contestant.loras]
+    return load(contestant.source, lora=files)
+
+
+class Benchmark:
+    """A folder of scores. scenes: how many of each task, the held-out ones of seeds 0, 1, …"""
+
+    def __init__(self, folder: Path, contestants: Sequence[Contestant], tasks: Sequence[str], scenes: int) -> None:
+        if odd := [task for task in tasks if task not in TASKS]:
+            raise InputError(f"The world has no task {odd[0]!r}: choose among {', '.join(TASKS)}.")
+        if len({one.name for one in contestants}) < len(contestants):
+            raise InputError("A model is named twice: give each once.")
+        self.folder, self.contestants, self.tasks, self.scenes = folder, tuple(contestants), tuple(tasks), scenes
+
+    def pieces(self) -> list[Piece]:
+        """Everything to make, a model after the other."""
+        return [
+            Piece(f"{one.key} {task} {seeds.start}", file, partial(self._make, one, task, seeds, file))
+            for one in self.contestants
+            for task in self.tasks
+            for seeds, file in self._files(one, task)
+        ]
+
+    def _files(self, one: Contestant, task: str) -> list[tuple[range, Path]]:
+        """Whole chunks only: a run with more scenes later takes over what is there."""
+        chunks = [range(first, first + CHUNK) for first in range(0, self.scenes, CHUNK)]
+        return [(seeds, self.folder / one.key / task / f"{seeds.start:05d}.json") for seeds in chunks]
+
+    def _make(self, one: Contestant, task: str, seeds: range, file: Path) -> None:
+        pipe = _pipeline(one)
+        rows = []
+        for seed in seeds:
+            entry = Entry(task, seed)
+            with warnings.catch_warnings():
+                # A model without an adapter is a fair contestant, and need not be told so before each clip.
+                warnings.filterwarnings("ignore", message="Some frames are given, and the model has no LoRA")
+                clip = pipe.generate(
+                    entry.scene.caption,
+                    TASKS[task].conditions(entry.truth()),
+                    frames=world.FRAMES,
+                    size=(world.SIZE, world.SIZE),
+                    seed=seed,
+                    steps=one.steps,
+                    guidance=one.guidance,
+                    shift=one.shift,
+                )
+            if clip.frames.shape != entry.truth().shape:
+                raise InputError(
+                    f"{one.name} makes clips of {clip.frames.shape}, and the world has 17 frames of 64x64."
+                )
+            rows.append(score(entry, clip.frames))
+            if seed < PICTURED:
+                with replacing(file.with_name(f"{seed:05d}.npy")) as part, part.open("wb") as opened:
+                    np.save(opened, clip.frames[list(SHEET_FRAMES)])
+        write_json(file, {"model": asdict(one), "task": task, "rows": rows})
+
+    def rows(self, one: Contestant, task: str) -> list[dict[str, Any]]:
+        """The scores of a model on a task."""
+        found: list[dict[str, Any]] = []
+        for _, file in self._files(one, task):
+            found += json.loads(file.read_text(encoding="utf-8"))["rows"]
+        return found[: self.scenes]
+
+    def results(self) -> dict[str, Any]:
+        """Every measure of every task and model with its interval, and its difference to the first model."""
+        record: dict[str, Any] = {"scenes": self.scenes, "models": [asdict(one) for one in self.contestants]}
+        record["tasks"] = {task: self._of(task) for task in self.tasks}
+        return record
+
+    def _of(self, task: str) -> dict[str, Any]:
+        reference = self.rows(self.contestants[0], task)
+        found = {}
+        for one in self.contestants:
+            rows = self.rows(one, task)
+            found[one.name] = {
+                measure: {**interval.record(), "over_first": _plain(difference(rows, reference, measure))}
+                for measure, interval in summarise(rows).items()
+            }
+        return found
+
+    def sheet(self, file: Path) -> Path:
+        """Frames 0, 4, 8, 12 and 16 of the first scenes of each task: the truth, and under it each model's clip."""
+        pictures, labels = [], []
+        for task in self.tasks:
+            for seed in range(min(PICTURED, self.scenes)):
+                shown = [("truth", Entry(task, seed).truth()[list(SHEET_FRAMES)])]
+                for one in self.contestants:
+                    shown.append((one.name, np.load(self.folder / one.key / task / f"{seed:05d}.npy")))
+                for name, frames in shown:
+                    pictures += list(frames)
+                    labels += [f"{task} {seed}: {name}", *[""] * (len(SHEET_FRAMES) - 1)]
+        width = len(SHEET_FRAMES) * (len(self.contestants) + 1)
+        write_image(file, contact_sheet(pictures, width, labels))
+        return file
+
+
+def difference(rows: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]], measure: str) -> Interval | None:
+    """How much more a measure is than the reference's on the same scenes."""
+    first, second = columns(rows, measure), columns(reference, measure)
+    if first is None or second is None:
+        return None
+    statistic = MEASURES[measure][1]
+
+    def more(both: NDArray[Any]) -> float:
+        return statistic(both[..., 0]) - statistic(both[..., 1])
+
+    return bootstrap(np.stack([first, second], axis=-1), more)
+
+
+def _plain(found: Interval | None) -> dict[str, float | None] | None:
+    return None if found is None else found.record()
+
+
+def make(
+    folder: Path, contestants: Sequence[Contestant], tasks: Sequence[str], scenes: int, told: Told = untold
+) -> None:
+    """Make the scores that are missing, beside other processes that do the same in the folder."""
+    make_all(Benchmark(folder, contestants, tasks, scenes).pieces(), folder, told)
