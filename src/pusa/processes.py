@@ -1,7 +1,7 @@
 """The processes that a launcher started for one command: which one this is, meeting the others, acting as one.
 
 `torchrun` and `accelerate launch` set RANK, WORLD_SIZE and the meeting point; without them everything here is the
-identity. Process 0, the chief, alone writes files and speaks.
+identity. Only rank 0 writes files and prints.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class World:
-    """This process (`rank`) among `size` of them. The chief, rank 0, alone writes files."""
+class ProcessGroup:
+    """This process (`rank`) among `size` of them. Only rank 0 writes files."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def chief(self) -> bool:
+    def is_rank_zero(self) -> bool:
         return self.rank == 0
 
 
-def present() -> World:
+def current_group() -> ProcessGroup:
     """The processes that have met; this one alone before `join`."""
-    return World(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else World()
+    return ProcessGroup(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ProcessGroup()
 
 
 def local_device() -> torch.device:
@@ -46,17 +46,17 @@ def local_device() -> torch.device:
 
 
 @contextmanager
-def join() -> Iterator[World]:
+def join() -> Iterator[ProcessGroup]:
     """Meet the other processes that the launcher started, for the block; alone without a launcher.
 
     A process group that is already there is used and left in place. Raises InputError when the launcher set half of
     what is needed, or started more processes on this machine than it has GPUs.
     """
     if dist.is_initialized():
-        yield present()
+        yield current_group()
         return
     if int(os.environ.get("WORLD_SIZE", 1)) <= 1:
-        yield World()
+        yield ProcessGroup()
         return
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         raise InputError(
@@ -71,7 +71,7 @@ def join() -> Iterator[World]:
             )
         torch.cuda.set_device(local_device())
     try:
-        yield present()
+        yield current_group()
     except Cancelled:  # all have agreed to stop
         dist.destroy_process_group()
         raise
@@ -95,19 +95,19 @@ def first_to_fail(code: int) -> int | None:
     return None if rank == dist.get_rank() else said
 
 
-def from_chief(world: World, work: Callable[[], T]) -> T:
+def from_rank_zero(group: ProcessGroup, work: Callable[[], T]) -> T:
     """Do `work` on process 0 and return its result (picklable) everywhere; if it fails, every process fails."""
     outcome: list[Any] = [None, None]
-    if world.chief:
+    if group.is_rank_zero:
         try:
             outcome[0] = work()
         except Exception as error:
-            if world.size == 1:
+            if group.size == 1:
                 raise
             outcome[1] = error if isinstance(error, PusaError) else PusaError(f"process 0 failed: {error!r}")
             dist.broadcast_object_list(outcome, 0)
             raise
-    if world.size > 1:
+    if group.size > 1:
         dist.broadcast_object_list(outcome, 0)
     if outcome[1] is not None:
         raise outcome[1]
@@ -115,12 +115,12 @@ def from_chief(world: World, work: Callable[[], T]) -> T:
     return result
 
 
-def agree(world: World, what: str) -> bool:
+def all_agree(group: ProcessGroup, what: str) -> bool:
     """Whether every process says the same. Every process must call it."""
-    return len(set(everyones_words(world, [what]))) == 1
+    return len(set(gather_words(group, [what]))) == 1
 
 
-def chiefs(tensors: Sequence[Tensor]) -> list[Tensor]:
+def broadcast(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The tensors that process 0 has in the place of these, of the same shapes, types and kind of device."""
     copies = [tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors]
     for copy in copies:
@@ -128,24 +128,24 @@ def chiefs(tensors: Sequence[Tensor]) -> list[Tensor]:
     return copies
 
 
-def everyones(world: World, values: Tensor) -> Tensor:
+def gather(group: ProcessGroup, values: Tensor) -> Tensor:
     """[...] of each process -> [size, ...] on every process, in the order of ranks."""
-    if world.size == 1:
+    if group.size == 1:
         return values[None]
-    parts = [torch.empty_like(values) for _ in range(world.size)]
+    parts = [torch.empty_like(values) for _ in range(group.size)]
     dist.all_gather(parts, values)
     return torch.stack(parts)
 
 
-def anyone(world: World, flag: bool) -> bool:
+def any_rank(group: ProcessGroup, flag: bool) -> bool:
     """Whether it is so on any process. Every process must call it."""
-    return bool(everyones(world, torch.tensor(flag)).any())
+    return bool(gather(group, torch.tensor(flag)).any())
 
 
-def everyones_words(world: World, words: list[str]) -> list[str]:
+def gather_words(group: ProcessGroup, words: list[str]) -> list[str]:
     """The words of every process, in the order of ranks."""
-    if world.size == 1:
+    if group.size == 1:
         return words
-    parts: list[list[str]] = [[] for _ in range(world.size)]
+    parts: list[list[str]] = [[] for _ in range(group.size)]
     dist.all_gather_object(parts, words)
     return [word for part in parts for word in part]

@@ -16,10 +16,10 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pusa import processes
 from pusa.errors import InputError
 from pusa.models.lora import runtime
-from pusa.training import distributed
-from pusa.training.distributed import World
+from pusa.processes import ProcessGroup
 from pusa.training.run_folder import read
 from pusa.training.trainer import train
 from tests.training import small, workers
@@ -41,7 +41,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case in this one process."""
     folder = tmp_path_factory.mktemp("alone")
     for case in workers.CASES:
-        workers.one(case, folder / case, World())
+        workers.one(case, folder / case, ProcessGroup())
     return folder
 
 
@@ -106,7 +106,7 @@ def test_two_processes_go_on_where_one_stopped(case: str, alone: Path, together:
 def test_one_process_goes_on_where_two_stopped(case: str, alone: Path, together: Path, tmp_path: Path) -> None:
     shutil.copytree(together / case, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_000006")
-    workers.one(case, tmp_path / "run", World())
+    workers.one(case, tmp_path / "run", ProcessGroup())
     assert far(state(tmp_path / "run"), state(alone / case)) < 1e-5
 
 
@@ -154,7 +154,7 @@ def test_a_launcher_that_says_half_is_refused(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(InputError, match="RANK, MASTER_ADDR, MASTER_PORT is not"), distributed.join():
+    with pytest.raises(InputError, match="RANK, MASTER_ADDR, MASTER_PORT is not"), processes.join():
         pass
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from pusa import processes
 from pusa.errors import Cancelled, PusaError
 from pusa.training import distributed
 from pusa.training.trainer import Hook, train
@@ -52,7 +53,7 @@ def settings(case: str, processes: int) -> dict[str, Any]:
     return {**changes, "train": {**changes["train"], "accumulate": 2 // processes}}
 
 
-def one(case: str, out: Path, world: distributed.World) -> dict[str, Any]:
+def one(case: str, out: Path, group: processes.ProcessGroup) -> dict[str, Any]:
     """Train a case; what this process saw of it."""
     seen: dict[str, Any] = {}
     components = small.components()
@@ -62,13 +63,13 @@ def one(case: str, out: Path, world: distributed.World) -> dict[str, Any]:
         seen["class"] = type(transformer).__name__
 
     def interrupt(step: int, *_: Any) -> None:
-        if step == 2 and world.rank == 1:
+        if step == 2 and group.rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     hooks = [Hook(6, look), *([Hook(1, interrupt)] if case == "interrupted" else [])]
     try:
         result = train(
-            small.config(**settings(case, world.size)),
+            small.config(**settings(case, group.size)),
             out,
             components=components,
             samples=samples(case),
@@ -76,7 +77,7 @@ def one(case: str, out: Path, world: distributed.World) -> dict[str, Any]:
         )
         seen["first"] = result.first
     except Cancelled as error:
-        seen |= one(case, out, world) | {"error": str(error)}
+        seen |= one(case, out, group) | {"error": str(error)}
     except PusaError as error:
         seen["error"] = str(error)
     return seen
@@ -85,10 +86,10 @@ def one(case: str, out: Path, world: distributed.World) -> dict[str, Any]:
 def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
-    with distributed.join() as world:
+    with processes.join() as group:
         for case in sys.argv[2:]:
-            seen = one(case, folder / case, world)
-            (folder / f"{case}.{world.rank}.json").write_text(json.dumps(seen))
+            seen = one(case, folder / case, group)
+            (folder / f"{case}.{group.rank}.json").write_text(json.dumps(seen))
 
 
 if __name__ == "__main__":

@@ -163,11 +163,11 @@ def generate(
 def _again(recipe: Path, output: Output, terminal: Terminal) -> Report:
     with terminal.status("Starting"):
         from pusa.generation.provenance import read, regenerate
-        from pusa.processes import present
+        from pusa.processes import current_group
 
     old = read(recipe)
     output.check()
     path = output.path(default_name(old["prompt"], old["seed"], old["frames"], old["size"]))
-    shared = present().size > 1
+    shared = current_group().size > 1
     job = partial(regenerate, recipe, share_tokens=shared)
     return make({path: lambda callback: job(callback=callback)}, output, terminal)

@@ -159,8 +159,8 @@ def train(
     """
     if presets:
         return _presets()
-    chief = os.environ.get("RANK", "0") == "0"
-    terminal = Terminal(chief and talk.talkative)
+    is_rank_zero = os.environ.get("RANK", "0") == "0"
+    terminal = Terminal(is_rank_zero and talk.talkative)
     overrides = {label.rstrip("_").replace(SEPARATOR, "."): text for label, text in typed.items() if text is not None}
     if data is not None and overrides.setdefault("data.path", data) != data:
         raise InputError("--data and --data.path are the same and name two places; give one of them.")
@@ -176,10 +176,10 @@ def train(
     try:
         outcome = run(chosen, out or Path("runs") / name, force=force, terminal=terminal)
     except Cancelled as error:
-        if chief:
+        if is_rank_zero:
             raise
         raise SystemExit(error.exit_code) from error
-    if not chief:
+    if not is_rank_zero:
         return None
     result = outcome.result
     record = {

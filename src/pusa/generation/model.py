@@ -36,7 +36,7 @@ from pusa.models.memory import profiles
 from pusa.models.wan import latents
 from pusa.models.wan.recognise import Expert
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
-from pusa.processes import World
+from pusa.processes import ProcessGroup
 
 
 class Model:
@@ -46,7 +46,7 @@ class Model:
         self.components = components
         self.limits = Limits.loaded(components)
         self.profile = profiles.PLAIN
-        self.world = World()
+        self.group = ProcessGroup()
         self._device = torch.device(components.transformer.device)
         self._disk: TemporaryDirectory[str] | None = None
 
@@ -66,9 +66,9 @@ class Model:
         After the model is laid out. Every process then has to make the same calls, and gets the same clips. Raises
         InputError when the attention heads do not divide by the number of processes.
         """
-        world = processes.present()
-        context_parallel.enable(list(self._experts(None).values()), world.size)
-        self.world = world
+        group = processes.current_group()
+        context_parallel.enable(list(self._experts(None).values()), group.size)
+        self.group = group
 
     @property
     def transformer(self) -> VectorWanTransformer3DModel:
@@ -265,7 +265,7 @@ class Model:
                 for x in parts.loras
             ],
             "versions": versions(),
-            **({"processes": self.world.size} if self.world.size > 1 else {}),
+            **({"processes": self.group.size} if self.group.size > 1 else {}),
         }
 
 

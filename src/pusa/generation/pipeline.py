@@ -203,10 +203,10 @@ class Pipeline(Model):
                         "give a condition or init for it, or start it at 1."
                     )
         x = sampler.add_noise(clean, noise, begin[None])
-        if self.world.size > 1:
-            if not processes.agree(self.world, f"{matrix.to_dict()} {settings} {seed} {callback is None}"):
+        if self.group.size > 1:
+            if not processes.all_agree(self.group, f"{matrix.to_dict()} {settings} {seed} {callback is None}"):
                 raise InputError("The processes were asked for different clips: make the same calls in each of them.")
-            x, prompt, negative = processes.chiefs([x, *text])
+            x, prompt, negative = processes.broadcast([x, *text])
             text = prompt, negative
             callback = callback and self._heard_by_all(callback)
 
@@ -230,11 +230,11 @@ class Pipeline(Model):
         width, height = (side // self.components.multiple for side in settings.size)
         heads = int(self.transformer.config.num_attention_heads)
         for slots in {int(row.sum()) for row in matrix.visible}:
-            context_parallel.check_tokens(slots, width * height, heads, self.world.size)
+            context_parallel.check_tokens(slots, width * height, heads, self.group.size)
 
     def _heard_by_all(self, callback: Callback) -> Callback:
         """The callback, whose False on one process stops every process after the same step."""
-        return lambda step: not processes.anyone(self.world, callback(step) is False)
+        return lambda step: not processes.any_rank(self.group, callback(step) is False)
 
     def advise(self, settings: Settings, *, given: bool) -> None:
         """A UserWarning for each way in which the settings contradict the LoRAs; given: frames have conditions."""
@@ -279,7 +279,7 @@ def load(
     cannot be loaded.
     """
     if share_tokens:
-        context_parallel.check_model(source, processes.present().size)
+        context_parallel.check_model(source, processes.current_group().size)
     wanted = _lora_files([lora] if isinstance(lora, (str, Path, LoraFile)) else list(lora), lora_scale)
     profile = profiles.PLAIN if memory is None else profiles.named(memory)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

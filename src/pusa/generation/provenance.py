@@ -183,9 +183,9 @@ def _check_model(recipe: dict[str, Any], pipe: Pipeline) -> None:
     if then_on != now_on:
         raise InputError("The loaded LoRAs are not those that the clip was made with.")
     count = recipe.get("processes", 1)
-    if count != pipe.world.size:
+    if count != pipe.group.size:
         warnings.warn(
-            f"The clip was made by {count} process{'es' * (count > 1)} and this one by {pipe.world.size}, so they may "
+            f"The clip was made by {count} process{'es' * (count > 1)} and this one by {pipe.group.size}, so they may "
             "differ a little.",
             stacklevel=3,
         )

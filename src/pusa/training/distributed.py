@@ -23,41 +23,22 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pusa.errors import InputError
-from pusa.processes import World, anyone, everyones, everyones_words, from_chief, join, local_device
-
-__all__ = [
-    "World",
-    "accumulating",
-    "anyone",
-    "collect",
-    "everyones",
-    "everyones_words",
-    "from_chief",
-    "is_sharded",
-    "join",
-    "local_device",
-    "optimiser_state",
-    "restore_optimiser",
-    "shards",
-    "spread",
-    "whole",
-    "wrap",
-]
+from pusa.processes import ProcessGroup, from_rank_zero
 
 
-def wrap(model: nn.Module, kind: Literal["ddp", "fsdp"], world: World) -> nn.Module:
+def wrap(model: nn.Module, kind: Literal["ddp", "fsdp"], group: ProcessGroup) -> nn.Module:
     """The module to call in training; its parameters become shards in place with "fsdp" (every block, then the rest).
 
     model: a Wan transformer with its `blocks`, on this process's device, the same on every process.
     """
     if kind not in ("ddp", "fsdp"):
         raise InputError(f"There is no way of working in parallel called {kind!r}: set train.parallel to ddp or fsdp.")
-    if world.size == 1:
+    if group.size == 1:
         return model
     if kind == "ddp":
         return DistributedDataParallel(model, broadcast_buffers=False)
     device = next(model.parameters()).device
-    mesh = init_device_mesh(device.type, (world.size,))
+    mesh = init_device_mesh(device.type, (group.size,))
     blocks: Any = model.blocks
     for block in blocks:
         fully_shard(block, mesh=mesh)
@@ -87,41 +68,41 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def collect(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+def collect(tensors: Mapping[str, Tensor], group: ProcessGroup) -> dict[str, Tensor]:
     """Whole tensors, copied to the CPU of process 0; empty on the others. Every process must call it."""
     copies: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         full = whole(tensor.detach())
-        if world.chief:
+        if group.is_rank_zero:
             copies[name] = full.to("cpu", copy=True)
     return copies
 
 
 @torch.no_grad()
-def spread(values: Mapping[str, Tensor], targets: Mapping[str, Tensor], world: World) -> None:
+def spread(values: Mapping[str, Tensor], targets: Mapping[str, Tensor], group: ProcessGroup) -> None:
     """The way back: copy the whole tensors of process 0 into `targets` everywhere, whole or sharded, in place."""
     for name, target in targets.items():
-        if world.chief:
+        if group.is_rank_zero:
             value = values[name].to(target.device, target.dtype)
         else:
             value = torch.empty(target.shape, dtype=target.dtype, device=target.device)
         if isinstance(target, DTensor):
             target.copy_(distribute_tensor(value, target.device_mesh, target.placements))
             continue
-        if world.size > 1:
+        if group.size > 1:
             dist.broadcast(value, 0)
         target.copy_(value)
 
 
 def optimiser_state(
-    optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], world: World
+    optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], group: ProcessGroup
 ) -> dict[str, dict[str, Any]]:
     """{parameter: {moment: whole tensor or number}} on process 0; empty on the others."""
     state: dict[str, dict[str, Any]] = {}
     for name, p in parameters.items():
         kept = optimiser.state.get(p, {})
-        tensors = collect({key: value for key, value in kept.items() if isinstance(value, Tensor)}, world)
-        if world.chief:
+        tensors = collect({key: value for key, value in kept.items() if isinstance(value, Tensor)}, group)
+        if group.is_rank_zero:
             state[name] = {**kept, **tensors}
     return state
 
@@ -130,11 +111,11 @@ def restore_optimiser(
     optimiser: torch.optim.Optimizer,
     parameters: Mapping[str, nn.Parameter],
     state: Mapping[str, Mapping[str, Any]],
-    world: World,
+    group: ProcessGroup,
 ) -> None:
     """Give every process its part of what `optimiser_state` gathered, on however many processes that was."""
-    layout = from_chief(
-        world,
+    layout = from_rank_zero(
+        group,
         lambda: {
             name: {k: (v.shape, v.dtype) if isinstance(v, Tensor) else v for k, v in kept.items()}
             for name, kept in state.items()
@@ -150,7 +131,7 @@ def restore_optimiser(
             like_p = shape == p.shape and key != "step"
             device = torch.device("cpu") if key == "step" else p.device
             kept[key] = torch.zeros_like(p, dtype=dtype) if like_p else torch.zeros(shape, dtype=dtype, device=device)
-            spread({key: state[name][key]} if world.chief else {}, {key: kept[key]}, world)
+            spread({key: state[name][key]} if group.is_rank_zero else {}, {key: kept[key]}, group)
         if kept:
             optimiser.state[p] = kept
 

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pusa import processes
 from pusa.core.objectives import WEIGHTINGS, flow_matching_loss
 from pusa.errors import InputError, PusaError
+from pusa.processes import ProcessGroup
 from pusa.training import distributed, optimisers, random_draws
 from pusa.training.adaptation import Adaptation
 from pusa.training.config.tree import Config
 from pusa.training.data.batches import Batch
-from pusa.training.distributed import World
 from pusa.training.weight_averages import Averages
 
 SIGMA_BINS = 10
@@ -39,9 +40,9 @@ class Learner:
     """
 
     def __init__(
-        self, config: Config, adaptation: Adaptation, model: nn.Module, empty_context: Tensor, world: World
+        self, config: Config, adaptation: Adaptation, model: nn.Module, empty_context: Tensor, group: ProcessGroup
     ) -> None:
-        self.config, self.adaptation, self.model, self.world = config, adaptation, model, world
+        self.config, self.adaptation, self.model, self.group = config, adaptation, model, group
         self.empty_context = empty_context
         self.parameters = adaptation.parameters
         self.optimiser = optimisers.build(self.parameters, config.train, sharded=distributed.is_sharded(model))
@@ -61,7 +62,7 @@ class Learner:
                 loss, facts = self.loss(batch)
                 torch.autograd.backward(loss / len(batches))
             rows.append(torch.cat([loss.detach()[None], facts]).double().cpu())
-        lanes = distributed.everyones(self.world, torch.stack(rows)).transpose(0, 1).flatten(0, 1)
+        lanes = processes.gather(self.group, torch.stack(rows)).transpose(0, 1).flatten(0, 1)
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = distributed.whole(nn.utils.get_total_norm(gradients))
         record = _record(step + 1, lanes, float(norm), rate)
@@ -108,11 +109,11 @@ class Learner:
 
     def _skip(self, step: int, batches: Sequence[Batch], lanes: Tensor) -> list[str]:
         """Name the clips that gave no finite loss (all of the step's, when only the gradient is not finite) or stop."""
-        mine = [not math.isfinite(loss) for loss in lanes[self.world.rank :: self.world.size, 0].tolist()]
+        mine = [not math.isfinite(loss) for loss in lanes[self.group.rank :: self.group.size, 0].tolist()]
         if bool(torch.isfinite(lanes[:, 0]).all()):
             mine = [True] * len(batches)
         named = [name for bad, batch in zip(mine, batches, strict=True) if bad for name in _names(batch)]
-        clips = distributed.everyones_words(self.world, named)
+        clips = processes.gather_words(self.group, named)
         self.skipped_in_a_row += 1
         several = list(dict.fromkeys(clips))
         more = f" and {len(several) - NAMED} more" if len(several) > NAMED else ""
@@ -129,10 +130,10 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on, whole, on process 0."""
-        averages = {name: distributed.collect(kept, self.world) for name, kept in self.averages.values.items()}
+        averages = {name: distributed.collect(kept, self.group) for name, kept in self.averages.values.items()}
         return {
-            "weights": distributed.collect(self.parameters, self.world),
-            "optimiser": distributed.optimiser_state(self.optimiser, self.parameters, self.world),
+            "weights": distributed.collect(self.parameters, self.group),
+            "optimiser": distributed.optimiser_state(self.optimiser, self.parameters, self.group),
             "averages": averages,
             "skipped_in_a_row": self.skipped_in_a_row,
         }
@@ -140,21 +141,21 @@ class Learner:
     def restore(self, state: dict[str, Any]) -> None:
         """Become what `state` described; process 0 brings it, the others an empty dict."""
         kept = state.get("averages", {})
-        if odd := distributed.from_chief(self.world, lambda: sorted(set(self.parameters) ^ set(state["weights"]))):
+        if odd := processes.from_rank_zero(self.group, lambda: sorted(set(self.parameters) ^ set(state["weights"]))):
             raise InputError(
                 f"The checkpoint was trained on other weights (such as {odd[0]}): set lora back, or begin a new folder."
             )
-        if distributed.from_chief(self.world, lambda: list(kept)) != list(self.averages.values):
+        if processes.from_rank_zero(self.group, lambda: list(kept)) != list(self.averages.values):
             raise InputError("The checkpoint has other averages of the weights: set train.ema back.")
-        distributed.spread(state.get("weights", {}), self.parameters, self.world)
-        distributed.restore_optimiser(self.optimiser, self.parameters, state.get("optimiser", {}), self.world)
+        distributed.spread(state.get("weights", {}), self.parameters, self.group)
+        distributed.restore_optimiser(self.optimiser, self.parameters, state.get("optimiser", {}), self.group)
         for name, average in self.averages.values.items():
-            distributed.spread(kept.get(name, {}), average, self.world)
-        self.skipped_in_a_row = distributed.from_chief(self.world, lambda: int(state["skipped_in_a_row"]))
+            distributed.spread(kept.get(name, {}), average, self.group)
+        self.skipped_in_a_row = processes.from_rank_zero(self.group, lambda: int(state["skipped_in_a_row"]))
 
     def best(self) -> dict[str, Tensor]:
         """The weights that a run hands out, whole, on process 0."""
-        return distributed.collect(self.averages.best(self.parameters), self.world)
+        return distributed.collect(self.averages.best(self.parameters), self.group)
 
     @contextmanager
     @torch.no_grad()

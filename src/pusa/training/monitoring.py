@@ -1,6 +1,6 @@
 """Everything that watches a training, put together from its settings: tracker, validation, previews, model card.
 
-    watch = Watch(config, out, components, samples, held_out, world, quiet=...)
+    watch = Watch(config, out, components, samples, held_out, group, quiet=...)
     with watch:
         train(config, out, ..., tracker=watch.tracker, hooks=watch.hooks)
         watch.finish()
@@ -21,11 +21,11 @@ from torch import Tensor
 from pusa.core.objectives import Velocity
 from pusa.models.loading.checkpoints import Components
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
+from pusa.processes import ProcessGroup
 from pusa.training import model_card, previews, validation
 from pusa.training.adaptation import ADAPTER, FULL_FOLDER, LORA_FILE
 from pusa.training.config.tree import Config
 from pusa.training.costs import Costs
-from pusa.training.distributed import World
 from pusa.training.tracking import Tracker
 from pusa.training.trainer import Hook
 from pusa.training.validation import Losses, undisturbed, validate, without_adapter
@@ -43,13 +43,13 @@ class Watch:
         components: Components,
         samples: Any,
         held_out: Sequence[Any],
-        world: World,
+        group: ProcessGroup,
         *,
         quiet: bool = False,
     ) -> None:
         self.config, self.out, self.components = config, out, components
         self.samples, self.held_out = samples, held_out
-        self.tracker = self._tracker(world, quiet) if world.chief else None
+        self.tracker = self._tracker(group, quiet) if group.is_rank_zero else None
         self.hooks: list[Hook] = []
         self._base: Losses | None = None
         if held_out and config.validate_.every:
@@ -102,14 +102,14 @@ class Watch:
         model_card.write(self.out, self._facts(), costs, history[-1] if history else None)
         return costs
 
-    def _tracker(self, world: World, quiet: bool) -> Tracker:
+    def _tracker(self, group: ProcessGroup, quiet: bool) -> Tracker:
         config = self.config
         return Tracker(
             self.out,
             self.components.transformer,
             steps=config.train.steps,
             dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
-            devices=world.size,
+            devices=group.size,
             clips=len(self.samples),
             price=config.track.price,
             currency=config.track.currency,

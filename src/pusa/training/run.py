@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from pusa import processes
 from pusa.errors import InputError
 from pusa.models.loading import checkpoints
-from pusa.training import distributed, loggers
+from pusa.training import loggers
 from pusa.training.config.tree import Config
 from pusa.training.data import samples
 from pusa.training.data.cache import Cache, Cached, prepare
@@ -59,25 +60,25 @@ def run(config: Config, out: Path, *, force: bool = False, terminal: Terminal) -
     Clips that cannot be used are named on the terminal and in the outcome, and the others are trained on. Raises
     InputError when none is left, and for everything that `trainer.train` and `checkpoints.load` refuse.
     """
-    with distributed.join() as world:
-        distributed.from_chief(world, lambda: loggers.check(list(config.track.loggers)))
+    with processes.join() as group:
+        processes.from_rank_zero(group, lambda: loggers.check(list(config.track.loggers)))
         with terminal.status("Looking at the model"):
             name, folder = checkpoints.find(config.model.source, parts=())
             kinds = checkpoints.check(name, folder, expert=config.model.expert)
             if len(kinds) > 1:
                 raise InputError(f"{name} has two experts, trained one at a time: set model.expert to high or low.")
             wishes, (_, buckets) = checkpoints.defaults_of(folder), sizes_for(name, folder, config.data.buckets or ())
-        plan = distributed.from_chief(world, lambda: survey(config, buckets, wishes.fps, terminal))
-        distributed.from_chief(world, lambda: _writable(config.data.cache, out))
+        plan = processes.from_rank_zero(group, lambda: survey(config, buckets, wishes.fps, terminal))
+        processes.from_rank_zero(group, lambda: _writable(config.data.cache, out))
         with terminal.status(f"Loading {config.model.source}", line=True):
             components = checkpoints.load(
-                config.model.source, expert=config.model.expert, device=distributed.local_device()
+                config.model.source, expert=config.model.expert, device=processes.local_device()
             )
         with terminal.counting() as progress:
-            made = prepare(plan, components, config.data.cache, progress=progress, rank=world.rank, world=world.size)
+            made = prepare(plan, components, config.data.cache, progress=progress, rank=group.rank, world=group.size)
         key = fingerprint(components, plan.fps)
-        plan = distributed.from_chief(
-            world, lambda: without(plan, Cache(config.data.cache, key).missing(plan), made.failed)
+        plan = processes.from_rank_zero(
+            group, lambda: without(plan, Cache(config.data.cache, key).missing(plan), made.failed)
         )
         _note(plan, terminal)
         learnt, kept_apart = hold_out(plan, config.data.held_out)
@@ -91,7 +92,7 @@ def run(config: Config, out: Path, *, force: bool = False, terminal: Terminal) -
             components.vae.to("cpu")
             components.text_encoder.to("cpu")
         samples, others = (Cached(part, key, config.data.cache) for part in (learnt, kept_apart))
-        with Watch(config, out, components, samples, others, world, quiet=not terminal.talkative) as watch:
+        with Watch(config, out, components, samples, others, group, quiet=not terminal.talkative) as watch:
             result = train(
                 config,
                 out,

@@ -18,14 +18,15 @@ from typing import Any, Protocol
 
 import torch
 
+from pusa import processes
 from pusa.errors import Cancelled, InputError
 from pusa.models.loading.checkpoints import Components
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
+from pusa.processes import ProcessGroup
 from pusa.training import distributed, interruption
 from pusa.training.adaptation import Adaptation, adapt
 from pusa.training.config.tree import Config
 from pusa.training.data.batches import Batches
-from pusa.training.distributed import World
 from pusa.training.learner import Learner
 from pusa.training.run_folder import Run, writing
 from pusa.training.weight_averages import write_snapshot
@@ -91,27 +92,27 @@ def train(
     if held_out and (leaked := sorted({*samples.keys} & {*held_out.keys})):
         raise InputError(f"{leaked[0]} is held out for validation and would be trained on too: keep it in one of them.")
     out, steps = Path(out), config.train.steps
-    with distributed.join() as world, ExitStack() as stack:
+    with processes.join() as group, ExitStack() as stack:
         run: Run | None = None  # on process 0
 
         def begin() -> int:
             nonlocal run
-            run = stack.enter_context(Run.open(out, facts_of(config, world, components, samples), force=force))
+            run = stack.enter_context(Run.open(out, facts_of(config, group, components, samples), force=force))
             config.write(out / "config.yaml")
             return run.resumed.step if run.resumed else 0
 
-        first = distributed.from_chief(world, begin)
+        first = processes.from_rank_zero(group, begin)
         if first > steps:
             raise InputError(f"{out} is trained up to step {first} already, past train.steps = {steps}: raise it.")
         adaptation = stack.enter_context(prepared(components.transformer, config))
-        model = distributed.wrap(adaptation.transformer, config.train.parallel, world)
-        learner = Learner(config, adaptation, model, samples.empty_context, world)
+        model = distributed.wrap(adaptation.transformer, config.train.parallel, group)
+        learner = Learner(config, adaptation, model, samples.empty_context, group)
         keeper = Keeper(config, components.source, out, run, learner)
         if first:
             learner.restore(run.resumed.state() if run and run.resumed else {})
 
-        batches = stack.enter_context(Batches(samples, config.train, first=first, world=world))
-        heard = stack.enter_context(interruption.listening(answer=world.chief))
+        batches = stack.enter_context(Batches(samples, config.train, first=first, group=group))
+        heard = stack.enter_context(interruption.listening(answer=group.is_rank_zero))
         loss, skipped = None, []
         for step in range(first, steps):
             began, done = time.perf_counter(), step + 1
@@ -120,12 +121,12 @@ def train(
             loss = record["loss"]
             skipped += [done] * ("skipped" in record)
             keeper.note(record, tracker)
-            stop = done < steps and distributed.anyone(world, heard())
+            stop = done < steps and processes.any_rank(group, heard())
             for hook in () if stop else hooks:
                 if done % hook.every == 0 or done == steps:
                     with learner.showing_best():
                         hook.call(done, adaptation.transformer, out)
-            stop = done < steps and distributed.anyone(world, heard())
+            stop = done < steps and processes.any_rank(group, heard())
             due = done % config.save.every == 0 or done == steps
             if due or stop:
                 keeper.save(done, snapshot=due)
@@ -168,7 +169,7 @@ class Keeper:
             weights = partial(self.learner.adaptation.write, weights=best, metadata=about)
             self.run.save(step, state, weights, self.config.save.keep)
 
-        distributed.from_chief(self.learner.world, write)
+        processes.from_rank_zero(self.learner.group, write)
 
     def hand_out(self) -> Path:
         """The finished weights, in the folder itself."""
@@ -178,10 +179,10 @@ class Keeper:
             with writing(f"the weights into {self.folder}"):
                 return self.learner.adaptation.write(self.folder, best, about)
 
-        return distributed.from_chief(self.learner.world, write)
+        return processes.from_rank_zero(self.learner.group, write)
 
 
-def facts_of(config: Config, world: World, components: Components, samples: Any) -> dict[str, Any]:
+def facts_of(config: Config, group: ProcessGroup, components: Components, samples: Any) -> dict[str, Any]:
     """What decides the weights, and so must be the same when a run is resumed.
 
     Of passes and processes only the product counts, and sharding only divides the same numbers differently: a run may
@@ -190,7 +191,7 @@ def facts_of(config: Config, world: World, components: Components, samples: Any)
     """
     decisive = config.decisive()
     del decisive["train.accumulate"], decisive["train.parallel"], decisive["data.path"]
-    passes = {"train.accumulate x processes": config.train.accumulate * world.size}
+    passes = {"train.accumulate x processes": config.train.accumulate * group.size}
     clips = f"{len(samples)} samples with hash {samples.fingerprint[:16]}"
     return {**decisive, **passes, "model": components.fingerprint, "clips": clips}
 

@@ -23,7 +23,7 @@ from pusa.errors import InputError, PusaError
 from pusa.generation.conditions import Image
 from pusa.generation.pipeline import Pipeline, load
 from pusa.models.wan.transformer import FrameIndex
-from pusa.processes import World, join, present
+from pusa.processes import ProcessGroup, current_group, join
 
 PROMPT = "a red circle moves left on a black background"
 SMALL = ["--model", "model", "--steps", "4"]
@@ -65,7 +65,7 @@ def sample(pipe: Pipeline, **options: Any) -> Tensor:
     return pipe.generate(PROMPT, [Image("photo.png")], steps=4, seed=3, **options).latents
 
 
-def only_together(world: World) -> dict[str, Any]:
+def only_together(group: ProcessGroup) -> dict[str, Any]:
     """What has no counterpart in one process, as JSON."""
     pipe = load("tiny", share_tokens=True)
     lengths: list[int] = []
@@ -83,12 +83,12 @@ def only_together(world: World) -> dict[str, Any]:
 
     def stop(step: Step) -> bool:
         seen.append(step.index)
-        return not (world.rank == 1 and step.index == 1)
+        return not (group.rank == 1 and step.index == 1)
 
     return {
         "tokens": sorted(set(lengths)),
         "wrong frames": (wrong - right).abs().max().item(),
-        "other seeds": said(lambda: pipe.generate(PROMPT, seed=world.rank)),
+        "other seeds": said(lambda: pipe.generate(PROMPT, seed=group.rank)),
         "stopped": said(lambda: pipe.generate(PROMPT, callback=stop)),
         "steps": seen,
         "odd": said(lambda: pipe.generate(PROMPT, frames=17, size=(16, 80))),
@@ -104,12 +104,12 @@ def said(call: Any) -> str:
 
 
 def together(out: Path) -> None:
-    with join() as world:
+    with join() as group:
         codes = {name: run(name, "together") for name in COMMANDS}
         codes["again"] = main(["generate", "--from", "together/image.json", "--out", "together/again.mp4"])
         codes["refused"] = main(["generate", PROMPT, "--frames", "17", "--size", "16x80"])
-        torch.save(calls(share=True), out / f"calls.{world.rank}.pt")
-        (out / f"{world.rank}.json").write_text(json.dumps({"codes": codes, **only_together(present())}))
+        torch.save(calls(share=True), out / f"calls.{group.rank}.pt")
+        (out / f"{group.rank}.json").write_text(json.dumps({"codes": codes, **only_together(current_group())}))
 
 
 def troubled(trouble: str, rank: int) -> int:

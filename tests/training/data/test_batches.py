@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pusa.errors import InputError
+from pusa.processes import ProcessGroup
 from pusa.training.config.sections import TrainSettings
 from pusa.training.data.batches import Batches, Order, indices
-from pusa.training.distributed import World
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def test_readers_and_resuming_change_nothing(
 def test_two_processes_see_what_one_with_two_passes_sees() -> None:
     stand = Stand(names([13, 6]))
     alone = tell(Batches(stand, TrainSettings(steps=9, batch=2, accumulate=2, workers=2)))
-    halves = [tell(Batches(stand, TrainSettings(steps=9, batch=2), world=World(rank, 2))) for rank in (0, 1)]
+    halves = [tell(Batches(stand, TrainSettings(steps=9, batch=2), group=ProcessGroup(rank, 2))) for rank in (0, 1)]
     assert alone == [batch for pair in zip(*halves, strict=True) for batch in pair]
 
 

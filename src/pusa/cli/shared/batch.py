@@ -67,9 +67,9 @@ def make_all(
     workers: int | None = None,
 ) -> Report:
     """Make the clips of a file. options: what a line does not say. ray, workers: see `pusa generate`."""
-    from pusa.processes import present
+    from pusa.processes import current_group
 
-    if present().size > 1:
+    if current_group().size > 1:
         raise InputError(
             "--prompts under torchrun would make every clip in all processes: start the command once for each device, "
             "or give --ray."

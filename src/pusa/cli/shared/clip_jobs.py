@@ -43,11 +43,11 @@ def open_pipeline(
             from huggingface_hub.utils.tqdm import disable_progress_bars
 
             disable_progress_bars()
-        from pusa.processes import from_chief, present
+        from pusa.processes import current_group, from_rank_zero
 
-        world = present()
-        memory = from_chief(world, lambda: profile_for(model, size, frames, guidance))
-        return _open(model.source, tuple(model.beside().items()), model.loras(), model.dtype, memory, world.size > 1)
+        group = current_group()
+        memory = from_rank_zero(group, lambda: profile_for(model, size, frames, guidance))
+        return _open(model.source, tuple(model.beside().items()), model.loras(), model.dtype, memory, group.size > 1)
 
 
 @lru_cache(maxsize=1)
@@ -116,27 +116,27 @@ def check_wishes(model: Model, sampling: Sampling, terminal: Terminal, *, size: 
 
 def check_shares(model: Model, size: tuple[int, int] | None, frames: int | None) -> None:
     """Under torchrun, refuse a clip that its processes cannot share, before a model is loaded; None is the model's."""
-    from pusa.processes import present
+    from pusa.processes import current_group
 
-    if present().size > 1:
+    if current_group().size > 1:
         from pusa.models.context_parallel import check_clip
 
-        check_clip(model.source, model.beside(), size, frames, present().size)
+        check_clip(model.source, model.beside(), size, frames, current_group().size)
 
 
 def make(jobs: Mapping[Path, Callable[[Callback], GeneratedClip]], output: Output, terminal: Terminal) -> Report:
     """Run the job of each path (it gets the sampler's callback and returns the clip), save and report the clips."""
-    from pusa.processes import from_chief, present
+    from pusa.processes import current_group, from_rank_zero
 
-    world = present()
-    from_chief(world, lambda: _check_places(jobs))
+    group = current_group()
+    from_rank_zero(group, lambda: _check_places(jobs))
     clips: list[GeneratedClip] = []
     records: list[dict[str, Any]] = []
     for number, (path, job) in enumerate(jobs.items(), 1):
         started = time.perf_counter()
         with terminal.steps("Sampling" if len(jobs) == 1 else f"Clip {number} of {len(jobs)}") as callback:
             clip = job(callback)
-        from_chief(world, partial(_save, clip, path, output))
+        from_rank_zero(group, partial(_save, clip, path, output))
         seconds = time.perf_counter() - started
         clips.append(clip)
         records.append(record(clip, path, seconds))

@@ -26,7 +26,7 @@ def together(tokens: Sequence[str]) -> Iterator[None]:
     with _interrupted_once(), ExitStack() as stack:
         from pusa.processes import join
 
-        if not stack.enter_context(join()).chief:
+        if not stack.enter_context(join()).is_rank_zero:
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(redirect_stdout(nowhere))
             stack.enter_context(redirect_stderr(nowhere))

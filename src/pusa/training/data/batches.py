@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from pusa.errors import InputError
+from pusa.processes import ProcessGroup
 from pusa.training.config.sections import TrainSettings
-from pusa.training.distributed import World
 from pusa.training.random_draws import generator
 
 
@@ -155,14 +155,14 @@ class Batches(Iterator[Batch]):
     """
 
     def __init__(
-        self, samples: Samples, settings: TrainSettings, *, first: int = 0, world: World | None = None
+        self, samples: Samples, settings: TrainSettings, *, first: int = 0, group: ProcessGroup | None = None
     ) -> None:
-        world = world or World()
+        group = group or ProcessGroup()
         self.samples, self.settings = samples, settings
-        self.lanes = settings.accumulate * world.size
+        self.lanes = settings.accumulate * group.size
         self.order = Order([str(bucket) for bucket in samples.buckets], self.lanes * settings.batch, settings.seed)
         self._places: Iterator[tuple[int, int]] = iter(
-            (step, turn * world.size + world.rank)
+            (step, turn * group.size + group.rank)
             for step in range(first, settings.steps)
             for turn in range(settings.accumulate)
         )
