@@ -7,6 +7,7 @@ was there before and nothing else.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -147,3 +148,9 @@ def _unwritable(path: Path, error: OSError) -> PusaError:
 
 def _reason(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or error or type(error).__name__).strip().rstrip(".")
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -154,6 +154,6 @@ def _images(given: tuple[str, ...]) -> dict[str, Path]:
 
 def _check_frame(text: str, what: str) -> None:
     """InputError unless it is a frame or a time; which a clip has is for each clip to say."""
-    from pusa.generation.conditions import frame_index
+    from pusa.generation.request import frame_index
 
     frame_index(text, sys.maxsize, 1.0, what)

@@ -22,7 +22,7 @@ from pusa.evaluation.clips import fidelity, measures, seams
 from pusa.evaluation.clips.optical_flow import Motion
 from pusa.evaluation.pieces import Piece, Told, make_all, untold
 from pusa.files import write_json
-from pusa.generation.conditions import frame_index
+from pusa.generation.request import frame_index
 from pusa.images import Frames, Image, contact_sheet, fit, read_image, write_image
 from pusa.models.lora.runtime import sha256
 from pusa.training.data.tensor_store import make_folder
