@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pusa.errors import InputError
+from pusa.files import sha256
 from pusa.generation.clip import GeneratedClip, kept_latents, latents_hash, vae_fingerprint
 from pusa.images import Frames
-from pusa.models.lora.runtime import sha256
 from pusa.models.wan.latents import decode, pixel_frames
 from pusa.videos import read_video
 

@@ -14,6 +14,7 @@ import torch
 
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
+from pusa.files import sha256
 from pusa.generation.clip import GeneratedClip, latents_hash, latents_path, read_latents
 from pusa.generation.conditions import Clip, Image
 from pusa.generation.extension import extend, transition
@@ -21,7 +22,6 @@ from pusa.generation.model import versions
 from pusa.generation.pipeline import Pipeline, load
 from pusa.generation.settings import Callback
 from pusa.models.lora import runtime
-from pusa.models.lora.runtime import sha256
 from pusa.models.memory import profiles
 
 _SAMPLING = ("negative_prompt", "fit", "steps", "guidance", "shift", "seed", "solver")
