@@ -175,7 +175,10 @@ class TestGeneratedClips:
         (lambda p, v: [Clip(v[:3], at=9)], "takes 4n: give a longer clip"),
         (lambda p, v: [Clip(v[:7], at=9, start=1)], "use 4 of them"),
         (lambda p, v: [Clip(v[:4], at=10)], "put it at frame 9 or 13"),
-        (lambda p, v: [Clip(v[:5], at=-1)], "a multiple of four frames, not 5; use frames=4 for its first, or start=-4"),
+        (
+            lambda p, v: [Clip(v[:5], at=-1)],
+            "a multiple of four frames, not 5; use frames=4 .*, or start=-4",
+        ),
         (lambda p, v: [Clip(v, at=13)], "end at frame 29, outside the clip of 17"),
         (lambda p, v: [Clip(v, frames=21)], "21 frames from frame 0 on were requested, but the clip has 17"),
         (lambda p, v: [Clip(v, start=20)], "the start of the given clip: frame 20 is outside"),

@@ -47,7 +47,7 @@ def compare(
     with terminal.status("Starting"):
         from functools import partial
 
-        from pusa.evaluation import pieces
+        from pusa.evaluation import results_folder
         from pusa.evaluation.synthetic.benchmark import Benchmark, Contestant, make
         from pusa.evaluation.synthetic.tasks import TASKS
         from pusa.files import write_json
@@ -58,13 +58,13 @@ def compare(
     ]
     chosen = list(tasks) or list(TASKS)
     benchmark = Benchmark(out, contestants, chosen, scenes)
-    wanted = benchmark.pieces()
+    wanted = benchmark.units()
     with terminal.counting() as progress:
-        pieces.make_with(
+        results_folder.make_in_processes(
             jobs, partial(make, out, tuple(contestants), tuple(chosen), scenes), wanted, "Making clips", progress
         )
     record = benchmark.results()
-    record["seconds"] = pieces.seconds(wanted, out)
+    record["seconds"] = results_folder.seconds(wanted, out)
     write_json(out / "world.json", record)
     sheet = benchmark.sheet(out / "world.png")
     return Report(

@@ -111,7 +111,7 @@ def _clips(
         from pusa.files import write_json
 
         with needing("eval"):
-            from pusa.evaluation import pieces
+            from pusa.evaluation import results_folder
             from pusa.evaluation.clips import report, scoring
 
     for text in joins:
@@ -123,8 +123,8 @@ def _clips(
     evaluation = scoring.Evaluation(out, wanted)
     evaluation.begin()
     with terminal.counting() as progress:
-        work = evaluation.pieces()
-        pieces.make_with(jobs, partial(scoring.make, out, wanted), work, "Measuring clips", progress)
+        job = partial(scoring.make, out, wanted)
+        results_folder.make_in_processes(jobs, job, evaluation.units(), "Measuring clips", progress)
     records = evaluation.records()
     page = report.write(evaluation, records, out / "report.html")
     scores = out / "scores.json"

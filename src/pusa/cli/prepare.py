@@ -67,9 +67,9 @@ def prepare(
     if ray is not None and world > 1:
         raise InputError("--ray starts its own processes: run it without torchrun.")
     with terminal.status("Starting"):
+        from pusa.files import make_folder
         from pusa.models.loading import checkpoints
         from pusa.training.data import samples
-        from pusa.training.data.tensor_store import make_folder
         from pusa.training.estimate import sizes_for
 
         name, folder = checkpoints.find(model, parts=())

@@ -48,17 +48,18 @@ def reproduce(
         from functools import partial
 
         from pusa.errors import needing
-        from pusa.evaluation import pieces
+        from pusa.evaluation import results_folder
 
         with needing("eval"):
-            from pusa.evaluation.paper import report
+            from pusa.evaluation.paper import report, study
+            from pusa.evaluation.paper.study_folder import StudyFolder
 
-    study = experiments.Study(out)
-    wanted = study.pieces(letters)
+    folder = StudyFolder(out)
+    units = study.units(folder, letters)
     with terminal.counting() as progress:
-        work = partial(experiments.make, out, tuple(letters))
-        pieces.make_with(jobs, work, wanted, "Training and scoring", progress)
+        job = partial(study.make, out, tuple(letters))
+        results_folder.make_in_processes(jobs, job, units, "Training and scoring", progress)
     with terminal.status("Writing the tables", line=True):
-        files, record = report.write(study, letters, pieces.seconds(wanted, out))
+        files, record = report.write(folder, letters, results_folder.seconds(units, out))
     took = f"All of it took {clock(record['seconds'])} of one thread."
     return Report(record, "\n".join([*map(str, files), took]))

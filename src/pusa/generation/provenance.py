@@ -14,12 +14,12 @@ import torch
 
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
+from pusa.files import sha256
 from pusa.generation.clip import GeneratedClip, latents_hash, latents_path, read_latents
 from pusa.generation.model import versions
 from pusa.generation.pipeline import Callback, Pipeline, load
 from pusa.generation.request import Request
 from pusa.models.lora import runtime
-from pusa.models.lora.runtime import sha256
 from pusa.models.memory import profiles
 
 _NEEDED = ("task", "prompt", "model", "loras", "versions", "size", "frames", "steps", "seed", "matrix")

@@ -111,8 +111,7 @@ def attention(
         from pusa.cli.shared.clip_jobs import limits_of, open_pipeline, opened
         from pusa.errors import needing
         from pusa.evaluation.inspect import attention as inside
-        from pusa.files import check_writable, write_json
-        from pusa.training.data.tensor_store import make_folder
+        from pusa.files import check_writable, make_folder, write_json
 
         with needing("eval"):
             from pusa.evaluation import plots

@@ -60,7 +60,7 @@ def generate(
         from pusa.cli.shared.clip_jobs import open_pipeline
         from pusa.evaluation.physics_iq.dataset import Dataset, scenes
         from pusa.evaluation.physics_iq.maker import VIDEOS, Maker
-        from pusa.evaluation.pieces import begun_with, make_all
+        from pusa.evaluation.results_folder import keep_settings, make_missing
 
         wanted, dataset = scenes(descriptions), Dataset(data)
     chosen = given_of(sampling)
@@ -69,8 +69,7 @@ def generate(
     record = {"videos": len(wanted), "track": track, "folder": str(out / VIDEOS)}
     if dry_run:
         return Report(record, f"{count(len(wanted), 'video')} could be made; everything is there.")
-    begun_with(out, {"track": track, "seed": seed, **chosen, **about(model)})
-    every = maker.pieces()
+    keep_settings(out, {"track": track, "seed": seed, **chosen, **about(model)})
     with terminal.counting() as progress:
-        make_all(every, out, lambda: progress("Videos", sum(piece.file.exists() for piece in every), len(every)))
+        make_missing(maker.units(), out, "Videos", progress)
     return Report(record, f"{out / VIDEOS}: {count(len(wanted), 'video')}; score them with pusa physics-iq score.")

@@ -99,12 +99,13 @@ def _compared(
     """The comparisons of a folder, made where they are missing, and what is wrong with other videos."""
     from functools import partial
 
-    from pusa.evaluation import pieces
+    from pusa.evaluation import results_folder
     from pusa.evaluation.physics_iq import comparison
 
-    work = comparison.pieces(videos, descriptions, data, place)
+    units = comparison.units(videos, descriptions, data, place)
     with terminal.counting() as progress:
-        pieces.make_with(jobs, partial(comparison.make, videos, descriptions, data, place), work, "Comparing", progress)
+        job = partial(comparison.make, videos, descriptions, data, place)
+        results_folder.make_in_processes(jobs, job, units, "Comparing", progress)
     return comparison.results(videos, descriptions, data, place)
 
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pusa.cli.shared.arguments import slug
 from pusa.cli.shared.clip_jobs import limits_of, open_pipeline, opened
@@ -27,13 +27,14 @@ from pusa.errors import InputError, PusaError
 from pusa.generation.options import options_of
 from pusa.generation.request import Generate
 
+if TYPE_CHECKING:
+    from pusa.work.workers import Worker
+
 PATHS = ("image", "last_image", "edit")
 LISTS = ("keyframe", "video")
 FIELDS = tuple(options_of(Generate).keys() - {"conditions", "init", "matrix"})
 """The fields of a request that a line may set, under their own names."""
 KEYS = ("name", *PATHS, *LISTS, "noise", "matrix", *FIELDS)
-POLL = 1.0
-"""seconds between two looks at how many clips a cluster has made"""
 
 
 @dataclass(frozen=True)
@@ -261,49 +262,38 @@ def _is_there(line: Line, overwrite: bool) -> bool:
 def _here(
     lines: Sequence[Line], model: Model, output: Output, terminal: Terminal, progress: Callable[[int, int], None]
 ) -> Shared:
-    """Make the clips of these lines that no other process makes, in this one."""
-    from pusa import claims
-    from pusa.files import check_writable
-    from pusa.training.data.tensor_store import make_folder
+    """Make the clips of these lines that no other process makes, in this process."""
+    from pusa.files import check_writable, make_folder
+    from pusa.generation.clip import latents_path
+    from pusa.work.units import Unit, make_units
 
     folder = lines[0].path.parent
     make_folder(folder, "clips")
     check_writable(folder / "clip.mp4")
     first = lines[0].request
     pipe = open_pipeline(model, terminal, size=first.size, frames=first.frames, guidance=first.guidance)
-    made: list[str] = []
-    failed: dict[str, str] = {}
-    waiting: list[Line] = []
-    progress(0, len(lines))
-    with claims.opened(folder / ".claims") as descriptor:
 
-        def attempt(line: Line, wait: bool) -> bool:
-            with claims.hold(descriptor, line.path.name, wait=wait) as held:
-                if held is False:
-                    return False
-                start = line.path.stem[:39]
-                if held and sum(other.path.stem.startswith(start) for other in lines) == 1:
-                    for part in (*folder.glob(f".{start}*.part*"), *folder.glob(f"..{start}*.part*")):
-                        part.unlink(missing_ok=True)  # of an owner that was killed
-                if _is_there(line, overwrite=True):
-                    return True
-                try:
-                    clip = line.request.run(pipe)
-                    clip.recipe["request"] = line.digest
-                    clip.save(line.path)
-                    made.append(line.where)
-                except PusaError as error:
-                    failed[line.where] = printable(str(error))
-            return True
+    def make(line: Line) -> None:
+        clip = line.request.run(pipe)
+        clip.recipe["request"] = line.digest
+        clip.save(line.path)
 
-        for number, line in enumerate(lines, 1):
-            if not attempt(line, wait=False):
-                waiting.append(line)
-            progress(number - len(waiting), len(lines))
-        for number, line in enumerate(waiting, 1):
-            attempt(line, wait=True)
-            progress(len(lines) - len(waiting) + number, len(lines))
-    return Shared(tuple(made), failed)
+    units = [
+        Unit(
+            line.path.name,
+            line.path,
+            partial(make, line),
+            also=(latents_path(line.path),),
+            is_done=partial(_is_there, line, overwrite=True),
+        )
+        for line in lines
+    ]
+    outcome = make_units(
+        units, folder / ".claims", "clips", lambda _, finished, total: progress(finished, total), collect=(PusaError,)
+    )
+    made = tuple(line.where for line in lines if line.path.name in outcome.made)
+    failed = {line.where: outcome.failed[line.path.name] for line in lines if line.path.name in outcome.failed}
+    return Shared(made, {where: printable(str(error)) for where, error in failed.items()})
 
 
 def _over_cluster(
@@ -316,33 +306,17 @@ def _over_cluster(
     address: str,
     workers: int | None,
 ) -> Shared:
-    """`_here` in the processes of a Ray cluster, which see folder, sources and model under the same paths."""
-    from pusa.cluster import connected, layout
-    from pusa.training.data.tensor_store import make_folder
+    """`_here` in the processes of a Ray cluster."""
+    from pusa.work.cluster import over_cluster
+    from pusa.work.workers import watch_files
 
     lines = [replace(line, path=line.path.absolute()) for line in lines]
-    make_folder(lines[0].path.parent, "clips")
-    with connected(address) as ray:
-        shape = layout([node["Resources"] for node in ray.nodes() if node["Alive"]], workers)
-        task = ray.remote(_of_a_node).options(num_cpus=shape.cpus, num_gpus=shape.gpus, scheduling_strategy="SPREAD")
-        shared = ray.put(lines)
-        waiting = running = [task.remote(shared, model, output) for _ in range(shape.workers)]
-        while waiting:
-            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL)
-            progress(sum(line.path.exists() for line in lines), len(lines))
-        parts: list[Shared] = ray.get(running)
+    watch = watch_files([line.path for line in lines], "Clips", lambda _, finished, total: progress(finished, total))
+    job = partial(_on_node, lines, model, output)
+    parts = over_cluster(address, workers, job, lines[0].path.parent, watch, "clips")
     made = tuple(where for part in parts for where in part.made)
     return Shared(made, {where: why for part in parts for where, why in part.failed.items() if where not in made})
 
 
-def _of_a_node(lines: Sequence[Line], model: Model, output: Output) -> Shared:
-    """What runs on a node."""
-    import socket
-
-    folder = lines[0].path.parent
-    if not folder.is_dir():
-        raise InputError(
-            f"{socket.gethostname()} does not see the folder {folder}: put it on a file system that all nodes mount "
-            "under this path."
-        )
-    return _here(lines, model, output, Terminal(False), lambda done, total: None)
+def _on_node(lines: Sequence[Line], model: Model, output: Output, worker: Worker) -> Shared:
+    return _here(lines, model, output, Terminal(False), lambda finished, total: None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,6 +29,7 @@ from pusa.errors import InputError
 if TYPE_CHECKING:
     from pusa.evaluation.vbench.maker import Maker
     from pusa.evaluation.vbench.manifest import Manifest
+    from pusa.work.workers import Worker
 
 
 def generate(
@@ -75,9 +76,10 @@ def generate(
     with terminal.status("Starting"):
         from pusa.cli.shared.batch import about
         from pusa.cli.shared.clip_jobs import limits_of
-        from pusa.evaluation import pieces
         from pusa.evaluation.vbench import maker, verification
         from pusa.evaluation.vbench import manifest as manifests
+        from pusa.work.cluster import over_cluster
+        from pusa.work.workers import Worker, watch_files
 
         plan = manifests.read(manifest)
         maker.check_images(plan, images)
@@ -97,24 +99,18 @@ def generate(
     if files:
         _foretell(terminal, model, plan, len(files), chosen)
         with terminal.counting() as progress:
-            work = partial(_share, manifest, images, out, model, noise, chosen, files)
             if ray:
-                every = [pieces.Piece(file, videos / file, _not_here) for file in files]
-                pieces.over_cluster(ray, workers, work, every, "Videos", progress)
+                manifest, images, folder = manifest.absolute(), images.absolute(), out.absolute()
+                job = partial(_make, manifest, images, folder, model, noise, chosen, files, Terminal(False))
+                watch = watch_files([videos / file for file in files], "Videos", progress)
+                over_cluster(ray, workers, job, folder, watch)
             else:
-                every = _maker(manifest, images, out, model, noise, chosen, terminal).pieces(files)
-                pieces.make_all(
-                    every, out, lambda: progress("Videos", sum(piece.file.exists() for piece in every), len(every))
-                )
+                _make(manifest, images, out, model, noise, chosen, files, terminal, Worker(progress=progress))
     left = len(missing) - len(files)
     record = {"videos": len(plan.videos), "made": len(files), "left": left, "folder": str(out)}
     then = f"{count(left, 'video')} left" if left else "check them with pusa vbench verify"
     took = clock(time.monotonic() - started)
     return Report(record, f"{videos}: {count(len(plan.videos) - left, 'video')}, {took}; {then}.")
-
-
-def _not_here() -> None:
-    raise AssertionError("made by the cluster's processes")
 
 
 def _foretell(terminal: Terminal, model: Model, plan: Manifest, left: int, chosen: dict[str, Any]) -> None:
@@ -148,7 +144,7 @@ def _maker(
     return Maker(pipe, plan, images, out, noise, chosen)
 
 
-def _share(
+def _make(
     manifest: Path,
     images: Path,
     out: Path,
@@ -156,9 +152,11 @@ def _share(
     noise: float,
     chosen: dict[str, Any],
     files: Sequence[str],
-    told: Callable[[], None],
+    terminal: Terminal,
+    worker: Worker,
 ) -> None:
-    """What a process of a cluster does."""
-    from pusa.evaluation.pieces import make_all
+    """Make the videos of these names that no other process makes."""
+    from pusa.evaluation.results_folder import make_missing
 
-    make_all(_maker(manifest, images, out, model, noise, chosen, Terminal(False)).pieces(files), out, told)
+    units = _maker(manifest, images, out, model, noise, chosen, terminal).units(files)
+    make_missing(units, out, "Videos", worker.progress)

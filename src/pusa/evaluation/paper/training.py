@@ -1,7 +1,7 @@
-"""Train one method for one seed: the project's own draws, batches and optimiser, in a loop that every method shares.
+"""Train one method for one seed: the random draws, batches and optimiser of `pusa train`, in one loop for all methods.
 
-`pusa train` has the same parts and more around them; this loop also trains the Wan-I2V kind, which it does not. A run
-that was interrupted goes on at its last checkpoint and ends with the same weights.
+This loop also trains models with image channels, as in Wan-I2V, which `pusa train` does not. If a run is interrupted,
+it resumes from its last checkpoint and ends with the same weights.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from pusa.core.objectives import flow_matching_loss
 from pusa.embedded import world
-from pusa.evaluation.paper.methods import Method
 from pusa.evaluation.paper.networks import Network, with_image_channels
+from pusa.evaluation.paper.training_methods import BATCH, Method
 from pusa.files import replacing, write_json
-from pusa.models.loading import checkpoints
+from pusa.models.loading import checkpoints, sources
 from pusa.models.wan import latents
 from pusa.training import adaptation, optimisers, random_draws
 from pusa.training.config.sections import LoraSettings, TrainSettings
@@ -31,9 +31,9 @@ from pusa.training.data.batches import Batch, Batches
 from pusa.training.weight_averages import Averages
 
 CLIPS, PART = 2048, 128
+"""training clips, and how many of them are in one file"""
 FIRST_SEED = 2_000_000
-"""The clips of the embedded adapter's own training; held-out scenes come from another stream."""
-BATCH, STEPS = 8, 400
+"""The training clips are those of the embedded adapter. Held-out scenes have other seeds."""
 CAPTION_DROPOUT = 0.1
 
 
@@ -46,7 +46,11 @@ class _Sample:
 
 
 class Clips:
-    """The training clips, half shapes and half cameras: latents [N, C, 5, 8, 8], and the text of each caption."""
+    """The training clips: half have a moving shape, half a moving camera.
+
+    values: latents, float32 [N, C, 5, 8, 8]. texts: the context of each caption, [captions, 512, D]; the first is that
+    of the empty caption. which: the index of each clip's caption, [N].
+    """
 
     def __init__(self, values: Tensor, texts: Tensor, captions: Sequence[str], which: Sequence[int]) -> None:
         self.values, self.texts, self.captions, self.which = values, texts, captions, which
@@ -61,12 +65,12 @@ class Clips:
 
     @property
     def empty(self) -> Tensor:
-        """The text of the empty caption, [512, D]."""
+        """The context of the empty caption, [512, D]."""
         return self.texts[0]
 
 
 def parts(folder: Path) -> list[Path]:
-    """The files in which the latents of the training clips lie, `PART` clips each."""
+    """The files with the latents of the training clips, `PART` clips each."""
     return [folder / f"{first:05d}.safetensors" for first in range(0, CLIPS, PART)]
 
 
@@ -75,8 +79,8 @@ def _scene(index: int) -> world.Scene:
 
 
 def prepare(file: Path) -> None:
-    """Encode the clips of a part."""
-    vae = checkpoints.load_encoders(checkpoints.TINY_BASE).vae
+    """Encode the clips of one file of `parts`."""
+    vae = checkpoints.load_encoders(sources.TINY_BASE).vae
     first = int(file.stem)
     encoded = [latents.encode(vae, world.render(_scene(index)))[0] for index in range(first, first + PART)]
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -84,9 +88,9 @@ def prepare(file: Path) -> None:
         save_file({"latents": torch.stack(encoded)}, str(part))
 
 
-def prepare_texts(file: Path) -> None:
-    """Encode the captions of all clips, and the empty one."""
-    encoders = checkpoints.load_encoders(checkpoints.TINY_BASE)
+def prepare_captions(file: Path) -> None:
+    """Encode the captions of all clips, and the empty caption."""
+    encoders = checkpoints.load_encoders(sources.TINY_BASE)
     named = [_scene(index).caption for index in range(CLIPS)]
     captions = list(dict.fromkeys(["", *named]))
     texts = latents.encode_text(encoders.text_encoder, encoders.tokenizer, captions)
@@ -97,17 +101,17 @@ def prepare_texts(file: Path) -> None:
         save_file({"texts": texts.contiguous(), "which": which}, str(part), metadata=metadata)
 
 
-def load(texts: Path) -> Clips:
-    """The clips that `prepare` and `prepare_texts` wrote into one folder."""
-    tensors = load_file(texts)
-    with safe_open(texts, "pt") as opened:
+def load(captions_file: Path) -> Clips:
+    """The clips that `prepare` and `prepare_captions` wrote into one folder."""
+    tensors = load_file(captions_file)
+    with safe_open(captions_file, "pt") as opened:
         captions = json.loads(opened.metadata()["captions"])
-    values = torch.cat([load_file(part)["latents"] for part in parts(texts.parent)])
+    values = torch.cat([load_file(part)["latents"] for part in parts(captions_file.parent)])
     return Clips(values, tensors["texts"], captions, tensors["which"].tolist())
 
 
 def settings(method: Method, seed: int, steps: int) -> TrainSettings:
-    """Those of recipes/embedded/adapter.yaml, with the method's learning rate."""
+    """The settings of recipes/embedded/adapter.yaml, with the method's learning rate."""
     return TrainSettings(
         steps=steps,
         batch=BATCH,
@@ -124,8 +128,8 @@ def settings(method: Method, seed: int, steps: int) -> TrainSettings:
 
 
 def network(method: Method, seed: int) -> tuple[Network, adaptation.Adaptation]:
-    """What the method trains, at the base."""
-    transformer = checkpoints.load(checkpoints.TINY_BASE).transformer
+    """The network that a method trains, with the weights of the base model, and what of it is trained."""
+    transformer = checkpoints.load(sources.TINY_BASE).transformer
     if method.image_channels:
         transformer = with_image_channels(transformer)
     chosen = None if method.rank is None else LoraSettings(rank=method.rank)
@@ -134,7 +138,10 @@ def network(method: Method, seed: int) -> tuple[Network, adaptation.Adaptation]:
 
 
 def loss_of(method: Method, model: Network, batch: Batch, empty: Tensor, seed: int) -> Tensor:
-    """The flow-matching loss of a micro-batch; the draws are functions of (seed, lane, step) alone."""
+    """The flow-matching loss of a micro-batch, a scalar. Its random draws are functions of (seed, lane, step).
+
+    empty: the context of the empty caption, [512, D].
+    """
     size, _, frames, _, _ = batch.latents.shape
     noise = random_draws.noise_of(batch.step, batch.lane, batch.latents.shape, seed)
     sigma, _ = random_draws.sigmas_of(batch.step, batch.lane, size, frames, method.sigma, seed)
@@ -151,7 +158,7 @@ def train(
     *,
     checkpoints_at: Sequence[int],
 ) -> None:
-    """Train to the last of `checkpoints_at` (steps); `folder` gets the averaged weights of each in step_NNNNNN/."""
+    """Train until the last of `checkpoints_at` (steps). Write the averaged weights of each into folder/step_NNNNNN/."""
     steps = max(checkpoints_at)
     chosen = settings(method, seed, steps)
     model, adapted = network(method, seed)
@@ -173,17 +180,17 @@ def train(
         if step % 10 == 0 or step == steps:
             print(json.dumps({"step": step, "loss": loss.item()}), file=log, flush=True)
         if step in checkpoints_at:
-            adapted.write(_made(folder / f"step_{step:06d}"), averages.best(parameters), {"method": folder.name})
-            _keep(folder / "state.pt", step, time.monotonic() - started, parameters, optimiser, averages)
+            adapted.write(_new_folder(folder / f"step_{step:06d}"), averages.best(parameters), {"method": folder.name})
+            _save_state(folder / "state.pt", step, time.monotonic() - started, parameters, optimiser, averages)
     write_json(folder / "done.json", {"steps": steps, "seconds": round(time.monotonic() - started, 1)})
 
 
-def _made(folder: Path) -> Path:
+def _new_folder(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _keep(
+def _save_state(
     file: Path,
     step: int,
     seconds: float,
@@ -205,7 +212,7 @@ def _keep(
 def _resume(
     file: Path, parameters: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, averages: Averages
 ) -> tuple[int, float]:
-    """Where a run goes on: the steps that are done, and the seconds that they took."""
+    """Restore the state of an interrupted run; returns the steps that are done and the seconds that they took."""
     if not file.exists():
         return 0, 0.0
     state = torch.load(file, weights_only=True)
