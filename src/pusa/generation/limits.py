@@ -147,6 +147,10 @@ class Limits:
             raise InputError(f"{added} frames cannot be added: give a multiple of {group}, {below} or {below + group}.")
         return overlap, added
 
+    def latent_frames(self, frames: int) -> int:
+        """The number of latent frames of a clip of `frames` pixel frames."""
+        return latents.latent_frames(frames)
+
     def check_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
         """(width, height) in pixels, the model's default for None; InputError unless the model can make it."""
         pair = size or self.defaults.size

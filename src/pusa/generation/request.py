@@ -15,12 +15,12 @@ from dataclasses import field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypedDict
 
-from pydantic import BeforeValidator, Field, TypeAdapter, WithJsonSchema
+from annotated_types import Ge, Gt, Le, Lt
 
 from pusa.errors import InputError
+from pusa.generation import options
 from pusa.generation.options import Option, strict_dataclass
 from pusa.generation.schedule import DEFAULT, Schedule
-from pusa.images import Fit
 
 if TYPE_CHECKING:
     from pusa.core.sampler import Step
@@ -39,6 +39,8 @@ SEEDS = 2**63
 MAX_STEPS = 1000
 """one step for each timestep that the model was trained on"""
 EDIT_STRENGTH = 0.6
+Fit = Literal["crop", "pad", "stretch"]
+"""as in `pusa.images`, whose import takes longer than a help may"""
 Encoding = Literal["single", "repeat"]
 Solver = Literal["euler", "dpm++2m"]
 Direction = Literal["forward", "backward"]
@@ -59,13 +61,10 @@ def _place(value: Any) -> Any:
     return value
 
 
-Source = Annotated[Any, WithJsonSchema({"type": "string", "description": "path of a file"})]
-Frame = Annotated[Place, BeforeValidator(_place)]
-Noise = Annotated[
-    float,
-    Field(ge=0, le=1),
-    Option("The noise multiplier.", "give a number from 0 to 1; 0 keeps it exactly, 1 ignores it"),
-]
+Source = Annotated[Any, Option("A path.", schema={"type": "string"})]
+Noise = Annotated[float, Ge(0), Le(1)]
+_FRAME = Option("", "give a pixel frame, or a time such as 1.5s", convert=_place)
+_NOISE = "give a number from 0 to 1; 0 keeps it exactly, 1 ignores it"
 
 
 @strict_dataclass
@@ -81,8 +80,8 @@ class Image:
     """
 
     src: Source
-    frame: Frame = 0
-    noise: Noise = 0.0
+    frame: Annotated[Place, _FRAME] = 0
+    noise: Annotated[Noise, Option("", _NOISE)] = 0.0
     encoding: Encoding | None = None
     type: Literal["image"] = field(default="image", kw_only=True, repr=False)
 
@@ -101,14 +100,13 @@ class Clip:
     """
 
     src: Source
-    at: Frame = 0
+    at: Annotated[Place, _FRAME] = 0
     frames: Annotated[int | None, Option("", "give a whole number of frames")] = None
     noise: Annotated[
         Noise | tuple[Noise, ...],
-        BeforeValidator(_listed),
-        Option("", "give a number from 0 to 1, or one for each latent frame; 0 keeps it exactly, 1 ignores it"),
+        Option("", "give a number from 0 to 1, or one for each latent frame; 0 keeps it exactly", convert=_listed),
     ] = 0.0
-    start: Frame = 0
+    start: Annotated[Place, _FRAME] = 0
     type: Literal["clip"] = field(default="clip", kw_only=True, repr=False)
 
 
@@ -175,12 +173,12 @@ class Sampling:
 
     steps: Annotated[
         int | None,
-        Field(ge=1, le=MAX_STEPS),
+        Ge(1),
+        Le(MAX_STEPS),
         Option("Sampling steps.", f"give a whole number from 1 to {MAX_STEPS}", of_model=True),
     ] = field(default=None, kw_only=True)
     guidance: Annotated[
         float | None,
-        Field(allow_inf_nan=False),
         Option(
             "Classifier-free guidance scale; 1 calls the model once per step instead of twice.",
             "give a finite number, 1 for none",
@@ -189,7 +187,6 @@ class Sampling:
     ] = field(default=None, kw_only=True)
     guidance_2: Annotated[
         float | None,
-        Field(allow_inf_nan=False),
         Option(
             "For a model with two experts, the guidance scale of the low-noise expert.",
             "give a finite number, 1 for none",
@@ -200,7 +197,8 @@ class Sampling:
     ] = field(default=None, kw_only=True)
     boundary: Annotated[
         float | None,
-        Field(ge=0, le=1),
+        Ge(0),
+        Le(1),
         Option(
             "For a model with two experts, the noise level at which they change.",
             "give a noise level from 0 to 1, such as 0.875",
@@ -210,7 +208,7 @@ class Sampling:
     ] = field(default=None, kw_only=True)
     shift: Annotated[
         float | None,
-        Field(gt=0, allow_inf_nan=False),
+        Gt(0),
         Option(
             "Timestep shift: a higher value spends more steps at high noise.",
             "give a number above 0, such as 5 (1 leaves the grid evenly spaced)",
@@ -219,13 +217,13 @@ class Sampling:
     ] = field(default=None, kw_only=True)
     schedule: Annotated[
         str | None,
-        BeforeValidator(_schedule),
         Option(
             "How the latent frames descend: synchronous, staircase,block=3,delay=5, chunked,block=3, "
             "sliding-window,window=6,block=3 or in-context,given=1,buffers=2; add renoise for a few-step distilled "
             "model.",
             "give a text such as staircase,block=3,delay=5",
             default=DEFAULT,
+            convert=_schedule,
         ),
     ] = field(default=None, kw_only=True)
     solver: Annotated[Solver, Option("ODE solver.")] = field(default="euler", kw_only=True)
@@ -256,7 +254,8 @@ class Request(Sampling):
     negative_prompt: Annotated[str, Option("What the clip should not show.")] = field(default="", kw_only=True)
     seed: Annotated[
         int,
-        Field(ge=0, lt=SEEDS),
+        Ge(0),
+        Lt(SEEDS),
         Option("The same seed gives the same clip.", f"give a whole number from 0 to {SEEDS - 1}"),
     ] = field(default=0, kw_only=True)
     frames: Annotated[int | None, Option("Length in pixel frames.", "give a whole number", of_model=True)] = field(
@@ -264,8 +263,7 @@ class Request(Sampling):
     )
     size: Annotated[
         Size | None,
-        BeforeValidator(_size),
-        Option("Width and height in pixels.", "give whole numbers (width, height)", of_model=True),
+        Option("Width and height in pixels.", "give whole numbers (width, height)", of_model=True, convert=_size),
     ] = field(default=None, kw_only=True)
     fit: Annotated[Fit, Option("How pictures and clips of another shape are brought to the size.")] = field(
         default="crop", kw_only=True
@@ -341,14 +339,15 @@ class Generate(Request):
 
     prompt: Annotated[str, Option("What the clip shows.", "give a text, which may be empty")] = ""
     conditions: Annotated[
-        tuple[Image | Clip, ...], BeforeValidator(_conditions), Option("Pictures and clips at their frames.")
+        tuple[Image | Clip, ...], Option("Pictures and clips at their frames.", convert=_conditions)
     ] = ()
     init: Annotated[
-        Clip | None, BeforeValidator(_edited), Option("A whole clip to edit: its motion stays, the prompt repaints it.")
+        Clip | None, Option("A whole clip to edit: its motion stays, the prompt repaints it.", convert=_edited)
     ] = field(default=None, kw_only=True)
     strength: Annotated[
         float | None,
-        Field(gt=0, le=1),
+        Gt(0),
+        Le(1),
         Option(
             "How much of the edited clip may change, above 0: a little at 0.1, everything at 1.",
             "give a number above 0 and at most 1",
@@ -357,8 +356,10 @@ class Generate(Request):
     ] = field(default=None, kw_only=True)
     matrix: Annotated[
         Any,
-        WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "array"}, {"type": "string"}, {"type": "null"}]}),
-        Option("A timestep matrix of your own: a JSON file. It replaces steps, shift, schedule and noise."),
+        Option(
+            "A timestep matrix of your own: a JSON file. It replaces steps, shift, schedule and noise.",
+            schema={"type": ["object", "array", "string", "null"]},
+        ),
     ] = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -421,7 +422,7 @@ class Extend(Request):
 
     task: ClassVar[str] = "extend"
 
-    clip: Annotated[Source, BeforeValidator(_source), Option("The clip to continue.")]
+    clip: Annotated[Any, Option("The clip to continue.", schema={"type": "string"}, convert=_source)]
     prompt: Annotated[str, Option("What the new frames show.", "give a text, which may be empty")] = ""
     direction: Annotated[Direction, Option("Whether the new frames follow the clip or precede it.")] = field(
         default="forward", kw_only=True
@@ -431,10 +432,10 @@ class Extend(Request):
     ] = field(default=None, kw_only=True)
     noise: Annotated[
         Noise | tuple[Noise, ...],
-        BeforeValidator(_listed),
         Option(
             "Noise multiplier of the overlap: 0 keeps it exactly, more gives the new frames more freedom.",
             "give a number from 0 to 1, or one for each latent frame",
+            convert=_listed,
         ),
     ] = field(default=0.0, kw_only=True)
 
@@ -460,8 +461,8 @@ class Transition(Request):
 
     task: ClassVar[str] = "transition"
 
-    a: Annotated[Source, BeforeValidator(_source), Option("The clip to start from.")]
-    b: Annotated[Source, BeforeValidator(_source), Option("The clip to arrive at.")]
+    a: Annotated[Any, Option("The clip to start from.", schema={"type": "string"}, convert=_source)]
+    b: Annotated[Any, Option("The clip to arrive at.", schema={"type": "string"}, convert=_source)]
     prompt: Annotated[str, Option("What the frames between them show.", "give a text, which may be empty")] = ""
     overlap: Annotated[
         int | None, Option("How many frames of each clip the model sees.", "give a whole number", of_model=True)
@@ -494,17 +495,19 @@ TASKS: Mapping[str, type[Generate | Extend | Transition]] = {one.task: one for o
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a request of any task."""
-    kinds = {name: TypeAdapter(kind).json_schema(ref_template="#/$defs/{model}") for name, kind in TASKS.items()}
-    defs: dict[str, Any] = {}
-    for name, kind in kinds.items():
-        defs |= kind.pop("$defs", {})
-        kind["properties"] = {"version": {"const": VERSION}, "task": {"const": name}, **kind["properties"]}
-        kind["required"] = ["task", *kind.get("required", [])]
+    kinds = []
+    definitions: dict[str, Any] = {}
+    for name, kind in TASKS.items():
+        written = options.json_schema(kind)
+        definitions |= written.pop("$defs")
+        written["properties"] = {"version": {"const": VERSION}, "task": {"const": name}, **written["properties"]}
+        written["required"] = ["task", *written["required"]]
+        kinds.append(written)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A request for a clip",
-        "oneOf": list(kinds.values()),
-        "$defs": defs,
+        "oneOf": kinds,
+        "$defs": definitions,
     }
 
 
