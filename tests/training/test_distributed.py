@@ -65,7 +65,8 @@ def together(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def state(run: Path) -> dict[str, Any]:
-    return read(run / "checkpoints" / "step_000006").state()
+    (player,) = read(run / "checkpoints" / "step_000006").state()["players"].values()
+    return player
 
 
 def losses(run: Path) -> list[float]:

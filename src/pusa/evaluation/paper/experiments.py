@@ -11,8 +11,8 @@ from typing import Any
 
 from pusa.errors import InputError
 from pusa.evaluation.paper import inside
-from pusa.evaluation.paper.methods import METHODS, SEEDS, STRENGTH, STRENGTHS
-from pusa.evaluation.paper.scoring import Job, Maker, is_lora
+from pusa.evaluation.paper.methods import METHODS, SEEDS, STRENGTH, STRENGTHS, scalable
+from pusa.evaluation.paper.scoring import Job, Maker
 from pusa.evaluation.paper.training import STEPS, load, parts, prepare, prepare_texts, train
 from pusa.evaluation.pieces import Piece, Told, make_all, untold
 
@@ -48,7 +48,7 @@ def jobs(table: str) -> list[Job]:
     base = Job("base", 0, 0)
 
     def with_seeds(method: str, strengths: Iterable[float] = STRENGTHS[:3], trained: int = STEPS) -> list[Job]:
-        every = tuple(strengths) if is_lora(method) else (1.0,)
+        every = tuple(strengths) if scalable(method) else (1.0,)
         return [Job(method, seed, trained, strength=s) for seed in SEEDS for s in every]
 
     if table == "a":

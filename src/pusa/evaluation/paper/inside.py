@@ -15,12 +15,11 @@ import numpy as np
 
 from pusa.evaluation.inspect import attention, weight_drift
 from pusa.evaluation.intervals import Interval, crossed
-from pusa.evaluation.paper.methods import SEEDS, STRENGTH
-from pusa.evaluation.paper.scoring import Job, Maker, is_lora
+from pusa.evaluation.paper.methods import METHODS, SEEDS, STRENGTH, scalable
+from pusa.evaluation.paper.scoring import Job, Maker
 from pusa.evaluation.paper.training import STEPS
 from pusa.evaluation.pieces import Piece
 from pusa.files import write_json
-from pusa.models.wan.transformer import VectorWanTransformer3DModel
 
 if TYPE_CHECKING:
     from pusa.evaluation.paper.experiments import Study
@@ -34,7 +33,7 @@ COMPARED = {"base": "the untouched base", "vta": "this method", "i2v": "image ch
 def jobs(method: str) -> list[Job]:
     """One for each training, on single scenes; the base has one."""
     seeds = (0,) if method == "base" else SEEDS
-    strength = STRENGTH if is_lora(method) else 1.0
+    strength = STRENGTH if scalable(method) else 1.0
     trained = 0 if method == "base" else STEPS
     return [Job(method, seed, trained, strength=strength, scenes=range(SCENES)) for seed in seeds]
 
@@ -56,27 +55,23 @@ def file_of(study: Study, job: Job) -> Path:
 def look(study: Study, job: Job) -> None:
     """Note the share of frame 0 [scenes, steps, blocks], the first scene's maps of the last block, and the drift."""
     maker = Maker(study.folder / "runs")
-    network = maker.network(job)
-    transformer = network.transformer
-    blocks = range(len(transformer.blocks))
     shares, shown = [], {}
-    for scene in job.scenes:
-        with attention.recording({transformer: 2}, blocks, AT_STEPS) as maps:
-            maker.sample(network, job, [scene])
-        shares.append([[attention.first_frame_share(maps[step, block]) for block in blocks] for step in AT_STEPS])
-        if scene == job.scenes[0]:
-            shown = {str(step): maps[step, len(blocks) - 1].tolist() for step in AT_STEPS}
-    write_json(file_of(study, job), {"shares": shares, "last_block": shown, "drift": _drift(maker, job, transformer)})
+    with maker.network(job) as network:
+        blocks = range(len(network.transformer.blocks))
+        for scene in job.scenes:
+            with attention.recording({network.transformer: 2}, blocks, AT_STEPS) as maps:
+                maker.sample(network, job, [scene])
+            shares.append([[attention.first_frame_share(maps[step, block]) for block in blocks] for step in AT_STEPS])
+            if scene == job.scenes[0]:
+                shown = {str(step): maps[step, len(blocks) - 1].tolist() for step in AT_STEPS}
+    write_json(file_of(study, job), {"shares": shares, "last_block": shown, "drift": _drift(maker, job)})
 
 
-def _drift(maker: Maker, job: Job, transformer: VectorWanTransformer3DModel) -> dict[str, float]:
+def _drift(maker: Maker, job: Job) -> dict[str, float]:
     if job.method == "base":
         return {}
-    if is_lora(job.method):
-        moved = weight_drift.of_lora(maker.base, maker.folder(job) / "lora.safetensors", job.strength)
-    else:
-        moved = weight_drift.of_models(maker.base, transformer)
-    return moved.of()[0]
+    merged = METHODS[job.method].adapter.merged(maker.base, maker.folder(job), job.strength)
+    return weight_drift.of_models(maker.base, merged).of()[0]
 
 
 def seen(study: Study, method: str) -> list[dict[str, Any]]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pusa.training.config.sections import SigmaConfig
+from pusa import adapters
+from pusa.adapters.base import Adapter
+from pusa.training.config.sections import LoraSettings, SigmaConfig
 
 LORA_RATE, FULL_RATE, IMAGE_RATE, LONG_RATE = 3e-3, 1e-3, 6e-3, 3e-3
 """Each the best of a row of rates for one seed, on 24 scenes that nothing is reported on; see `Method.rate`."""
@@ -37,6 +39,11 @@ class Method:
     rate: float = LORA_RATE
     constant: bool = False
 
+    @property
+    def adapter(self) -> Adapter:
+        """What the method trains."""
+        return adapters.from_settings(None if self.rank is None else LoraSettings(rank=self.rank))
+
 
 METHODS: dict[str, Method] = {
     "vta": Method("this method, LoRA"),
@@ -63,3 +70,8 @@ METHODS: dict[str, Method] = {
     "vta-shifted": Method("this method, the official code's levels", SigmaConfig(law="shifted", shift=5.0)),
     **{f"rank-{rank}": Method(f"this method, rank {rank}", rank=rank) for rank in (4, 16, 64)},
 }
+
+
+def scalable(method: str) -> bool:
+    """Return whether the trained change of a method has a strength; the base, which is no method, has none."""
+    return method in METHODS and METHODS[method].adapter.scalable

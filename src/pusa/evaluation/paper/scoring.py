@@ -7,13 +7,13 @@ that seed, so `pusa generate` with the same weights makes the same clips up to r
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from pusa.core import sampler
@@ -26,7 +26,6 @@ from pusa.files import write_json
 from pusa.generation.conditions import Target, resolve
 from pusa.generation.pipeline import Pipeline, load
 from pusa.models.loading import checkpoints
-from pusa.models.wan.transformer import VectorWanTransformer3DModel
 
 TOGETHER = 16
 INFERENCE_STEPS = 10
@@ -58,11 +57,6 @@ class Job:
         )
 
 
-def is_lora(method: str) -> bool:
-    """Whether a method has a strength."""
-    return method in METHODS and METHODS[method].rank is not None
-
-
 class Maker:
     """The loaded base, on which the trained models take turns."""
 
@@ -82,31 +76,25 @@ class Maker:
     @torch.no_grad()
     def make(self, job: Job) -> list[world.Frames]:
         """The clips of a job, uint8 [17, 64, 64, 3] each."""
-        network = self.network(job)
-        try:
-            clips: list[world.Frames] = []
+        clips: list[world.Frames] = []
+        with self.network(job) as network:
             for first in range(job.scenes.start, job.scenes.stop, TOGETHER):
                 seeds = range(first, min(first + TOGETHER, job.scenes.stop))
                 clips += [self.pipe.decode(z[None]) for z in self.sample(network, job, seeds)]
-            return clips
-        finally:
-            if is_lora(job.method):
-                self.pipe.remove_lora("trained")
+        return clips
 
     def folder(self, job: Job) -> Path:
         """Where the weights of a job are."""
         return self.runs / f"{job.method}.{job.seed}" / f"step_{job.trained:06d}"
 
-    def network(self, job: Job) -> Network:
-        """The trained model of a job; a LoRA lies on the base until it is taken off."""
+    @contextmanager
+    def network(self, job: Job) -> Iterator[Network]:
+        """Yield the trained model of a job. It may be the base with a LoRA, which is removed after the block."""
         if job.method == "base":
-            return Network(self.base)
-        folder = self.folder(job)
-        if is_lora(job.method):
-            self.pipe.load_lora(folder / "lora.safetensors", job.strength, name="trained")
-            return Network(self.base)
-        trained = WanTransformer3DModel.from_pretrained(folder / "transformer")
-        return Network(VectorWanTransformer3DModel.upgrade(trained).eval())
+            yield Network(self.base)
+            return
+        with METHODS[job.method].adapter.applied(self.base, self.folder(job), job.strength) as trained:
+            yield Network(trained)
 
     @torch.no_grad()
     def sample(self, network: Network, job: Job, seeds: Sequence[int]) -> Tensor:

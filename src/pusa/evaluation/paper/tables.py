@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from pusa.evaluation.intervals import Interval, crossed
 from pusa.evaluation.paper import experiments
 from pusa.evaluation.paper.experiments import NOISES, PTSS, RANKS, SAVED, ZERO_SHOT, Study
-from pusa.evaluation.paper.methods import METHODS, SEEDS, STRENGTH, STRENGTHS
-from pusa.evaluation.paper.scoring import Job, is_lora
+from pusa.evaluation.paper.methods import METHODS, SEEDS, STRENGTH, STRENGTHS, scalable
+from pusa.evaluation.paper.scoring import Job
 from pusa.evaluation.paper.training import BATCH, STEPS
 from pusa.evaluation.synthetic.tasks import MEASURES, TASKS, columns
 
@@ -69,7 +69,7 @@ class Table:
 
 def over_seeds(method: str, strength: float = 1.0, trained: int = STEPS, **changes: Any) -> tuple[Job, ...]:
     """The job of each training of a method, on the same scenes."""
-    strength = strength if is_lora(method) else 1.0
+    strength = strength if scalable(method) else 1.0
     return tuple(Job(method, seed, trained, strength=strength, **changes) for seed in SEEDS)
 
 
@@ -89,7 +89,7 @@ def _ways() -> Table:
     rows = [Row("the untouched base", BASE)]
     for method in ("vta", "first-clean", *PTSS, "vta-full", "i2v"):
         for strength, total in zip(STRENGTHS[:3], totals[method], strict=False):
-            label = METHODS[method].title + (f" × {strength:g}" if is_lora(method) else "")
+            label = METHODS[method].title + (f" × {strength:g}" if scalable(method) else "")
             rows.append(Row(label, over_seeds(method, strength), total))
     best = STRENGTH
     orderings = [
