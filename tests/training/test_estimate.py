@@ -32,7 +32,9 @@ def test_parameters_are_exact(tiny_folder: Path) -> None:
     assert model.parameters == sum(p.numel() for p in network.parameters())
     network.requires_grad_(False)
     network.add_adapter(LoraConfig(r=5, target_modules=list(TARGETS)))
-    assert Lora(5, TARGETS).extra_parameters(model.layers) == sum(p.numel() for p in network.parameters() if p.requires_grad)
+    assert Lora(5, TARGETS).extra_parameters(model.layers) == sum(
+        p.numel() for p in network.parameters() if p.requires_grad
+    )
 
 
 @pytest.mark.parametrize("rank", [0, 8])

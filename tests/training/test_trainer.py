@@ -259,7 +259,11 @@ def refused(match: str, out: Path, **options: Any) -> None:
 
 
 def test_a_lora_that_would_train_nothing(tmp_path: Path) -> None:
-    for targets, hint in ((["to_q", "to_w"], "did you mean 'to_"), (["qkv"], "choose from .*ffn.net.2"), (["attn1"], "")):
+    for targets, hint in (
+        (["to_q", "to_w"], "did you mean 'to_"),
+        (["qkv"], "choose from .*ffn.net.2"),
+        (["attn1"], ""),
+    ):
         refused(f"would train nothing at '{targets[-1]}'.*{hint}", tmp_path, lora={"targets": targets})
     loaded = small.components()
     run(tmp_path / "a", components=loaded)

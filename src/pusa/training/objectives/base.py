@@ -71,13 +71,11 @@ class Player:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Treat the parameters as constants inside the block: gradients pass through the player and do not reach it."""
-        for p in self.parameters.values():
-            p.requires_grad_(False)
+        distributed.set_trainable(self.model, self.parameters, False)
         try:
             yield
         finally:
-            for p in self.parameters.values():
-                p.requires_grad_(True)
+            distributed.set_trainable(self.model, self.parameters, True)
 
     def state(self, group: ProcessGroup) -> dict[str, Any]:
         """Return everything that the next step depends on, as whole tensors on rank 0. Every process must call this."""
