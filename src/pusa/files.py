@@ -7,6 +7,7 @@ was there before and nothing else.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -18,6 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from pusa.errors import InputError, PusaError
+
+_STEM = 40
+"""characters of a file's stem that the name of its part begins with"""
+_DIGIT = "\0"
+_DIGITS = 8 * _DIGIT
 
 
 def existing_file(path: str | Path) -> Path:
@@ -73,7 +79,7 @@ def building(path: str | Path) -> Iterator[Path]:
     Folders above it are made. What is at `path` may be an empty folder only.
     """
     path = Path(path)
-    part = path.absolute().with_name(f".{path.absolute().name[:40]}-{secrets.token_hex(4)}.part")
+    part = path.absolute().with_name(f".{path.absolute().name[:_STEM]}-{secrets.token_hex(4)}.part")
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         part.mkdir()
@@ -99,6 +105,60 @@ def check_writable(path: str | Path) -> None:
         raise _unwritable(path, error) from error
 
 
+def part_prefix(path: Path) -> Path:
+    """What two files must not share if the parts of one are to be told from the parts of the other by their names."""
+    return path.with_name(path.stem[:_STEM])
+
+
+def remove_parts(path: Path) -> None:
+    """Remove what killed processes left of `path` and of files with its stem, such as a sidecar.
+
+    Call it only while no process writes these files, nor another file with the same `part_prefix`.
+    """
+    part = f".{path.stem[:_STEM]}-{_DIGITS}.part"
+    of_a_part = f".{part[:_STEM]}-{_DIGITS}.part"  # if a writer uses `replacing` on the file that it was given
+    names = "|".join(re.escape(name).replace(_DIGIT, "[0-9a-f]") for name in (part, of_a_part))
+    pattern = re.compile(rf"(?:{names})(?:\.\w+)?")
+    with suppress(OSError):
+        for file in path.parent.iterdir():
+            if pattern.fullmatch(file.name):
+                _remove(file)
+
+
+def make_folder(folder: Path, contents: str) -> None:
+    """Make a folder and those above it; InputError if it cannot be made.
+
+    contents: what the folder is for, such as "the cache".
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable_folder(folder, contents, error) from error
+
+
+def unwritable_folder(folder: Path, contents: str, error: OSError) -> InputError:
+    """What to raise when `error` says that nothing can be written into a folder; contents: as for `make_folder`."""
+    above = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            reason, advice = "the disk is full", "free some space, or "
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            reason, advice = f"{above} is read-only for you", ""
+        case errno.EEXIST | errno.ENOTDIR:
+            reason, advice = f"{above} is not a folder", ""
+        case errno.ENOENT:
+            reason, advice = f"no folder can be made in {above}", ""
+        case _:
+            reason, advice = f"{error.strerror}", ""
+    return InputError(f"cannot write {contents} into {folder}: {reason}; {advice}choose another folder for it.")
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_text_atomic(path: str | Path, text: str) -> None:
     """Write text as UTF-8."""
     with replacing(path) as part:
@@ -114,7 +174,7 @@ def _new_beside(path: Path) -> Path:
     try:
         if path.is_dir():
             raise InputError(f"cannot write {path}: it is a folder; give a file name")
-        part = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(4)}.part{path.suffix}")
+        part = path.with_name(f".{path.stem[:_STEM]}-{secrets.token_hex(4)}.part{path.suffix}")
         part.open("xb").close()
     except OSError as error:
         raise _unwritable(path, error) from error

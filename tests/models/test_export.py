@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pusa.errors import InputError
+from pusa.files import sha256
 from pusa.models import export
 from pusa.models.loading import checkpoints
 from pusa.models.lora import runtime
@@ -314,7 +315,7 @@ def test_a_merged_checkpoint_is_the_lora_at_run_time(scale, layers, tiny_folder,
     assert all(torch.equal(mine[key], stock[key]) for key in mine)
     close(run(ours.transformer), run(pipe.transformer))  # mapped weights may be unaligned and round otherwise
     assert ours.defaults == checkpoints.defaults_of(tiny_folder)
-    assert runtime.sha256(source) in (tmp_path / "merged" / "README.md").read_text()
+    assert sha256(source) in (tmp_path / "merged" / "README.md").read_text()
     before, after = (
         load_file(f / "transformer" / "diffusion_pytorch_model.safetensors") for f in (tiny_folder, done.path)
     )

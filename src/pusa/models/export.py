@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pusa.errors import InputError
-from pusa.files import building, check_writable, replacing, write_json, write_text_atomic
+from pusa.files import building, check_writable, replacing, sha256, write_json, write_text_atomic
 from pusa.models.loading import checkpoints, sources
 from pusa.models.lora import header, runtime
 from pusa.models.wan.recognise import Expert
@@ -188,7 +188,7 @@ def merge(
                 save_file(tensors, str(new / kind / file.name), metadata=metadata)
             if waiting:
                 raise InputError(f"{name} is incomplete: its {kind} has no {min(waiting)}.weight; copy it again.")
-        adapter = called or f"{source.name}, sha256 {runtime.sha256(source)}"
+        adapter = called or f"{source.name}, sha256 {sha256(source)}"
         if header.is_per_frame(source):
             wishes = sources.read_json(new / WISHES) if (new / WISHES).exists() else {}
             write_json(new / WISHES, wishes | {"per_frame": sorted({*wishes.get("per_frame", ()), *kinds})})

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from pusa import processes
 from pusa.errors import InputError
+from pusa.files import make_folder
 from pusa.models.loading import checkpoints
 from pusa.training import loggers
 from pusa.training.config.tree import Config
@@ -23,7 +24,6 @@ from pusa.training.data.cache import Cache, Cached, prepare
 from pusa.training.data.dataset import Problem
 from pusa.training.data.fingerprints import fingerprint
 from pusa.training.data.samples import Bucket, Cut, Plan
-from pusa.training.data.tensor_store import make_folder
 from pusa.training.estimate import sizes_for
 from pusa.training.monitoring import Watch
 from pusa.training.run_folder import take

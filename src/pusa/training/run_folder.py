@@ -32,8 +32,7 @@ from typing import IO, Any
 import torch
 
 from pusa.errors import InputError, PusaError
-from pusa.files import write_json
-from pusa.training.data.tensor_store import make_folder, unusable
+from pusa.files import make_folder, unwritable_folder, write_json
 from pusa.training.weight_averages import snapshots_of
 
 MANIFEST, STATE = "checkpoint.json", "state.pt"
@@ -214,7 +213,7 @@ def take(folder: Path) -> IO[str]:
         (folder / "checkpoints").mkdir(exist_ok=True)
         file = (folder / "lock").open("a+", encoding="utf-8")
     except OSError as error:
-        raise unusable(folder, "the run", error) from error
+        raise unwritable_folder(folder, "the run", error) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -28,7 +28,7 @@ from pusa.training import interruption
 from pusa.training.config.tree import Config
 from pusa.training.data.batches import Batches
 from pusa.training.learner import Learner
-from pusa.training.objectives.base import MakeObjective
+from pusa.training.objectives.base import MakeObjective, Setup
 from pusa.training.objectives.flow_matching import FlowMatching
 from pusa.training.run_folder import Run, writing
 from pusa.training.weight_averages import write_snapshot
@@ -108,7 +108,9 @@ def train(
         if first > steps:
             raise InputError(f"{out} is trained up to step {first} already, past train.steps = {steps}: raise it.")
         trained = stack.enter_context(prepared(components.transformer, config))
-        learner = Learner(config.train, objective(config, trained, samples.empty_context, group), group)
+        learner = Learner(
+            config.train, objective(Setup(config, components, trained, samples.empty_context, group)), group
+        )
         writer = Writer(config, components.source, out, run, trained, learner)
         if first:
             learner.restore(run.resumed.state() if run and run.resumed else {})

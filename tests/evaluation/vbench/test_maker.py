@@ -19,7 +19,7 @@ import pytest
 
 import pusa
 from pusa.cli import main
-from pusa.evaluation import pieces
+from pusa.evaluation.results_folder import make_missing
 from pusa.evaluation.vbench import maker, manifest, scoring, verification
 from pusa.evaluation.vbench.protocol import DIMENSIONS
 from pusa.images import write_image
@@ -395,7 +395,7 @@ def test_a_picture_and_a_prompt_are_encoded_once(plan: Path, crops: Path, tmp_pa
     verification.begin_run(tmp_path / "run", smoke, {})
     settings = {"steps": 1, "guidance": 1.0}
     made = maker.Maker(pusa.load("tiny"), replace(smoke, videos=videos), crops, tmp_path / "run", 0.0, settings)
-    pieces.make_all(made.pieces(video.file for video in videos), tmp_path / "run")
+    make_missing(made.units(video.file for video in videos), tmp_path / "run")
     assert made.encoded == {"pictures": 1, "prompts": 2}
     made = [read_video(tmp_path / "run" / "videos" / video.file)[0] for video in videos]
     assert not np.array_equal(made[0], made[1])

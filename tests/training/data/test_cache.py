@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from pusa.errors import InputError
+from pusa.files import sha256
 from pusa.generation.pipeline import Pipeline
 from pusa.models.loading.checkpoints import Components, load
-from pusa.models.lora.runtime import sha256
 from pusa.models.wan import latents
 from pusa.training.data import cache, samples
 from pusa.training.data.cache import Cache, Cached, Prepared
@@ -377,14 +377,14 @@ import json, os, sys
 from pathlib import Path
 import torch
 from pusa.models.loading.checkpoints import load
-from pusa.training import cache, clips
+from pusa.training.data import cache, samples
 torch.set_num_threads(1)
 components = load(sys.argv[1], device="cpu")
 plans = {}
 for line in sys.stdin:
     data, folder, world = json.loads(line)
     if data not in plans:
-        plans[data] = clips.survey(data, [clips.Bucket(32, 32, 5)], 8.0)
+        plans[data] = samples.survey(data, [samples.Bucket(32, 32, 5)], 8.0)
     children = []
     for rank in range(world):
         child = os.fork()
@@ -505,55 +505,3 @@ def wait_for(folder: Path, count: int) -> None:
     end = time.monotonic() + 60
     while sum(path.suffix == ".safetensors" for path in folder.rglob("*")) < count and time.monotonic() < end:
         time.sleep(0.002)
-
-
-@pytest.fixture
-def other_process(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
-    """other_process(key): a process that holds the claim of an entry until it is told to end."""
-    code = """
-import sys
-from pathlib import Path
-from pusa.training.data.tensor_store import Store
-with Store(Path(sys.argv[1])).claims() as claims, claims.hold(sys.argv[2], wait=False) as mine:
-    print(mine, flush=True)
-    sys.stdin.read()
-"""
-    started: list[subprocess.Popen[str]] = []
-
-    def begin(entry: str) -> subprocess.Popen[str]:
-        child = subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path / "cache"), entry],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        started.append(child)
-        assert child.stdout is not None
-        assert child.stdout.readline() == "True\n"
-        return child
-
-    yield begin
-    for child in started:
-        child.kill()
-        child.communicate()
-
-
-def test_a_claim_is_held_against_others_and_ends_with_its_owner(
-    tmp_path: Path, other_process: Callable[[str], subprocess.Popen[str]]
-) -> None:
-    store = Store(tmp_path / "cache")
-    first, second = "latents/" + "a" * 40, "latents/" + "b" * 40
-    child = other_process(first)
-    litter = store.path(first).with_name("." + "a" * 40 + "-00.part.safetensors")
-    litter.parent.mkdir(parents=True)
-    litter.write_text("half")
-    with store.claims() as claims:
-        with claims.hold(first, wait=False) as mine:
-            assert not mine
-            assert litter.exists()
-        with claims.hold(second, wait=False) as mine:
-            assert mine
-        child.kill()
-        with claims.hold(first, wait=True) as mine:
-            assert mine
-            assert not litter.exists()

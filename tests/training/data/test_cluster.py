@@ -1,4 +1,4 @@
-"""How a cluster is divided; and with Ray installed, two of its processes filling one cache."""
+"""The results of several processes as one; and with Ray installed, two of its processes filling one cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pusa.cluster import Layout, layout
 from pusa.errors import InputError
 from pusa.generation.pipeline import Pipeline
 from pusa.training.data import cluster, samples
@@ -18,16 +17,6 @@ from pusa.training.data.cluster import together
 from pusa.training.data.dataset import Problem
 from pusa.training.data.fingerprints import fingerprint
 from pusa.videos import write_video
-
-
-def test_a_process_per_gpu_or_per_node_or_as_many_as_asked() -> None:
-    big, small, plain = {"CPU": 64.0, "GPU": 8.0}, {"CPU": 16.0, "GPU": 2.0}, {"CPU": 16.0}
-    assert layout([big, small], None) == Layout(10, 8, 1.0)
-    assert layout([plain, plain, plain], None) == Layout(3, 16, 0.0)
-    assert layout([plain], 4) == Layout(4, 4, 0.0)
-    assert layout([plain], 40) == Layout(40, 1, 0.0)
-    assert layout([big], 16) == Layout(16, 4, 0.5)
-    assert layout([{"CPU": 1.0}, plain], None) == Layout(2, 1, 0.0)
 
 
 def test_a_clip_that_one_node_could_read_has_not_failed() -> None:

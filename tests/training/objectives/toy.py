@@ -12,12 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pusa.adapters.base import Attached
-from pusa.processes import ProcessGroup
 from pusa.training import distributed, random_draws
-from pusa.training.config.tree import Config
 from pusa.training.data.batches import Batch
-from pusa.training.objectives.base import BatchLosses, Player
+from pusa.training.objectives.base import BatchLosses, Player, Setup
 from tests.training import small
 
 OFTEN = 5
@@ -35,14 +32,14 @@ class Critic(nn.Module):
 
 
 class TwoPlayers:
-    def __init__(self, config: Config, trained: Attached, empty_context: Tensor, group: ProcessGroup) -> None:
-        self.seed = config.train.seed
+    def __init__(self, setup: Setup) -> None:
+        train, trained = setup.config.train, setup.trained
+        self.seed = train.seed
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             self.critic = Critic()
-        train = config.train
-        generator = distributed.wrap(trained.model, train.parallel, group)
-        critic = distributed.wrap(self.critic, train.parallel, group)
+        generator = distributed.wrap(trained.model, train.parallel, setup.group)
+        critic = distributed.wrap(self.critic, train.parallel, setup.group)
         other = train.model_copy(update={"lr": 3e-2, "ema": 0.8, "clip": None, "schedule": "constant", "warmup": 0})
         self.players = {
             "generator": Player(generator, trained.parameters, train, every=OFTEN),

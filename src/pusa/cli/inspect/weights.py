@@ -48,8 +48,7 @@ def weights(
     files = [read_lora(text, 1.0) for text in lora]
     with terminal.status("Starting"):
         from pusa.errors import needing
-        from pusa.files import check_writable, write_json
-        from pusa.training.data.tensor_store import make_folder
+        from pusa.files import check_writable, make_folder, write_json
 
         with needing("eval"):
             from pusa.evaluation import plots

@@ -13,29 +13,28 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pusa.cli.shared.arguments import slug
-from pusa.cli.shared.clip_jobs import check, limits_of, open_pipeline
-from pusa.cli.shared.options import Model, Output, Sampling
-from pusa.cli.shared.request import Request
+from pusa.cli.shared.clip_jobs import limits_of, open_pipeline, opened
+from pusa.cli.shared.flags import request_of
+from pusa.cli.shared.options import Model, Output
 from pusa.cli.shared.terminal import Report, Terminal, clock, count, printable
 from pusa.errors import InputError, PusaError
+from pusa.generation.options import options_of
+from pusa.generation.request import Generate
+
+if TYPE_CHECKING:
+    from pusa.work.workers import Worker
 
 PATHS = ("image", "last_image", "edit")
 LISTS = ("keyframe", "video")
-SAMPLING: dict[str, type] = {"seed": int, "steps": int, "guidance": float, "guidance_2": float, "boundary": float,
-                             "shift": float, "negative_prompt": str, "solver": str}  # fmt: skip
-OPTIONS: dict[str, type] = {"prompt": str, **dict.fromkeys(PATHS, str), **dict.fromkeys(LISTS, list), "strength": float,
-                            "noise": float, "frames": int, "size": str, "fit": str}  # fmt: skip
-KEYS = {"name": str, **OPTIONS, **SAMPLING}
-CHOICES = {"fit": ("crop", "pad", "stretch"), "solver": ("euler", "dpm++2m")}
-WORDS = {int: "a whole number", float: "a number", str: "a text", list: "a list of texts"}
-POLL = 1.0
-"""seconds between two looks at how many clips a cluster has made"""
+FIELDS = tuple(options_of(Generate).keys() - {"conditions", "init", "matrix"})
+"""The fields of a request that a line may set, under their own names."""
+KEYS = ("name", *PATHS, *LISTS, "noise", "matrix", *FIELDS)
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Line:
 
     where: str
     path: Path
-    request: Request
+    request: Generate
     digest: str = ""
 
 
@@ -58,6 +57,7 @@ class Shared:
 
 def make_all(
     file: Path,
+    flags: dict[str, Any],
     options: dict[str, Any],
     model: Model,
     output: Output,
@@ -66,7 +66,7 @@ def make_all(
     ray: str | None = None,
     workers: int | None = None,
 ) -> Report:
-    """Make the clips of a file. options: what a line does not say. ray, workers: see `pusa generate`."""
+    """Make the clips of a file. flags, options: what a line does not say. ray, workers: see `pusa generate`."""
     from pusa.processes import current_group
 
     if current_group().size > 1:
@@ -81,10 +81,10 @@ def make_all(
     if output.out is not None and output.out.suffix == ".mp4":
         raise InputError(f"--out {output.out}: several clips go into a folder; name one.")
     started = time.perf_counter()
-    lines = read(file, options, output.out or Path("outputs"))
+    lines = read(file, flags, options, output.out or Path("outputs"))
     for line in lines:
         with _at(line.where):
-            check(terminal, frames=line.request.frames, pictures=line.request.pictures, videos=line.request.videos)
+            opened(line.request, terminal)
     limits = limits_of(model, terminal)
     for line in lines:
         with _at(line.where):
@@ -121,10 +121,10 @@ def make_all(
 # ------------------------------------------------------------------------------------------------------------- the file
 
 
-def read(file: Path, options: Mapping[str, Any], folder: Path) -> list[Line]:
+def read(file: Path, flags: Mapping[str, Any], options: Mapping[str, Any], folder: Path) -> list[Line]:
     """The lines of a .jsonl or .txt, checked as far as no model is needed; InputError names file and line.
 
-    options: for what a line does not say. folder: where the clips go. Paths in a line are relative to the file.
+    flags, options: for what a line does not say. folder: where the clips go. Paths in a line are relative to the file.
     """
     try:
         texts = file.read_text(encoding="utf-8-sig").splitlines()
@@ -139,10 +139,12 @@ def read(file: Path, options: Mapping[str, Any], folder: Path) -> list[Line]:
         where = f"{file}, line {number}"
         with _at(where):
             said = {"prompt": text.strip()} if file.suffix.lower() == ".txt" else _parsed(text)
-            sampling: Sampling = replace(options["sampling"], **{key: said[key] for key in SAMPLING if key in said})
-            own = {key: _placed(key, value, file.parent) for key, value in said.items() if key in OPTIONS}
-            request = Request.of(**{**options, **own, "sampling": sampling})
-            name = said.get("name", f"{number:04d}_{slug(request.prompt)}_{sampling.seed}")
+            own = {key: _placed(key, value, file.parent) for key, value in said.items()}
+            request = request_of(
+                **{key: own.get(key, value) for key, value in flags.items()},
+                options={**options, **{key: own[key] for key in (*FIELDS, "matrix") if key in own}},
+            )
+            name = said.get("name", f"{number:04d}_{slug(request.prompt)}_{request.seed}")
             if not name or Path(name).name != name or name.startswith("."):
                 raise InputError(f"the name {name!r} is no file name; leave folders and suffix out")
             path = folder / f"{name}.mp4"
@@ -167,20 +169,20 @@ def _parsed(text: str) -> dict[str, Any]:
             near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.6)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(KEYS)}"
             raise InputError(f"it has the unknown key {key!r}; {hint}")
-        kind = KEYS[key]
-        if kind is list and isinstance(value, str):
-            said[key] = value = [value]
-        right = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-        if not right or (kind is list and not all(isinstance(each, str) for each in value)):
-            raise InputError(f"{key} is {value!r}; give {WORDS[kind]}")
-        if key in CHOICES and value not in CHOICES[key]:
-            raise InputError(f"{key} is {value!r}; choose {' or '.join(CHOICES[key])}")
+        if key in LISTS:
+            said[key] = value = [value] if isinstance(value, str) else value
+            if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+                raise InputError(f"{key} is {value!r}; give a list of texts")
+        elif key in (*PATHS, "name", "matrix") and not isinstance(value, str):
+            raise InputError(f"{key} is {value!r}; give a text")
+        elif key == "noise" and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise InputError(f"{key} is {value!r}; give a number")
     return said
 
 
 def _placed(key: str, value: Any, home: Path) -> Any:
     """A value with its path, if it is one, taken from the file's folder."""
-    if key in PATHS:
+    if key in (*PATHS, "matrix"):
         return str(home / value)
     return tuple(str(home / each) for each in value) if key in LISTS else value
 
@@ -223,18 +225,18 @@ def about(model: Model) -> dict[str, Any]:
     }
 
 
-def _digest(request: Request, about: Mapping[str, Any]) -> str:
+def _digest(request: Generate, about: Mapping[str, Any]) -> str:
     """Of a request with the content of its files, and of the model."""
-    from pusa.models.lora.runtime import sha256
+    from pusa.files import sha256
 
-    files = {str(path): sha256(path) for path in (*request.pictures, *request.videos)}
-    text = json.dumps([asdict(request), files, about], sort_keys=True, default=str)
+    files = {str(path): sha256(path) for path in request.files()}
+    text = json.dumps([request.to_dict(), files, about], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _is_there(line: Line, overwrite: bool) -> bool:
     """Whether the clip of a line is there, whole; InputError where another one is and may not be replaced."""
-    from pusa.models.lora.runtime import sha256
+    from pusa.files import sha256
 
     if not line.path.exists():
         return False
@@ -260,50 +262,38 @@ def _is_there(line: Line, overwrite: bool) -> bool:
 def _here(
     lines: Sequence[Line], model: Model, output: Output, terminal: Terminal, progress: Callable[[int, int], None]
 ) -> Shared:
-    """Make the clips of these lines that no other process makes, in this one."""
-    from pusa import claims
-    from pusa.files import check_writable
-    from pusa.training.data.tensor_store import make_folder
+    """Make the clips of these lines that no other process makes, in this process."""
+    from pusa.files import check_writable, make_folder
+    from pusa.generation.clip import latents_path
+    from pusa.work.units import Unit, make_units
 
     folder = lines[0].path.parent
     make_folder(folder, "clips")
     check_writable(folder / "clip.mp4")
     first = lines[0].request
-    pipe = open_pipeline(model, terminal, size=first.shape, frames=first.frames, guidance=first.sampling.guidance)
-    made: list[str] = []
-    failed: dict[str, str] = {}
-    waiting: list[Line] = []
-    progress(0, len(lines))
-    with claims.opened(folder / ".claims") as descriptor:
+    pipe = open_pipeline(model, terminal, size=first.size, frames=first.frames, guidance=first.guidance)
 
-        def attempt(line: Line, wait: bool) -> bool:
-            with claims.hold(descriptor, line.path.name, wait=wait) as held:
-                if held is False:
-                    return False
-                start = line.path.stem[:39]
-                if held and sum(other.path.stem.startswith(start) for other in lines) == 1:
-                    for part in (*folder.glob(f".{start}*.part*"), *folder.glob(f"..{start}*.part*")):
-                        part.unlink(missing_ok=True)  # of an owner that was killed
-                if _is_there(line, overwrite=True):
-                    return True
-                try:
-                    _, job = line.request.job(pipe)
-                    clip = job(line.request.sampling.seed, lambda step: None)
-                    clip.recipe["request"] = line.digest
-                    clip.save(line.path)
-                    made.append(line.where)
-                except PusaError as error:
-                    failed[line.where] = printable(str(error))
-            return True
+    def make(line: Line) -> None:
+        clip = line.request.run(pipe)
+        clip.recipe["request"] = line.digest
+        clip.save(line.path)
 
-        for number, line in enumerate(lines, 1):
-            if not attempt(line, wait=False):
-                waiting.append(line)
-            progress(number - len(waiting), len(lines))
-        for number, line in enumerate(waiting, 1):
-            attempt(line, wait=True)
-            progress(len(lines) - len(waiting) + number, len(lines))
-    return Shared(tuple(made), failed)
+    units = [
+        Unit(
+            line.path.name,
+            line.path,
+            partial(make, line),
+            also=(latents_path(line.path),),
+            is_done=partial(_is_there, line, overwrite=True),
+        )
+        for line in lines
+    ]
+    outcome = make_units(
+        units, folder / ".claims", "clips", lambda _, finished, total: progress(finished, total), collect=(PusaError,)
+    )
+    made = tuple(line.where for line in lines if line.path.name in outcome.made)
+    failed = {line.where: outcome.failed[line.path.name] for line in lines if line.path.name in outcome.failed}
+    return Shared(made, {where: printable(str(error)) for where, error in failed.items()})
 
 
 def _over_cluster(
@@ -316,33 +306,17 @@ def _over_cluster(
     address: str,
     workers: int | None,
 ) -> Shared:
-    """`_here` in the processes of a Ray cluster, which see folder, sources and model under the same paths."""
-    from pusa.cluster import connected, layout
-    from pusa.training.data.tensor_store import make_folder
+    """`_here` in the processes of a Ray cluster."""
+    from pusa.work.cluster import over_cluster
+    from pusa.work.workers import watch_files
 
     lines = [replace(line, path=line.path.absolute()) for line in lines]
-    make_folder(lines[0].path.parent, "clips")
-    with connected(address) as ray:
-        shape = layout([node["Resources"] for node in ray.nodes() if node["Alive"]], workers)
-        task = ray.remote(_of_a_node).options(num_cpus=shape.cpus, num_gpus=shape.gpus, scheduling_strategy="SPREAD")
-        shared = ray.put(lines)
-        waiting = running = [task.remote(shared, model, output) for _ in range(shape.workers)]
-        while waiting:
-            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL)
-            progress(sum(line.path.exists() for line in lines), len(lines))
-        parts: list[Shared] = ray.get(running)
+    watch = watch_files([line.path for line in lines], "Clips", lambda _, finished, total: progress(finished, total))
+    job = partial(_on_node, lines, model, output)
+    parts = over_cluster(address, workers, job, lines[0].path.parent, watch, "clips")
     made = tuple(where for part in parts for where in part.made)
     return Shared(made, {where: why for part in parts for where, why in part.failed.items() if where not in made})
 
 
-def _of_a_node(lines: Sequence[Line], model: Model, output: Output) -> Shared:
-    """What runs on a node."""
-    import socket
-
-    folder = lines[0].path.parent
-    if not folder.is_dir():
-        raise InputError(
-            f"{socket.gethostname()} does not see the folder {folder}: put it on a file system that all nodes mount "
-            "under this path."
-        )
-    return _here(lines, model, output, Terminal(False), lambda done, total: None)
+def _on_node(lines: Sequence[Line], model: Model, output: Output, worker: Worker) -> Shared:
+    return _here(lines, model, output, Terminal(False), lambda finished, total: None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,13 +11,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from pusa.cli.shared.arguments import multiplier
-from pusa.cli.shared.options import MANY, OUTPUT, SAMPLING, File, Model, Sampling, Talk, Whole, of_model, with_preset
+from pusa.cli.shared.options import (
+    MANY,
+    OUTPUT,
+    SAMPLING,
+    File,
+    Model,
+    SeedlessSampling,
+    Talk,
+    Whole,
+    given_of,
+    with_preset,
+)
 from pusa.cli.shared.terminal import Report, Terminal, clock, count
 from pusa.errors import InputError
 
 if TYPE_CHECKING:
     from pusa.evaluation.vbench.maker import Maker
     from pusa.evaluation.vbench.manifest import Manifest
+    from pusa.work.workers import Worker
 
 
 def generate(
@@ -26,11 +38,7 @@ def generate(
     images: Annotated[Path, File],
     out: Annotated[Path, File, Parameter(group=OUTPUT)],
     model: Model = Model(),
-    steps: Annotated[int | None, Whole, Parameter(group=SAMPLING, show_default=of_model)] = None,
-    guidance: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
-    guidance_2: Annotated[float | None, Parameter(group=SAMPLING, show_default=False)] = None,
-    boundary: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
-    shift: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
+    sampling: SeedlessSampling = SeedlessSampling(),
     noise: Annotated[float | None, Parameter(group=SAMPLING, show_default=lambda _: "0")] = None,
     limit: Annotated[int | None, Whole, Parameter(group=MANY, show_default=lambda _: "all")] = None,
     ray: Annotated[str | None, Parameter(group=MANY, metavar="ADDRESS")] = None,
@@ -49,16 +57,6 @@ def generate(
         The folder of the official crops that suit the manifest's size.
     out
         Folder for videos/, recipes/ and run.json.
-    steps
-        Sampling steps.
-    guidance
-        Classifier-free guidance scale.
-    guidance_2
-        Of a model with two experts, the guidance of the one for low noise; the same if not given.
-    boundary
-        The noise level at which such a model changes experts.
-    shift
-        Timestep shift.
     noise
         Noise multiplier of the picture: 0 keeps it exactly, as the paper's benchmark does.
     limit
@@ -73,19 +71,19 @@ def generate(
         raise InputError(f"--workers {workers}: it takes a number of 1 or more, and --ray with it.")
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit}: it takes a number of 1 or more.")
-    sampling = Sampling(steps=steps, guidance=guidance, guidance_2=guidance_2, boundary=boundary, shift=shift)
     model, sampling, noise = with_preset(model, sampling, noise)
     terminal = Terminal(talk.talkative)
     with terminal.status("Starting"):
         from pusa.cli.shared.batch import about
         from pusa.cli.shared.clip_jobs import limits_of
-        from pusa.evaluation import pieces
         from pusa.evaluation.vbench import maker, verification
         from pusa.evaluation.vbench import manifest as manifests
+        from pusa.work.cluster import over_cluster
+        from pusa.work.workers import Worker, watch_files
 
         plan = manifests.read(manifest)
         maker.check_images(plan, images)
-        chosen = {name: getattr(sampling, name) for name in ("steps", "guidance", "guidance_2", "boundary", "shift")}
+        chosen = given_of(sampling)
         limits_of(model, terminal).settings(size=plan.size, frames=plan.frames, **chosen)
         pictures = maker.content_of(plan, images)
         verification.begin_run(out, plan, {**chosen, "noise": noise, "pictures": pictures, **about(model)})
@@ -101,24 +99,18 @@ def generate(
     if files:
         _foretell(terminal, model, plan, len(files), chosen)
         with terminal.counting() as progress:
-            work = partial(_share, manifest, images, out, model, noise, chosen, files)
             if ray:
-                every = [pieces.Piece(file, videos / file, _not_here) for file in files]
-                pieces.over_cluster(ray, workers, work, every, "Videos", progress)
+                manifest, images, folder = manifest.absolute(), images.absolute(), out.absolute()
+                job = partial(_make, manifest, images, folder, model, noise, chosen, files, Terminal(False))
+                watch = watch_files([videos / file for file in files], "Videos", progress)
+                over_cluster(ray, workers, job, folder, watch)
             else:
-                every = _maker(manifest, images, out, model, noise, chosen, terminal).pieces(files)
-                pieces.make_all(
-                    every, out, lambda: progress("Videos", sum(piece.file.exists() for piece in every), len(every))
-                )
+                _make(manifest, images, out, model, noise, chosen, files, terminal, Worker(progress=progress))
     left = len(missing) - len(files)
     record = {"videos": len(plan.videos), "made": len(files), "left": left, "folder": str(out)}
     then = f"{count(left, 'video')} left" if left else "check them with pusa vbench verify"
     took = clock(time.monotonic() - started)
     return Report(record, f"{videos}: {count(len(plan.videos) - left, 'video')}, {took}; {then}.")
-
-
-def _not_here() -> None:
-    raise AssertionError("made by the cluster's processes")
 
 
 def _foretell(terminal: Terminal, model: Model, plan: Manifest, left: int, chosen: dict[str, Any]) -> None:
@@ -131,10 +123,10 @@ def _foretell(terminal: Terminal, model: Model, plan: Manifest, left: int, chose
     profile = "80gb" if torch.cuda.is_available() else "cpu"
     with terminal.status("Estimating"):
         told = outlook(
-            model, size=plan.size, frames=plan.frames, guidance=chosen["guidance"], profile=profile, rate=None
+            model, size=plan.size, frames=plan.frames, guidance=chosen.get("guidance"), profile=profile, rate=None
         )
         rows = told.record["profiles"]
-        steps = chosen["steps"] or checkpoints.defaults_of(checkpoints.find(model.source, parts=())[1]).steps
+        steps = chosen.get("steps") or checkpoints.defaults_of(checkpoints.find(model.source, parts=())[1]).steps
     if seconds := rows[0]["seconds_per_step"]:
         low, high = (clock(each * steps * left) for each in seconds)
         terminal.note(f"{count(left, 'video')} of {steps} steps: {low} to {high} of one such device, decoding aside")
@@ -148,11 +140,11 @@ def _maker(
     from pusa.evaluation.vbench.maker import Maker
 
     plan = manifests.read(manifest)
-    pipe = open_pipeline(model, terminal, size=plan.size, frames=plan.frames, guidance=chosen["guidance"])
+    pipe = open_pipeline(model, terminal, size=plan.size, frames=plan.frames, guidance=chosen.get("guidance"))
     return Maker(pipe, plan, images, out, noise, chosen)
 
 
-def _share(
+def _make(
     manifest: Path,
     images: Path,
     out: Path,
@@ -160,9 +152,11 @@ def _share(
     noise: float,
     chosen: dict[str, Any],
     files: Sequence[str],
-    told: Callable[[], None],
+    terminal: Terminal,
+    worker: Worker,
 ) -> None:
-    """What a process of a cluster does."""
-    from pusa.evaluation.pieces import make_all
+    """Make the videos of these names that no other process makes."""
+    from pusa.evaluation.results_folder import make_missing
 
-    make_all(_maker(manifest, images, out, model, noise, chosen, Terminal(False)).pieces(files), out, told)
+    units = _maker(manifest, images, out, model, noise, chosen, terminal).units(files)
+    make_missing(units, out, "Videos", worker.progress)

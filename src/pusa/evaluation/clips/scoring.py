@@ -20,14 +20,14 @@ import numpy as np
 from pusa.errors import InputError, PusaError
 from pusa.evaluation.clips import fidelity, measures, seams
 from pusa.evaluation.clips.optical_flow import Motion
-from pusa.evaluation.pieces import Piece, Told, make_all, untold
-from pusa.files import write_json
-from pusa.generation.conditions import frame_index
+from pusa.evaluation.results_folder import make_missing
+from pusa.files import make_folder, sha256, write_json
+from pusa.generation.request import frame_index
 from pusa.images import Frames, Image, contact_sheet, fit, read_image, write_image
-from pusa.models.lora.runtime import sha256
-from pusa.training.data.tensor_store import make_folder
 from pusa.video_probe import look
 from pusa.videos import read_video
+from pusa.work.units import Unit
+from pusa.work.workers import Worker
 
 VERSION = 2
 """of the measures; scores of another one are refused"""
@@ -271,10 +271,10 @@ class Evaluation:
         """Where a clip's scores are kept."""
         return self.folder / "clips" / f"{key}.json"
 
-    def pieces(self) -> list[Piece]:
+    def units(self) -> list[Unit]:
         """Every clip, as work that processes share."""
         return [
-            Piece(key, self.file(key), partial(self._make, task, key))
+            Unit(key, self.file(key), partial(self._make, task, key))
             for task, key in zip(self.tasks, self.keys, strict=True)
         ]
 
@@ -297,6 +297,6 @@ class Evaluation:
         return found
 
 
-def make(folder: Path, wanted: Iterable[Task], told: Told = untold) -> None:
+def make(folder: Path, wanted: Iterable[Task], worker: Worker) -> None:
     """Score what is missing, beside other processes that do the same in the folder."""
-    make_all(Evaluation(folder, list(wanted)).pieces(), folder, told)
+    make_missing(Evaluation(folder, list(wanted)).units(), folder, progress=worker.progress)

@@ -1,7 +1,7 @@
-"""Train one method for one seed, with the draws, the batches and the learner of `pusa train`.
+"""Train one method for one seed, with the random draws, the batches and the learner of `pusa train`.
 
-The objective here also trains models of the Wan-I2V kind, which `pusa train` does not. If a training is interrupted,
-rerun it: it resumes from the last checkpoint and ends with the same weights.
+The objective here also trains models with image channels, as in Wan-I2V, which `pusa train` does not. If a run is
+interrupted, rerun it: it resumes from its last checkpoint and ends with the same weights.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from pusa.adapters.base import Attached
 from pusa.core.objectives import flow_matching_loss
 from pusa.embedded import world
 from pusa.errors import InputError
-from pusa.evaluation.paper.methods import Method
 from pusa.evaluation.paper.networks import Network, with_image_channels
+from pusa.evaluation.paper.training_methods import BATCH, Method
 from pusa.files import replacing, write_json
-from pusa.models.loading import checkpoints
+from pusa.models.loading import checkpoints, sources
 from pusa.models.wan import latents
 from pusa.processes import ProcessGroup
 from pusa.training import random_draws
@@ -35,9 +35,9 @@ from pusa.training.learner import Learner
 from pusa.training.objectives.base import BatchLosses, Player
 
 CLIPS, PART = 2048, 128
+"""training clips, and how many of them are in one file"""
 FIRST_SEED = 2_000_000
-"""The clips of the embedded adapter's own training; held-out scenes come from another stream."""
-BATCH, STEPS = 8, 400
+"""The training clips are those of the embedded adapter. Held-out scenes have other seeds."""
 CAPTION_DROPOUT = 0.1
 
 
@@ -50,7 +50,11 @@ class _Sample:
 
 
 class Clips:
-    """The training clips, half shapes and half cameras: latents [N, C, 5, 8, 8], and the text of each caption."""
+    """The training clips: half have a moving shape, half a moving camera.
+
+    values: latents, float32 [N, C, 5, 8, 8]. texts: the context of each caption, [captions, 512, D]; the first is that
+    of the empty caption. which: the index of each clip's caption, [N].
+    """
 
     def __init__(self, values: Tensor, texts: Tensor, captions: Sequence[str], which: Sequence[int]) -> None:
         self.values, self.texts, self.captions, self.which = values, texts, captions, which
@@ -65,12 +69,12 @@ class Clips:
 
     @property
     def empty(self) -> Tensor:
-        """The text of the empty caption, [512, D]."""
+        """The context of the empty caption, [512, D]."""
         return self.texts[0]
 
 
 def parts(folder: Path) -> list[Path]:
-    """The files in which the latents of the training clips lie, `PART` clips each."""
+    """The files with the latents of the training clips, `PART` clips each."""
     return [folder / f"{first:05d}.safetensors" for first in range(0, CLIPS, PART)]
 
 
@@ -79,8 +83,8 @@ def _scene(index: int) -> world.Scene:
 
 
 def prepare(file: Path) -> None:
-    """Encode the clips of a part."""
-    vae = checkpoints.load_encoders(checkpoints.TINY_BASE).vae
+    """Encode the clips of one file of `parts`."""
+    vae = checkpoints.load_encoders(sources.TINY_BASE).vae
     first = int(file.stem)
     encoded = [latents.encode(vae, world.render(_scene(index)))[0] for index in range(first, first + PART)]
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -88,9 +92,9 @@ def prepare(file: Path) -> None:
         save_file({"latents": torch.stack(encoded)}, str(part))
 
 
-def prepare_texts(file: Path) -> None:
-    """Encode the captions of all clips, and the empty one."""
-    encoders = checkpoints.load_encoders(checkpoints.TINY_BASE)
+def prepare_captions(file: Path) -> None:
+    """Encode the captions of all clips, and the empty caption."""
+    encoders = checkpoints.load_encoders(sources.TINY_BASE)
     named = [_scene(index).caption for index in range(CLIPS)]
     captions = list(dict.fromkeys(["", *named]))
     texts = latents.encode_text(encoders.text_encoder, encoders.tokenizer, captions)
@@ -101,17 +105,17 @@ def prepare_texts(file: Path) -> None:
         save_file({"texts": texts.contiguous(), "which": which}, str(part), metadata=metadata)
 
 
-def load(texts: Path) -> Clips:
-    """The clips that `prepare` and `prepare_texts` wrote into one folder."""
-    tensors = load_file(texts)
-    with safe_open(texts, "pt") as opened:
+def load(captions_file: Path) -> Clips:
+    """The clips that `prepare` and `prepare_captions` wrote into one folder."""
+    tensors = load_file(captions_file)
+    with safe_open(captions_file, "pt") as opened:
         captions = json.loads(opened.metadata()["captions"])
-    values = torch.cat([load_file(part)["latents"] for part in parts(texts.parent)])
+    values = torch.cat([load_file(part)["latents"] for part in parts(captions_file.parent)])
     return Clips(values, tensors["texts"], captions, tensors["which"].tolist())
 
 
 def settings(method: Method, seed: int, steps: int) -> TrainSettings:
-    """Those of recipes/embedded/adapter.yaml, with the method's learning rate."""
+    """The settings of recipes/embedded/adapter.yaml, with the method's learning rate."""
     return TrainSettings(
         steps=steps,
         batch=BATCH,
@@ -129,7 +133,7 @@ def settings(method: Method, seed: int, steps: int) -> TrainSettings:
 
 def network(method: Method, seed: int) -> tuple[Network, Attached]:
     """Return the untrained model of a method, and its adapter."""
-    transformer = checkpoints.load(checkpoints.TINY_BASE).transformer
+    transformer = checkpoints.load(sources.TINY_BASE).transformer
     if method.image_channels:
         transformer = with_image_channels(transformer)
     return Network(transformer), method.adapter.attach(transformer, seed)
@@ -175,7 +179,7 @@ def train(
     *,
     checkpoints_at: Sequence[int],
 ) -> None:
-    """Train to the last of `checkpoints_at` (steps); `folder` gets the averaged weights of each in step_NNNNNN/."""
+    """Train until the last of `checkpoints_at` (steps). Write the averaged weights of each into folder/step_NNNNNN/."""
     steps = max(checkpoints_at)
     chosen = settings(method, seed, steps)
     model, trained = network(method, seed)

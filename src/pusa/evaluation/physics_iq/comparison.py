@@ -11,19 +11,21 @@ from typing import Any
 from pusa.errors import InputError
 from pusa.evaluation.physics_iq.dataset import Dataset, Scene, scenes
 from pusa.evaluation.physics_iq.scores import Summary, View, compare
-from pusa.evaluation.pieces import Piece, Told, make_all, untold
+from pusa.evaluation.results_folder import make_missing
 from pusa.files import write_json
+from pusa.work.units import Unit
+from pusa.work.workers import Worker
 
 VERSION = 2
 """of the measures"""
 
 
-def pieces(videos: Path, descriptions: Path, data: Path, out: Path) -> list[Piece]:
-    """A piece for each video that is there."""
+def units(videos: Path, descriptions: Path, data: Path, out: Path) -> list[Unit]:
+    """A unit of work for each video that is there."""
     dataset = Dataset(data)
     found = [(scene, _video(videos, scene)) for scene in scenes(descriptions)]
     return [
-        Piece(scene.file, kept, partial(_compare, scene, video, dataset, kept))
+        Unit(scene.file, kept, partial(_compare, scene, video, dataset, kept))
         for scene, video in found
         if video is not None
         for kept in [_kept(out, scene, video, dataset)]
@@ -52,9 +54,9 @@ def _compare(scene: Scene, video: Path, dataset: Dataset, file: Path) -> None:
     write_json(file, record)
 
 
-def make(videos: Path, descriptions: Path, data: Path, out: Path, told: Told = untold) -> None:
+def make(videos: Path, descriptions: Path, data: Path, out: Path, worker: Worker) -> None:
     """Compare what is missing, beside other processes that do the same in the folder."""
-    make_all(pieces(videos, descriptions, data, out), out, told)
+    make_missing(units(videos, descriptions, data, out), out, progress=worker.progress)
 
 
 def results(videos: Path, descriptions: Path, data: Path, out: Path) -> tuple[list[View], dict[str, str]]:

@@ -22,14 +22,13 @@ from pusa.evaluation.physics_iq.dataset import (
     Scene,
     check_sources,
 )
-from pusa.evaluation.pieces import Piece
 from pusa.files import replacing, write_json
-from pusa.generation.conditions import Image
-from pusa.generation.extension import extend
-from pusa.generation.pipeline import Pipeline
+from pusa.generation.pipeline import Pipeline, extend
+from pusa.generation.request import Image
 from pusa.images import Frames, fit
 from pusa.models.wan.latents import FRAMES_PER_SLOT
 from pusa.videos import read_video, write_video
+from pusa.work.units import Unit
 
 Track = Literal["i2v", "v2v"]
 VIDEOS, RECIPES = "videos", "recipes"
@@ -59,9 +58,15 @@ class Maker:
         if abs(self.count - SECONDS * fps) > 1e-6:
             raise InputError(f"The model makes {fps:g} frames per second, which gives no whole number in {SECONDS} s.")
 
-    def pieces(self) -> list[Piece]:
+    def units(self) -> list[Unit]:
         """Every video, as work that processes share."""
-        return [Piece(s.file, self.folder / VIDEOS / s.file, partial(self.make, s)) for s in self.scenes]
+        return [
+            Unit(scene.file, self.folder / VIDEOS / scene.file, partial(self.make, scene), also=(self._recipe(scene),))
+            for scene in self.scenes
+        ]
+
+    def _recipe(self, scene: Scene) -> Path:
+        return self.folder / RECIPES / f"{Path(scene.file).stem}.json"
 
     def seed_of(self, scene: Scene) -> int:
         """A function of the run's seed and the scene."""
@@ -76,9 +81,8 @@ class Maker:
             write_video(part, frames, fps)
             if len(read_video(part)[0]) != self.count:
                 raise PusaError(f"{path} is not what was written; check the disk.")
-            place = self.folder / RECIPES
-            place.mkdir(exist_ok=True)
-            write_json(place / f"{Path(scene.file).stem}.json", {"track": self.track, **recipe})
+            self._recipe(scene).parent.mkdir(exist_ok=True)
+            write_json(self._recipe(scene), {"track": self.track, **recipe})
 
     def _image(self, scene: Scene, seed: int) -> tuple[Frames, dict[str, Any]]:
         length = -(-(self.count - 1) // FRAMES_PER_SLOT) * FRAMES_PER_SLOT + 1

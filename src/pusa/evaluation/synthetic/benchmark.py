@@ -21,13 +21,15 @@ from numpy.typing import NDArray
 from pusa.embedded import world
 from pusa.errors import InputError
 from pusa.evaluation.intervals import Interval, bootstrap
-from pusa.evaluation.pieces import Piece, Told, make_all, untold
+from pusa.evaluation.results_folder import make_missing
 from pusa.evaluation.synthetic.tasks import MEASURES, TASKS, Entry, columns, score, summarise
 from pusa.files import replacing, write_json
 from pusa.generation.pipeline import Pipeline, load
 from pusa.images import contact_sheet, write_image
 from pusa.models.lora import header, runtime
 from pusa.models.lora.runtime import LoraFile
+from pusa.work.units import Unit
+from pusa.work.workers import Worker
 
 CHUNK = 8
 """scenes in one file"""
@@ -78,10 +80,10 @@ class Benchmark:
             raise InputError("A model is named twice: give each once.")
         self.folder, self.contestants, self.tasks, self.scenes = folder, tuple(contestants), tuple(tasks), scenes
 
-    def pieces(self) -> list[Piece]:
+    def units(self) -> list[Unit]:
         """Everything to make, a model after the other."""
         return [
-            Piece(f"{one.key} {task} {seeds.start}", file, partial(self._make, one, task, seeds, file))
+            Unit(f"{one.key} {task} {seeds.start}", file, partial(self._make, one, task, seeds, file))
             for one in self.contestants
             for task in self.tasks
             for seeds, file in self._files(one, task)
@@ -177,8 +179,6 @@ def _plain(found: Interval | None) -> dict[str, float | None] | None:
     return None if found is None else found.record()
 
 
-def make(
-    folder: Path, contestants: Sequence[Contestant], tasks: Sequence[str], scenes: int, told: Told = untold
-) -> None:
+def make(folder: Path, contestants: Sequence[Contestant], tasks: Sequence[str], scenes: int, worker: Worker) -> None:
     """Make the scores that are missing, beside other processes that do the same in the folder."""
-    make_all(Benchmark(folder, contestants, tasks, scenes).pieces(), folder, told)
+    make_missing(Benchmark(folder, contestants, tasks, scenes).units(), folder, progress=worker.progress)

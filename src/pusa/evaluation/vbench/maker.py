@@ -17,14 +17,15 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from pusa.errors import InputError, PusaError
-from pusa.evaluation.pieces import Piece
 from pusa.evaluation.vbench import verification
 from pusa.evaluation.vbench.manifest import Manifest, Video, shape_of
 from pusa.files import replacing, write_json
-from pusa.generation.conditions import Image, Target, resolve
+from pusa.generation.conditions import Target, resolve
 from pusa.generation.pipeline import Pipeline
+from pusa.generation.request import Image
 from pusa.images import read_image
 from pusa.videos import write_video
+from pusa.work.units import Unit
 
 CRF = 10
 """of the official example"""
@@ -89,11 +90,16 @@ class Maker:
         self._text = lru_cache(maxsize=2)(self._encode_text)
         self._empty: Tensor | None = None
 
-    def pieces(self, files: Iterable[str]) -> list[Piece]:
+    def units(self, files: Iterable[str]) -> list[Unit]:
         """The videos of these names, as work that processes share."""
         wanted = set(files)
         return [
-            Piece(video.file, self.folder / verification.VIDEOS / video.file, partial(self.make, video))
+            Unit(
+                video.file,
+                self.folder / verification.VIDEOS / video.file,
+                partial(self.make, video),
+                also=(verification.recipe_path(self.folder, video.file),),
+            )
             for video in ordered(self.manifest)
             if video.file in wanted
         ]

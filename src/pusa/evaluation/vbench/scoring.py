@@ -22,8 +22,7 @@ from pusa.evaluation.vbench import verification
 from pusa.evaluation.vbench.manifest import Manifest
 from pusa.evaluation.vbench.protocol import DIMENSIONS, UNWEIGHED
 from pusa.evaluation.vbench.totals import CONTENT, SETTINGS, official
-from pusa.files import write_json
-from pusa.training.data.tensor_store import make_folder
+from pusa.files import make_folder, write_json
 
 ENTRY = "evaluate_i2v.py"
 INFO = "vbench2_beta_i2v/vbench2_i2v_full_info.json"

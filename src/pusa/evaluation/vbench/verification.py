@@ -19,8 +19,7 @@ from typing import Any, Literal
 
 from pusa.errors import InputError, PusaError
 from pusa.evaluation.vbench.manifest import Manifest
-from pusa.files import write_json
-from pusa.training.data.tensor_store import make_folder
+from pusa.files import make_folder, write_json
 from pusa.video_probe import look
 from pusa.videos import read_video
 

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pusa.errors import InputError
-from pusa.files import replacing
+from pusa.files import replacing, sha256
 from pusa.models.lora import deltas, dialects, header
 from pusa.models.lora.deltas import Differences
 from pusa.models.lora.dialects import scaling
@@ -51,7 +51,6 @@ __all__ = [
     "save",
     "scaling",
     "set_scale",
-    "sha256",
     "write",
 ]
 
@@ -255,12 +254,6 @@ def write(
     strings = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
     with replacing(path) as part:
         save_file(tensors, str(part), metadata={"format": "pt", **strings})
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(path: Path) -> str:

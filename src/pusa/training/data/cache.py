@@ -14,9 +14,9 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 
 from pusa.errors import InputError
+from pusa.files import sha256
 from pusa.models.loading.checkpoints import Encoders
-from pusa.models.lora.runtime import sha256
 from pusa.models.wan import latents
 from pusa.training.data import samples
 from pusa.training.data.dataset import Problem
@@ -34,13 +34,12 @@ from pusa.training.data.fingerprints import Fingerprint, fingerprint
 from pusa.training.data.official_cache import read_ready
 from pusa.training.data.samples import Bucket, Cut, Plan, VideoFile
 from pusa.training.data.tensor_store import Store, key
+from pusa.work.units import Outcome, Progress, Unit, make_units, no_progress
 
 FORMAT = 1
 """Counts up when the same clip and the same weights would give other latents or contexts than before."""
 
-VERIFYING, ENCODING, WAITING = "Verifying the cache", "Encoding", "Waiting for another process"
-Progress = Callable[[str, int, int], None]
-"""Called with what is going on, how much of it is done, and how much there is."""
+VERIFYING, ENCODING = "Verifying the cache", "Encoding"
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +200,7 @@ def prepare(
     encoders: Encoders,
     folder: Path,
     *,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
     rank: int = 0,
     world: int = 1,
 ) -> Prepared:
@@ -212,11 +211,11 @@ def prepare(
     planned, becomes a Problem and the others go on. Clips are encoded one at a time. Raises InputError when the cache
     cannot be written, for instance on a full disk.
     """
-    return _Preparation(plan, encoders, folder, progress or (lambda *_: None), rank, world).run()
+    return _Preparation(plan, encoders, folder, progress, rank, world).run()
 
 
 @dataclass(frozen=True)
-class _Unit:
+class _Entry:
     """One entry to make: the latents or the context of a cut, or (without a cut) the context of a caption.
 
     origin: of a caption, the first clip that has it.
@@ -227,6 +226,11 @@ class _Unit:
     caption: str = ""
     origin: str = ""
 
+    @property
+    def of_clip(self) -> bool:
+        """Whether it is the latents of a clip."""
+        return self.key.startswith("latents/")
+
 
 class _Preparation:
     def __init__(self, plan: Plan, encoders: Encoders, folder: Path, progress: Progress, rank: int, world: int) -> None:
@@ -234,100 +238,83 @@ class _Preparation:
         self.rank, self.world = rank, world
         self.cache = Cache(folder, fingerprint(encoders, plan.fps))
         self.store = self.cache.store
-        self.done: dict[str, int] = {"made": 0, "shared": 0, "captions": 0}
-        self.failed: dict[str, Problem] = {}
         self.seen: dict[Path, tuple[int, ...]] = {}
 
     def run(self) -> Prepared:
         started = time.perf_counter()
-        units = self._units()
-        kept = self._kept(units)
-        share = [unit for place, unit in enumerate(units) if place % self.world == self.rank]
-        rest = [unit for place, unit in enumerate(units) if place % self.world != self.rank]
-        todo = [unit for unit in (*share, *rest) if unit.key not in kept]
-        if todo:
-            self._fill(todo)
-        whole = kept - self.failed.keys()
-        clips_kept = [unit.key for unit in units if unit.key in whole and unit.key.startswith("latents/")]
+        entries = {entry.key: entry for entry in self._entries()}
+        kept = self._kept(entries)
+        share = [key for place, key in enumerate(entries) if place % self.world == self.rank]
+        rest = [key for place, key in enumerate(entries) if place % self.world != self.rank]
+        todo = [entries[key] for key in (*share, *rest) if key not in kept]
+        outcome = self._fill(todo) if todo else Outcome[_UnusableError]()
+        failed = {self.cache.latents(cut): error.problem for key, error in outcome.failed.items()
+                  if (cut := entries[key].cut)}  # fmt: skip
+        made = sum(entries[key].of_clip for key in outcome.made)
         return Prepared(
-            made=self.done["made"],
-            kept=len(clips_kept),
-            shared=self.done["shared"],
-            failed=tuple(self.failed.values()),
-            captions=self.done["captions"],
-            bytes=sum(self.store.size(unit.key) for unit in units),
+            made=made,
+            kept=sum(entries[key].of_clip for key in kept - failed.keys()),
+            shared=sum(entries[key].of_clip for key in outcome.found),
+            failed=tuple(failed.values()),
+            captions=len(outcome.made) - made,
+            bytes=sum(map(self.store.size, entries)),
             seconds=time.perf_counter() - started,
         )
 
-    def _fill(self, todo: list[_Unit]) -> None:
-        total, finished = len(todo), 0
-        with self.store.claims() as claims:
-            for wait in (False, True):
-                busy = []
-                for unit in todo:
-                    with claims.hold(unit.key, wait=wait) as mine:
-                        if mine:
-                            self._make(unit)
-                            finished += 1
-                        else:
-                            busy.append(unit)
-                    self.progress(WAITING if wait else ENCODING, finished, total)
-                todo = busy
+    def _fill(self, todo: Sequence[_Entry]) -> Outcome[_UnusableError]:
+        def unit(entry: _Entry) -> Unit:
+            done = partial(self.store.holds, entry.key, verify=True)
+            return Unit(entry.key, self.store.path(entry.key), partial(self._make, entry), is_done=done)
 
-    def _units(self) -> list[_Unit]:
+        claims = self.store.claims_file
+        return make_units(
+            list(map(unit, todo)), claims, "the cache", self.progress, label=ENCODING, collect=(_UnusableError,)
+        )
+
+    def _entries(self) -> list[_Entry]:
         """Every entry that the plan needs, once, in an order that all processes agree on."""
-        units = {entry: _Unit(entry) for entry in [self.cache.text("")]}
+        entries = {key: _Entry(key) for key in [self.cache.text("")]}
         for cut in self.plan.cuts:
-            entry = self.cache.context(cut)
-            units.setdefault(entry, _Unit(entry, cut if cut.file.ready else None, cut.file.caption, str(cut.file.path)))
+            key = self.cache.context(cut)
+            entries.setdefault(key, _Entry(key, cut if cut.file.ready else None, cut.file.caption, str(cut.file.path)))
         for cut in self.plan.cuts:
-            entry = self.cache.latents(cut)
-            units.setdefault(entry, _Unit(entry, cut))
-        return list(units.values())
+            key = self.cache.latents(cut)
+            entries.setdefault(key, _Entry(key, cut))
+        return list(entries.values())
 
-    def _kept(self, units: Sequence[_Unit]) -> set[str]:
-        """The keys that are there; each process looks at every byte of its own share."""
+    def _kept(self, keys: Collection[str]) -> set[str]:
+        """The keys that are there; each process reads every byte of its own share."""
         kept = set()
-        for place, unit in enumerate(units):
-            if self.store.holds(unit.key, verify=place % self.world == self.rank):
-                kept.add(unit.key)
-            self.progress(VERIFYING, place + 1, len(units))
+        for place, entry in enumerate(keys):
+            if self.store.holds(entry, verify=place % self.world == self.rank):
+                kept.add(entry)
+            self.progress(VERIFYING, place + 1, len(keys))
         return kept
 
-    def _make(self, unit: _Unit) -> None:
-        of_clip = unit.key.startswith("latents/")
-        if self.store.holds(unit.key, verify=True):
-            self.done["shared"] += of_clip
-            return
-        try:
-            tensor, about = self._encode(unit)
-        except _UnusableError as error:
-            assert unit.cut is not None
-            self.failed[self.cache.latents(unit.cut)] = error.problem
-            return
-        self.store.write(unit.key, tensor, {"format": FORMAT, **about})
-        self.done["made" if of_clip else "captions"] += 1
+    def _make(self, entry: _Entry) -> None:
+        tensor, about = self._encode(entry)
+        self.store.write(entry.key, tensor, {"format": FORMAT, **about})
 
-    def _encode(self, unit: _Unit) -> tuple[Tensor, dict[str, Any]]:
+    def _encode(self, entry: _Entry) -> tuple[Tensor, dict[str, Any]]:
         """The tensor of an entry and what its header says of it."""
-        if unit.cut is None:
+        if entry.cut is None:
             with warnings.catch_warnings(record=True) as told:
-                encoded = latents.encode_text(self.encoders.text_encoder, self.encoders.tokenizer, [unit.caption])[0]
+                encoded = latents.encode_text(self.encoders.text_encoder, self.encoders.tokenizer, [entry.caption])[0]
             for warning in told:
-                warnings.warn(f"{unit.origin}: {warning.message}", stacklevel=2)
-            return _stripped(encoded), {"caption": unit.caption, "text": self.cache.fingerprint.text}
-        file = unit.cut.file
-        where = {"file": file.sha256, "bucket": str(unit.cut.bucket)}
+                warnings.warn(f"{entry.origin}: {warning.message}", stacklevel=2)
+            return _stripped(encoded), {"caption": entry.caption, "text": self.cache.fingerprint.text}
+        file = entry.cut.file
+        where = {"file": file.sha256, "bucket": str(entry.cut.bucket)}
         try:
             if file.ready:
                 z, context = read_ready(file.path)
-                self._check_ready(unit.cut, z, context)
+                self._check_ready(entry.cut, z, context)
                 where["made"] = "by the official trainer"
-                tensor = z if unit.key.startswith("latents/") else _stripped(context)
+                tensor = z if entry.key.startswith("latents/") else _stripped(context)
             else:
-                frames = samples.read(unit.cut, self.plan.fps)
+                frames = samples.read(entry.cut, self.plan.fps)
                 where |= {
-                    "start": f"{unit.cut.start!r}",
+                    "start": f"{entry.cut.start!r}",
                     "fps": f"{self.plan.fps:g}",
                     "vae": self.cache.fingerprint.vae,
                 }

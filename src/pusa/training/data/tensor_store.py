@@ -1,20 +1,14 @@
 """A folder of tensors under content keys: what is in it is whole, or it is not in it.
 
 An entry is one safetensors file, `KIND/ab/abcdef….safetensors`, written beside itself and renamed, with a checksum of
-its tensor in the header: a half file has no name, and one that a disk has bitten is recognised when it is read. Several
-processes, on several machines that mount the folder, may fill it together: whoever makes an entry claims it in the
-file `claims`. On a file system without locks two processes may make the same entry, and the second replaces it by its
-equal.
+its tensor in the header: a half-written file is never found under its name, and a damaged one is recognised when it is
+read. Several processes, on several machines that mount the folder, may fill it together; see `work.units`.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +17,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pusa import claims
 from pusa.errors import InputError
-from pusa.files import replacing
+from pusa.files import make_folder, replacing
 
 
 def key(kind: str, content: dict[str, Any]) -> str:
@@ -84,70 +77,17 @@ class Store:
         except Exception:
             return False
 
+    @property
+    def claims_file(self) -> Path:
+        """The file in which processes claim the entries that they make."""
+        return self.folder / "claims"
+
     def size(self, key: str) -> int:
         """Bytes on disk, 0 for no entry."""
         try:
             return self.path(key).stat().st_size
         except OSError:
             return 0
-
-    @contextmanager
-    def claims(self) -> Iterator[Claims]:
-        """The right to make entries, for one process; one at a time."""
-        make_folder(self.folder, "the cache")
-        with ExitStack() as stack:
-            try:
-                descriptor = stack.enter_context(claims.opened(self.folder / "claims"))
-            except OSError as error:
-                raise unusable(self.folder, "the cache", error) from error
-            yield Claims(self, descriptor)
-
-
-class Claims:
-    """Which entries this process is making right now."""
-
-    def __init__(self, store: Store, descriptor: int) -> None:
-        self._store = store
-        self._descriptor = descriptor
-
-    @contextmanager
-    def hold(self, key: str, *, wait: bool) -> Iterator[bool]:
-        """Claim an entry for the block; yields False when another process has it and `wait` is False."""
-        with claims.hold(self._descriptor, key, wait=wait) as held:
-            if held:
-                self._sweep(self._store.path(key))
-            yield held is not False
-
-    @staticmethod
-    def _sweep(path: Path) -> None:
-        """Remove what an owner that was killed left of this entry."""
-        for part in path.parent.glob(f".{path.stem}-*.part{path.suffix}"):
-            part.unlink(missing_ok=True)
-
-
-def make_folder(folder: Path, what: str) -> None:
-    """Make a folder and those it lies in. InputError when that cannot be; what: what it is for, such as "the cache"."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unusable(folder, what, error) from error
-
-
-def unusable(folder: Path, what: str, error: OSError) -> InputError:
-    """One sentence for a folder in which nothing can be written."""
-    above = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
-    match error.errno:
-        case errno.ENOSPC | errno.EDQUOT:
-            reason, advice = "the disk is full", "free some space, or "
-        case errno.EACCES | errno.EPERM | errno.EROFS:
-            reason, advice = f"{above} is read-only for you", ""
-        case errno.EEXIST | errno.ENOTDIR:
-            reason, advice = f"{above} is no folder", ""
-        case errno.ENOENT:
-            reason, advice = f"{above} takes no folders", ""
-        case _:
-            reason, advice = f"{error.strerror}", ""
-    return InputError(f"cannot write {what} into {folder}: {reason}; {advice}choose another folder for it.")
 
 
 def _checksum(tensor: Tensor) -> str:

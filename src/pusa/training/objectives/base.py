@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pusa import processes
 from pusa.adapters.base import Attached
 from pusa.errors import InputError
+from pusa.models.loading.checkpoints import Components
 from pusa.processes import ProcessGroup
 from pusa.training import distributed, optimisers
 from pusa.training.config.tree import Config, TrainSettings
@@ -166,6 +167,20 @@ class Objective(Protocol):
         """Set what `state` returned; every process gets it. The players have been restored already."""
 
 
-MakeObjective = Callable[[Config, Attached, Tensor, ProcessGroup], Objective]
-"""make(config, trained, empty_context, group): the objective of a training. trained: the model with its adapter.
-empty_context: the encoded empty caption, [512, D]. Every process calls it."""
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """What an objective is made from.
+
+    config: all settings. components: the loaded model. trained: its transformer with the adapter. empty_context: the
+    encoded empty caption, [512, D]. group: the processes of the training.
+    """
+
+    config: Config
+    components: Components
+    trained: Attached
+    empty_context: Tensor
+    group: ProcessGroup
+
+
+MakeObjective = Callable[[Setup], Objective]
+"""Makes the objective of a training. Every process calls it."""

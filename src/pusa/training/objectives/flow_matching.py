@@ -15,13 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pusa.adapters.base import Attached
 from pusa.core.objectives import WEIGHTINGS, flow_matching_loss
-from pusa.processes import ProcessGroup
 from pusa.training import distributed, random_draws
-from pusa.training.config.tree import Config
 from pusa.training.data.batches import Batch
-from pusa.training.objectives.base import BatchLosses, Player
+from pusa.training.objectives.base import BatchLosses, Player, Setup
 
 PLAYER = "model"
 """The name of the only player."""
@@ -30,15 +27,13 @@ SIGMA_BINS = 10
 
 
 class FlowMatching:
-    """The flow-matching loss of one model.
+    """The flow-matching loss of one model."""
 
-    trained: the model with its adapter. empty_context: the encoded empty caption, [512, D], for dropped captions.
-    """
-
-    def __init__(self, config: Config, trained: Attached, empty_context: Tensor, group: ProcessGroup) -> None:
-        self.config, self.transformer, self.empty_context = config, trained.model, empty_context
-        self.model = distributed.wrap(trained.model, config.train.parallel, group)
-        self.players = {PLAYER: Player(self.model, trained.parameters, config.train)}
+    def __init__(self, setup: Setup) -> None:
+        self.config, self.empty_context = setup.config, setup.empty_context
+        self.transformer, train = setup.trained.model, setup.config.train
+        self.model = distributed.wrap(self.transformer, train.parallel, setup.group)
+        self.players = {PLAYER: Player(self.model, setup.trained.parameters, train)}
 
     def losses(self, batch: Batch, step: int) -> BatchLosses:
         """Compute the loss of a micro-batch; the figures count clips and tokens, and sum the squared errors by σ."""

@@ -1,8 +1,9 @@
-"""What is compared: ways to teach a text-to-video model about given frames, each with the same steps on the same clips.
+"""The methods that are compared: each trains a text-to-video model to use given frames, on the same clips.
 
-Every way starts from the same base and has the same batches, noise and dropped captions for a seed. They differ in the
-noise levels that training draws, in what is trained, and in how the picture enters: as a frame without noise, or, as in
-Wan-I2V, beside the noisy clip in further input channels.
+Every method starts from the same base model and has the same number of steps. For a seed, all methods have the same
+batches, noise and dropped captions for a seed. The methods differ in the noise levels that training draws, in the
+weights that are trained, and in how the picture enters the model: as a frame without noise or, as in Wan-I2V, in
+additional input channels.
 """
 
 from __future__ import annotations
@@ -14,22 +15,26 @@ from pusa.adapters.base import Adapter
 from pusa.training.config.sections import LoraSettings, SigmaConfig
 
 LORA_RATE, FULL_RATE, IMAGE_RATE, LONG_RATE = 3e-3, 1e-3, 6e-3, 3e-3
-"""Each the best of a row of rates for one seed, on 24 scenes that nothing is reported on; see `Method.rate`."""
+"""Each is the best of several learning rates for one seed, on 24 scenes that no result is reported on; see `Method`."""
 RANK = 32
+BATCH, STEPS = 8, 400
+"""clips in a batch; training steps, unless a table varies them"""
 SEEDS = (0, 1, 2)
 STRENGTHS = (1.0, 1.4, 1.7, 2.0)
 STRENGTH = 1.7
-"""Where a table does not vary it: of the paper's strengths the one nearest to `embedded.STRENGTH`, which was chosen on
-scenes that nothing is reported on."""
+"""LoRA strength, unless a table varies it: the strength in the paper that is nearest to `embedded.STRENGTH`, which was
+chosen on scenes that no result is reported on."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way of training. rank: of a LoRA; None trains every weight. image_channels: the picture enters as in Wan-I2V.
+    """A training method.
 
-    rate: the learning rate at its highest. Tried were, for all weights, 1e-4, 3e-4, 1e-3 and 3e-3 (18.7, 19.2, 19.4 and
-    19.3 dB), and with image channels 1e-4 to 1e-2 (15.8, 16.0, 18.1, 19.7, 20.0 and 19.5 dB at 1e-4, 3e-4, 1e-3, 3e-3,
-    6e-3 and 1e-2). constant: it stays there, so that a run may go on.
+    title: its name in the tables. sigma: the noise levels that training draws. rank: of the LoRA; None trains all
+    weights. image_channels: the picture enters as in Wan-I2V. rate: the highest learning rate. It was chosen by the
+    PSNR: for all weights 18.7, 19.2, 19.4 and 19.3 dB at 1e-4, 3e-4, 1e-3 and 3e-3; with image channels 15.8, 16.0,
+    18.1, 19.7, 20.0 and 19.5 dB at 1e-4, 3e-4, 1e-3, 3e-3, 6e-3 and 1e-2. constant: the learning rate does not decay,
+    so that the training can be continued.
     """
 
     title: str
@@ -41,7 +46,7 @@ class Method:
 
     @property
     def adapter(self) -> Adapter:
-        """What the method trains."""
+        """The part of the model that the method trains."""
         return adapters.from_settings(None if self.rank is None else LoraSettings(rank=self.rank))
 
 
@@ -70,8 +75,3 @@ METHODS: dict[str, Method] = {
     "vta-shifted": Method("this method, the official code's levels", SigmaConfig(law="shifted", shift=5.0)),
     **{f"rank-{rank}": Method(f"this method, rank {rank}", rank=rank) for rank in (4, 16, 64)},
 }
-
-
-def scalable(method: str) -> bool:
-    """Return whether the trained change of a method has a strength; the base, which is no method, has none."""
-    return method in METHODS and METHODS[method].adapter.scalable
