@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pusa.embedded import world
+from pusa.images import Frames
 
 Array = NDArray[Any]
 """of float64"""
@@ -35,7 +36,7 @@ class Verdict:
     speed: float
 
 
-def judge(clip: world.Frames) -> Verdict:
+def judge(clip: Frames) -> Verdict:
     """The verdict on a shape clip: uint8 [N, 64, 64, 3], N >= 5, at the world's frame rate."""
     pixels = clip.astype(np.float64)
     masks = mask(pixels)
@@ -146,7 +147,7 @@ def _path_error(centres: Array, motion: str, radius: float) -> float:
 # --- cameras --------------------------------------------------------------------------------------------------------
 
 
-def judge_camera(clip: world.Frames) -> str:
+def judge_camera(clip: Frames) -> str:
     """The camera motion that best explains a clip: a word of `world.CAMERA_MOTIONS`, or "still".
 
     Each hypothesis moves the first frame as that camera would; the one whose overlap with the later frames has the

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
+from pusa.images import Frames
+
 Split = Literal["train", "heldout"]
-Frames = NDArray[np.uint8]
-"""[N, H, W, 3]"""
 
 SIZE = 64
 FRAMES = 17

@@ -23,7 +23,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from pusa.models.loading import checkpoints
+from pusa.models.loading import checkpoints, sources
 from pusa.models.wan.latents import TEXT_TOKENS
 from pusa.training.data.samples import Bucket
 
@@ -36,7 +36,7 @@ def sizes_for(name: str, folder: Path, texts: Sequence[str]) -> tuple[Model, lis
 
     Raises InputError for a size that it cannot take; `name` is what the model is called then.
     """
-    model = Model.of(*(checkpoints.config(name, folder, part) for part in ("transformer", "vae")))
+    model = Model.of(*(sources.config(name, folder, part) for part in ("transformer", "vae")))
     wishes = checkpoints.defaults_of(folder)
     buckets = [Bucket.parse(text) for text in texts] or [Bucket(*wishes.size, wishes.frames)]
     for bucket in buckets:

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pusa.errors import InputError
-from pusa.models.lora import runtime
+from pusa.models.lora import dialects, runtime
 from pusa.training.adaptation import ADAPTER, LORA_FILE
 from pusa.training.config.tree import Config, read
 from pusa.training.weight_averages import Reconstruction, reconstruct, snapshots_of
@@ -25,7 +25,7 @@ def write(run: Path, target: Path, sigma_rel: float, step: int | None = None) ->
     average = reconstruct([*snapshots_of(run).values()], sigma_rel, step)
     assert config.lora
     rank, alpha = config.lora.rank, config.lora.rank if config.lora.alpha is None else config.lora.alpha
-    strength = runtime.scaling(alpha, rank, config.lora.rslora)
+    strength = dialects.scaling(alpha, rank, config.lora.rslora)
     factors: dict[str, tuple[Tensor, Tensor]] = {}
     for name, down in average.weights.items():
         module, found, _ = name.partition(f".lora_A.{ADAPTER}.weight")

@@ -122,7 +122,7 @@ def _foretell(terminal: Terminal, model: Model, plan: Manifest, left: int, chose
     import torch
 
     from pusa.cli.shared.memory_report import outlook
-    from pusa.models.loading import checkpoints
+    from pusa.models.loading import checkpoints, sources
 
     profile = "80gb" if torch.cuda.is_available() else "cpu"
     with terminal.status("Estimating"):
@@ -130,7 +130,7 @@ def _foretell(terminal: Terminal, model: Model, plan: Manifest, left: int, chose
             model, size=plan.size, frames=plan.frames, guidance=chosen["guidance"], profile=profile, rate=None
         )
         rows = told.record["profiles"]
-        steps = chosen["steps"] or checkpoints.defaults_of(checkpoints.find(model.source, parts=())[1]).steps
+        steps = chosen["steps"] or checkpoints.defaults_of(sources.find(model.source, parts=())[1]).steps
     if seconds := rows[0]["seconds_per_step"]:
         low, high = (clock(each * steps * left) for each in seconds)
         terminal.note(f"{count(left, 'video')} of {steps} steps: {low} to {high} of one such device, decoding aside")

@@ -54,7 +54,9 @@ class Experiment:
     @property
     def name(self) -> str:
         """The name of its files; it contains everything that decides the result."""
-        return f"{self.method}.{self.seed}.{self.training_steps:06d}.{self.task}.s{self.strength:g}.n{self.sampling_steps}.m{self.noise:g}.{self.scenes.start}-{self.scenes.stop}"
+        model = f"{self.method}.{self.seed}.{self.training_steps:06d}"
+        sampling = f"s{self.strength:g}.n{self.sampling_steps}.m{self.noise:g}"
+        return f"{model}.{self.task}.{sampling}.{self.scenes.start}-{self.scenes.stop}"
 
 
 def is_lora(method: str) -> bool:

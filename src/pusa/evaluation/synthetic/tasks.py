@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from pusa.embedded import judge, world
 from pusa.evaluation.intervals import Interval, bootstrap
 from pusa.generation.conditions import Clip, Image
+from pusa.images import Frames
 
-Frames = world.Frames
 LAST = world.FRAMES - 1
 EXACT = 1e-4
 """mean squared error, in levels², below which nothing is told apart: 88 dB"""
