@@ -11,7 +11,7 @@ from pusa.cli.shared.terminal import Report, Terminal, clock
 from pusa.errors import InputError
 
 if TYPE_CHECKING:
-    from pusa.evaluation.synthetic.benchmark import Contestant
+    from pusa.evaluation.synthetic.benchmark import Candidate
 
 SHOWN = {
     "db": ("PSNR", 1.0, "dB"),
@@ -48,20 +48,20 @@ def compare(
         from functools import partial
 
         from pusa.evaluation import results_folder
-        from pusa.evaluation.synthetic.benchmark import Benchmark, Contestant, make
+        from pusa.evaluation.synthetic.benchmark import Benchmark, Candidate, make
         from pusa.evaluation.synthetic.tasks import TASKS
         from pusa.files import write_json
 
-    contestants = [
-        Contestant(_name(text, loras), *_parts(text, loras), steps=steps, guidance=guidance, shift=shift)
+    candidates = [
+        Candidate(_name(text, loras), *_parts(text, loras), steps=steps, guidance=guidance, shift=shift)
         for text in models
     ]
     chosen = list(tasks) or list(TASKS)
-    benchmark = Benchmark(out, contestants, chosen, scenes)
+    benchmark = Benchmark(out, candidates, chosen, scenes)
     wanted = benchmark.units()
     with terminal.counting() as progress:
         results_folder.make_in_processes(
-            jobs, partial(make, out, tuple(contestants), tuple(chosen), scenes), wanted, "Making clips", progress
+            jobs, partial(make, out, tuple(candidates), tuple(chosen), scenes), wanted, "Making clips", progress
         )
     record = benchmark.results()
     record["seconds"] = results_folder.seconds(wanted, out)
@@ -69,7 +69,7 @@ def compare(
     sheet = benchmark.sheet(out / "world.png")
     return Report(
         record | {"files": [str(out / "world.json"), str(sheet)]},
-        "\n\n".join([*(_table(TASKS[task].title, record["tasks"][task], contestants) for task in chosen),
+        "\n\n".join([*(_table(TASKS[task].title, record["tasks"][task], candidates) for task in chosen),
                      f"{out / 'world.json'}\n{sheet}\n{clock(record['seconds'])} of one process."]),
     )  # fmt: skip
 
@@ -87,11 +87,11 @@ def _name(text: str, more: Sequence[str]) -> str:
     return " + ".join([Path(source).name or source, *(Path(file).name for file in [*files, *more])])
 
 
-def _table(title: str, found: dict[str, Any], contestants: Sequence[Contestant]) -> str:
+def _table(title: str, found: dict[str, Any], candidates: Sequence[Candidate]) -> str:
     """A line for each model; behind each number its interval, and whether it differs from the first model's."""
     measures = [measure for measure in SHOWN if measure in next(iter(found.values()))]
     lines = [["", *(SHOWN[measure][0] for measure in measures)]]
-    for one in contestants:
+    for one in candidates:
         cells = [one.name]
         for measure in measures:
             number = found[one.name][measure]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pusa.evaluation.intervals import Interval, crossed
+from pusa.evaluation.intervals import Interval, bootstrap_crossed
 from pusa.evaluation.paper.experiments import (
     CHECKPOINTS,
     LONG_CHECKPOINTS,
@@ -346,7 +346,7 @@ def values(folder: StudyFolder, experiments: Sequence[Experiment], measure: str)
 def cell(folder: StudyFolder, row: Row, measure: str) -> Interval | None:
     """The number of a cell with its interval; None if the task does not have the measure."""
     found = values(folder, row.experiments, measure)
-    return None if found is None else crossed(found, MEASURES[measure][1])
+    return None if found is None else bootstrap_crossed(found, MEASURES[measure][1])
 
 
 def difference(folder: StudyFolder, ordering: Ordering) -> Interval:
@@ -357,7 +357,7 @@ def difference(folder: StudyFolder, ordering: Ordering) -> Interval:
     assert second is not None
     count = max(len(first), len(second))
     both = np.stack([np.broadcast_to(one, (count, *one.shape[1:])) for one in (first, second)], axis=-1)
-    return crossed(both, lambda rows: statistic(rows[..., 0]) - statistic(rows[..., 1]))
+    return bootstrap_crossed(both, lambda rows: statistic(rows[..., 0]) - statistic(rows[..., 1]))
 
 
 def outcome(found: Interval) -> str:
