@@ -28,7 +28,7 @@ def test_the_truth_is_right_and_the_baseline_is_its_own_baseline(task: str) -> N
 
 def test_what_is_given_is_what_conditions_hold_and_nothing_that_is_judged() -> None:
     for name, task in TASKS.items():
-        judged = set(np.arange(world.FRAMES)[task.made].tolist())
+        judged = set(np.arange(world.FRAMES)[task.scored].tolist())
         assert not judged & set(task.given), name
         truth = SceneTask(name, 0).truth()
         pictures = [c for c in task.conditions(truth) if isinstance(c, Image)]

@@ -1,4 +1,4 @@
-"""The tables of the paper in miniature, beside the paper's numbers, and which of the paper's orderings hold here.
+"""The tables of the paper in miniature with the paper's own numbers, and which of its orderings hold here.
 
 A cell is the mean over three trainings and all scenes, with a 95 % interval over both. An ordering is tested on the
 same scenes: it holds if the interval of the difference is above zero, it is reversed if the interval is below zero, and
@@ -361,7 +361,7 @@ def difference(folder: StudyFolder, ordering: Ordering) -> Interval:
 
 
 def outcome(found: Interval) -> str:
-    """ "holds", "reversed" or "undecided", for the interval of a difference."""
+    """The outcome of an ordering by the interval of its difference: "holds", "reversed" or "undecided"."""
     return "holds" if found.low > 0 else "reversed" if found.high < 0 else "undecided"
 
 

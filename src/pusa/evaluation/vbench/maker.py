@@ -45,11 +45,11 @@ def check_images(manifest: Manifest, images: Path) -> None:
     if missing := [name for name in wanted if not (images / name).is_file()]:
         raise InputError(f"{images} lacks {_some(missing)}; give the official crops {manifest.crop}.")
     shapes = {name: _size(images / name) for name in wanted}
-    odd = [name for name, (width, height) in shapes.items() if shape_of(width / height) != manifest.crop]
-    if odd:
-        (width, height), crop = shapes[odd[0]], manifest.crop
+    wrong = [name for name, (width, height) in shapes.items() if shape_of(width / height) != manifest.crop]
+    if wrong:
+        (width, height), crop = shapes[wrong[0]], manifest.crop
         raise InputError(
-            f"{images}: {_some(odd)} {'are' if odd[1:] else 'is'} not {crop.replace('-', ':')} (the first is "
+            f"{images}: {_some(wrong)} {'are' if wrong[1:] else 'is'} not {crop.replace('-', ':')} (the first is "
             f"{width}x{height}); give the official crops {crop} for videos of {manifest.size[0]}x{manifest.size[1]}."
         )
 

@@ -166,8 +166,8 @@ def official(name: str, result: Any) -> tuple[float, dict[str, float]]:
 def _scale(path: Path, numbers: Mapping[str, float]) -> float:
     """1 for fractions, 100 for percent. A file that seems to contain both is refused."""
     above = [name for name, value in numbers.items() if value > 1]
-    if odd := [name for name, value in numbers.items() if value < 0 or value > 100]:
-        raise InputError(f"{path}: {odd[0]} is {numbers[odd[0]]:g}; give a fraction from 0 to 1, or percent.")
+    if wrong := [name for name, value in numbers.items() if value < 0 or value > 100]:
+        raise InputError(f"{path}: {wrong[0]} is {numbers[wrong[0]]:g}; give a fraction from 0 to 1, or percent.")
     if not above:
         return 1.0
     if below := [name for name, value in numbers.items() if 0 < value <= 1]:

@@ -56,12 +56,12 @@ def check_video(path: Path, manifest: Manifest, *, whole: bool = True) -> Proble
     if found == wanted:
         return None
     names = ("frames", "size", "frames per second")
-    odd = [
+    differences = [
         f"{_text(have)} {name} instead of {_text(want)}"
         for name, have, want in zip(names, found, wanted, strict=True)
         if have != want
     ]
-    return Problem("wrong", path.name, "has " + " and ".join(odd))
+    return Problem("wrong", path.name, "has " + " and ".join(differences))
 
 
 def _text(value: Any) -> str:
@@ -151,8 +151,10 @@ def check_run(folder: Path, manifest: Manifest, settings: dict[str, Any] | None 
         raise InputError(f"{path} is damaged; restore it, or choose an empty folder.") from error
     if identity != manifest.identity:
         mine = {"suite": manifest.suite, "size": list(manifest.size), "frames": manifest.frames, "fps": manifest.fps}
-        odd = [f"{key} {run.get(key)} instead of {value}" for key, value in mine.items() if run.get(key) != value]
-        why = ", ".join(odd) or "other videos or another seed"
+        differences = [
+            f"{key} {run.get(key)} instead of {value}" for key, value in mine.items() if run.get(key) != value
+        ]
+        why = ", ".join(differences) or "other videos or another seed"
         raise InputError(f"{folder} belongs to another manifest ({why}); choose another folder.")
     if settings is not None and (different := _different(run["settings"], settings)):
         key = different[0]
