@@ -46,12 +46,12 @@ class Limits:
 
         An autoencoder that is neither there nor given is taken to be Wan's own.
         """
-        transformer = checkpoints.config(name, folder, "transformer")
+        transformer = sources.config(name, folder, "transformer")
         if "vae" in sources.lacking(folder) and not beside.get("vae"):
             large = transformer.get("in_channels") == 48
             autoencoder = recognise.wan22_vae() if large else recognise.wan21_vae()
         else:
-            autoencoder = checkpoints.config(name, folder, "vae", beside)
+            autoencoder = sources.config(name, folder, "vae", beside)
         return cls(
             name,
             checkpoints.defaults_of(folder, transformer_2=beside.get("transformer_2")),

@@ -30,10 +30,11 @@ from pusa.generation.limits import Limits
 from pusa.images import Frames
 from pusa.models import context_parallel
 from pusa.models.loading import checkpoints
-from pusa.models.loading.checkpoints import Components, Defaults
+from pusa.models.loading.checkpoints import Components
 from pusa.models.lora import header, runtime
 from pusa.models.memory import profiles
 from pusa.models.wan import latents
+from pusa.models.wan.defaults import Defaults
 from pusa.models.wan.recognise import Expert
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
 from pusa.processes import ProcessGroup

@@ -45,7 +45,7 @@ from pusa.generation.request import (
 from pusa.generation.schedule import DEFAULT, Schedule
 from pusa.generation.settings import Settings
 from pusa.models import context_parallel
-from pusa.models.loading import checkpoints
+from pusa.models.loading import checkpoints, sources
 from pusa.models.lora import header
 from pusa.models.lora.runtime import LoraFile
 from pusa.models.memory import profiles
@@ -275,7 +275,7 @@ def transition(
 
 
 def load(
-    source: str | Path = checkpoints.TINY,
+    source: str | Path = sources.TINY,
     *,
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
@@ -314,7 +314,7 @@ def load(
         if own := next((x for x in pipe.loras if x.path == file and x.expert in (None, one.expert)), None):
             raise InputError(
                 f"{source} runs the LoRA {one.path} at strength {own.scale:g} by itself: leave it out, or give it to "
-                f"{checkpoints.TINY_BASE} at the strength it should have."
+                f"{sources.TINY_BASE} at the strength it should have."
             )
         pipe.load_lora(one.path, one.scale, expert=one.expert)
     if profile != profiles.PLAIN:

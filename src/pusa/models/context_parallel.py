@@ -21,7 +21,7 @@ from diffusers.hooks.context_parallel import apply_context_parallel, remove_cont
 from diffusers.utils import logging
 
 from pusa.errors import InputError
-from pusa.models.loading import checkpoints
+from pusa.models.loading import checkpoints, sources
 from pusa.models.loading.sources import Beside
 from pusa.models.wan.latents import FRAMES_PER_SLOT, latent_frames, pixel_frames
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
@@ -40,8 +40,8 @@ def check_model(source: str | Path, processes: int) -> None:
     """InputError, before any weight is read, unless several processes can share the clips of a model."""
     if processes < 2:
         raise InputError("Sharing a clip's tokens takes several processes: start them with torchrun and join them.")
-    name, folder = checkpoints.find(source, ())
-    check_heads(_heads(checkpoints.config(name, folder, "transformer")), processes)
+    name, folder = sources.find(source, ())
+    check_heads(_heads(sources.config(name, folder, "transformer")), processes)
 
 
 def check_clip(
@@ -51,10 +51,10 @@ def check_clip(
 
     beside: the parts that are given beside the source. size, frames: of the clip, None for the model's own.
     """
-    name, folder = checkpoints.find(source, ())
+    name, folder = sources.find(source, ())
     own = checkpoints.defaults_of(folder)
-    transformer = checkpoints.config(name, folder, "transformer")
-    factor = checkpoints.config(name, folder, "vae", beside).get("scale_factor_spatial", 8)
+    transformer = sources.config(name, folder, "transformer")
+    factor = sources.config(name, folder, "vae", beside).get("scale_factor_spatial", 8)
     _, tall, wide = transformer.get("patch_size", (1, 2, 2))
     width, height = size or own.size
     per_slot = (width // factor // wide) * (height // factor // tall)

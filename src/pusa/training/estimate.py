@@ -26,7 +26,7 @@ from typing import Any
 from pusa.adapters.base import Adapter
 from pusa.adapters.full import AllWeights
 from pusa.adapters.lora import Lora
-from pusa.models.loading import checkpoints
+from pusa.models.loading import checkpoints, sources
 from pusa.models.wan.latents import TEXT_TOKENS
 from pusa.training.config.sections import TARGETS
 from pusa.training.data.samples import Bucket
@@ -40,7 +40,7 @@ def sizes_for(name: str, folder: Path, texts: Sequence[str]) -> tuple[Model, lis
 
     Raises InputError for a size that it cannot take; `name` is what the model is called then.
     """
-    model = Model.of(*(checkpoints.config(name, folder, part) for part in ("transformer", "vae")))
+    model = Model.of(*(sources.config(name, folder, part) for part in ("transformer", "vae")))
     wishes = checkpoints.defaults_of(folder)
     buckets = [Bucket.parse(text) for text in texts] or [Bucket(*wishes.size, wishes.frames)]
     for bucket in buckets:

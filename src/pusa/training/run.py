@@ -16,7 +16,7 @@ from typing import Protocol
 from pusa import processes
 from pusa.errors import InputError
 from pusa.files import make_folder
-from pusa.models.loading import checkpoints
+from pusa.models.loading import checkpoints, sources
 from pusa.training import loggers
 from pusa.training.config.tree import Config
 from pusa.training.data import samples
@@ -63,7 +63,7 @@ def run(config: Config, out: Path, *, force: bool = False, terminal: Terminal) -
     with processes.join() as group:
         processes.from_rank_zero(group, lambda: loggers.check(list(config.track.loggers)))
         with terminal.status("Looking at the model"):
-            name, folder = checkpoints.find(config.model.source, parts=())
+            name, folder = sources.find(config.model.source, parts=())
             kinds = checkpoints.check(name, folder, expert=config.model.expert)
             if len(kinds) > 1:
                 raise InputError(f"{name} has two experts, trained one at a time: set model.expert to high or low.")

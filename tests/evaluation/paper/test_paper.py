@@ -19,7 +19,7 @@ from pusa.evaluation.paper.scoring import ClipMaker
 from pusa.evaluation.paper.study_folder import StudyFolder
 from pusa.evaluation.paper.tables import Ordering
 from pusa.evaluation.paper.training_methods import METHODS
-from pusa.evaluation.synthetic.tasks import TASKS, Entry
+from pusa.evaluation.synthetic.tasks import TASKS, SceneTask
 from pusa.models.loading import checkpoints
 from pusa.models.wan import latents
 
@@ -78,7 +78,7 @@ def test_clips_made_together_are_those_of_the_pipeline(tmp_path: Path) -> None:
     together = ClipMaker(tmp_path).make(experiment)
     pipe = pusa.load("tiny-base")
     for seed, clip in zip(experiment.scenes, together, strict=True):
-        entry = Entry("image-to-video", seed)
+        entry = SceneTask("image-to-video", seed)
         conditions = TASKS["image-to-video"].conditions(entry.truth())
         alone = pipe.generate(entry.scene.caption, conditions, steps=2, seed=seed).frames
         assert np.abs(alone.astype(int) - clip).max() <= 2

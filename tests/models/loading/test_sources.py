@@ -202,7 +202,7 @@ def test_either_layout_from_a_hub(base, wans, tmp_path, monkeypatch, layout):
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        name, configs = checkpoints.find("someone/wan", parts=())
+        name, configs = sources.find("someone/wan", parts=())
         checkpoints.check(name, configs)
         assert not [path for path, _ in server.gets if path.endswith((".safetensors", ".pth"))]
         model = checkpoints.load("someone/wan", device="cpu")

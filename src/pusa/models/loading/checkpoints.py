@@ -29,7 +29,6 @@ from pusa.models.loading.sources import (
     ENCODERS,
     PARTS,
     TINY,
-    TINY_BASE,
     Beside,
     check_transformer,
     config,
@@ -47,22 +46,6 @@ from pusa.models.wan.defaults import Defaults
 from pusa.models.wan.latents import FRAMES_PER_SLOT
 from pusa.models.wan.recognise import TRANSFORMER, TRANSFORMER_2, Expert
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
-
-__all__ = [
-    "TINY",
-    "TINY_BASE",
-    "Components",
-    "Defaults",
-    "Encoders",
-    "check",
-    "config",
-    "defaults_of",
-    "find",
-    "fingerprint",
-    "load",
-    "load_encoders",
-    "own_loras",
-]
 
 
 @dataclass

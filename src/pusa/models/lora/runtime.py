@@ -36,24 +36,6 @@ from pusa.models.lora.dialects import scaling
 from pusa.models.wan.recognise import Expert
 from pusa.models.wan.weight_names import original_name, parameter_shapes, wan_shapes
 
-__all__ = [
-    "Lora",
-    "LoraFile",
-    "choose_name",
-    "default_name",
-    "fingerprint",
-    "linears",
-    "load",
-    "names",
-    "original_name",
-    "read",
-    "remove",
-    "save",
-    "scaling",
-    "set_scale",
-    "write",
-]
-
 
 @dataclass(frozen=True)
 class LoraFile:

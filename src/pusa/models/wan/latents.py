@@ -20,14 +20,11 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from pusa.errors import InputError
-
-Frames = NDArray[np.uint8]
-"""[N, H, W, 3], RGB"""
+from pusa.images import Frames
 
 FRAMES_PER_SLOT = 4
 TEXT_TOKENS = 512

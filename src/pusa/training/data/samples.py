@@ -151,7 +151,7 @@ def probe(entry: Entry) -> VideoFile | Problem:
         if is_ready(entry.path):
             frames, width, height = _probe_ready(entry.path)
             return VideoFile(entry.path, caption, frames, 16.0, width, height, digest, ready=True)
-        held = video_probe.look(entry.path)
+        held = video_probe.probe(entry.path)
         return VideoFile(entry.path, caption, len(held.times), held.fps, held.width, held.height, digest)
     except Truncated as error:
         return Problem(entry.path, "truncated", _reason(entry.path, error))
