@@ -42,7 +42,7 @@ class Model:
         self.grid = sigmas.grid(steps, shift)
         self.guidance = guidance
 
-    def velocity(self, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
+    def velocity(self, x: Tensor, sigma: Tensor, context: Tensor, call: sampler.Call) -> Tensor:
         return self.parts.transformer(x, 1000 * sigma, context, return_dict=False)[0]
 
     @torch.no_grad()

@@ -74,7 +74,7 @@ def test_clips_and_sheet(parts: Components, held: list[Held], tmp_path: Path) ->
         preview = by_name[f"{task}_0"]
         assert preview.given == slots
         assert preview.prompt == "a red circle moves left"
-        held_clean = (preview.matrix.state == 0).all(dim=0).nonzero()[:, 0].tolist()
+        held_clean = (preview.matrix.sigma == 0).all(dim=0).nonzero()[:, 0].tolist()
         assert tuple(held_clean) == slots
     assert [by_name[f"image-to-video_{i}"].seed for i in (0, 1)] == [0, 1]
     first = by_name["image-to-video_0"]

@@ -19,7 +19,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from pusa.core.objectives import Velocity
+from pusa.core.objectives import Predictor
 from pusa.errors import InputError
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
 from pusa.training import validation
@@ -44,7 +44,7 @@ def clips(count: int, frames: int = 5, channels: int = 4) -> list[Held]:
     return made
 
 
-def velocity_of(model: Any) -> Velocity:
+def velocity_of(model: Any) -> Predictor:
     return lambda x, sigma, context: model(x, 1000 * sigma, context, return_dict=False)[0]
 
 

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from pusa import __version__, processes
 from pusa.core import sampler
-from pusa.core.objectives import Velocity
+from pusa.core.sampler import Call, Velocity
 from pusa.errors import InputError
 from pusa.generation.clip import vae_fingerprint
 from pusa.generation.limits import Limits
@@ -35,7 +35,7 @@ from pusa.models.lora import header, runtime
 from pusa.models.memory import profiles
 from pusa.models.wan import latents
 from pusa.models.wan.recognise import Expert
-from pusa.models.wan.transformer import VectorWanTransformer3DModel
+from pusa.models.wan.transformer import VectorWanTransformer3DModel, is_beginning
 from pusa.processes import ProcessGroup
 
 
@@ -206,9 +206,9 @@ class Model:
     def guided(self, guidance: float, guidance_2: float | None = None, boundary: float | None = None) -> Velocity:
         """The model's prediction of eps - x0 with classifier-free guidance, for the sampler.
 
-        It is called with x [B, C, F, h, w], sigma [B, F] and a pair of contexts, each the name of the guidance branch,
-        which diffusers' caches need, and the encoded text [B, 512, D]. Of two experts the one for high noise is asked
-        where the noisiest frame is at `boundary` (the model's own by default) or above, with `guidance`, else the other
+        Its context is a pair, for the prompt and for the negative prompt: the name of the guidance branch, which
+        diffusers' caches need, and the encoded text [B, 512, D]. Of two experts, the one for high noise with `guidance`
+        runs where the noisiest frame is at `boundary` (by default the model's own) or above; elsewhere the other runs
         with `guidance_2` (by default the same).
         """
         high = sampler.guided(partial(self._predict, self.transformer), guidance)
@@ -219,22 +219,29 @@ class Model:
         assert boundary is not None
         return sampler.by_noise(high, low, boundary)
 
-    def velocity(self, x: Tensor, sigma: Tensor, context: tuple[str, Tensor]) -> Tensor:
+    def velocity(self, x: Tensor, sigma: Tensor, context: tuple[str, Tensor], call: Call) -> Tensor:
         """`guided` without guidance: one context, and the transformer's own prediction."""
-        return self.guided(1.0)(x, sigma, (context, context))
+        return self.guided(1.0)(x, sigma, (context, context), call)
 
     def _predict(
-        self, transformer: VectorWanTransformer3DModel, x: Tensor, sigma: Tensor, context: tuple[str, Tensor]
+        self,
+        transformer: VectorWanTransformer3DModel,
+        x: Tensor,
+        sigma: Tensor,
+        context: tuple[str, Tensor],
+        call: Call,
     ) -> Tensor:
         branch, text = context
         if self.transformer_2 is not None and self.profile.transformer == "device":
             self._bring(transformer)
+        positions = {} if is_beginning(call.frames) else {"frame_positions": call.frames}
         with transformer.cache_context(branch):
             predicted: Tensor = transformer(
                 hidden_states=x.to(transformer.dtype),
                 timestep=1000 * sigma.float(),
                 encoder_hidden_states=text,
                 return_dict=False,
+                **positions,
             )[0]
         return predicted.to(x.dtype)
 

@@ -184,7 +184,7 @@ class Pipeline(Model):
         clean = torch.zeros_like(noise) if init is None else init.clone()
         for slot, (latent, _) in known.items():
             clean[:, :, slot : slot + 1] = latent
-        begin = matrix.state[0].float()
+        begin = matrix.sigma[0].float()
         if init is None:
             for slot, level in enumerate(begin.tolist()):
                 if level < 1 and slot not in known:

@@ -18,7 +18,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from pusa.core.objectives import Velocity
+from pusa.core.objectives import Predictor
 from pusa.models.loading.checkpoints import Components
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
 from pusa.processes import ProcessGroup
@@ -130,7 +130,7 @@ class Watch:
             with without_adapter(transformer, ADAPTER):
                 return velocity(x, sigma, context)
 
-        base: Velocity | Losses | None = self._base
+        base: Predictor | Losses | None = self._base
         if base is None and config.lora is not None:
             base = bare
         clips = (self.held_out[i] for i in range(min(config.validate_.clips, len(self.held_out))))

@@ -99,7 +99,7 @@ class ClipMaker:
         for i, known in enumerate(each):
             for slot in slots:
                 clean[i, :, slot] = known[slot][0, :, 0]
-        x = add_noise(clean, noise, matrix.state[0].float().expand(len(seeds), -1))
+        x = add_noise(clean, noise, matrix.sigma[0].float().expand(len(seeds), -1))
         captions = [Entry(task, seed).scene.caption for seed in seeds]
         text, empty = self.pipe.encode_text(captions), self.pipe.encode_text([""]).expand(len(seeds), -1, -1)
         velocity = sampler.guided(network, settings.guidance)
