@@ -69,7 +69,7 @@ def test_a_task_is_its_conditions(task, tasks, tiny_pipe):
     assert clip.fps == 8
     known = [slot for slot in range(5) if not clip.matrix.sigma[:, slot].any()]
     assert known == slots
-    encoded, _ = resolve(conditions, Target(17, (32, 32), 8, "crop", tiny_pipe.vae))
+    encoded, _ = resolve(conditions, Target(17, (32, 32), 8, "crop", tiny_pipe.backbone))
     free = tiny_pipe.generate(PROMPT, seed=3).latents if slots else tiny_pipe.noise(3, tiny_pipe.limits.settings())
     for slot in range(5):
         made = clip.latents[:, :, slot : slot + 1]
@@ -286,7 +286,7 @@ def test_loading_with_loras(tiny_folder, tmp_path):
         weight.data.mul_(2)
     runtime.save(pipe.transformer, tmp_path / "b" / "a.safetensors")
     namesakes = load(tiny_folder, lora=[tmp_path / "a.safetensors", tmp_path / "b" / "a.safetensors"], device="cpu")
-    assert [x.name for x in namesakes.components.loras] == ["a", "a_2"]
+    assert [x.name for x in namesakes.backbone.loras] == ["a", "a_2"]
     shutil.copy(tmp_path / "a.safetensors", tmp_path / "copy.safetensors")
     with pytest.raises(InputError, match=r"copy\.safetensors is there already, as 'a'"):
         load(tiny_folder, lora=[tmp_path / "a.safetensors", tmp_path / "copy.safetensors"], device="cpu")

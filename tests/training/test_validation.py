@@ -95,14 +95,13 @@ def world() -> tuple[Any, list[Held]]:
     """The embedded model with its trained adapter, and held-out clips of its world."""
     from pusa.embedded import world
     from pusa.models.loading import checkpoints
-    from pusa.models.wan import latents
 
     parts = checkpoints.load("tiny", device="cpu")
     samples = []
     for seed in range(3):
         scene = world.sample(900 + seed, "heldout", "shape")
-        context = latents.encode_text(parts.text_encoder, parts.tokenizer, [scene.caption])[0]
-        samples.append(Held(str(seed), latents.encode(parts.vae, world.render(scene))[0], context))
+        context = parts.encode_text([scene.caption]).tokens[0]
+        samples.append(Held(str(seed), parts.encode(world.render(scene))[0], context))
     return parts.transformer, samples
 
 

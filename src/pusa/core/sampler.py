@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -110,7 +110,7 @@ def walk(
         latents: [B, C, F, H, W], each frame at the noise level of the matrix's first row; never changed.
         matrix: one for all clips, or one per clip; they may differ in length and in the visible frames.
         context: passed to the model. Where clips of a batch are called in groups, tensors in it (alone, or in tuples,
-            lists and dicts) are cut along their first dimension, which is B, or 1 for all.
+            lists, dicts and dataclasses) are cut along their first dimension, which is B, or 1 for all.
         solver: "euler", or "dpm++2m", second order with a history per frame.
         noise: noise(step) -> [B, C, F, H, W], the fresh noise of a re-noising step.
 
@@ -299,11 +299,13 @@ def _cut(values: Tensor, clips: Tensor, batch: int) -> Tensor:
 
 
 def _each_tensor(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """Apply `function` to the tensors of a tree of tuples, lists and dicts; the rest is left as it is."""
+    """Apply `function` to the tensors of a tree of tuples, lists, dicts and dataclasses; the rest is left as it is."""
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, dict):
         return {key: _each_tensor(function, part) for key, part in tree.items()}
     if isinstance(tree, tuple | list):
         return type(tree)(_each_tensor(function, part) for part in tree)
+    if is_dataclass(tree) and not isinstance(tree, type):
+        return replace(tree, **{part.name: _each_tensor(function, getattr(tree, part.name)) for part in fields(tree)})
     return tree

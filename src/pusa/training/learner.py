@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pusa import processes
 from pusa.core.objectives import WEIGHTINGS, flow_matching_loss
 from pusa.errors import InputError, PusaError
+from pusa.models.backbone import Backbone, Text
 from pusa.processes import ProcessGroup
 from pusa.training import distributed, optimisers, random_draws
 from pusa.training.adaptation import Adaptation
@@ -36,13 +37,20 @@ MAX_SKIPPED = 20
 class Learner:
     """Trained numbers, optimiser and averages. `model` is what is called: the transformer, or what is wrapped round it.
 
-    empty_context: [512, D], what stands in for a dropped caption. On several processes every method is called by all.
+    empty_context: [L, D], what stands in for a dropped caption. On several processes every method is called by all.
     """
 
     def __init__(
-        self, config: Config, adaptation: Adaptation, model: nn.Module, empty_context: Tensor, group: ProcessGroup
+        self,
+        config: Config,
+        adaptation: Adaptation,
+        model: nn.Module,
+        empty_context: Tensor,
+        group: ProcessGroup,
+        backbone: Backbone,
     ) -> None:
         self.config, self.adaptation, self.model, self.group = config, adaptation, model, group
+        self.backbone = backbone
         self.empty_context = empty_context
         self.parameters = adaptation.parameters
         self.optimiser = optimisers.build(self.parameters, config.train, sharded=distributed.is_sharded(model))
@@ -91,8 +99,7 @@ class Learner:
 
         def velocity(x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
             nonlocal predicted
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-                answer: Tensor = self.model(x, 1000 * sigma, context, return_dict=False)[0]
+            answer = self.backbone.velocity(self.model, x, sigma, Text.padded(context), autocast=autocast_of(config))
             predicted = answer.detach()
             return answer
 
@@ -103,7 +110,7 @@ class Learner:
         by_sigma = errors.new_zeros(2, SIGMA_BINS)
         by_sigma[0].index_add_(0, bins, errors.flatten())
         by_sigma[1].index_add_(0, bins, torch.ones_like(errors).flatten())
-        patch = math.prod(self.adaptation.transformer.config.patch_size)
+        patch = math.prod(self.backbone.geometry.patch)
         size = torch.tensor([len(x0), x0[:, 0].numel() // patch], device=device)
         return loss, torch.cat([size, by_sigma.flatten()])
 
@@ -173,6 +180,11 @@ class Learner:
         finally:
             for name, p in self.parameters.items():
                 p.copy_(trained[name])
+
+
+def autocast_of(config: Config) -> torch.dtype | None:
+    """The type of mixed precision that the settings ask for."""
+    return torch.bfloat16 if config.train.precision == "bf16" else None
 
 
 def _names(batch: Batch) -> list[str]:

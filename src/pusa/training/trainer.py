@@ -20,8 +20,7 @@ import torch
 
 from pusa import processes
 from pusa.errors import Cancelled, InputError
-from pusa.models.loading.checkpoints import Components
-from pusa.models.wan.transformer import VectorWanTransformer3DModel
+from pusa.models.backbone import Backbone
 from pusa.processes import ProcessGroup
 from pusa.training import distributed, interruption
 from pusa.training.adaptation import Adaptation, adapt
@@ -48,7 +47,7 @@ class Hook:
     """
 
     every: int
-    call: Callable[[int, VectorWanTransformer3DModel, Path], None]
+    call: Callable[[int, Any, Path], None]
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def train(
     config: Config,
     out: str | Path,
     *,
-    components: Components,
+    components: Backbone,
     samples: Any,
     held_out: Any = (),
     tracker: Tracker | None = None,
@@ -104,9 +103,9 @@ def train(
         first = processes.from_rank_zero(group, begin)
         if first > steps:
             raise InputError(f"{out} is trained up to step {first} already, past train.steps = {steps}: raise it.")
-        adaptation = stack.enter_context(prepared(components.transformer, config))
+        adaptation = stack.enter_context(prepared(components, config))
         model = distributed.wrap(adaptation.transformer, config.train.parallel, group)
-        learner = Learner(config, adaptation, model, samples.empty_context, group)
+        learner = Learner(config, adaptation, model, samples.empty_context, group, components)
         keeper = Keeper(config, components.source, out, run, learner)
         if first:
             learner.restore(run.resumed.state() if run and run.resumed else {})
@@ -182,7 +181,7 @@ class Keeper:
         return processes.from_rank_zero(self.learner.group, write)
 
 
-def facts_of(config: Config, group: ProcessGroup, components: Components, samples: Any) -> dict[str, Any]:
+def facts_of(config: Config, group: ProcessGroup, components: Backbone, samples: Any) -> dict[str, Any]:
     """What decides the weights, and so must be the same when a run is resumed.
 
     Of passes and processes only the product counts, and sharding only divides the same numbers differently: a run may
@@ -211,23 +210,26 @@ def metadata_of(config: Config, base: str, step: int) -> dict[str, Any]:
 
 
 @contextmanager
-def prepared(transformer: VectorWanTransformer3DModel, config: Config) -> Iterator[Adaptation]:
+def prepared(backbone: Backbone, config: Config) -> Iterator[Adaptation]:
     """The transformer made trainable for the block; afterwards it is frozen and in evaluation mode, as it came.
 
-    In bf16 the time embedding stays exact: rounded to bf16, neighbouring timesteps would become one.
+    The backbone's exact modules compute in float32 in bf16 too.
     """
+    transformer = backbone.transformer
     adaptation = adapt(transformer, config.lora, config.train.seed)
     if config.train.precision == "fp32":
         for p in transformer.parameters():
             p.data = p.data.float() if p.is_floating_point() else p.data
-    embedder = transformer.condition_embedder.time_embedder
-    embedder.forward = torch.autocast(transformer.device.type, enabled=False)(embedder.forward)
+    exact = backbone.exact_modules(transformer)
+    for module in exact:
+        module.forward = torch.autocast(transformer.device.type, enabled=False)(module.forward)
     if config.train.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     transformer.train()
     try:
         yield adaptation
     finally:
-        del embedder.forward
+        for module in exact:
+            del module.forward
         transformer.disable_gradient_checkpointing()
         transformer.eval().requires_grad_(False)

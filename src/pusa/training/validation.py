@@ -38,7 +38,7 @@ LEVELS = tuple(round(0.05 + 0.1 * i, 2) for i in range(10))
 
 
 class Sample(Protocol):
-    """A held-out clip, as `cache.Sample` has it: latents [C, F, h, w], context [512, D]."""
+    """A held-out clip, as `cache.Sample` has it: latents [C, F, h, w], context [L, D]."""
 
     @property
     def key(self) -> str: ...

@@ -35,7 +35,7 @@ def test_a_diffusers_folder(tiny_folder):
     assert isinstance(parts.text_encoder, UMT5EncoderModel)
     assert parts.source == str(tiny_folder)
     assert parts.defaults == checkpoints.Defaults(8, 17, (32, 32), 2, 2.0, 5.0)
-    assert parts.multiple == 16
+    assert parts.geometry.multiple == 16
     assert parts.loras == ()
     assert not any(p.requires_grad for p in parts.transformer.parameters())
 

@@ -24,7 +24,6 @@ from pusa.evaluation.paper.networks import Network, with_image_channels
 from pusa.evaluation.paper.training_methods import BATCH, Method
 from pusa.files import replacing, write_json
 from pusa.models.loading import checkpoints, sources
-from pusa.models.wan import latents
 from pusa.training import adaptation, optimisers, random_draws
 from pusa.training.config.sections import LoraSettings, TrainSettings
 from pusa.training.data.batches import Batch, Batches
@@ -65,7 +64,7 @@ class Clips:
 
     @property
     def empty(self) -> Tensor:
-        """The context of the empty caption, [512, D]."""
+        """The context of the empty caption, [L, D]."""
         return self.texts[0]
 
 
@@ -80,9 +79,9 @@ def _scene(index: int) -> world.Scene:
 
 def prepare(file: Path) -> None:
     """Encode the clips of one file of `parts`."""
-    vae = checkpoints.load_encoders(sources.TINY_BASE).vae
+    encoders = checkpoints.load_encoders(sources.TINY_BASE)
     first = int(file.stem)
-    encoded = [latents.encode(vae, world.render(_scene(index)))[0] for index in range(first, first + PART)]
+    encoded = [encoders.encode(world.render(_scene(index)))[0] for index in range(first, first + PART)]
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as part:
         save_file({"latents": torch.stack(encoded)}, str(part))
@@ -93,7 +92,7 @@ def prepare_captions(file: Path) -> None:
     encoders = checkpoints.load_encoders(sources.TINY_BASE)
     named = [_scene(index).caption for index in range(CLIPS)]
     captions = list(dict.fromkeys(["", *named]))
-    texts = latents.encode_text(encoders.text_encoder, encoders.tokenizer, captions)
+    texts = encoders.encode_text(captions).tokens
     which = torch.tensor([captions.index(caption) for caption in named])
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as part:
@@ -140,7 +139,7 @@ def network(method: Method, seed: int) -> tuple[Network, adaptation.Adaptation]:
 def loss_of(method: Method, model: Network, batch: Batch, empty: Tensor, seed: int) -> Tensor:
     """The flow-matching loss of a micro-batch, a scalar. Its random draws are functions of (seed, lane, step).
 
-    empty: the context of the empty caption, [512, D].
+    empty: the context of the empty caption, [L, D].
     """
     size, _, frames, _, _ = batch.latents.shape
     noise = random_draws.noise_of(batch.step, batch.lane, batch.latents.shape, seed)
