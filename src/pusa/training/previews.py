@@ -23,9 +23,7 @@ from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
 from pusa.generation.pipeline import Pipeline
 from pusa.images import Frames, write_image
-from pusa.models.loading.checkpoints import Components
-from pusa.models.wan import latents
-from pusa.models.wan.latents import frames_of, pixel_frames
+from pusa.models.backbone import Backbone, Geometry, Text
 from pusa.training.random_draws import LEAST_FRAMES
 from pusa.training.validation import Sample, given, undisturbed
 from pusa.videos import write_video
@@ -67,6 +65,7 @@ class Preview:
     given: tuple[int, ...]
     truth: Frames
     seed: int
+    geometry: Geometry
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +73,12 @@ class _Order:
     task: str
     number: int
     prompt: str
-    context: Tensor  # [512, D]
+    context: Tensor  # [L, D]
     clip: HeldOut
 
 
 def make(
-    components: Components,
+    components: Backbone,
     held_out: Sequence[HeldOut],
     step: int,
     folder: Path,
@@ -92,7 +91,7 @@ def make(
     """Make the clips that `settings` ask for and write `folder`/TASK_I.mp4 and `folder`/sheet.png.
 
     Every task is shown on the first held-out clips. Prompts, where given, replace their captions one by one; a task
-    that a clip is too short for is left out, which the sheet shows. empty_context: [512, D], of the empty prompt, for
+    that a clip is too short for is left out, which the sheet shows. empty_context: [L, D], of the empty prompt, for
     guidance; None encodes it. write: False makes the clips (with several processes all must) and no files.
 
     Raises InputError when there is no held-out clip or none is long enough for any task.
@@ -104,7 +103,7 @@ def make(
     with undisturbed(*models):
         orders = _orders(pipeline, held_out, settings)
         if empty_context is None:
-            empty_context = pipeline.encode_text([""])[0]
+            empty_context = pipeline.encode_text([""]).tokens[0]
         previews = [_make(pipeline, order, empty_context, settings, folder, seed) for order in orders]
         for preview in previews if write else ():
             folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +117,7 @@ def _orders(pipeline: Pipeline, held_out: Sequence[HeldOut], settings: Settings)
     prompts = list(settings.prompts or ())
     count = min(len(held_out), len(prompts) or CLIPS)
     clips = [held_out[i] for i in range(count)]
-    encoded = list(pipeline.encode_text(prompts)) if prompts else []
+    encoded = list(pipeline.encode_text(prompts).tokens) if prompts else []
     orders = []
     for task in settings.tasks:
         for i in range(max(count, len(prompts))):
@@ -137,11 +136,11 @@ def _orders(pipeline: Pipeline, held_out: Sequence[HeldOut], settings: Settings)
 
 def _make(pipeline: Pipeline, order: _Order, empty: Tensor, settings: Settings, folder: Path, seed: int) -> Preview:
     z = order.clip.latents.float()[None].cpu()
-    factor = int(pipeline.vae.config.scale_factor_spatial)
+    geometry = pipeline.backbone.geometry
     slots, height, width = z.shape[2:]
     wishes = pipeline.limits.settings(
-        frames=pixel_frames(slots),
-        size=(width * factor, height * factor),
+        frames=geometry.pixel_frames(slots),
+        size=(width * geometry.spatial, height * geometry.spatial),
         steps=settings.steps,
         guidance=settings.guidance,
     )
@@ -149,11 +148,11 @@ def _make(pipeline: Pipeline, order: _Order, empty: Tensor, settings: Settings, 
     known = {slot: (z[:, :, slot : slot + 1], 0.0) for slot in held}
     matrix = pipeline.matrix(wishes, known)
     dtype, device = pipeline.transformer.dtype, pipeline.device
-    text = order.context[None].to(device, dtype), empty[None].to(device, dtype)
+    text = Text.padded(order.context[None]).to(device, dtype), Text.padded(empty[None]).to(device, dtype)
     made = pipeline.sample(matrix, text, wishes, known=known, seed=seed + order.number)
     path = folder / f"{order.task}_{order.number}.mp4"
-    frames, truth = pipeline.decode(made), latents.decode(pipeline.vae, z)
-    return Preview(order.task, order.prompt, path, frames, matrix, tuple(held), truth, seed + order.number)
+    frames, truth = pipeline.decode(made), pipeline.backbone.decode(z)
+    return Preview(order.task, order.prompt, path, frames, matrix, tuple(held), truth, seed + order.number, geometry)
 
 
 # ------------------------------------------------------------------------------------------------------------ the sheet
@@ -199,7 +198,7 @@ def _block(preview: Preview) -> PILImage.Image:
     draw.text((offset, 5), _cut(f"“{preview.prompt}”", draw, block.width - offset), SOFT, _font(12))
     block.paste(heat, (0, HEAD))
     for column, slot in enumerate(slots):
-        number = frames_of(slot)[-1]
+        number = preview.geometry.frames_of(slot)[-1]
         x = left + column * (FRAME + GAP)
         known = slot in preview.given
         for y, clip in ((HEAD, preview.truth), (HEAD + height + GAP, preview.frames)):

@@ -16,6 +16,7 @@ from typing import Protocol
 from pusa import processes
 from pusa.errors import InputError
 from pusa.files import make_folder
+from pusa.models.backbone import Geometry
 from pusa.models.loading import checkpoints, sources
 from pusa.training import loggers
 from pusa.training.config.tree import Config
@@ -67,8 +68,9 @@ def run(config: Config, out: Path, *, force: bool = False, terminal: Terminal) -
             kinds = checkpoints.check(name, folder, expert=config.model.expert)
             if len(kinds) > 1:
                 raise InputError(f"{name} has two experts, trained one at a time: set model.expert to high or low.")
-            wishes, (_, buckets) = checkpoints.defaults_of(folder), sizes_for(name, folder, config.data.buckets or ())
-        plan = processes.from_rank_zero(group, lambda: survey(config, buckets, wishes.fps, terminal))
+            wishes, geometry = checkpoints.defaults_of(folder), checkpoints.geometry(name, folder)
+            _, buckets = sizes_for(name, folder, config.data.buckets or ())
+        plan = processes.from_rank_zero(group, lambda: survey(config, buckets, wishes.fps, geometry, terminal))
         processes.from_rank_zero(group, lambda: _writable(config.data.cache, out))
         with terminal.status(f"Loading {config.model.source}", line=True):
             components = checkpoints.load(
@@ -113,14 +115,14 @@ def _writable(cache: Path, out: Path) -> None:
     take(out).close()
 
 
-def survey(config: Config, buckets: Sequence[Bucket], fps: float, terminal: Terminal) -> Plan:
+def survey(config: Config, buckets: Sequence[Bucket], fps: float, geometry: Geometry, terminal: Terminal) -> Plan:
     """What the data holds and what becomes of it; InputError when nothing of it can be trained on."""
     source = config.data.path
     if source is None:
         raise InputError("There is no data to train on; give --data FOLDER, or data.path in the settings.")
     with terminal.counting() as progress:
         looking = partial(progress, "Looking at the clips")
-        plan = samples.survey(source, buckets, config.data.fps or fps, config.data.cut, progress=looking)
+        plan = samples.survey(source, buckets, config.data.fps or fps, geometry, config.data.cut, progress=looking)
     _something_left(plan)
     return plan
 

@@ -21,8 +21,7 @@ import torch
 from pusa import adapters, processes
 from pusa.adapters.base import Attached
 from pusa.errors import Cancelled, InputError
-from pusa.models.loading.checkpoints import Components
-from pusa.models.wan.transformer import VectorWanTransformer3DModel
+from pusa.models.backbone import Backbone
 from pusa.processes import ProcessGroup
 from pusa.training import interruption
 from pusa.training.config.tree import Config
@@ -50,7 +49,7 @@ class Hook:
     """
 
     every: int
-    call: Callable[[int, VectorWanTransformer3DModel, Path], None]
+    call: Callable[[int, Any, Path], None]
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def train(
     config: Config,
     out: str | Path,
     *,
-    components: Components,
+    components: Backbone,
     samples: Any,
     held_out: Any = (),
     tracker: Tracker | None = None,
@@ -107,7 +106,7 @@ def train(
         first = processes.from_rank_zero(group, begin)
         if first > steps:
             raise InputError(f"{out} is trained up to step {first} already, past train.steps = {steps}: raise it.")
-        trained = stack.enter_context(prepared(components.transformer, config))
+        trained = stack.enter_context(prepared(components, config))
         learner = Learner(
             config.train, objective(Setup(config, components, trained, samples.empty_context, group)), group
         )
@@ -188,7 +187,7 @@ class Writer:
         return processes.from_rank_zero(self.learner.group, write)
 
 
-def facts_of(config: Config, group: ProcessGroup, components: Components, samples: Any) -> dict[str, Any]:
+def facts_of(config: Config, group: ProcessGroup, components: Backbone, samples: Any) -> dict[str, Any]:
     """What decides the weights, and so must be the same when a run is resumed.
 
     Of passes and processes only the product counts, and sharding only divides the same numbers differently: a run may
@@ -217,23 +216,26 @@ def metadata_of(config: Config, base: str, step: int) -> dict[str, Any]:
 
 
 @contextmanager
-def prepared(transformer: VectorWanTransformer3DModel, config: Config) -> Iterator[Attached]:
+def prepared(backbone: Backbone, config: Config) -> Iterator[Attached]:
     """The transformer made trainable for the block; afterwards it is frozen and in evaluation mode, as it came.
 
-    In bf16 the time embedding stays exact: rounded to bf16, neighbouring timesteps would become one.
+    The backbone's exact modules compute in float32 in bf16 too.
     """
+    transformer = backbone.transformer
     trained = adapters.from_settings(config.lora).attach(transformer, config.train.seed)
     if config.train.precision == "fp32":
         for p in transformer.parameters():
             p.data = p.data.float() if p.is_floating_point() else p.data
-    embedder = transformer.condition_embedder.time_embedder
-    embedder.forward = torch.autocast(transformer.device.type, enabled=False)(embedder.forward)
+    exact = backbone.exact_modules(transformer)
+    for module in exact:
+        module.forward = torch.autocast(transformer.device.type, enabled=False)(module.forward)
     if config.train.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     transformer.train()
     try:
         yield trained
     finally:
-        del embedder.forward
+        for module in exact:
+            del module.forward
         transformer.disable_gradient_checkpointing()
         transformer.eval().requires_grad_(False)

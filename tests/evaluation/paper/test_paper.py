@@ -21,7 +21,6 @@ from pusa.evaluation.paper.tables import Ordering
 from pusa.evaluation.paper.training_methods import METHODS
 from pusa.evaluation.synthetic.tasks import TASKS, SceneTask
 from pusa.models.loading import checkpoints
-from pusa.models.wan import latents
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -30,14 +29,14 @@ GENERATOR = torch.Generator().manual_seed(0)
 def clips() -> training.Clips:
     parts = checkpoints.load("tiny-base")
     captions = ["", "a red circle moves left on a black background"]
-    texts = latents.encode_text(parts.text_encoder, parts.tokenizer, captions)
+    texts = parts.encode_text(captions).tokens
     return training.Clips(torch.randn(16, 12, 5, 8, 8, generator=GENERATOR), texts, captions, [1] * 16)
 
 
 def test_padding_counted_once_is_padding_attended_to() -> None:
     parts = checkpoints.load("tiny-base")
     x, sigma = torch.randn(2, 12, 5, 8, 8, generator=GENERATOR), torch.rand(2, 5, generator=GENERATOR)
-    text = latents.encode_text(parts.text_encoder, parts.tokenizer, ["a red circle", ""])
+    text = parts.encode_text(["a red circle", ""]).tokens
     with torch.no_grad():
         stock = parts.transformer(x, 1000 * sigma, text, return_dict=False)[0]
         short = Network(parts.transformer)(x, sigma, (text, x[:, :, :1]))
@@ -47,7 +46,7 @@ def test_padding_counted_once_is_padding_attended_to() -> None:
 def test_image_channels_begin_as_the_base_and_then_matter() -> None:
     parts = checkpoints.load("tiny-base")
     x, level = torch.randn(1, 12, 5, 8, 8, generator=GENERATOR), torch.full((1, 5), 0.6)
-    text = latents.encode_text(parts.text_encoder, parts.tokenizer, ["a red circle"])
+    text = parts.encode_text(["a red circle"]).tokens
     wider = Network(with_image_channels(parts.transformer))
     first = torch.randn(1, 12, 1, 8, 8, generator=GENERATOR)
     with torch.no_grad():
