@@ -90,8 +90,8 @@ def run(config: Config, out: Path, *, force: bool = False, terminal: Terminal) -
         training_part, held_out_part = hold_out(plan, config.data.held_out)
         if not held_out_part.cuts and config.preview.every:
             raise InputError(
-                "Previews need held-out clips, and there are none: set data.held_out to 1 or more, or set preview.every "
-                "to 0."
+                "Previews need held-out clips, and there are none: set data.held_out to 1 or more, or set "
+                "preview.every to 0."
             )
         if not held_out_part.cuts and config.validate_.every:
             terminal.note("There is no validation, because no clip is held out; set data.held_out to hold clips out.")

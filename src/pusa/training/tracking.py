@@ -37,8 +37,7 @@ LOG, COST = "log.jsonl", "cost.json"
 SMOOTHING = 0.9
 """The decay of the smoothed loss in the progress bar."""
 EVERY, LEAST = 30.0, 5.0
-"""Seconds between two lines of progress, where there is no bar: after EVERY, or after LEAST at a twentieth of the run.
-"""
+"""Without a bar, a line of progress is printed after EVERY seconds, or after LEAST at a new twentieth of the run."""
 ASIDES = ("validation", "previews")
 
 
