@@ -189,7 +189,7 @@ def test_ctrl_c_leaves_a_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(Tracker, "step", interrupted)
         code, out, err = ask(*common)
-    sentence = "pusa: interrupted after step 2 of 6, with a checkpoint; the same command goes on from there."
+    sentence = "pusa: interrupted after step 2 of 6, and a checkpoint is written; rerun the command to resume."
     assert (code, out, err.splitlines()[-1]) == (130, "", sentence)
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step_000002"]
     code, out, _ = ask(*common, "--json")

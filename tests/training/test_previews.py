@@ -164,5 +164,5 @@ def test_stills_have_text_to_video_only(parts: WanBackbone, held: list[Held], tm
     assert [p.task for p in made] == ["text-to-video"]
     with pytest.raises(InputError, match=r"add text-to-video to preview\.tasks"):
         previews.make(parts, still, 1, tmp_path, Settings(tasks=("image-to-video",)))
-    with pytest.raises(InputError, match="no held-out clip"):
+    with pytest.raises(InputError, match="need held-out clips"):
         previews.make(parts, [], 1, tmp_path, Settings())

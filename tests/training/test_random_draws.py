@@ -258,7 +258,7 @@ def test_what_cannot_be_drawn_is_refused_in_words() -> None:
         sigmas_of(0, 0, 0, 5, SigmaConfig(), 0)
     with pytest.raises(InputError, match="1 latent frame"):
         sigmas_of(0, 0, 1, 1, SigmaConfig(pattern="first-clean"), 0)
-    with pytest.raises(InputError, match="No noise level lies between"):
+    with pytest.raises(InputError, match="No noise level is between"):
         sigmas_of(0, 0, 1, 5, SigmaConfig(law="shifted", levels=2, low=0.1, high=0.2), 0)
     with pytest.raises(InputError, match="No row of a staircase"):
         sigmas_of(0, 0, 1, 5, SigmaConfig(pattern="tasks", tasks={"staircase": 1.0}, high=0.01), 0)

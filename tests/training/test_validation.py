@@ -1,4 +1,4 @@
-"""Validation: the same questions to every model at every time, and a table that tells better from worse."""
+"""Validation: the same sigma_rows to every model at every time, and a table that tells better from worse."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pusa.errors import InputError
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
 from pusa.training import validation
 from pusa.training.random_draws import LEAST_FRAMES, generator
-from pusa.training.validation import given, questions, undisturbed, validate
+from pusa.training.validation import given, sigma_rows, undisturbed, validate
 from tests.models.wan_small import build
 
 
@@ -118,7 +118,7 @@ def test_a_trained_adapter_is_better_than_its_base_and_a_damaged_one_worse(world
     assert (bad.losses.mean("task") > good.base.mean("task")).all()
 
 
-def test_questions_do_not_depend_on_batch_order_or_company(adapted: Any) -> None:
+def test_sigma_rows_do_not_depend_on_batch_order_or_company(adapted: Any) -> None:
     model, samples = velocity_of(damaged(adapted, 0.3)), clips(3)
 
     def total(samples: list[Held], **options: Any) -> Tensor:
@@ -162,9 +162,9 @@ def test_cells_hold_the_loss_of_their_frame_at_their_level() -> None:
     extra=st.integers(0, 18),
     levels=st.lists(st.floats(0.01, 1), min_size=1, max_size=12, unique=True),
 )
-def test_questions_of_a_task(task: str, extra: int, levels: list[float]) -> None:
+def test_sigma_rows_of_a_task(task: str, extra: int, levels: list[float]) -> None:
     frames = LEAST_FRAMES[task] + extra
-    rows = questions(task, frames, levels, generator(0, 0, 0, "test"))
+    rows = sigma_rows(task, frames, levels, generator(0, 0, 0, "test"))
     assert rows.shape == (len(levels), frames)
     held = given(task, frames)
     assert len(held) < frames
@@ -233,9 +233,9 @@ def test_one_validation_is_drawn_on_an_axis_from_step_0(
     assert 7 < most < 8
 
 
-def test_bad_questions_are_refused(adapted: Any) -> None:
+def test_bad_arguments_are_refused(adapted: Any) -> None:
     model = velocity_of(adapted)
-    with pytest.raises(InputError, match="no validation task 'inpainting'"):
+    with pytest.raises(InputError, match="task 'inpainting' does not exist"):
         validate(model, clips(1), tasks=["inpainting"])
     with pytest.raises(InputError, match="above 0 and at most 1"):
         validate(model, clips(1), sigmas=[0.5, 0.0])

@@ -1,18 +1,18 @@
-"""What a training will take, from the model's config and the buckets alone, before any weight is read.
+"""Estimate the memory, time and cost of a training from the model's config and the buckets, before weights are read.
 
-Arithmetic, for D = width, L = tokens of a sample, T = 512 text tokens, per block and forward pass:
+Operations for D = width, L = tokens of a sample and T = 512 text tokens, for each block and forward pass:
 
     linear layers    2 (6 D² + 2 D·ffn) L + 4 D² T      queries, keys, values, outputs, feed-forward; cross keys, values
     attention        4 D L² + 4 D L T
 
-A LoRA step is two such passes for the linear layers (forward, and back to the inputs; the frozen weights need no
-gradient) and three for attention, and three times the adapter's own 2 r (in + out) L; full fine-tuning is three of
-everything. Gradient checkpointing adds one forward pass.
+If the base is frozen, a step has two such passes for the linear layers (forward, and backward to the inputs), because
+frozen weights need no gradient. It has three for attention, and three times 2 r (in + out) L for the LoRA. If all
+weights are trained, a step has three passes for both. Gradient checkpointing adds one forward pass.
 
-Memory is the weights, 16 bytes per trained parameter (itself, its gradient, two moments of Adam, float32), and what the
-forward pass keeps: about 20 D + 2 ffn numbers per token and block (measured on blocks of the 1.3B model: 31.7 D against
-31.7 D so computed), or with checkpointing D per token and block and 20 D + 4 ffn per token once. Expect it to be right
-within a third.
+Memory is the sum of three parts: the frozen weights; 16 bytes for each trained parameter (its value, its gradient and
+two moments of Adam, float32); and the activations. The activations are about 20 D + 2 ffn numbers for each token and
+block. (Blocks of the 1.3B model were measured with 31.7 D, and the formula gives 31.7 D.) With checkpointing they are D
+numbers for each token and block, and 20 D + 4 ffn for each token. The estimate is accurate to about a third.
 """
 
 from __future__ import annotations
@@ -34,17 +34,18 @@ from pusa.training.config.sections import TARGETS
 from pusa.training.data.samples import Bucket
 
 EFFICIENCY = (0.3, 0.7)
-"""The share of a machine's rate for large matrices that a training step reaches, at worst and at best."""
+"""The share of the rate for large matrix products that a training step reaches, at worst and at best."""
 
 
 def sizes_for(name: str, folder: Path, texts: Sequence[str]) -> tuple[Model, list[Bucket]]:
-    """The model in `folder` and the sizes that clips are cut to for it, its own where `texts` names none.
+    """Return the sizes of the model in `folder`, and the buckets for its clips.
 
-    Raises InputError for a size that it cannot take; `name` is what the model is called then.
+    name: of the model, for error messages. texts: buckets such as 832x480x81; if empty, the default size of the model.
+    Raises InputError for a bucket that the model cannot use.
     """
     model = Model.of(*(sources.config(name, folder, part) for part in ("transformer", "vae")))
-    wishes = checkpoints.defaults_of(folder)
-    buckets = [Bucket.parse(text) for text in texts] or [Bucket(*wishes.size, wishes.frames)]
+    defaults = checkpoints.defaults_of(folder)
+    buckets = [Bucket.parse(text) for text in texts] or [Bucket(*defaults.size, defaults.frames)]
     for bucket in buckets:
         bucket.check(model.geometry)
     return model, buckets
@@ -52,7 +53,7 @@ def sizes_for(name: str, folder: Path, texts: Sequence[str]) -> tuple[Model, lis
 
 @dataclass(frozen=True)
 class Model:
-    """A Wan transformer's sizes."""
+    """The sizes of a Wan transformer."""
 
     width: int
     ffn: int
@@ -66,7 +67,7 @@ class Model:
 
     @classmethod
     def of(cls, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Model:
-        """Read from the configs of the transformer and the autoencoder."""
+        """Read the sizes from the configs of the transformer and the autoencoder."""
         patch = transformer.get("patch_size", (1, 2, 2))
         return cls(
             width=transformer.get("num_attention_heads", 40) * transformer.get("attention_head_dim", 128),
@@ -82,7 +83,7 @@ class Model:
 
     @property
     def parameters(self) -> int:
-        """Of the transformer, exactly."""
+        """The exact number of parameters of the transformer."""
         d, ffn = self.width, self.ffn
         block = 8 * (d * d + d) + 2 * d * ffn + ffn + d + 4 * d + 2 * d + 6 * d
         ends = (self.channels_in + self.channels_out) * self.patch * d + d + self.channels_out * self.patch + 2 * d
@@ -98,7 +99,7 @@ class Model:
         return {f"blocks.{i}.{name}": size for i in range(self.blocks) for name, size in block.items()}
 
     def tokens(self, bucket: Bucket) -> int:
-        """Tokens of one sample."""
+        """Return the number of latent tokens of one sample."""
         pixels = self.geometry.multiple
         slots = self.geometry.latent_frames(bucket.frames)
         return slots * (bucket.width // pixels) * (bucket.height // pixels)
@@ -113,7 +114,7 @@ class Model:
         return float(passes * linear + 3 * attention + 6 * adapter.extra_parameters(self.layers) * tokens + again)
 
     def activations(self, bucket: Bucket, checkpointing: bool) -> int:
-        """Numbers that one sample keeps for the backward pass."""
+        """Return how many numbers one sample stores for the backward pass."""
         d, tokens = self.width, self.tokens(bucket)
         if checkpointing:
             return tokens * (self.blocks * d + 20 * d + 4 * self.ffn)
@@ -122,9 +123,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run takes. Memory in bytes; seconds and cost at best and at worst.
+    """The estimate of a run. Memory is in bytes; seconds and cost are (at best, at worst).
 
-    tokens: of the largest sample. epochs: how often each sample is seen.
+    parameters, trained: numbers of parameters. tokens: of the largest sample. samples: clips seen in all steps.
+    epochs: how often each sample is seen. rate: operations per second for large matrix products.
     """
 
     parameters: int
@@ -143,12 +145,12 @@ class Estimate:
 
     @property
     def memory(self) -> int:
-        """Bytes without gradient checkpointing."""
+        """Bytes in total, without gradient checkpointing."""
         return self.weights + self.optimiser + self.activations
 
     @property
     def memory_checkpointed(self) -> int:
-        """Bytes with it."""
+        """Bytes in total, with gradient checkpointing."""
         return self.weights + self.optimiser + self.activations_checkpointed
 
 
@@ -163,10 +165,11 @@ def estimate(
     number: int = 4,
     price: float | None = None,
 ) -> Estimate | None:
-    """What `steps` steps of `batch` samples take on one device; None when there is no sample.
+    """Estimate `steps` steps of `batch` samples on one device; return None if there are no samples.
 
-    buckets: samples in each. batch: samples of a step, all in one pass. rate: operations per second for large matrices.
-    number: bytes of one number. price: money for an hour. The best time is without checkpointing, the worst with it.
+    buckets: the number of samples in each. batch: samples of a step, all in one pass. rank: of the LoRA; 0 trains all
+    weights. rate: operations per second for large matrix products. number: bytes of one stored number. price: money for
+    one hour. The best time is without gradient checkpointing, the worst with it.
     """
     count = sum(buckets.values())
     if not count:

@@ -1,11 +1,11 @@
-"""Everything that watches a training, put together from its settings: tracker, validation, previews, model card.
+"""The monitor of a training: tracker, validation, previews and model card, made from the settings.
 
-    watch = Watch(config, out, components, samples, held_out, group, quiet=...)
-    with watch:
-        train(config, out, ..., tracker=watch.tracker, hooks=watch.hooks)
-        watch.finish()
+    monitor = Monitor(config, out, components, samples, held_out, group, quiet=...)
+    with monitor:
+        train(config, out, ..., tracker=monitor.tracker, hooks=monitor.hooks)
+        monitor.finish()
 
-Make it before the training begins, on every process: full fine-tuning leaves no base behind to compare with later.
+Make it on every process, before the training begins: if all weights are trained, the base must be validated before.
 """
 
 from __future__ import annotations
@@ -33,8 +33,13 @@ from pusa.training.validation import Losses, undisturbed, validate
 VALIDATION, PLOT, PREVIEWS = "validation.jsonl", "validation.png", "previews"
 
 
-class Watch:
-    """tracker: None except on process 0. hooks: for `trainer.train`, on every process."""
+class Monitor:
+    """The tracker and the hooks of a training.
+
+    config: all settings. out: the folder of the run. components: the loaded model. samples, held_out: encoded clips,
+    see `cache.Cached`. quiet: print nothing to stderr. Attributes: tracker, on rank 0 and None on other processes;
+    hooks, for `trainer.train`.
+    """
 
     def __init__(
         self,
@@ -68,7 +73,7 @@ class Watch:
             self.tracker.close()
 
     def validate(self, step: int, transformer: Any, folder: Path) -> None:
-        """Add to validation.jsonl and validation.png, and show the table."""
+        """Validate after `step` steps: add to validation.jsonl and validation.png, and print the table."""
         with self.tracker.aside("Validating", "validation") if self.tracker else nullcontext():
             result = self._validate(step, transformer)
             self._base = result.base
@@ -79,7 +84,7 @@ class Watch:
                 self.tracker.scalars(step, result.scalars())
 
     def preview(self, step: int, transformer: Any, folder: Path) -> None:
-        """Make previews/step_000900/."""
+        """Generate the previews after `step` steps, in previews/step_000900/ of `folder`."""
         place = folder / PREVIEWS / f"step_{step:06d}"
         with self.tracker.aside("Making previews", "previews") if self.tracker else nullcontext():
             previews.make(
@@ -95,7 +100,7 @@ class Watch:
                 self.tracker.event(f"Previews after step {step}: {place / previews.SHEET}")
 
     def finish(self) -> Costs | None:
-        """After the training: cost.json and README.md, on process 0; the costs."""
+        """Write cost.json and README.md after the training. Return the costs on rank 0, None elsewhere."""
         if not self.tracker:
             return None
         costs = self.tracker.finish()
