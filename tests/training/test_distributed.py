@@ -40,7 +40,7 @@ def one_thread():
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case in this one process."""
     folder = tmp_path_factory.mktemp("alone")
-    for case in workers.CASES:
+    for case in (*workers.CASES, *workers.PLAYERS):
         workers.one(case, folder / case, ProcessGroup())
     return folder
 
@@ -49,10 +49,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def together(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case in two processes, and once more from the checkpoint that one process left halfway."""
     folder = tmp_path_factory.mktemp("together")
-    for case in workers.CASES:
+    cases = [*workers.CASES, *workers.PLAYERS]
+    for case in cases:
         shutil.copytree(alone / case, folder / f"{case}-resumed")
         shutil.rmtree(folder / f"{case}-resumed" / "checkpoints" / "step_000006")
-    cases = [*workers.CASES, *(f"{case}-resumed" for case in workers.CASES), "nan", "interrupted"]
+    cases += [*(f"{case}-resumed" for case in cases), "nan", "interrupted"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "OMP_NUM_THREADS": "1"}
     environment |= {"GLOO_SOCKET_IFNAME": "lo", "TORCH_CPP_LOG_LEVEL": "ERROR"}
@@ -65,7 +66,8 @@ def together(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def state(run: Path) -> dict[str, Any]:
-    return read(run / "checkpoints" / "step_000006").state()
+    (player,) = read(run / "checkpoints" / "step_000006").state()["players"].values()
+    return player
 
 
 def losses(run: Path) -> list[float]:
@@ -100,6 +102,16 @@ def test_two_processes_are_one(case: str, alone: Path, together: Path) -> None:
 def test_two_processes_go_on_where_one_stopped(case: str, alone: Path, together: Path) -> None:
     assert losses(together / f"{case}-resumed") == pytest.approx(losses(alone / case), abs=1e-5)
     assert far(state(together / f"{case}-resumed"), state(alone / case)) < 1e-5
+
+
+@pytest.mark.parametrize("case", workers.PLAYERS)
+def test_two_processes_train_two_players_as_one_process_does(case: str, alone: Path, together: Path) -> None:
+    for name in (case, f"{case}-resumed"):
+        one, two = (read(run / "checkpoints" / "step_000006").state() for run in (alone / case, together / name))
+        assert far(one, two) < 1e-5
+    records = [json.loads(line) for line in (together / case / "log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if r["loss"] is not None] == [5]
+    assert all(r["players"]["critic"]["grad_norm"] > 0 for r in records)
 
 
 @pytest.mark.parametrize("case", ["fsdp-lora", "fsdp-full"])

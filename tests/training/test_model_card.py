@@ -11,6 +11,9 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from pusa.adapters.base import Adapter
+from pusa.adapters.full import AllWeights
+from pusa.adapters.lora import Lora
 from pusa.training import model_card
 from pusa.training.costs import Costs
 from pusa.training.model_card import Facts
@@ -20,13 +23,13 @@ FACTS = Facts(
     name="my_run",
     base="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
     output="lora.safetensors",
-    is_lora=True,
-    rank=32,
+    card=Lora(32, ("to_q",)).card,
     samples=3860,
     held_out=16,
     settings={"tasks": {"text-to-video": 0.5, "image-to-video": 0.5}, "learning rate": 1e-4, "average": None},
     previews=[('a "red" circle: moves', "previews/step_000900/image-to-video_0.mp4"), ("", "previews/b.mp4")],
 )
+LORA = Lora(32, ("to_q",)).card
 COSTS = Costs(900, 7200, 10**6, 10**15, 10**15, 3600.0, 0.0, 1, "H100", clips=3860, price=2.0)
 
 
@@ -62,10 +65,10 @@ def test_the_hub_reads_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("base", [FACTS.base, "tiny-base", "/some/folder"])
-@pytest.mark.parametrize("is_lora", [True, False])
-def test_its_snippets_are_whole(base: str, is_lora: bool) -> None:
-    output = "lora.safetensors" if is_lora else "transformer"
-    text = model_card.text(Facts("my_run", base, output, is_lora, rank=8 if is_lora else None))
+@pytest.mark.parametrize("adapter", [Lora(8, ("to_q",)), AllWeights()], ids=["lora", "full"])
+def test_its_snippets_are_whole(base: str, adapter: Adapter) -> None:
+    output, is_lora = adapter.output, isinstance(adapter, Lora)
+    text = model_card.text(Facts("my_run", base, output, adapter.card))
     snippets = blocks(text, "python")
     assert len(snippets) == 1
     ast.parse(snippets[0])
@@ -77,7 +80,7 @@ def test_its_snippets_are_whole(base: str, is_lora: bool) -> None:
 
 
 def test_the_snippet_for_the_embedded_model_names_a_folder_that_exists() -> None:
-    snippet = blocks(model_card.text(Facts("x", "tiny-base", "lora.safetensors", True)), "python")[0]
+    snippet = blocks(model_card.text(Facts("x", "tiny-base", "lora.safetensors", LORA)), "python")[0]
     from pusa import embedded
 
     assert "WanPipeline.from_pretrained(embedded.folder()" in snippet
@@ -85,7 +88,7 @@ def test_the_snippet_for_the_embedded_model_names_a_folder_that_exists() -> None
 
 
 def test_what_is_not_known_is_left_out() -> None:
-    text = model_card.text(Facts("x", "tiny-base", "lora.safetensors", True))
+    text = model_card.text(Facts("x", "tiny-base", "lora.safetensors", LORA))
     assert "## Validation" not in text
     assert "## Cost" not in text
     assert "## Samples" not in text

@@ -48,7 +48,7 @@ def tracked(whole: Path, sigma_rel: float | None, steps: int = STEPS) -> Factors
     exponent = None if sigma_rel is None else weight_averages.gamma(sigma_rel) + 1
     total: dict[str, torch.Tensor] = {}
     for step in range(1, steps + 1):
-        weights = read(whole / "checkpoints" / f"step_{step:06d}").state()["weights"]
+        weights = read(whole / "checkpoints" / f"step_{step:06d}").state()["players"]["model"]["weights"]
         decay = 0.0 if exponent is None else (1 - 1 / step) ** exponent
         total = {k: decay * total.get(k, 0.0) + (1 - decay) * v.double() for k, v in weights.items()}
     scale = 6 / 2**0.5
@@ -115,4 +115,4 @@ def test_what_is_no_run_with_averages_is_one_sentence(run: Path, tmp_path: Path)
     everything = tmp_path / "everything"
     settings = config(lora=None, train={"steps": 2, "ema": "post-hoc"}, save={"every": 1})
     train(settings, everything, components=components(), samples=Samples())
-    refused("trained the whole model", everything)
+    refused("trained all weights of the model", everything)

@@ -17,8 +17,10 @@ import torch
 from pusa import processes
 from pusa.errors import Cancelled, PusaError
 from pusa.training import distributed
+from pusa.training.objectives.flow_matching import FlowMatching
 from pusa.training.trainer import Hook, train
 from tests.training import small
+from tests.training.objectives.toy import TwoPlayers
 
 LORA = {"rank": 2, "targets": ["to_q", "ffn.net.2"]}
 BASE: dict[str, Any] = {
@@ -39,6 +41,8 @@ CASES: dict[str, dict[str, Any]] = {
     for parallel in ("ddp", "fsdp")
     for what, rate in (("lora", 1e-2), ("full", 1e-3))
 }
+PLAYERS = {f"{parallel}-players": CASES[f"{parallel}-lora"] for parallel in ("ddp", "fsdp")}
+"""Trainings with two players."""
 
 
 def samples(case: str) -> small.Samples:
@@ -49,7 +53,7 @@ def samples(case: str) -> small.Samples:
 
 def settings(case: str, processes: int) -> dict[str, Any]:
     """The settings of a case such that a step has two micro-batches, on however many processes."""
-    changes = CASES["ddp-lora"] if case in ("nan", "interrupted") else CASES[case.removesuffix("-resumed")]
+    changes = CASES["ddp-lora"] if case in ("nan", "interrupted") else (CASES | PLAYERS)[case.removesuffix("-resumed")]
     return {**changes, "train": {**changes["train"], "accumulate": 2 // processes}}
 
 
@@ -74,6 +78,7 @@ def one(case: str, out: Path, group: processes.ProcessGroup) -> dict[str, Any]:
             components=components,
             samples=samples(case),
             hooks=hooks,
+            objective=TwoPlayers if "players" in case else FlowMatching,
         )
         seen["first"] = result.first
     except Cancelled as error:

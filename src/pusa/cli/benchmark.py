@@ -1,18 +1,22 @@
-"""`pusa evaluate --world`: models on every task of the synthetic world, beside each other."""
+"""`pusa benchmark`: models on every task of the synthetic world, beside each other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pusa.cli.shared.arguments import lora
+from cyclopts import Group, Parameter
+
+from pusa.cli.shared.arguments import lora as read_lora
+from pusa.cli.shared.options import OUTPUT, SAMPLING, File, Many, Talk, Whole, of_model
 from pusa.cli.shared.terminal import Report, Terminal, clock
 from pusa.errors import InputError
 
 if TYPE_CHECKING:
     from pusa.evaluation.synthetic.benchmark import Candidate
 
+MODELS = Group.create_ordered("What is scored")
 SHOWN = {
     "db": ("PSNR", 1.0, "dB"),
     "over_baseline": ("over baseline", 1.0, "dB"),
@@ -25,25 +29,50 @@ SHOWN = {
 """Measures as they are printed: name, scale, unit."""
 
 
-def compare(
-    models: Sequence[str],
-    loras: Sequence[str],
-    *,
-    tasks: Sequence[str],
-    scenes: int,
-    steps: int | None,
-    guidance: float | None,
-    shift: float | None,
-    out: Path,
-    jobs: int,
-    terminal: Terminal,
+def benchmark(
+    *models: str,
+    lora: Annotated[tuple[str, ...], Many, Parameter(group=MODELS, metavar="PATH[:SCALE]")] = (),
+    tasks: Annotated[tuple[str, ...], Many, Parameter(group=MODELS, metavar="TASK...", consume_multiple=True)] = (),
+    scenes: Annotated[int, Whole, Parameter(group=MODELS)] = 64,
+    steps: Annotated[int | None, Whole, Parameter(group=SAMPLING, show_default=of_model)] = None,
+    guidance: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
+    shift: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
+    out: Annotated[Path, File, Parameter(group=OUTPUT)] = Path("outputs/evaluation"),
+    workers: Annotated[int, Whole, Parameter(group=OUTPUT)] = 1,
+    talk: Talk = Talk(),
 ) -> Report:
-    """Score the models and write world.json and world.png beside the scores.
+    """Score models on every task of the synthetic world, on the same held-out scenes, beside each other.
 
-    models: each MODEL or MODEL+LORA[:STRENGTH]+…; loras: more for all of them.
+    Scores are kept, so that a second run measures only what is new.
+
+    Parameters
+    ----------
+    models
+        Models: tiny, tiny-base, a folder, a file or a hub id, each with LoRAs after a +, such as
+        tiny-base+mine.safetensors:1.4.
+    lora
+        A LoRA that all of these models get. Repeatable.
+    tasks
+        Some of the tasks, such as image-to-video extension; by default all.
+    scenes
+        Held-out scenes of each task.
+    steps
+        Sampling steps.
+    guidance
+        Classifier-free guidance scale.
+    shift
+        Timestep shift.
+    out
+        Folder for the scores, world.json and world.png.
+    workers
+        Processes that work at the same time.
     """
-    if scenes < 1 or jobs < 1:
-        raise InputError(f"--scenes {scenes} and --jobs {jobs}: give 1 or more.")
+    terminal = Terminal(talk.talkative)
+    if not models:
+        raise InputError("there is no model to score; give one or more, such as tiny tiny-base.")
+    for flag, value in (("--scenes", scenes), ("--workers", workers)):
+        if value < 1:
+            raise InputError(f"{flag} {value}: give 1 or more.")
     with terminal.status("Starting"):
         from functools import partial
 
@@ -53,20 +82,20 @@ def compare(
         from pusa.files import write_json
 
     candidates = [
-        Candidate(_name(text, loras), *_parts(text, loras), steps=steps, guidance=guidance, shift=shift)
+        Candidate(_name(text, lora), *_parts(text, lora), steps=steps, guidance=guidance, shift=shift)
         for text in models
     ]
     chosen = list(tasks) or list(TASKS)
-    benchmark = Benchmark(out, candidates, chosen, scenes)
-    wanted = benchmark.units()
+    run = Benchmark(out, candidates, chosen, scenes)
+    wanted = run.units()
     with terminal.counting() as progress:
         results_folder.make_in_processes(
-            jobs, partial(make, out, tuple(candidates), tuple(chosen), scenes), wanted, "Making clips", progress
+            workers, partial(make, out, tuple(candidates), tuple(chosen), scenes), wanted, "Making clips", progress
         )
-    record = benchmark.results()
+    record = run.results()
     record["seconds"] = results_folder.seconds(wanted, out)
     write_json(out / "world.json", record)
-    sheet = benchmark.sheet(out / "world.png")
+    sheet = run.sheet(out / "world.png")
     return Report(
         record | {"files": [str(out / "world.json"), str(sheet)]},
         "\n\n".join([*(_table(TASKS[task].title, record["tasks"][task], candidates) for task in chosen),
@@ -76,9 +105,9 @@ def compare(
 
 def _parts(text: str, more: Sequence[str]) -> tuple[str, tuple[tuple[str, float], ...]]:
     source, *files = text.split("+")
-    each = [lora(file, 1.0, "--world") for file in files] + [lora(file, 1.0) for file in more]
+    each = [read_lora(file, 1.0, text) for file in files] + [read_lora(file, 1.0) for file in more]
     if not source:
-        raise InputError(f"--world {text}: no model stands before the first +; give MODEL+LORA:STRENGTH.")
+        raise InputError(f"{text}: no model stands before the first +; give MODEL+LORA:STRENGTH.")
     return source, tuple((str(path), scale) for path, scale in each)
 
 

@@ -30,13 +30,17 @@ CROPPED = 0.1
 def check(
     data: str,
     *,
-    buckets: Annotated[tuple[str, ...], Many, Parameter(group=SAMPLES, metavar="WxHxF...", consume_multiple=True)] = (),
-    fps: Annotated[float | None, Parameter(group=SAMPLES, show_default=of_model)] = None,
-    cut: Annotated[Literal["head", "uniform", "slide"], Parameter(group=SAMPLES)] = "head",
-    model: Annotated[str, Parameter(group=MODEL)] = "tiny-base",
-    steps: Annotated[int, Whole, Parameter(group=RUN)] = 900,
-    batch: Annotated[int, Whole, Parameter(group=RUN)] = 1,
-    rank: Annotated[int, Whole, Parameter(group=RUN)] = 32,
+    buckets: Annotated[
+        tuple[str, ...],
+        Many,
+        Parameter(name="--data.buckets", group=SAMPLES, metavar="WxHxF...", consume_multiple=True),
+    ] = (),
+    fps: Annotated[float | None, Parameter(name="--data.fps", group=SAMPLES, show_default=of_model)] = None,
+    cut: Annotated[Literal["head", "uniform", "slide"], Parameter(name="--data.cut", group=SAMPLES)] = "head",
+    model: Annotated[str, Parameter(name="--model.source", group=MODEL)] = "tiny-base",
+    steps: Annotated[int, Whole, Parameter(name="--train.steps", group=RUN)] = 900,
+    batch: Annotated[int, Whole, Parameter(name="--train.batch", group=RUN)] = 1,
+    rank: Annotated[int, Whole, Parameter(name="--lora.rank", group=RUN)] = 32,
     price: Annotated[float | None, Parameter(group=RUN)] = None,
     talk: Talk = Talk(),
 ) -> Report:
@@ -67,11 +71,11 @@ def check(
         Money for one hour of this machine.
     """
     terminal = Terminal(talk.talkative)
-    for flag, value, least in (("--steps", steps, 1), ("--batch", batch, 1), ("--rank", rank, 0)):
+    for flag, value, least in (("--train.steps", steps, 1), ("--train.batch", batch, 1), ("--lora.rank", rank, 0)):
         if value < least:
             raise InputError(f"{flag} {value}: give {least} or more.")
-    if fps is not None and not 0 < number(str(fps), "--fps", "frame rate") <= 1000:
-        raise InputError(f"--fps {fps:g}: give a rate above 0 and at most 1000.")
+    if fps is not None and not 0 < number(str(fps), "--data.fps", "frame rate") <= 1000:
+        raise InputError(f"--data.fps {fps:g}: give a rate above 0 and at most 1000.")
     if price is not None and number(str(price), "--price", "price") < 0:
         raise InputError(f"--price {price:g}: give 0 or more.")
     with terminal.status("Starting"):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from pusa.cli.shared.arguments import size as read_size
-from pusa.cli.shared.options import OUTPUT, Many, Model, Switch, Whole, of_model
+from pusa.cli.shared.options import OUTPUT, File, Many, Model, Switch, Whole, of_model
 from pusa.cli.shared.terminal import Report
 from pusa.errors import InputError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pusa.models.wan.recognise import Family
     from pusa.models.weight_files import Stored
 
+MATRIX = Group.create_ordered("Timestep matrix")
 MEMORY = Group.create_ordered("Memory")
 
 
@@ -25,11 +26,18 @@ def info(
     model: str | None = None,
     *,
     presets: Annotated[bool, Switch] = False,
-    memory: Annotated[bool, Switch, Parameter(group=MEMORY)] = False,
+    schedule: Annotated[str | None, Parameter(group=MATRIX, metavar="NAME[,KEY=N ...]")] = None,
+    matrix: Annotated[Path | None, File, Parameter(group=MATRIX, metavar="FILE.json")] = None,
+    steps: Annotated[int | None, Whole, Parameter(group=MATRIX, show_default=of_model)] = None,
+    shift: Annotated[float | None, Parameter(group=MATRIX, show_default=of_model)] = None,
+    out: Annotated[Path | None, File, Parameter(group=MATRIX, metavar="FILE", show_default=False)] = None,
+    memory: Annotated[
+        Literal["all", "auto", "none", "80gb", "48gb", "24gb", "16gb", "12gb", "8gb", "cpu"] | None,
+        Parameter(group=MEMORY, show_default=False),
+    ] = None,
     size: Annotated[str | None, Parameter(group=MEMORY, metavar="WxH", show_default=of_model)] = None,
     frames: Annotated[int | None, Whole, Parameter(group=MEMORY, show_default=of_model)] = None,
     guidance: Annotated[float | None, Parameter(group=MEMORY, show_default=of_model)] = None,
-    profile: Annotated[str | None, Parameter(group=MEMORY, metavar="NAME")] = None,
     dtype: Annotated[Literal["auto", "bfloat16", "float32"], Parameter(group=MEMORY)] = "auto",
     rate: Annotated[float | None, Parameter(group=MEMORY, metavar="TFLOPS")] = None,
     vae: Annotated[str | None, Parameter(group=MEMORY, metavar="PATH")] = None,
@@ -47,16 +55,24 @@ def info(
         tiny, tiny-base, a folder, a .safetensors or .gguf file, or a hub id; or a LoRA, or the folder of one.
     presets
         List what each --preset of generate, extend and transition sets.
+    schedule
+        Print and draw the timestep matrix of a schedule, such as staircase,block=3,delay=5.
+    matrix
+        Print and draw a timestep matrix of your own.
+    steps
+        Sampling steps of the schedule.
+    shift
+        Timestep shift of the schedule.
+    out
+        Write the matrix as a heat map (.png) or as a file for --matrix (.json).
     memory
-        Say what a clip will take in memory and time instead, under each memory profile.
+        Say how much memory and time a clip needs, under one memory profile, or under all.
     size
         Width and height of the clip.
     frames
         Length of the clip: 4n+1.
     guidance
         Guidance scale; 1 asks the model once a step.
-    profile
-        Only this memory profile: 80gb, 48gb, 24gb, 16gb, 12gb, 8gb or cpu.
     dtype
         What transformer and text encoder compute in; auto is bfloat16 on a GPU and float32 on a CPU.
     rate
@@ -75,9 +91,15 @@ def info(
         Show the traceback of an error.
     """
     if presets:
-        if model is not None or memory:
+        if model is not None or memory or schedule or matrix:
             raise InputError("--presets lists the presets; give it alone.")
         return _presets()
+    if schedule is not None or matrix is not None:
+        from pusa.cli.shared.matrix_report import matrix_report
+
+        return matrix_report(model or "tiny", schedule, matrix, frames=frames, steps=steps, shift=shift, out=out)
+    if any(option is not None for option in (steps, shift, out)):
+        raise InputError("--steps, --shift and --out belong to --schedule or --matrix; give one of them too.")
     if memory:
         from pusa.cli.shared.memory_report import outlook
 
@@ -85,10 +107,11 @@ def info(
             model=model, vae=vae, text_encoder=text_encoder, transformer_2=transformer_2, lora=lora, dtype=dtype
         )
         shape = None if size is None else read_size(size)
-        return outlook(chosen, size=shape, frames=frames, guidance=guidance, profile=profile, rate=rate)
-    given = (size, frames, guidance, profile, rate, vae, text_encoder, transformer_2)
+        chosen_profile = None if memory == "all" else memory
+        return outlook(chosen, size=shape, frames=frames, guidance=guidance, profile=chosen_profile, rate=rate)
+    given = (size, frames, guidance, rate, vae, text_encoder, transformer_2)
     if any(option is not None for option in given) or lora or dtype != "auto":
-        raise InputError("Size, frames, guidance, profile, types, rate and parts belong to --memory; give it too.")
+        raise InputError("Size, frames, guidance, types, rate and parts belong to --memory; give it too.")
     record = _machine() if model is None else _lora(Path(model)) or _model(model)
     width = max(len(name) for name in record)
     return Report(record, "\n".join(f"{name:{width}}  {_plain(value)}" for name, value in record.items()))

@@ -25,11 +25,15 @@ MACHINES = Group.create_ordered("Several machines")
 def prepare(
     data: str,
     *,
-    buckets: Annotated[tuple[str, ...], Many, Parameter(group=SAMPLES, metavar="WxHxF...", consume_multiple=True)] = (),
-    fps: Annotated[float | None, Parameter(group=SAMPLES, show_default=of_model)] = None,
-    cut: Annotated[Literal["head", "uniform", "slide"], Parameter(group=SAMPLES)] = "head",
-    model: Annotated[str, Parameter(group=MODEL)] = "tiny-base",
-    cache: Annotated[Path, File, Parameter(group=OUTPUT)] = Path("runs/cache"),
+    buckets: Annotated[
+        tuple[str, ...],
+        Many,
+        Parameter(name="--data.buckets", group=SAMPLES, metavar="WxHxF...", consume_multiple=True),
+    ] = (),
+    fps: Annotated[float | None, Parameter(name="--data.fps", group=SAMPLES, show_default=of_model)] = None,
+    cut: Annotated[Literal["head", "uniform", "slide"], Parameter(name="--data.cut", group=SAMPLES)] = "head",
+    model: Annotated[str, Parameter(name="--model.source", group=MODEL)] = "tiny-base",
+    cache: Annotated[Path, File, Parameter(name="--data.cache", group=OUTPUT)] = Path("runs/cache"),
     ray: Annotated[str | None, Parameter(group=MACHINES, metavar="ADDRESS")] = None,
     workers: Annotated[int | None, Whole, Parameter(group=MACHINES)] = None,
     talk: Talk = Talk(),
@@ -60,8 +64,8 @@ def prepare(
     """
     rank, world = _place()
     terminal = Terminal(rank == 0 and talk.talkative)
-    if fps is not None and not 0 < number(str(fps), "--fps", "frame rate") <= 1000:
-        raise InputError(f"--fps {fps:g}: give a rate above 0 and at most 1000.")
+    if fps is not None and not 0 < number(str(fps), "--data.fps", "frame rate") <= 1000:
+        raise InputError(f"--data.fps {fps:g}: give a rate above 0 and at most 1000.")
     if workers is not None and (ray is None or workers < 1):
         raise InputError(f"--workers {workers}: it takes a number of 1 or more, and --ray with it.")
     if ray is not None and world > 1:

@@ -133,7 +133,7 @@ def train(
     out: Annotated[
         Path | None, File, Parameter(group=OUTPUT, show_default=lambda _: "runs/ and the name of CONFIG or preset")
     ] = None,
-    force: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
+    overwrite: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
     talk: Talk = Talk(),
     **typed: str | None,
 ) -> Report | None:
@@ -154,8 +154,8 @@ def train(
         A folder of clips with captions, a table of them, or the hub id of a dataset.
     out
         Folder of the run.
-    force
-        Go on in a folder that was trained with other settings.
+    overwrite
+        Continue in a folder that was trained with other settings.
     """
     if presets:
         return _presets()
@@ -174,7 +174,7 @@ def train(
         from pusa.training.run import run
     name = config.stem if config else preset or "tiny-base"
     try:
-        outcome = run(chosen, out or Path("runs") / name, force=force, terminal=terminal)
+        outcome = run(chosen, out or Path("runs") / name, force=overwrite, terminal=terminal)
     except Cancelled as error:
         if is_rank_zero:
             raise

@@ -39,7 +39,7 @@ def wrap(model: nn.Module, kind: Literal["ddp", "fsdp"], group: ProcessGroup) ->
         return DistributedDataParallel(model, broadcast_buffers=False)
     device = next(model.parameters()).device
     mesh = init_device_mesh(device.type, (group.size,))
-    blocks: Any = model.blocks
+    blocks: Any = getattr(model, "blocks", ())
     for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -52,6 +52,14 @@ def accumulating(model: nn.Module, more: bool) -> AbstractContextManager[None]:
         waiting: AbstractContextManager[None] = model.no_sync()
         return waiting
     return nullcontext()
+
+
+def set_trainable(model: nn.Module, parameters: Mapping[str, nn.Parameter], trainable: bool) -> None:
+    """Set whether the next forward pass of `model` leads gradients to these parameters."""
+    for p in parameters.values():
+        p.requires_grad_(trainable)
+    if isinstance(model, FSDPModule):
+        model.reshard()  # FSDP reads the flag when it gathers the parameters; the root module keeps gathered ones
 
 
 def shards(model: nn.Module) -> dict[str, tuple[int, int]]:

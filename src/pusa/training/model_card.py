@@ -14,6 +14,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from pusa.adapters.base import Card
 from pusa.files import write_text_atomic
 from pusa.training.costs import Costs
 from pusa.training.validation import Validation
@@ -28,7 +29,7 @@ class Facts:
     """What a card says.
 
     name: of the run. base: what it was trained on, as `checkpoints.load` takes it. output: the file or folder with the
-    weights, relative to the card. is_lora: or the whole transformer. rank: of the LoRA. expert: of a Wan2.2 A14B.
+    weights, relative to the card. card: what the adapter says about such weights. expert: of a Wan2.2 A14B.
     samples, held_out: training samples and validation clips. settings: rows of the training table, in order.
     previews: (prompt, path relative to the card) of sample videos.
     """
@@ -36,8 +37,7 @@ class Facts:
     name: str
     base: str
     output: str
-    is_lora: bool
-    rank: int | None = None
+    card: Card
     expert: str | None = None
     samples: int | None = None
     held_out: int | None = None
@@ -71,19 +71,18 @@ def _front(facts: Facts) -> str:
         license=facts.license,
         library_name="diffusers",
         pipeline_tag="image-to-video",
-        tags=["lora", "template:diffusion-lora", *tags] if facts.is_lora else tags,
+        tags=[*facts.card.tags, *tags],
         widget=[{"text": prompt or " ", "output": {"url": path}} for prompt, path in facts.previews] or None,
-        base_model_relation=("adapter" if facts.is_lora else "finetune") if facts.hub_base else None,
+        base_model_relation=facts.card.relation if facts.hub_base else None,
     )
     return data.to_yaml()
 
 
 def _opening(facts: Facts) -> str:
-    what = f"A rank-{facts.rank} LoRA for" if facts.is_lora else "A transformer trained from"
     base = f"[{facts.base}](https://huggingface.co/{facts.base})" if facts.hub_base else f"`{facts.base}`"
     expert = f" ({facts.expert}-noise expert)" if facts.expert else ""
     return (
-        f"# {facts.name}\n\n{what} {base}{expert} that takes a timestep for every latent frame\n"
+        f"# {facts.name}\n\n{facts.card.title} {base}{expert} that takes a timestep for every latent frame\n"
         f"([vectorized timestep adaptation]({PAPER})): a frame that is given stands at timestep 0, and one model does\n"
         "text-to-video, image-to-video, first and last frame, keyframes, extension and completion."
     )
@@ -101,7 +100,7 @@ def _use(facts: Facts) -> str:
 
 
 def _with_pusa(facts: Facts) -> str:
-    if not facts.is_lora:
+    if not facts.card.lora_file:
         return ""
     return f"""With pusa, all tasks:
 
@@ -116,18 +115,8 @@ def _with_diffusers(facts: Facts) -> str:
         opening, base = "from pusa import embedded\n", "embedded.folder()"
     else:
         opening = ""
-    if facts.is_lora:
-        load = (
-            f"pipe = WanPipeline.from_pretrained({base}, torch_dtype=torch.bfloat16)\n"
-            f'pipe.load_lora_weights(".", weight_name={json.dumps(facts.output)})'
-        )
-    else:
-        load = (
-            f"transformer = WanTransformer3DModel.from_pretrained({json.dumps(facts.output)}, "
-            "torch_dtype=torch.bfloat16)\n"
-            f"pipe = WanPipeline.from_pretrained({base}, transformer=transformer, torch_dtype=torch.bfloat16)"
-        )
-    names = "WanPipeline" if facts.is_lora else "WanPipeline, WanTransformer3DModel"
+    load = facts.card.diffusers_code.format(base=base, file=json.dumps(facts.output))
+    names = ", ".join(facts.card.diffusers_classes)
     return f"""With diffusers, in this folder (one timestep per clip, so text-to-video only):
 
 ```python
@@ -140,7 +129,7 @@ frames = pipe("a prompt").frames[0]
 
 
 def _with_comfy(facts: Facts) -> str:
-    if not facts.is_lora:
+    if not facts.card.lora_file:
         return ""
     file = f"{facts.name}.safetensors"
     node = {
@@ -159,7 +148,7 @@ makes text-to-video."""
 
 def _training(facts: Facts) -> str:
     rows: dict[str, Any] = {"base": facts.base, "expert": facts.expert, "training samples": facts.samples}
-    rows |= {"held-out clips": facts.held_out, "rank": facts.rank, **dict(facts.settings)}
+    rows |= {"held-out clips": facts.held_out, **facts.card.rows, **facts.settings}
     lines = [f"| {name} | {_cell(value)} |" for name, value in rows.items() if value is not None]
     return "\n".join(["## Training", "", "| | |", "| --- | --- |", *lines])
 

@@ -18,17 +18,17 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from pusa import adapters
 from pusa.core.objectives import Velocity
 from pusa.models.loading.checkpoints import Components
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
 from pusa.processes import ProcessGroup
 from pusa.training import model_card, previews, validation
-from pusa.training.adaptation import ADAPTER, FULL_FOLDER, LORA_FILE
 from pusa.training.config.tree import Config
 from pusa.training.costs import Costs
 from pusa.training.tracking import Tracker
 from pusa.training.trainer import Hook
-from pusa.training.validation import Losses, undisturbed, validate, without_adapter
+from pusa.training.validation import Losses, undisturbed, validate
 
 VALIDATION, PLOT, PREVIEWS = "validation.jsonl", "validation.png", "previews"
 
@@ -49,11 +49,12 @@ class Watch:
     ) -> None:
         self.config, self.out, self.components = config, out, components
         self.samples, self.held_out = samples, held_out
+        self.adapter = adapters.from_settings(config.lora)
         self.tracker = self._tracker(group, quiet) if group.is_rank_zero else None
         self.hooks: list[Hook] = []
         self._base: Losses | None = None
         if held_out and config.validate_.every:
-            if config.lora is None:
+            if not self.adapter.keeps_base:
                 self._base = self._validate(0, components.transformer).losses
             self.hooks.append(Hook(config.validate_.every, self.validate))
         if held_out and config.preview.every:
@@ -127,11 +128,11 @@ class Watch:
             return predicted
 
         def bare(x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
-            with without_adapter(transformer, ADAPTER):
+            with self.adapter.disabled(transformer):
                 return velocity(x, sigma, context)
 
         base: Velocity | Losses | None = self._base
-        if base is None and config.lora is not None:
+        if base is None and self.adapter.keeps_base:
             base = bare
         clips = (self.held_out[i] for i in range(min(config.validate_.clips, len(self.held_out))))
         with undisturbed(transformer):
@@ -160,9 +161,8 @@ class Watch:
         return model_card.Facts(
             name=self.out.resolve().name,
             base=self.components.source,
-            output=LORA_FILE if config.lora else FULL_FOLDER,
-            is_lora=config.lora is not None,
-            rank=config.lora.rank if config.lora else None,
+            output=self.adapter.output,
+            card=self.adapter.card,
             expert=config.model.expert,
             samples=len(self.samples),
             held_out=len(self.held_out),

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from safetensors import safe_open
-from torch import Tensor
 
+from pusa import adapters
 from pusa.errors import InputError
-from pusa.models.lora import dialects, runtime
-from pusa.training.adaptation import ADAPTER, LORA_FILE
 from pusa.training.config.tree import Config, read
 from pusa.training.weight_averages import Reconstruction, reconstruct, snapshots_of
 
@@ -21,19 +19,12 @@ def write(run: Path, target: Path, sigma_rel: float, step: int | None = None) ->
     pusa.ema and the step as pusa.step. Raises InputError when the folder is no such run, or for what
     `averages.reconstruct` refuses.
     """
-    config = _settings(run)
+    adapter = adapters.from_settings(_settings(run).lora)
+    if not adapter.standalone:
+        raise InputError(f"{run} trained all weights of the model: an average of another length needs a LoRA.")
     average = reconstruct([*snapshots_of(run).values()], sigma_rel, step)
-    assert config.lora
-    rank, alpha = config.lora.rank, config.lora.rank if config.lora.alpha is None else config.lora.alpha
-    strength = dialects.scaling(alpha, rank, config.lora.rslora)
-    factors: dict[str, tuple[Tensor, Tensor]] = {}
-    for name, down in average.weights.items():
-        module, found, _ = name.partition(f".lora_A.{ADAPTER}.weight")
-        if found:
-            up = average.weights[f"{module}.lora_B.{ADAPTER}.weight"]
-            factors[module] = down, up if strength == 1 else up * strength
-    about = {**_metadata(run), "pusa.ema": f"{sigma_rel:g}", "pusa.step": str(average.step)}
-    runtime.write(target, factors, about)
+    about = {**_metadata(run, adapter.output), "pusa.ema": f"{sigma_rel:g}", "pusa.step": str(average.step)}
+    adapter.write(target, average.weights, about)
     return average
 
 
@@ -48,14 +39,12 @@ def _settings(run: Path) -> Config:
             f"{run} kept no averages to choose from ({why}): train with --train.ema post-hoc, and leave its folder "
             "snapshots where it is."
         )
-    if config.lora is None:
-        raise InputError(f"{run} trained the whole model, and an average of another length can only be had of a LoRA.")
     return config
 
 
-def _metadata(run: Path) -> dict[str, str]:
+def _metadata(run: Path, output: str) -> dict[str, str]:
     """What the run's own LoRA says of itself, at its end or in a checkpoint."""
-    written = [run / LORA_FILE, *sorted(run.glob(f"checkpoints/step_*/{LORA_FILE}"), reverse=True)]
+    written = [run / output, *sorted(run.glob(f"checkpoints/step_*/{output}"), reverse=True)]
     for path in written:
         if path.is_file():
             with safe_open(str(path), "pt") as file:

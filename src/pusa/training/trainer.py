@@ -18,16 +18,18 @@ from typing import Any, Protocol
 
 import torch
 
-from pusa import processes
+from pusa import adapters, processes
+from pusa.adapters.base import Attached
 from pusa.errors import Cancelled, InputError
 from pusa.models.loading.checkpoints import Components
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
 from pusa.processes import ProcessGroup
-from pusa.training import distributed, interruption
-from pusa.training.adaptation import Adaptation, adapt
+from pusa.training import interruption
 from pusa.training.config.tree import Config
 from pusa.training.data.batches import Batches
 from pusa.training.learner import Learner
+from pusa.training.objectives.base import MakeObjective, Setup
+from pusa.training.objectives.flow_matching import FlowMatching
 from pusa.training.run_folder import Run, writing
 from pusa.training.weight_averages import write_snapshot
 
@@ -76,6 +78,7 @@ def train(
     held_out: Any = (),
     tracker: Tracker | None = None,
     hooks: Sequence[Hook] = (),
+    objective: MakeObjective = FlowMatching,
     force: bool = False,
 ) -> Result:
     """Train `components.transformer` on `samples` into the folder `out`, going on where its last checkpoint was.
@@ -104,50 +107,52 @@ def train(
         first = processes.from_rank_zero(group, begin)
         if first > steps:
             raise InputError(f"{out} is trained up to step {first} already, past train.steps = {steps}: raise it.")
-        adaptation = stack.enter_context(prepared(components.transformer, config))
-        model = distributed.wrap(adaptation.transformer, config.train.parallel, group)
-        learner = Learner(config, adaptation, model, samples.empty_context, group)
-        keeper = Keeper(config, components.source, out, run, learner)
+        trained = stack.enter_context(prepared(components.transformer, config))
+        learner = Learner(
+            config.train, objective(Setup(config, components, trained, samples.empty_context, group)), group
+        )
+        writer = Writer(config, components.source, out, run, trained, learner)
         if first:
             learner.restore(run.resumed.state() if run and run.resumed else {})
 
         batches = stack.enter_context(Batches(samples, config.train, first=first, group=group))
-        heard = stack.enter_context(interruption.listening(answer=group.is_rank_zero))
+        interrupted = stack.enter_context(interruption.listening(answer=group.is_rank_zero))
         loss, skipped = None, []
         for step in range(first, steps):
             began, done = time.perf_counter(), step + 1
             record = learner.step(step, [next(batches) for _ in range(config.train.accumulate)])
             record["seconds"] = time.perf_counter() - began
-            loss = record["loss"]
+            loss = loss if record["loss"] is None else record["loss"]
             skipped += [done] * ("skipped" in record)
-            keeper.note(record, tracker)
-            stop = done < steps and processes.any_rank(group, heard())
+            writer.log(record, tracker)
+            stop = done < steps and processes.any_rank(group, interrupted())
             for hook in () if stop else hooks:
                 if done % hook.every == 0 or done == steps:
                     with learner.showing_best():
-                        hook.call(done, adaptation.transformer, out)
-            stop = done < steps and processes.any_rank(group, heard())
+                        hook.call(done, components.transformer, out)
+            stop = done < steps and processes.any_rank(group, interrupted())
             due = done % config.save.every == 0 or done == steps
             if due or stop:
-                keeper.save(done, snapshot=due)
+                writer.save(done, snapshot=due)
             if stop:
                 raise Cancelled(
                     f"interrupted after step {done} of {steps}, with a checkpoint; the same command goes on from there."
                 )
-        return Result(out, keeper.hand_out(), first, steps, loss, tuple(skipped))
+        return Result(out, writer.finish(), first, steps, loss, tuple(skipped))
 
 
 @dataclass(frozen=True)
-class Keeper:
+class Writer:
     """What is written of a training. Every process calls these methods; process 0, which has the `run`, writes."""
 
     config: Config
     base: str
     folder: Path
     run: Run | None
+    trained: Attached
     learner: Learner
 
-    def note(self, record: dict[str, Any], tracker: Tracker | None) -> None:
+    def log(self, record: dict[str, Any], tracker: Tracker | None) -> None:
         """One line of the log."""
         if self.run:
             if tracker:
@@ -157,27 +162,28 @@ class Keeper:
     def save(self, step: int, *, snapshot: bool) -> None:
         """A checkpoint, and with `snapshot` and post-hoc averaging a snapshot, which is kept for good."""
         state, best = self.learner.state(), self.learner.best()
+        main = next(iter(state["players"]))
 
         def write() -> None:
             assert self.run
-            if snapshot and self.learner.averages.kind == "post-hoc":
+            if snapshot and self.learner.main.averages.kind == "post-hoc":
                 path = self.folder / "snapshots" / f"step_{step:06d}.safetensors"
                 with writing(str(path)):
                     path.parent.mkdir(exist_ok=True)
-                    write_snapshot(path, state["averages"], step)
+                    write_snapshot(path, state["players"][main]["averages"], step)
             about = metadata_of(self.config, self.base, step)
-            weights = partial(self.learner.adaptation.write, weights=best, metadata=about)
+            weights = partial(self.trained.save, weights=best, metadata=about)
             self.run.save(step, state, weights, self.config.save.keep)
 
         processes.from_rank_zero(self.learner.group, write)
 
-    def hand_out(self) -> Path:
+    def finish(self) -> Path:
         """The finished weights, in the folder itself."""
         best, about = self.learner.best(), metadata_of(self.config, self.base, self.config.train.steps)
 
         def write() -> Path:
             with writing(f"the weights into {self.folder}"):
-                return self.learner.adaptation.write(self.folder, best, about)
+                return self.trained.save(self.folder, best, about)
 
         return processes.from_rank_zero(self.learner.group, write)
 
@@ -211,12 +217,12 @@ def metadata_of(config: Config, base: str, step: int) -> dict[str, Any]:
 
 
 @contextmanager
-def prepared(transformer: VectorWanTransformer3DModel, config: Config) -> Iterator[Adaptation]:
+def prepared(transformer: VectorWanTransformer3DModel, config: Config) -> Iterator[Attached]:
     """The transformer made trainable for the block; afterwards it is frozen and in evaluation mode, as it came.
 
     In bf16 the time embedding stays exact: rounded to bf16, neighbouring timesteps would become one.
     """
-    adaptation = adapt(transformer, config.lora, config.train.seed)
+    trained = adapters.from_settings(config.lora).attach(transformer, config.train.seed)
     if config.train.precision == "fp32":
         for p in transformer.parameters():
             p.data = p.data.float() if p.is_floating_point() else p.data
@@ -226,7 +232,7 @@ def prepared(transformer: VectorWanTransformer3DModel, config: Config) -> Iterat
         transformer.enable_gradient_checkpointing()
     transformer.train()
     try:
-        yield adaptation
+        yield trained
     finally:
         del embedder.forward
         transformer.disable_gradient_checkpointing()

@@ -23,7 +23,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from pusa.core import schedules
@@ -295,22 +294,6 @@ def undisturbed(*modules: nn.Module) -> Iterator[None]:
             part.training = mode
         random.setstate(python)
         np.random.set_state(numpy)
-
-
-@contextmanager
-def without_adapter(transformer: nn.Module, name: str | None = None) -> Iterator[None]:
-    """For the block the adapter `name` (default: every one) has no effect; what is trained stays what it was."""
-    layers = [layer for layer in transformer.modules() if isinstance(layer, LoraLayer)]
-    if not layers:
-        raise InputError("The model has no adapter that could be left out: measure the base before it is trained.")
-    active = [layer._active_adapter for layer in layers]
-    try:
-        for layer in layers:  # PEFT's own switch would also change which weights are trained
-            layer._active_adapter = [a for a in layer.active_adapters if name is not None and a != name]
-        yield
-    finally:
-        for layer, names in zip(layers, active, strict=True):
-            layer._active_adapter = names
 
 
 # ---------------------------------------------------------------------------------------------------------- in pictures

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
+from pusa.cli.shared.arguments import size as read_size
+from pusa.cli.shared.flags import request_of
 from pusa.cli.shared.options import (
     CLIP,
     CONDITIONS,
@@ -21,9 +23,9 @@ from pusa.cli.shared.options import (
     Talk,
     Whole,
     of_model,
+    values_of,
     with_preset,
 )
-from pusa.cli.shared.request import Request
 from pusa.cli.shared.terminal import Report, Terminal
 from pusa.errors import InputError
 
@@ -88,55 +90,47 @@ def attention(
     """
     model, sampling, held = with_preset(model, sampling, noise)
     terminal = Terminal(talk.talkative)
-    request = Request.of(
-        prompt=prompt,
+    request = request_of(
         image=image,
         last_image=last_image,
         keyframe=keyframe,
         video=video,
-        edit=None,
-        strength=None,
         noise=held,
-        frames=frames,
-        size=size,
-        fit="crop",
-        sampling=sampling,
+        options={
+            **values_of(sampling),
+            "prompt": prompt,
+            "frames": frames,
+            "size": None if size is None else read_size(size),
+        },
     )
-    if noise and not request.given:
+    if noise and not request.conditions:
         raise InputError(f"--noise {noise:g} says how firmly pictures and clips are held and none is given.")
     if frames == 1:
         raise InputError("A clip of one frame has no attention between frames; give --frames 5 or more.")
     with terminal.status("Starting"):
-        from pusa.cli.shared.clip_jobs import check, open_pipeline
+        from pusa.cli.shared.clip_jobs import limits_of, open_pipeline, opened
         from pusa.errors import needing
         from pusa.evaluation.inspect import attention as inside
         from pusa.files import check_writable, make_folder, write_json
 
         with needing("eval"):
             from pusa.evaluation import plots
-    check(terminal, frames=frames, pictures=request.pictures, videos=request.videos)
-    pipe = open_pipeline(model, terminal, size=request.shape, frames=frames, guidance=sampling.guidance)
-    _, job = request.job(pipe)
-    decided = pipe.limits.settings(
-        steps=sampling.steps,
-        guidance=sampling.guidance,
-        guidance_2=sampling.guidance_2,
-        boundary=sampling.boundary,
-    )
+    request = opened(request, terminal)
+    decided = request.check(limits_of(model, terminal))
+    pipe = open_pipeline(model, terminal, size=request.size, frames=frames, guidance=request.guidance)
     steps = _steps(at_steps, decided.steps)
     chosen = tuple(dict.fromkeys(blocks)) or (len(pipe.transformer.blocks) - 1,)
-    passes = {pipe.transformer: 1 if decided.guidance == 1 else 2}
-    if pipe.transformer_2 is not None:
-        passes[pipe.transformer_2] = 1 if decided.guidance_2 == 1 else 2
+    transformers = [one for one in (pipe.transformer, pipe.transformer_2) if one is not None]
+    passes = dict(zip(transformers, decided.calls, strict=True))
     with (
         inside.recording(passes, chosen, steps, partial(inside.between_frames, per_head=per_head)) as maps,
         terminal.steps("Sampling") as callback,
     ):
         make_folder(out, "the results")
         check_writable(out / "attention.json")
-        clip = job(sampling.seed, callback)
+        clip = request.run(pipe, callback)
     clip.save(out / "clip.mp4")
-    record = {"clip": str(out / "clip.mp4"), "prompt": prompt, "seed": sampling.seed, "steps": decided.steps}
+    record = {"clip": str(out / "clip.mp4"), "prompt": prompt, "seed": request.seed, "steps": decided.steps}
     record["maps"] = [_record(place, found) for place, found in sorted(maps.items())]
     picture = plots.heat(
         out / "attention.png",

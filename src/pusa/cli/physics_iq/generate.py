@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from pusa.cli.shared.options import OUTPUT, SAMPLING, File, Model, Sampling, Switch, Talk, Whole, of_model, with_preset
+from pusa.cli.shared.options import (
+    OUTPUT,
+    SAMPLING,
+    File,
+    Model,
+    SeedlessSampling,
+    Switch,
+    Talk,
+    Whole,
+    given_of,
+    with_preset,
+)
 from pusa.cli.shared.terminal import Report, Terminal, count
 
 
@@ -18,9 +29,7 @@ def generate(
     out: Annotated[Path, File, Parameter(group=OUTPUT)],
     track: Literal["i2v", "v2v"] = "i2v",
     model: Model = Model(),
-    steps: Annotated[int | None, Whole, Parameter(group=SAMPLING, show_default=of_model)] = None,
-    guidance: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
-    shift: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
+    sampling: SeedlessSampling = SeedlessSampling(),
     seed: Annotated[int, Whole, Parameter(group=SAMPLING)] = 0,
     dry_run: Annotated[bool, Switch] = False,
     talk: Talk = Talk(),
@@ -39,18 +48,12 @@ def generate(
         Folder for videos/, recipes/ and run.json.
     track
         i2v: from the picture at the moment it begins; v2v: from the three seconds before it.
-    steps
-        Sampling steps.
-    guidance
-        Classifier-free guidance scale.
-    shift
-        Timestep shift.
     seed
         Of the run; a video's own seed follows from it and the scene.
     dry_run
         Look whether everything is there, and make nothing.
     """
-    model, sampling, _ = with_preset(model, Sampling(steps=steps, guidance=guidance, shift=shift), 0.0)
+    model, sampling, _ = with_preset(model, sampling, 0.0)
     terminal = Terminal(talk.talkative)
     with terminal.status("Starting"):
         from pusa.cli.shared.batch import about
@@ -60,9 +63,9 @@ def generate(
         from pusa.evaluation.results_folder import keep_settings, make_missing
 
         wanted, dataset = scenes(descriptions), Dataset(data)
-    chosen = {name: getattr(sampling, name) for name in ("steps", "guidance", "guidance_2", "boundary", "shift")}
+    chosen = given_of(sampling)
     pipe = open_pipeline(model, terminal, guidance=sampling.guidance)
-    maker = VideoMaker(pipe, dataset, wanted, out, track, seed, {k: v for k, v in chosen.items() if v is not None})
+    maker = VideoMaker(pipe, dataset, wanted, out, track, seed, chosen)
     record = {"videos": len(wanted), "track": track, "folder": str(out / VIDEOS)}
     if dry_run:
         return Report(record, f"{count(len(wanted), 'video')} could be made; everything is there.")

@@ -32,7 +32,7 @@ def score(
     out: Annotated[
         Path | None, File, Parameter(group=OUTPUT, show_default=lambda _: "beside VIDEOS, in scores or VIDEOS-scores")
     ] = None,
-    jobs: Annotated[int, Whole, Parameter(group=OUTPUT)] = 1,
+    workers: Annotated[int, Whole, Parameter(group=OUTPUT)] = 1,
     talk: Talk = Talk(),
 ) -> Report:
     """Score a folder of videos: the verified and the original Physics-IQ score, by part and by category.
@@ -53,12 +53,12 @@ def score(
     out
         Folder of the scores, which are kept for each video; for one folder of videos. By default it is called scores
         where VIDEOS is called videos, as generate does, and else after VIDEOS.
-    jobs
+    workers
         Processes that work at the same time.
     """
     folders = [videos, *map(Path, runs)]
-    if jobs < 1:
-        raise InputError(f"--jobs {jobs}: give 1 or more.")
+    if workers < 1:
+        raise InputError(f"--workers {workers}: give 1 or more.")
     if out is not None and runs:
         raise InputError("--out is for one folder of videos; several keep their scores beside each.")
     if nowhere := [folder for folder in folders if not folder.is_dir()]:
@@ -74,7 +74,7 @@ def score(
     records: list[dict[str, Any]] = []
     for folder in folders:
         place = out or folder.parent / ("scores" if folder.name == VIDEOS else f"{folder.name}-scores")
-        views, problems = _compared(terminal, folder, descriptions, data, place, jobs)
+        views, problems = _compared(terminal, folder, descriptions, data, place, workers)
         record: dict[str, Any] = {"compared": len(views), "missing": problems, "complete": not problems}
         if views:
             found.append(scores.summarise(views))
@@ -94,7 +94,7 @@ def score(
 
 
 def _compared(
-    terminal: Terminal, videos: Path, descriptions: Path, data: Path, place: Path, jobs: int
+    terminal: Terminal, videos: Path, descriptions: Path, data: Path, place: Path, workers: int
 ) -> tuple[list[View], dict[str, str]]:
     """The comparisons of a folder, made where they are missing, and what is wrong with other videos."""
     from functools import partial
@@ -105,7 +105,7 @@ def _compared(
     units = comparison.units(videos, descriptions, data, place)
     with terminal.counting() as progress:
         job = partial(comparison.make, videos, descriptions, data, place)
-        results_folder.make_in_processes(jobs, job, units, "Comparing", progress)
+        results_folder.make_in_processes(workers, job, units, "Comparing", progress)
     return comparison.results(videos, descriptions, data, place)
 
 

@@ -13,30 +13,28 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pusa.cli.shared.arguments import slug
-from pusa.cli.shared.clip_jobs import check, limits_of, open_pipeline
-from pusa.cli.shared.options import Model, Output, Sampling
-from pusa.cli.shared.request import Request
+from pusa.cli.shared.clip_jobs import limits_of, open_pipeline, opened
+from pusa.cli.shared.flags import request_of
+from pusa.cli.shared.options import Model, Output
 from pusa.cli.shared.terminal import Report, Terminal, clock, count, printable
 from pusa.errors import InputError, PusaError
+from pusa.generation.options import options_of
+from pusa.generation.request import Generate
 
 if TYPE_CHECKING:
     from pusa.work.workers import Worker
 
 PATHS = ("image", "last_image", "edit")
 LISTS = ("keyframe", "video")
-SAMPLING: dict[str, type] = {"seed": int, "steps": int, "guidance": float, "guidance_2": float, "boundary": float,
-                             "shift": float, "negative_prompt": str, "solver": str}  # fmt: skip
-OPTIONS: dict[str, type] = {"prompt": str, **dict.fromkeys(PATHS, str), **dict.fromkeys(LISTS, list), "strength": float,
-                            "noise": float, "frames": int, "size": str, "fit": str}  # fmt: skip
-KEYS = {"name": str, **OPTIONS, **SAMPLING}
-CHOICES = {"fit": ("crop", "pad", "stretch"), "solver": ("euler", "dpm++2m")}
-WORDS = {int: "a whole number", float: "a number", str: "a text", list: "a list of texts"}
+FIELDS = tuple(options_of(Generate).keys() - {"conditions", "init", "matrix"})
+"""The fields of a request that a line may set, under their own names."""
+KEYS = ("name", *PATHS, *LISTS, "noise", "matrix", *FIELDS)
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Line:
 
     where: str
     path: Path
-    request: Request
+    request: Generate
     digest: str = ""
 
 
@@ -59,6 +57,7 @@ class Shared:
 
 def make_all(
     file: Path,
+    flags: dict[str, Any],
     options: dict[str, Any],
     model: Model,
     output: Output,
@@ -67,7 +66,7 @@ def make_all(
     ray: str | None = None,
     workers: int | None = None,
 ) -> Report:
-    """Make the clips of a file. options: what a line does not say. ray, workers: see `pusa generate`."""
+    """Make the clips of a file. flags, options: what a line does not say. ray, workers: see `pusa generate`."""
     from pusa.processes import current_group
 
     if current_group().size > 1:
@@ -82,10 +81,10 @@ def make_all(
     if output.out is not None and output.out.suffix == ".mp4":
         raise InputError(f"--out {output.out}: several clips go into a folder; name one.")
     started = time.perf_counter()
-    lines = read(file, options, output.out or Path("outputs"))
+    lines = read(file, flags, options, output.out or Path("outputs"))
     for line in lines:
         with _at(line.where):
-            check(terminal, frames=line.request.frames, pictures=line.request.pictures, videos=line.request.videos)
+            opened(line.request, terminal)
     limits = limits_of(model, terminal)
     for line in lines:
         with _at(line.where):
@@ -122,10 +121,10 @@ def make_all(
 # ------------------------------------------------------------------------------------------------------------- the file
 
 
-def read(file: Path, options: Mapping[str, Any], folder: Path) -> list[Line]:
+def read(file: Path, flags: Mapping[str, Any], options: Mapping[str, Any], folder: Path) -> list[Line]:
     """The lines of a .jsonl or .txt, checked as far as no model is needed; InputError names file and line.
 
-    options: for what a line does not say. folder: where the clips go. Paths in a line are relative to the file.
+    flags, options: for what a line does not say. folder: where the clips go. Paths in a line are relative to the file.
     """
     try:
         texts = file.read_text(encoding="utf-8-sig").splitlines()
@@ -140,10 +139,12 @@ def read(file: Path, options: Mapping[str, Any], folder: Path) -> list[Line]:
         where = f"{file}, line {number}"
         with _at(where):
             said = {"prompt": text.strip()} if file.suffix.lower() == ".txt" else _parsed(text)
-            sampling: Sampling = replace(options["sampling"], **{key: said[key] for key in SAMPLING if key in said})
-            own = {key: _placed(key, value, file.parent) for key, value in said.items() if key in OPTIONS}
-            request = Request.of(**{**options, **own, "sampling": sampling})
-            name = said.get("name", f"{number:04d}_{slug(request.prompt)}_{sampling.seed}")
+            own = {key: _placed(key, value, file.parent) for key, value in said.items()}
+            request = request_of(
+                **{key: own.get(key, value) for key, value in flags.items()},
+                options={**options, **{key: own[key] for key in (*FIELDS, "matrix") if key in own}},
+            )
+            name = said.get("name", f"{number:04d}_{slug(request.prompt)}_{request.seed}")
             if not name or Path(name).name != name or name.startswith("."):
                 raise InputError(f"the name {name!r} is no file name; leave folders and suffix out")
             path = folder / f"{name}.mp4"
@@ -168,20 +169,20 @@ def _parsed(text: str) -> dict[str, Any]:
             near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.6)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(KEYS)}"
             raise InputError(f"it has the unknown key {key!r}; {hint}")
-        kind = KEYS[key]
-        if kind is list and isinstance(value, str):
-            said[key] = value = [value]
-        right = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-        if not right or (kind is list and not all(isinstance(each, str) for each in value)):
-            raise InputError(f"{key} is {value!r}; give {WORDS[kind]}")
-        if key in CHOICES and value not in CHOICES[key]:
-            raise InputError(f"{key} is {value!r}; choose {' or '.join(CHOICES[key])}")
+        if key in LISTS:
+            said[key] = value = [value] if isinstance(value, str) else value
+            if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+                raise InputError(f"{key} is {value!r}; give a list of texts")
+        elif key in (*PATHS, "name", "matrix") and not isinstance(value, str):
+            raise InputError(f"{key} is {value!r}; give a text")
+        elif key == "noise" and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise InputError(f"{key} is {value!r}; give a number")
     return said
 
 
 def _placed(key: str, value: Any, home: Path) -> Any:
     """A value with its path, if it is one, taken from the file's folder."""
-    if key in PATHS:
+    if key in (*PATHS, "matrix"):
         return str(home / value)
     return tuple(str(home / each) for each in value) if key in LISTS else value
 
@@ -224,12 +225,12 @@ def about(model: Model) -> dict[str, Any]:
     }
 
 
-def _digest(request: Request, about: Mapping[str, Any]) -> str:
+def _digest(request: Generate, about: Mapping[str, Any]) -> str:
     """Of a request with the content of its files, and of the model."""
     from pusa.files import sha256
 
-    files = {str(path): sha256(path) for path in (*request.pictures, *request.videos)}
-    text = json.dumps([asdict(request), files, about], sort_keys=True, default=str)
+    files = {str(path): sha256(path) for path in request.files()}
+    text = json.dumps([request.to_dict(), files, about], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -270,11 +271,10 @@ def _here(
     make_folder(folder, "clips")
     check_writable(folder / "clip.mp4")
     first = lines[0].request
-    pipe = open_pipeline(model, terminal, size=first.shape, frames=first.frames, guidance=first.sampling.guidance)
+    pipe = open_pipeline(model, terminal, size=first.size, frames=first.frames, guidance=first.guidance)
 
     def make(line: Line) -> None:
-        _, job = line.request.job(pipe)
-        clip = job(line.request.sampling.seed, lambda step: None)
+        clip = line.request.run(pipe)
         clip.recipe["request"] = line.digest
         clip.save(line.path)
 

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pusa.cli.shared.memory_report import profile_for
-from pusa.cli.shared.options import Model, Output, Sampling
+from pusa.cli.shared.options import Model, Output
 from pusa.cli.shared.terminal import Report, Terminal
 from pusa.errors import InputError
+from pusa.generation.request import Request
 
 if TYPE_CHECKING:
     from pusa.core.sampler import Step
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from pusa.models.wan.recognise import Expert
 
     Callback = Callable[[Step], None]
+
+AnyRequest = TypeVar("AnyRequest", bound=Request)
 
 
 def open_pipeline(
@@ -79,21 +82,10 @@ def _open(
         )
 
 
-def check(
-    terminal: Terminal, *, frames: int | None = None, pictures: Iterable[Path] = (), videos: Iterable[Path] = ()
-) -> None:
-    """What can be refused without a model is refused before one is loaded: the length, unreadable pictures, no file."""
+def opened(request: AnyRequest, terminal: Terminal) -> AnyRequest:
+    """The request with its pictures decoded; InputError for one that cannot be read, or a missing clip."""
     with terminal.status("Starting"):
-        from pusa.images import read_image
-        from pusa.models.wan.latents import latent_frames
-
-        if frames is not None:
-            latent_frames(frames)
-        for path in pictures:
-            read_image(path)
-        for path in videos:
-            if not path.is_file():
-                raise InputError(f"There is no file {path}; check the name.")
+        return request.opened()
 
 
 def limits_of(model: Model, terminal: Terminal) -> Limits:
@@ -103,15 +95,6 @@ def limits_of(model: Model, terminal: Terminal) -> Limits:
         from pusa.models.loading import sources
 
         return Limits.of(*sources.find(model.source, ()), model.beside())
-
-
-def check_wishes(model: Model, sampling: Sampling, terminal: Terminal, *, size: tuple[int, int] | None) -> None:
-    """InputError for settings that the model cannot be asked for, before it is loaded."""
-    limits = limits_of(model, terminal)
-    from pusa.generation.settings import check_seed
-
-    check_seed(sampling.seed)
-    limits.settings(size=size, **sampling.wishes())
 
 
 def check_shares(model: Model, size: tuple[int, int] | None, frames: int | None) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, make_dataclass, replace
+from dataclasses import field as dataclass_field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 from cyclopts import Group, Parameter
 
 from pusa.cli.shared.arguments import lora, number, path, whole
 from pusa.errors import InputError
+from pusa.generation import request
+from pusa.generation.options import options_of
+from pusa.generation.request import Generate
 
 CONDITIONS = Group.create_ordered("Conditions")
 CLIP = Group.create_ordered("Clip")
@@ -37,35 +42,42 @@ File = Parameter(converter=path)
 """A path."""
 
 
-@Parameter(name="*", group=SAMPLING)
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the sampler walks from noise to clip."""
+def flags_of(names: Iterable[str], title: str, help_text: str) -> Any:
+    """A group of options made of fields of a request: their types, defaults and help are the fields' own."""
+    options, defaults = options_of(Generate), {one.name: one.default for one in fields(Generate)}  # type: ignore[arg-type]
+    made = []
+    for name in names:
+        kind, option = options[name]
+        default = defaults[name]
+        shown: Any = of_model if option.of_model else None
+        if option.default:
+            shown = _always(option.default)
+        elif default in (None, "") and shown is None:
+            shown = False
+        kinds = get_args(kind) or (kind,)
+        parameter = Parameter(help=option.help, show_default=shown, converter=whole if int in kinds else None)
+        made.append((name, Annotated[kind, parameter], dataclass_field(default=default)))
+    group = make_dataclass(title, made, frozen=True, kw_only=True)
+    group.__doc__, group.__module__ = help_text, __name__
+    return Parameter(name="*", group=SAMPLING)(group)
 
-    steps: Annotated[int | None, Whole, Parameter(show_default=of_model)] = None
-    """Sampling steps."""
-    guidance: Annotated[float | None, Parameter(show_default=of_model)] = None
-    """Classifier-free guidance scale; 1 asks the model once a step instead of twice."""
-    guidance_2: Annotated[float | None, Parameter(show_default=False)] = None
-    """Of a model with two experts, the guidance of the one for low noise; the same if not given."""
-    boundary: Annotated[float | None, Parameter(show_default=of_model)] = None
-    """The noise level at which such a model changes experts."""
-    shift: Annotated[float | None, Parameter(show_default=of_model)] = None
-    """Timestep shift: higher spends more steps at high noise."""
-    seed: Annotated[int, Whole] = 0
-    """The same seed gives the same clip."""
-    negative_prompt: Annotated[str, Parameter(show_default=False)] = ""
-    """What the clip should not show."""
-    solver: Literal["euler", "dpm++2m"] = "euler"
-    """ODE solver."""
 
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `Pipeline.generate`."""
-        return dict(vars(self))
+def _always(text: str) -> Callable[[object], str]:
+    return lambda _: text
 
-    def wishes(self) -> dict[str, Any]:
-        """Keyword arguments of `Limits.settings`."""
-        return {name: value for name, value in vars(self).items() if name not in ("seed", "negative_prompt")}
+
+SAMPLING_FIELDS = tuple(one.name for one in fields(request.Sampling))  # type: ignore[arg-type]
+if TYPE_CHECKING:
+    Sampling = request.Request
+    SeedlessSampling = request.Sampling
+else:
+    Sampling = flags_of((*SAMPLING_FIELDS, "seed", "negative_prompt"), "Sampling", "How the sampler walks.")
+    SeedlessSampling = flags_of(SAMPLING_FIELDS, "SeedlessSampling", "How the sampler walks, seeds apart.")
+
+
+def values_of(group: Any) -> dict[str, Any]:
+    """The values of a group of options, by name."""
+    return {one.name: getattr(group, one.name) for one in fields(group)}
 
 
 @Parameter(name="*", group=MODEL)
@@ -116,8 +128,16 @@ class Model:
         return {"vae": self.vae, "text_encoder": self.text_encoder, "transformer_2": self.transformer_2}
 
 
-def with_preset(model: Model, sampling: Sampling, noise: float | None) -> tuple[Model, Sampling, float]:
-    """The options with what was not given filled from the preset, where there is one; noise is that of conditions.
+def given_of(group: Any) -> dict[str, Any]:
+    """The values of a group of options that are not at their defaults, by name."""
+    return {one.name: getattr(group, one.name) for one in fields(group) if getattr(group, one.name) != one.default}
+
+
+Options = TypeVar("Options", bound="request.Sampling")
+
+
+def with_preset(model: Model, sampling: Options, noise: float | None) -> tuple[Model, Options, float]:
+    """The options, and from the preset those that were not given; noise is that of conditions.
 
     A preset's LoRAs are left out when any LoRA is given.
     """
@@ -127,11 +147,13 @@ def with_preset(model: Model, sampling: Sampling, noise: float | None) -> tuple[
     if model.lora or model.lora_high or model.lora_low:
         preset = {name: value for name, value in preset.items() if not name.startswith("lora")}
 
-    def filled(options: Any) -> Any:
-        mine = {field.name for field in fields(options)} & set(preset)
-        return replace(options, **{name: preset[name] for name in mine if getattr(options, name) in (None, ())})
+    def missing(options: Any) -> dict[str, Any]:
+        return {
+            name: preset[name] for name, value in values_of(options).items() if name in preset and value in (None, ())
+        }
 
-    return filled(model), filled(sampling), preset.get("noise", 0.0) if noise is None else noise
+    changed = replace(sampling, **missing(sampling))
+    return replace(model, **missing(model)), changed, preset.get("noise", 0.0) if noise is None else noise
 
 
 @Parameter(name="*", group=OUTPUT)

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from pusa.cli.shared.arguments import multiplier
-from pusa.cli.shared.options import MANY, OUTPUT, SAMPLING, File, Model, Sampling, Talk, Whole, of_model, with_preset
+from pusa.cli.shared.options import (
+    MANY,
+    OUTPUT,
+    SAMPLING,
+    File,
+    Model,
+    SeedlessSampling,
+    Talk,
+    Whole,
+    given_of,
+    with_preset,
+)
 from pusa.cli.shared.terminal import Report, Terminal, clock, count
 from pusa.errors import InputError
 
@@ -27,11 +38,7 @@ def generate(
     images: Annotated[Path, File],
     out: Annotated[Path, File, Parameter(group=OUTPUT)],
     model: Model = Model(),
-    steps: Annotated[int | None, Whole, Parameter(group=SAMPLING, show_default=of_model)] = None,
-    guidance: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
-    guidance_2: Annotated[float | None, Parameter(group=SAMPLING, show_default=False)] = None,
-    boundary: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
-    shift: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
+    sampling: SeedlessSampling = SeedlessSampling(),
     noise: Annotated[float | None, Parameter(group=SAMPLING, show_default=lambda _: "0")] = None,
     limit: Annotated[int | None, Whole, Parameter(group=MANY, show_default=lambda _: "all")] = None,
     ray: Annotated[str | None, Parameter(group=MANY, metavar="ADDRESS")] = None,
@@ -50,16 +57,6 @@ def generate(
         The folder of the official crops that suit the manifest's size.
     out
         Folder for videos/, recipes/ and run.json.
-    steps
-        Sampling steps.
-    guidance
-        Classifier-free guidance scale.
-    guidance_2
-        Of a model with two experts, the guidance of the one for low noise; the same if not given.
-    boundary
-        The noise level at which such a model changes experts.
-    shift
-        Timestep shift.
     noise
         Noise multiplier of the picture: 0 keeps it exactly, as the paper's benchmark does.
     limit
@@ -74,7 +71,6 @@ def generate(
         raise InputError(f"--workers {workers}: it takes a number of 1 or more, and --ray with it.")
     if limit is not None and limit < 1:
         raise InputError(f"--limit {limit}: it takes a number of 1 or more.")
-    sampling = Sampling(steps=steps, guidance=guidance, guidance_2=guidance_2, boundary=boundary, shift=shift)
     model, sampling, noise = with_preset(model, sampling, noise)
     terminal = Terminal(talk.talkative)
     with terminal.status("Starting"):
@@ -87,7 +83,7 @@ def generate(
 
         plan = manifests.read(manifest)
         maker.check_images(plan, images)
-        chosen = {name: getattr(sampling, name) for name in ("steps", "guidance", "guidance_2", "boundary", "shift")}
+        chosen = given_of(sampling)
         limits_of(model, terminal).settings(size=plan.size, frames=plan.frames, **chosen)
         pictures = maker.content_of(plan, images)
         verification.start_run(out, plan, {**chosen, "noise": noise, "pictures": pictures, **about(model)})
@@ -127,10 +123,10 @@ def _foretell(terminal: Terminal, model: Model, plan: Manifest, left: int, chose
     profile = "80gb" if torch.cuda.is_available() else "cpu"
     with terminal.status("Estimating"):
         told = outlook(
-            model, size=plan.size, frames=plan.frames, guidance=chosen["guidance"], profile=profile, rate=None
+            model, size=plan.size, frames=plan.frames, guidance=chosen.get("guidance"), profile=profile, rate=None
         )
         rows = told.record["profiles"]
-        steps = chosen["steps"] or checkpoints.defaults_of(sources.find(model.source, parts=())[1]).steps
+        steps = chosen.get("steps") or checkpoints.defaults_of(sources.find(model.source, parts=())[1]).steps
     if seconds := rows[0]["seconds_per_step"]:
         low, high = (clock(each * steps * left) for each in seconds)
         terminal.note(f"{count(left, 'video')} of {steps} steps: {low} to {high} of one such device, decoding aside")
@@ -144,7 +140,7 @@ def _video_maker(
     from pusa.evaluation.vbench.maker import VideoMaker
 
     plan = manifests.read(manifest)
-    pipe = open_pipeline(model, terminal, size=plan.size, frames=plan.frames, guidance=chosen["guidance"])
+    pipe = open_pipeline(model, terminal, size=plan.size, frames=plan.frames, guidance=chosen.get("guidance"))
     return VideoMaker(pipe, plan, images, out, noise, chosen)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -22,7 +22,7 @@ from pusa.evaluation.inspect.stored_transformer import StoredTransformer, side_b
 from pusa.models.lora import dialects, header
 
 Key = TypeVar("Key")
-Model = nn.Module | StoredTransformer
+Model = nn.Module | StoredTransformer | Mapping[str, Tensor]
 
 COMPONENTS = {
     "patch embedding": r"^patch_embedding\.",
@@ -190,6 +190,9 @@ def _weights(model: Model) -> Iterator[tuple[str, Tensor]]:
     """Parameters by their stock names, without those of LoRAs."""
     if isinstance(model, StoredTransformer):
         yield from model.read(model.tensors)
+        return
+    if isinstance(model, Mapping):
+        yield from model.items()
         return
     for name, value in model.named_parameters():
         if ".lora_" not in name:

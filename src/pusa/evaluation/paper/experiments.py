@@ -59,9 +59,9 @@ class Experiment:
         return f"{model}.{self.task}.{sampling}.{self.scenes.start}-{self.scenes.stop}"
 
 
-def is_lora(method: str) -> bool:
-    """Whether a method trains a LoRA, so that its strength can be chosen."""
-    return method in METHODS and METHODS[method].rank is not None
+def scalable(method: str) -> bool:
+    """Whether the strength of what a method trained can be chosen. The method "base" trains nothing."""
+    return method in METHODS and METHODS[method].adapter.scalable
 
 
 def checkpoint_steps(method: str) -> Sequence[int]:
@@ -73,7 +73,7 @@ def over_seeds(
     method: str, strength: float = 1.0, training_steps: int = STEPS, **changes: Any
 ) -> tuple[Experiment, ...]:
     """The experiments of all trainings of a method, on the same scenes. changes: other fields of `Experiment`."""
-    strength = strength if is_lora(method) else 1.0
+    strength = strength if scalable(method) else 1.0
     return tuple(Experiment(method, seed, training_steps, strength=strength, **changes) for seed in SEEDS)
 
 
@@ -85,7 +85,7 @@ def experiments_of(table: str) -> list[Experiment]:
     def at_strengths(
         method: str, strengths: Iterable[float] = STRENGTHS[:3], training_steps: int = STEPS
     ) -> list[Experiment]:
-        every = tuple(strengths) if is_lora(method) else (1.0,)
+        every = tuple(strengths) if scalable(method) else (1.0,)
         return [Experiment(method, seed, training_steps, strength=s) for seed in SEEDS for s in every]
 
     if table == "a":

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from pusa.evaluation.inspect import attention, weight_drift
 from pusa.evaluation.intervals import Interval, bootstrap_crossed
-from pusa.evaluation.paper.experiments import Experiment, is_lora
+from pusa.evaluation.paper.experiments import Experiment, scalable
 from pusa.evaluation.paper.scoring import ClipMaker
 from pusa.evaluation.paper.study_folder import StudyFolder
-from pusa.evaluation.paper.training_methods import SEEDS, STEPS, STRENGTH
+from pusa.evaluation.paper.training_methods import METHODS, SEEDS, STEPS, STRENGTH
 from pusa.files import write_json
-from pusa.models.wan.transformer import VectorWanTransformer3DModel
 
 SCENES = 8
 AT_STEPS = (0, 4, 9)
@@ -32,7 +31,7 @@ TITLES = {"base": "the untrained base", "vta": "this method", "i2v": "image chan
 def experiments_of(method: str) -> list[Experiment]:
     """One for each training of a method, and one for the base model."""
     seeds = (0,) if method == "base" else SEEDS
-    strength = STRENGTH if is_lora(method) else 1.0
+    strength = STRENGTH if scalable(method) else 1.0
     steps = 0 if method == "base" else STEPS
     return [Experiment(method, seed, steps, strength=strength, scenes=range(SCENES)) for seed in seeds]
 
@@ -49,29 +48,25 @@ def inspect(folder: StudyFolder, experiment: Experiment) -> None:
     block [F, F] for the first scene, by step. "drift": ‖ΔW‖ / ‖W‖ by component.
     """
     maker = ClipMaker(folder.runs)
-    network = maker.network(experiment)
-    transformer = network.transformer
-    blocks = range(len(transformer.blocks))
     shares, last_block = [], {}
-    for scene in experiment.scenes:
-        with attention.recording({transformer: 2}, blocks, AT_STEPS) as maps:
-            maker.sample(network, experiment, [scene])
-        shares.append([[attention.first_frame_share(maps[step, block]) for block in blocks] for step in AT_STEPS])
-        if scene == experiment.scenes[0]:
-            last_block = {str(step): maps[step, len(blocks) - 1].tolist() for step in AT_STEPS}
-    drift = _drift(maker, experiment, transformer)
+    with maker.network(experiment) as network:
+        blocks = range(len(network.transformer.blocks))
+        for scene in experiment.scenes:
+            with attention.recording({network.transformer: 2}, blocks, AT_STEPS) as maps:
+                maker.sample(network, experiment, [scene])
+            shares.append([[attention.first_frame_share(maps[step, block]) for block in blocks] for step in AT_STEPS])
+            if scene == experiment.scenes[0]:
+                last_block = {str(step): maps[step, len(blocks) - 1].tolist() for step in AT_STEPS}
+    drift = _drift(maker, experiment)
     write_json(folder.inspection(experiment), {"shares": shares, "last_block": last_block, "drift": drift})
 
 
-def _drift(maker: ClipMaker, experiment: Experiment, transformer: VectorWanTransformer3DModel) -> dict[str, float]:
+def _drift(maker: ClipMaker, experiment: Experiment) -> dict[str, float]:
     if experiment.method == "base":
         return {}
-    if is_lora(experiment.method):
-        file = maker.weights(experiment) / "lora.safetensors"
-        drift = weight_drift.of_lora(maker.base, file, experiment.strength)
-    else:
-        drift = weight_drift.of_models(maker.base, transformer)
-    return drift.of()[0]
+    adapter = METHODS[experiment.method].adapter
+    merged = adapter.merged(maker.base, maker.weights(experiment), experiment.strength)
+    return weight_drift.of_models(maker.base, merged).of()[0]
 
 
 def read(folder: StudyFolder, method: str) -> list[dict[str, Any]]:

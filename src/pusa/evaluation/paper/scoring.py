@@ -7,26 +7,26 @@ seed, so `pusa generate` with the same weights makes the same clips, up to round
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from pusa.core import sampler
 from pusa.core.sampler import add_noise
 from pusa.embedded import world
-from pusa.evaluation.paper.experiments import Experiment, is_lora
+from pusa.evaluation.paper.experiments import Experiment
 from pusa.evaluation.paper.networks import Network
+from pusa.evaluation.paper.training_methods import METHODS
 from pusa.evaluation.synthetic.tasks import TASKS, SceneTask, score
 from pusa.files import write_json
 from pusa.generation.conditions import Target, resolve
 from pusa.generation.pipeline import Pipeline, load
 from pusa.images import Frames
 from pusa.models.loading import sources
-from pusa.models.wan.transformer import VectorWanTransformer3DModel
 
 BATCH = 16
 """clips that are sampled at once"""
@@ -55,32 +55,27 @@ class ClipMaker:
     @torch.no_grad()
     def make(self, experiment: Experiment) -> list[Frames]:
         """The clips of an experiment, uint8 [17, 64, 64, 3] each."""
-        network = self.network(experiment)
+        clips: list[Frames] = []
         scenes = experiment.scenes
-        try:
-            clips: list[Frames] = []
+        with self.network(experiment) as network:
             for first in range(scenes.start, scenes.stop, BATCH):
                 seeds = range(first, min(first + BATCH, scenes.stop))
                 clips += [self.pipe.decode(z[None]) for z in self.sample(network, experiment, seeds)]
-            return clips
-        finally:
-            if is_lora(experiment.method):
-                self.pipe.remove_lora("trained")
+        return clips
 
     def weights(self, experiment: Experiment) -> Path:
         """The folder of the weights that an experiment uses."""
         return self.runs / f"{experiment.method}.{experiment.seed}" / f"step_{experiment.training_steps:06d}"
 
-    def network(self, experiment: Experiment) -> Network:
-        """The model of an experiment. A LoRA is loaded on the base model and stays there until it is removed."""
+    @contextmanager
+    def network(self, experiment: Experiment) -> Iterator[Network]:
+        """The model of an experiment. It may be the base model with an adapter, which is removed after the block."""
         if experiment.method == "base":
-            return Network(self.base)
-        folder = self.weights(experiment)
-        if is_lora(experiment.method):
-            self.pipe.load_lora(folder / "lora.safetensors", experiment.strength, name="trained")
-            return Network(self.base)
-        trained = WanTransformer3DModel.from_pretrained(folder / "transformer")
-        return Network(VectorWanTransformer3DModel.upgrade(trained).eval())
+            yield Network(self.base)
+            return
+        adapter = METHODS[experiment.method].adapter
+        with adapter.applied(self.base, self.weights(experiment), experiment.strength) as trained:
+            yield Network(trained)
 
     @torch.no_grad()
     def sample(self, network: Network, experiment: Experiment, seeds: Sequence[int]) -> Tensor:

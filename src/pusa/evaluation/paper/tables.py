@@ -25,8 +25,8 @@ from pusa.evaluation.paper.experiments import (
     RANKS,
     ZERO_SHOT,
     Experiment,
-    is_lora,
     over_seeds,
+    scalable,
 )
 from pusa.evaluation.paper.study_folder import StudyFolder
 from pusa.evaluation.paper.training_methods import BATCH, METHODS, STEPS, STRENGTH, STRENGTHS
@@ -92,7 +92,7 @@ def _training_methods() -> Table:
     rows = [Row("the untrained base", BASE)]
     for method in ("vta", "first-clean", *PTSS, "vta-full", "i2v"):
         for strength, total in zip(STRENGTHS[:3], totals[method], strict=False):
-            label = METHODS[method].title + (f" × {strength:g}" if is_lora(method) else "")
+            label = METHODS[method].title + (f" × {strength:g}" if scalable(method) else "")
             rows.append(Row(label, over_seeds(method, strength), total))
     best = STRENGTH
     orderings = [

@@ -1,14 +1,14 @@
-"""Train one method for one seed: the random draws, batches and optimiser of `pusa train`, in one loop for all methods.
+"""Train one method for one seed, with the random draws, the batches and the learner of `pusa train`.
 
-This loop also trains models with image channels, as in Wan-I2V, which `pusa train` does not. If a run is interrupted,
-it resumes from its last checkpoint and ends with the same weights.
+The objective here also trains models with image channels, as in Wan-I2V, which `pusa train` does not. If a run is
+interrupted, rerun it: it resumes from its last checkpoint and ends with the same weights.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,23 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from pusa.adapters.base import Attached
 from pusa.core.objectives import flow_matching_loss
 from pusa.embedded import world
+from pusa.errors import InputError
 from pusa.evaluation.paper.networks import Network, with_image_channels
 from pusa.evaluation.paper.training_methods import BATCH, Method
 from pusa.files import replacing, write_json
 from pusa.models.loading import checkpoints, sources
 from pusa.models.wan import latents
-from pusa.training import adaptation, optimisers, random_draws
-from pusa.training.config.sections import LoraSettings, TrainSettings
+from pusa.processes import ProcessGroup
+from pusa.training import random_draws
+from pusa.training.config.sections import TrainSettings
 from pusa.training.data.batches import Batch, Batches
-from pusa.training.weight_averages import Averages
+from pusa.training.learner import Learner
+from pusa.training.objectives.base import BatchLosses, Player
 
 CLIPS, PART = 2048, 128
 """training clips, and how many of them are in one file"""
@@ -127,27 +131,44 @@ def settings(method: Method, seed: int, steps: int) -> TrainSettings:
     )
 
 
-def network(method: Method, seed: int) -> tuple[Network, adaptation.Adaptation]:
-    """The network that a method trains, with the weights of the base model, and what of it is trained."""
+def network(method: Method, seed: int) -> tuple[Network, Attached]:
+    """Return the untrained model of a method, and its adapter."""
     transformer = checkpoints.load(sources.TINY_BASE).transformer
     if method.image_channels:
         transformer = with_image_channels(transformer)
-    chosen = None if method.rank is None else LoraSettings(rank=method.rank)
-    adapted = adaptation.adapt(transformer, chosen, seed)
-    return Network(transformer), adapted
+    return Network(transformer), method.adapter.attach(transformer, seed)
 
 
-def loss_of(method: Method, model: Network, batch: Batch, empty: Tensor, seed: int) -> Tensor:
-    """The flow-matching loss of a micro-batch, a scalar. Its random draws are functions of (seed, lane, step).
+class MethodObjective:
+    """The flow-matching loss of a method; everything random is a function of the seed, the lane and the step.
 
-    empty: the context of the empty caption, [512, D].
+    model, trained: as `network` returns them. empty: the text of the empty caption, [512, D].
     """
-    size, _, frames, _, _ = batch.latents.shape
-    noise = random_draws.noise_of(batch.step, batch.lane, batch.latents.shape, seed)
-    sigma, _ = random_draws.sigmas_of(batch.step, batch.lane, size, frames, method.sigma, seed)
-    silent = random_draws.dropped(batch.step, batch.lane, size, CAPTION_DROPOUT, seed)
-    text = torch.where(silent[:, None, None], empty, batch.context)
-    return flow_matching_loss(model, batch.latents, noise, sigma, (text, batch.latents[:, :, :1]))
+
+    def __init__(self, method: Method, model: Network, trained: Attached, empty: Tensor, chosen: TrainSettings) -> None:
+        self.method, self.model, self.empty, self.seed = method, model, empty, chosen.seed
+        self.players = {"model": Player(model, trained.parameters, chosen)}
+
+    def losses(self, batch: Batch, step: int) -> BatchLosses:
+        """Compute the loss of a micro-batch."""
+        size, _, frames, _, _ = batch.latents.shape
+        noise = random_draws.noise_of(step, batch.lane, batch.latents.shape, self.seed)
+        sigma, _ = random_draws.sigmas_of(step, batch.lane, size, frames, self.method.sigma, self.seed)
+        dropped = random_draws.dropped(step, batch.lane, size, CAPTION_DROPOUT, self.seed)
+        text = torch.where(dropped[:, None, None], self.empty, batch.context)
+        context = text, batch.latents[:, :, :1]
+        return BatchLosses({"model": flow_matching_loss(self.model, batch.latents, noise, sigma, context)})
+
+    def record(self, figures: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return nothing: the log has the loss only."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """Return nothing: the loss has no memory."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Do nothing; see `state`."""
 
 
 def train(
@@ -161,64 +182,32 @@ def train(
     """Train until the last of `checkpoints_at` (steps). Write the averaged weights of each into folder/step_NNNNNN/."""
     steps = max(checkpoints_at)
     chosen = settings(method, seed, steps)
-    model, adapted = network(method, seed)
-    parameters = adapted.parameters
-    optimiser, averages = optimisers.build(parameters, chosen), Averages(parameters, chosen.ema)
-    first, seconds = _resume(folder / "state.pt", parameters, optimiser, averages)
+    model, trained = network(method, seed)
+    learner = Learner(chosen, MethodObjective(method, model, trained, clips.empty, chosen), ProcessGroup())
+    first, seconds = _resume(folder / "state.pt", learner)
     folder.mkdir(parents=True, exist_ok=True)
     started, log = time.monotonic() - seconds, (folder / "log.jsonl").open("a", encoding="utf-8")
     for batch in Batches(clips, chosen, first=first):
-        step = batch.step + 1
-        for group in optimiser.param_groups:
-            group["lr"] = optimisers.learning_rate(batch.step, steps, chosen.lr, chosen.warmup, chosen.schedule)
-        optimiser.zero_grad(set_to_none=True)
-        loss = loss_of(method, model, batch, clips.empty, seed)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
-        optimiser.step()
-        averages.update(parameters, step)
+        record = learner.step(batch.step, [batch])
+        step = record["step"]
         if step % 10 == 0 or step == steps:
-            print(json.dumps({"step": step, "loss": loss.item()}), file=log, flush=True)
+            print(json.dumps({"step": step, "loss": record["loss"]}), file=log, flush=True)
         if step in checkpoints_at:
-            adapted.write(_new_folder(folder / f"step_{step:06d}"), averages.best(parameters), {"method": folder.name})
-            _save_state(folder / "state.pt", step, time.monotonic() - started, parameters, optimiser, averages)
+            target = folder / f"step_{step:06d}"
+            target.mkdir(parents=True, exist_ok=True)
+            trained.save(target, learner.best(), {"method": folder.name})
+            state = {"step": step, "seconds": time.monotonic() - started, "learner": learner.state()}
+            with replacing(folder / "state.pt") as part:
+                torch.save(state, part)
     write_json(folder / "done.json", {"steps": steps, "seconds": round(time.monotonic() - started, 1)})
 
 
-def _new_folder(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _save_state(
-    file: Path,
-    step: int,
-    seconds: float,
-    parameters: dict[str, nn.Parameter],
-    optimiser: torch.optim.Optimizer,
-    averages: Averages,
-) -> None:
-    state: dict[str, Any] = {
-        "step": step,
-        "seconds": seconds,
-        "weights": {name: p.detach() for name, p in parameters.items()},
-        "average": averages.values,
-        "optimiser": optimiser.state_dict(),
-    }
-    with replacing(file) as part:
-        torch.save(state, part)
-
-
-def _resume(
-    file: Path, parameters: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, averages: Averages
-) -> tuple[int, float]:
-    """Restore the state of an interrupted run; returns the steps that are done and the seconds that they took."""
+def _resume(file: Path, learner: Learner) -> tuple[int, float]:
+    """Restore the last checkpoint; return the number of steps that are done, and the seconds that they took."""
     if not file.exists():
         return 0, 0.0
     state = torch.load(file, weights_only=True)
-    with torch.no_grad():
-        for name, p in parameters.items():
-            p.copy_(state["weights"][name])
-    optimiser.load_state_dict(state["optimiser"])
-    averages.values = state["average"]
+    if "learner" not in state:
+        raise InputError(f"{file} was written by an earlier version: remove {file.parent} to train this method again.")
+    learner.restore(state["learner"])
     return int(state["step"]), float(state["seconds"])

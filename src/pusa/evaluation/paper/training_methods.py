@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pusa.training.config.sections import SigmaConfig
+from pusa import adapters
+from pusa.adapters.base import Adapter
+from pusa.training.config.sections import LoraSettings, SigmaConfig
 
 LORA_RATE, FULL_RATE, IMAGE_RATE, LONG_RATE = 3e-3, 1e-3, 6e-3, 3e-3
 """Each is the best of several learning rates for one seed, on 24 scenes that no result is reported on; see `Method`."""
@@ -41,6 +43,11 @@ class Method:
     image_channels: bool = False
     rate: float = LORA_RATE
     constant: bool = False
+
+    @property
+    def adapter(self) -> Adapter:
+        """The part of the model that the method trains."""
+        return adapters.from_settings(None if self.rank is None else LoraSettings(rank=self.rank))
 
 
 METHODS: dict[str, Method] = {

@@ -23,9 +23,8 @@ from pusa.evaluation.physics_iq.dataset import (
     check_sources,
 )
 from pusa.files import replacing, write_json
-from pusa.generation.conditions import Image
-from pusa.generation.extension import extend
-from pusa.generation.pipeline import Pipeline
+from pusa.generation.pipeline import Pipeline, extend
+from pusa.generation.request import Image
 from pusa.images import Frames, fit
 from pusa.models.wan.latents import FRAMES_PER_SLOT
 from pusa.videos import read_video, write_video

@@ -20,8 +20,9 @@ from pusa.errors import InputError, PusaError
 from pusa.evaluation.vbench import verification
 from pusa.evaluation.vbench.manifest import Manifest, Video, shape_of
 from pusa.files import replacing, write_json
-from pusa.generation.conditions import Image, Target, resolve
+from pusa.generation.conditions import Target, resolve
 from pusa.generation.pipeline import Pipeline
+from pusa.generation.request import Image
 from pusa.images import read_image
 from pusa.videos import write_video
 from pusa.work.units import Unit

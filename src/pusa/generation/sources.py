@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,19 +9,18 @@ from typing import Any
 
 import numpy as np
 from diffusers import AutoencoderKLWan
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pusa.errors import InputError
-from pusa.files import sha256
 from pusa.generation.clip import GeneratedClip, kept_latents, latents_hash, vae_fingerprint
+from pusa.generation.pictures import array_record, file_record
 from pusa.images import Frames
 from pusa.models.wan.latents import decode, pixel_frames
 from pusa.videos import read_video
 
 
 @dataclass(eq=False)
-class Footage:
+class ClipSource:
     """A source of frames, of latents, or of both; one of the two is always there.
 
     A saved clip has its latents only, and its frames are decoded from them when asked for: the file then stands for the
@@ -59,34 +57,24 @@ class Footage:
         return self.latents
 
 
-def open_footage(src: str | Path | Frames | GeneratedClip | Footage, fps: float, vae: AutoencoderKLWan) -> Footage:
+def open_clip(src: str | Path | Frames | GeneratedClip | ClipSource, fps: float, vae: AutoencoderKLWan) -> ClipSource:
     """Open a source: a path is read at `fps`; what was generated with this autoencoder brings its latents."""
-    if isinstance(src, Footage):
+    if isinstance(src, ClipSource):
         return src
     if isinstance(src, GeneratedClip):
         own = src.recipe["model"]["vae"] == vae_fingerprint(vae)
         unsaved = {"path": None, "latents_sha256": latents_hash(src.latents)}
         record: dict[str, Any] = unsaved if src.saved is None else {**src.saved}
         label = src.saved["path"] if src.saved else "the given clip"
-        return Footage(label, record, vae, src.latents if own else None, src.frames)
+        return ClipSource(label, record, vae, src.latents if own else None, src.frames)
     if isinstance(src, (str, Path)):
         kept = kept_latents(Path(src), vae)
         if kept is not None:
             record = file_record(Path(src)) | {"latents_sha256": latents_hash(kept)}
-            return Footage(str(src), record, vae, kept)
+            return ClipSource(str(src), record, vae, kept)
         frames, _ = read_video(src, fps=fps)
-        return Footage(str(src), file_record(Path(src)), vae, pixels=frames)
+        return ClipSource(str(src), file_record(Path(src)), vae, pixels=frames)
     frames = np.asarray(src)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
         raise InputError(f"A clip must be uint8 frames [N, H, W, 3], not {frames.dtype} {list(frames.shape)}.")
-    return Footage("the given clip", array_record(frames), vae, pixels=frames)
-
-
-def file_record(path: Path) -> dict[str, Any]:
-    """How a recipe names a file."""
-    return {"path": str(path.resolve()), "sha256": sha256(path)}
-
-
-def array_record(pixels: NDArray[np.uint8]) -> dict[str, Any]:
-    """How a recipe names pixels that came from no file."""
-    return {"path": None, "sha256": hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()}
+    return ClipSource("the given clip", array_record(frames), vae, pixels=frames)

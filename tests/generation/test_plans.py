@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pusa.errors import InputError
-from pusa.generation.extension import extend, transition
+from pusa.generation.pipeline import extend, transition
 from pusa.videos import write_video
 
 PROMPT = "a red circle moves left"
@@ -133,13 +133,13 @@ def test_noise_on_the_overlap_leaves_the_clip(tiny_pipe, clip):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"frames": 6}, "6 frames cannot be added, groups of four are: use 4 or 8"),
-        ({"frames": 0}, "use 4 or 8"),
+        ({"frames": 6}, "6 frames cannot be added: give a multiple of 4, 4 or 8"),
+        ({"frames": 0}, "4 or 8"),
         ({"overlap": 8}, "overlap is 8 frames: give 4m.1"),
         ({"overlap": 1}, "overlap is 1"),
         ({"overlap": 21}, "17 frames, fewer than the overlap of 21"),
         ({"direction": "sideways"}, "choose forward or backward"),
-        ({"noise": 2.0}, "noise 2.0 is outside"),
+        ({"noise": 2.0}, "noise is 2.0: give a number from 0 to 1"),
         ({"steps": 0}, "steps is 0"),
     ],
 )
