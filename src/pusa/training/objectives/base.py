@@ -22,7 +22,8 @@ from pusa.errors import InputError
 from pusa.models.backbone import Backbone
 from pusa.processes import ProcessGroup
 from pusa.training import distributed, optimisers
-from pusa.training.config.tree import Config, TrainSettings
+from pusa.training.config.sections import TrainSettings
+from pusa.training.config.tree import Config
 from pusa.training.data.batches import Batch
 from pusa.training.weight_averages import Averages
 
