@@ -54,7 +54,8 @@ copybutton_prompt_text = "$ "
 
 html_theme = "furo"
 html_title = f"pusa {release}"
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_copyright = False
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#7b341e", "color-brand-content": "#9c4221"},

@@ -75,6 +75,7 @@ def commands() -> list[str]:
         for block in re.findall(r"```(?:bash|shell)?\n(.*?)```", read(name), re.S):
             lines = block.replace("\\\n", " ").splitlines()
             found += [line for line in lines if re.match(r"(torchrun .* -m )?pusa ", line)]
+    found += re.findall(r"^\|[^|]*\| `(pusa [^`]*)` \|$", read("docs/generate.md"), re.M)
     return list(dict.fromkeys(re.sub(r"^.*-m (?=pusa )", "", line) for line in found))
 
 
@@ -82,3 +83,12 @@ def commands() -> list[str]:
 def test_the_command_is_well_formed(command: str) -> None:
     tokens = shlex.split(command.replace("--model ...", ""), comments=True)[1:]
     app.parse_args(translate(tokens), exit_on_error=False, print_error=False)
+
+
+def test_the_tasks_of_the_demo_are_on_the_page_about_making_clips(tmp_path: Path) -> None:
+    from pusa.cli.tasks import tasks
+
+    listed = {tuple(shlex.split(command)[1:]) for command in commands()}
+    for task in tasks(tmp_path):
+        tokens = tuple(token.replace(f"{tmp_path}/", "") for token in task.tokens)
+        assert tokens in listed or task.title == "Image to video, a shape", task.title
