@@ -34,6 +34,7 @@ source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 exclude_patterns = ["api/_templates"]
 templates_path = ["api/_templates"]
 default_role = "literal"
+smartquotes = False  # they make a dash of the two hyphens of an option
 highlight_language = "text"
 
 myst_heading_anchors = 4
