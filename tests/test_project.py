@@ -13,7 +13,7 @@ import yaml
 import pusa
 from pusa import embedded
 from pusa.cli import app
-from pusa.cli.habits import translate
+from pusa.cli.shared.flag_aliases import translate
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
