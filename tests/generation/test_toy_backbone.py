@@ -20,7 +20,7 @@ from pusa.errors import InputError
 from pusa.generation.pipeline import Pipeline, extend, transition
 from pusa.generation.provenance import regenerate
 from pusa.generation.request import Clip, Image
-from pusa.models.backbone import Backbone, Defaults, Geometry, Text
+from pusa.models.backbone import Backbone, Defaults, Flops, Geometry, Text
 from pusa.training.config.tree import Config
 from pusa.training.trainer import train
 
@@ -84,6 +84,9 @@ class Toy:
 
     def exact_modules(self, network):
         return [network.text]
+
+    def step_counter(self, network):
+        return lambda clips, tokens, frames: Flops(6 * tokens * 8, 12 * tokens * 8)
 
 
 @pytest.fixture

@@ -37,10 +37,12 @@ def pristine() -> WanTransformer3DModel:
 
 
 def components() -> Any:
-    """A backbone without autoencoder and text encoder, with a fresh copy of the transformer."""
+    """A backbone with no weights in its autoencoder and no text encoder, with a fresh copy of the transformer."""
     transformer = VectorWanTransformer3DModel.upgrade(copy.deepcopy(pristine())).requires_grad_(False)
-    nothing: Any = None
-    return WanBackbone(nothing, nothing, nothing, "small", transformer, "small", Defaults())
+    vae: Any = SimpleNamespace(config={"scale_factor_spatial": 8})
+    text_encoder: Any = None
+    tokenizer: Any = None
+    return WanBackbone(vae, text_encoder, tokenizer, "small", transformer, "small", Defaults())
 
 
 class Samples(Sequence[Any]):
