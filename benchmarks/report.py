@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md from what the other benchmarks wrote with `--json runs/benchmarks/NAME.json`.
+"""Write docs/results/benchmarks.md from what the other benchmarks wrote with `--json runs/benchmarks/NAME.json`.
 
 python benchmarks/report.py
 """
@@ -68,23 +68,27 @@ def lora_step_section(runs: list[Json]) -> str:
     ratios = [(run, *run["steps"].values()) for run in runs]
     quiet = [mine["median_seconds"] <= stock["median_seconds"] for run, mine, stock in ratios if not disturbed(run)]
     small = sum(mine["peak_bytes"] <= 0.85 * stock["peak_bytes"] for _, mine, stock in ratios)
-    noise = "\nSeconds with a range come from a core that did other work meanwhile: they compare nothing."
+    noise = "\nSeconds with a range come from a core that did other work at the same time. Do not compare them."
     shared = noise if len(quiet) < len(runs) else ""
     what = f"{o['blocks']} blocks at the dims of Wan2.1 1.3B, rank {o['rank']}, {o['precision']}, {first['device']}"
     return f"""
 ## A LoRA step, per frame and per token
 
-{what}: with a timestep per frame, and through the
-timesteps per token of stock diffusers, taking turns step by step.
-The targets are to be at least as fast (reached in {sum(quiet)} of {len(quiet)} settings measured undisturbed)
-with at most 85 % of the memory (reached in {small} of {len(runs)}). The peak of the steps has the loaded model in it,
-that of the process also its building in float32. The losses of the two {agree}. The MFU refers to a matrix rate
-measured in the same run, such as {first["matrix_rate"] / 1e9:,.0f} GFLOP/s.{shared}
+{what}.
+Two ways take turns step by step: a timestep per frame, and the timesteps per token of stock diffusers. Two targets
+apply to the first way:
+
+* It is at least as fast. Reached in {sum(quiet)} of {len(quiet)} settings that were measured undisturbed.
+* It needs at most 85 % of the memory. Reached in {small} of {len(runs)} settings.
+
+The peak of the steps includes the loaded model. The peak of the process also includes building the model in float32.
+The losses of the two ways {agree}. The MFU refers to a matrix rate measured in the same run, such as
+{first["matrix_rate"] / 1e9:,.0f} GFLOP/s.{shared}
 
 {table(["", "median step", "peak of the steps", "of the process", "MFU", "where the time goes"], rows)}
 
-A CPU's allocator keeps more or less of what was freed, so the share of memory moves by ten points from run to run
-(82 to 104 % with checkpointing): what is saved is between nothing and 18 %.
+A CPU's allocator keeps a varying part of the freed memory. The share of memory therefore varies by ten points from
+run to run (82 to 104 % with checkpointing). The saving is between 0 and 18 %.
 
 ```shell
 {chr(10).join(commands)}
@@ -94,7 +98,7 @@ A CPU's allocator keeps more or less of what was freed, so the share of memory m
 
 def page(benchmarks: dict[str, Any]) -> str:
     """The document, of the benchmarks that were run."""
-    text = "# Benchmarks\n\nEach section ends with the command that measures it again.\n"
+    text = "# Benchmarks\n\nEach section ends with the command that repeats the measurement.\n"
     if steps := [benchmarks[name] for name in sorted(benchmarks) if name.startswith("lora_step")]:
         text += lora_step_section(steps)
     if files := benchmarks.get("many_files"):
@@ -111,7 +115,7 @@ def page(benchmarks: dict[str, Any]) -> str:
         text += f"""
 ## Many small files
 
-`pusa check` and `pusa prepare` on small files (64 x 64, 5 frames), each command in a process of its own:
+`pusa check` and `pusa prepare` on small files (64 x 64, 5 frames). Each command runs in its own process:
 
 {table(["", "files", "wall time", "CPU time per file", "peak memory"], rows)}
 
@@ -122,8 +126,8 @@ python benchmarks/many_files.py --files {" ".join(str(n) for n in sorted({row["f
     text += """
 ## Twenty kills
 
-Twenty random `kill -9` in one training, three of them while a checkpoint is written, leave the weights and the log of
-the uninterrupted run, bit for bit:
+A training is killed twenty times at random with `kill -9`, three times while it writes a checkpoint. Its weights and
+its log are bit-identical to those of an uninterrupted run:
 
 ```shell
 pytest -m slow tests/training/test_trainer.py -k killed
@@ -137,7 +141,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks"))
     args = parser.parse_args()
     benchmarks = {path.stem: json.loads(path.read_text()) for path in args.runs.glob("*.json")}
-    Path("docs/benchmarks.md").write_text(page(benchmarks))
+    Path("docs/results/benchmarks.md").write_text(page(benchmarks))
 
 
 if __name__ == "__main__":

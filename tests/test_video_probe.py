@@ -54,7 +54,7 @@ KINDS = [
 @pytest.mark.parametrize(("name", "codec", "options"), KINDS, ids=[kind[0] for kind in KINDS])
 def test_parts_are_those_of_the_whole(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
     path = encode(tmp_path / name, footage(73), codec, **options)
-    held = video_probe.look(path)
+    held = video_probe.probe(path)
     whole, _ = videos.read_video(path, fps=16)
     assert (len(held.times), held.width, held.height) == (73, 96, 64)
     assert held.fps == pytest.approx(24, rel=0.05)
@@ -71,7 +71,7 @@ def test_a_file_that_is_cut_off_is_called_so(tmp_path: Path, name: str, share: f
     part = tmp_path / f"part{Path(name).suffix}"
     part.write_bytes(raw[: int(len(raw) * share)])
     with pytest.raises(video_probe.Truncated, match="cut off"):
-        video_probe.look(part)
+        video_probe.probe(part)
 
 
 @pytest.mark.parametrize("damage", ["zeros", "noise"])
@@ -84,7 +84,7 @@ def test_overwritten_packets_are_seen_without_decoding(tmp_path: Path, name: str
     raw[hole] = bytes(600) if damage == "zeros" else np.random.default_rng(0).bytes(600)
     path.write_bytes(raw)
     with pytest.raises(InputError, match="damaged"):
-        video_probe.look(path)
+        video_probe.probe(path)
 
 
 def test_only_what_is_needed_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_only_what_is_needed_is_decoded(tmp_path: Path, monkeypatch: pytest.Monk
             yield number, frame
 
     monkeypatch.setattr(video_probe, "_decoded", counted)
-    video_probe.look(path)
+    video_probe.probe(path)
     assert len(seen) == 2
     seen.clear()
     video_probe.read(path, (200 + np.arange(9)) / 24, (96, 64))
@@ -115,7 +115,7 @@ def test_the_size_is_the_displayed_one(tmp_path: Path) -> None:
         for picture in footage(9):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
         container.mux(stream.encode(None))
-    held = video_probe.look(turned)
+    held = video_probe.probe(turned)
     assert (held.width, held.height) == (64, 96)
     whole, _ = videos.read_video(turned)
     np.testing.assert_array_equal(video_probe.read(turned, np.arange(5) / 8, (64, 96)), whole[:5])
@@ -134,7 +134,7 @@ def test_a_variable_rate_is_read_by_time(tmp_path: Path) -> None:
             stamp += 1 if index % 3 else 4
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    held = video_probe.look(path)
+    held = video_probe.probe(path)
     assert held.fps == pytest.approx(29 / (held.times[-1] - held.times[0]))
     whole, _ = videos.read_video(path, fps=8)
     np.testing.assert_array_equal(video_probe.read(path, np.arange(9) / 8, (96, 64)), whole[:9])
@@ -149,7 +149,7 @@ def test_pictures_have_one_frame_unless_they_move(tmp_path: Path, name: str) -> 
         else {}
     )
     frames[0].save(tmp_path / name, **rest)
-    held = video_probe.look(tmp_path / name)
+    held = video_probe.probe(tmp_path / name)
     moving = name.startswith("moving")
     assert (len(held.times), held.fps) == ((6, pytest.approx(10)) if moving else (1, 0))
     assert (held.width, held.height) == (48, 32)
@@ -165,6 +165,6 @@ def test_what_is_no_film_is_one_sentence(tmp_path: Path) -> None:
     for name, content in {"a.mp4": b"no video", "b.png": b"no picture", "c.mov": b"", "d.gif": b"GIF89a"}.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=name):
-            video_probe.look(tmp_path / name)
+            video_probe.probe(tmp_path / name)
     with pytest.raises(InputError, match="does not exist"):
-        video_probe.look(tmp_path / "gone.mp4")
+        video_probe.probe(tmp_path / "gone.mp4")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Real video through the whole way: fetch, cut, check, prepare, train, generate. Interrupted, it goes on where it was.
+# From a real film to an adapter: fetch, cut, check, prepare, train, generate. Run it again to resume.
 #   STEPS=180 bash recipes/big_buck_bunny/all.sh
 set -euo pipefail
 cd "$(dirname "$0")/../.."

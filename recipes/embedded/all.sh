@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Remake the embedded base. Interrupted, it goes on where it was: give the same command again.
+# Remake the embedded base. If it is interrupted, run the same command again: it resumes.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs=runs/embedded
@@ -23,7 +23,7 @@ python recipes/embedded/base.py --latents $runs/latents4 --out $runs/base4 --ini
     --steps 6500 --camera-share 0.25
 base=$runs/base4/step_006500
 
-# The adapter, by the trainer that everybody uses; the first seed is shipped.
+# The adapter, by the ordinary trainer; the first seed is shipped.
 python recipes/embedded/clips.py --out $runs/clips
 python recipes/embedded/assemble.py --vae $runs/reduced/vae --base $base --out $tiny
 for seed in 0 1 2; do

@@ -23,9 +23,10 @@ from transformers import UMT5EncoderModel
 from pusa import embedded
 from pusa.core import sampler, schedules, sigmas
 from pusa.embedded import judge, world
+from pusa.images import Frames
+from pusa.models.backbone import Text
 from pusa.models.loading import checkpoints
 from pusa.models.lora import runtime
-from pusa.models.wan import latents
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
 
 STEPS, GUIDANCE, SHIFT = 10, 3.0, 3.0
@@ -42,16 +43,16 @@ class Model:
         self.grid = sigmas.grid(steps, shift)
         self.guidance = guidance
 
-    def velocity(self, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
-        return self.parts.transformer(x, 1000 * sigma, context, return_dict=False)[0]
+    def velocity(self, x: Tensor, sigma: Tensor, context: Tensor, call: sampler.Call) -> Tensor:
+        return self.parts.velocity(self.parts.transformer, x, sigma, Text(context), frames=call.frames)
 
     @torch.no_grad()
-    def encode(self, clips: Sequence[world.Frames]) -> Tensor:
-        return torch.cat([latents.encode(self.parts.vae, clip) for clip in clips])
+    def encode(self, clips: Sequence[Frames]) -> Tensor:
+        return torch.cat([self.parts.encode(clip) for clip in clips])
 
     @torch.no_grad()
-    def decode(self, z: Tensor) -> list[world.Frames]:
-        return [latents.decode(self.parts.vae, one[None]) for one in z]
+    def decode(self, z: Tensor) -> list[Frames]:
+        return [self.parts.decode(one[None]) for one in z]
 
     @torch.no_grad()
     def sample(
@@ -71,13 +72,12 @@ class Model:
             z = torch.stack(noise)
             if known is not None:
                 z[:, :, list(slots)] = known[first : first + BATCH][:, :, list(slots)]
-            encode = latents.encode_text
-            text, empty = (encode(self.parts.text_encoder, self.parts.tokenizer, p) for p in (part, [""] * len(part)))
+            text, empty = (self.parts.encode_text(p).tokens for p in (part, [""] * len(part)))
             out.append(sampler.sample(velocity, z, matrix, (text, empty)))
         return torch.cat(out)
 
 
-def pooled_psnr(clips: Sequence[world.Frames], truth: Sequence[world.Frames], frames: slice = slice(None)) -> float:
+def pooled_psnr(clips: Sequence[Frames], truth: Sequence[Frames], frames: slice = slice(None)) -> float:
     """PSNR in dB of the mean squared error over all clips.
 
     A mean of PSNRs would be ruled by the clips in which nothing moves: repeating a frame is exact there.
@@ -86,7 +86,7 @@ def pooled_psnr(clips: Sequence[world.Frames], truth: Sequence[world.Frames], fr
     return float(20 * np.log10(255) - 10 * np.log10(np.mean(errors)))
 
 
-def rates(clips: Sequence[world.Frames], scenes: Sequence[world.ShapeScene]) -> dict[str, float]:
+def rates(clips: Sequence[Frames], scenes: Sequence[world.ShapeScene]) -> dict[str, float]:
     """The share of clips whose colour, shape and motion the judge finds as the caption says."""
     verdicts = [judge.judge(clip) for clip in clips]
     right = {
@@ -97,7 +97,7 @@ def rates(clips: Sequence[world.Frames], scenes: Sequence[world.ShapeScene]) -> 
     return right | {"speed": float(np.median(moving)) if moving else 0.0}
 
 
-def cross_fade(first: np.ndarray, last: np.ndarray, frames: int) -> world.Frames:
+def cross_fade(first: np.ndarray, last: np.ndarray, frames: int) -> Frames:
     weight = np.linspace(0, 1, frames)[:, None, None, None]
     return np.rint((1 - weight) * first + weight * last).astype(np.uint8)
 

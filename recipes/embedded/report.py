@@ -1,9 +1,9 @@
-"""Step 7 of the embedded base: write docs/results.md, the curves, the model card and the README's results.
+"""Step 7 of the embedded base: write docs/results/embedded.md, the curves, the model card and the README's results.
 
     python recipes/embedded/report.py --runs runs/embedded
 
-Nothing is typed by hand: every number comes from `numbers.json`, `curve.json`, `snapshots.json` (measure.py), from a
-training's log or cost sheet, or, of stages whose runs are gone, from `history.json`.
+No number is typed by hand. Each comes from `numbers.json`, `curve.json` or `snapshots.json` (measure.py), or from a
+training's log or cost sheet. For stages whose runs no longer exist, it comes from `history.json`.
 """
 
 from __future__ import annotations
@@ -118,17 +118,19 @@ def outlook(past: Json) -> str:
     most = max(rates[key][1] for key, *_ in FIGURES)
     hours = most / seen * minutes / 60
     return f"""
-## What it would take
+## How the targets depend on the base
 
-The numbers above after each stage of the base, which the adapter cannot exceed by much, on the same clips:
+The adapter cannot exceed the base by much. This table repeats the numbers above after each stage of the base, on the
+same clips:
 
 {table(["clips that the base saw", *(title for _, title, _, _ in FIGURES)], rows)}
 
-The last line goes on along a straight line over the logarithm of the clips, through {len(rows) - 3} points of one
-seed each, and so is a guess, and a hopeful one where the curve flattens. {most / 1e6:,.0f} M clips are
-{hours:,.0f} hours of the CPU thread that took {minutes / 60:.1f} hours for {seen:,}; on one large GPU, at a hundred
-times its speed, {hours / 100:,.1f}. More than the base changed on the way: at the second stage the autoencoder
-(29.2 to 30.5 dB), at the fourth the strength of the adapter (1 to {embedded.STRENGTH:g}).
+The last line extrapolates a straight line over the logarithm of the clips. The line has {len(rows) - 3} points of one
+seed each, so the result is a guess. Where the curve flattens, it is too optimistic. The CPU thread that took
+{minutes / 60:.1f} hours for {seen:,} clips would take {hours:,.0f} hours for {most / 1e6:,.0f} M clips. A large GPU
+at a hundred times its speed would take {hours / 100:,.1f} hours. Two more things changed between the stages: the
+autoencoder at the second stage (29.2 to 30.5 dB), and the strength of the adapter at the fourth stage (1 to
+{embedded.STRENGTH:g}).
 """
 
 
@@ -153,60 +155,57 @@ def results(n: Json, curve: list[Json], past: Json) -> str:
     encodings = [
         [title, db(ends[key]["adapted"]["db"])]
         for key, title in (
-            ("repeat", "`repeat`: four copies, in causal context"),
-            ("single", "`single`: a one-frame latent, as the official code"),
+            ("repeat", "`repeat`: four copies, encoded after a fifth"),
+            ("single", "`single`: a one-frame latent, as in the official code"),
             ("true_latent", "the latent of the true last four frames"),
         )
     ]
-    text = f"""# Results
+    text = f"""# The embedded model
 
-Measured on {n["clips"]} held-out clips a row, {n["steps"]} steps, guidance {n["guidance"]:g}, shift {n["shift"]:g}.
-One command measures them, another writes this page:
+Each row was measured on {n["clips"]} held-out clips with {n["steps"]} steps, guidance {n["guidance"]:g} and
+shift {n["shift"]:g}. The first command measures the numbers. The second writes this page:
 
 ```shell
 python recipes/embedded/measure.py
 python recipes/embedded/report.py
 ```
 
-What a training step costs is in [benchmarks.md](benchmarks.md); which weights load and how that is checked in
-[models.md](models.md), memory foretold and measured, and a clip at true size, in [memory.md](memory.md). The paper's
-comparisons in miniature, which of its orderings hold here and which do not, are in [paper.md](paper.md); the controls
-of the measures in [evaluate.md](evaluate.md); published totals of VBench-I2V, all but one number of 93 rows
-reproduced, in [vbench.md](vbench.md).
-
-The model is the embedded one; how it was made is in [its model card](../src/pusa/embedded/tiny/README.md). The
-autoencoder reconstructs held-out shape clips with {db(vae["shapes_db"])} and camera clips with {db(vae["cameras_db"])}
-PSNR. No later number can be much better than that.
+`src/pusa/embedded/tiny/README.md`, the model card, describes how the model was made. The autoencoder reconstructs
+held-out shape clips with {db(vae["shapes_db"])} PSNR and camera clips with {db(vae["cameras_db"])} PSNR. The other
+numbers cannot be much better than that.
 
 ## Text-to-video
 
-The judge sees pixels only. The share of clips in which it finds what the caption says:
+The judge is a program that sees only the pixels. The table shows the share of clips in which it finds what the caption
+says:
 
 {table(["", "colour", "shape", "motion"], verdicts)}
 
 ## Conditions
 
-The first frame and the caption of a shape clip determine all the rest, so the truth is known. PSNR against it, over the
-frames that were not given and pooled over all clips (the PSNR of the mean squared error; a mean of PSNRs would be ruled
-by the clips in which nothing moves):
+The first frame and the caption of a shape clip determine all other frames, so the truth is known. The table shows the
+PSNR to the truth, over the frames that were not given, pooled over all clips. Pooled means the PSNR of the mean squared
+error. A mean of PSNRs would be dominated by the clips in which nothing moves.
 
 {table(["task", "with the adapter", "base alone", "simple baseline"], rows)}
 
-The rendered truth, encoded and decoded, reaches {db(i2v["truth_through_vae"]["db"])} on frames 1–16: the ceiling of the
-first row. In image-to-video the judge finds the motion right in {percent(i2v["adapted"]["motion"])} of the clips with
-the adapter and in {percent(i2v["base"]["motion"])} without, the colour in {percent(i2v["adapted"]["colour"])} and
-{percent(i2v["base"]["colour"])}. The conditioned latent comes out bit-identical: {i2v["adapted"]["held"]}.
-With a moving camera the direction is right in {percent(cam["adapted"]["motion"])} with the adapter,
-{percent(cam["base"]["motion"])} without.
+* The rendered truth, encoded and decoded, reaches {db(i2v["truth_through_vae"]["db"])} on frames 1–16. This is the
+  upper limit of the first row.
+* In image-to-video the judge finds the right motion in {percent(i2v["adapted"]["motion"])} of the clips with the
+  adapter and in {percent(i2v["base"]["motion"])} without it. It finds the right colour in
+  {percent(i2v["adapted"]["colour"])} and {percent(i2v["base"]["colour"])}.
+* The latent of the given frame is {"" if i2v["adapted"]["held"] else "**not** "}bit-identical in the result.
+* With a moving camera, the direction is right in {percent(cam["adapted"]["motion"])} of the clips with the adapter
+  and in {percent(cam["base"]["motion"])} without it.
 
-## How a picture fills a four-frame slot
+## How a picture fills a latent frame of four pixel frames
 
-Start–end, frames 4–12, with the last picture encoded in three ways:
+Start–end, frames 4–12, with three encodings of the last picture:
 
 {table(["encoding of the last picture", "with the adapter"], encodings)}
 """
     text += f"""
-## Against the targets
+## Targets
 
 {table(["", "measured", "target", "reached"], targets(n))}
 """
@@ -216,39 +215,39 @@ Start–end, frames 4–12, with the last picture encoded in three ways:
         for steps, row in history.snapshots(past)
     ]
     text += f"""
-The base over its steps of {history.BATCH} clips each, text-to-video on 24 held-out scenes
+This table shows text-to-video of the base during its training, in steps of {history.BATCH} clips, on 24 held-out scenes
 (`measure.py --clips 24 --snapshots`):
 
 {table(["steps of the base", "colour", "shape", "motion"], rates)}
 
-Each of its stages ends with a learning rate near zero. The third begins after `reduce.py` took the 20 latent channels
-out that carry nothing; the fourth has other clips than those before.
+Each stage ends with a learning rate near zero. Before the third stage, `reduce.py` removed the 20 latent channels
+that carry no information. The fourth stage has new clips.
 """
     strengths = [
         [f"{row['strength']:g}", db(row["i2v_db"]), percent(row["i2v_motion"]), percent(row["t2v_motion"])]
         for row in past["strengths"]
     ]
     text += f"""
-## How strong
+## Strength of the adapter
 
-The adapter runs at strength {embedded.STRENGTH:g}: W + s·B·A with s above 1 goes on past what was learned, as the
-paper does with 2 after 150 steps and 1.4 after 900 (its Table 4c). It was chosen on 32 scenes that no other number is
-measured on (`measure.py --clips 32 --tune 1.0 1.2 1.4 1.6`):
+The adapter runs at strength {embedded.STRENGTH:g}. W + s·B·A with s above 1 extrapolates beyond the trained adapter.
+The paper does the same, with 2 after 150 steps and 1.4 after 900 (its Table 4c). The strength was chosen on 32 scenes
+that are used for no other number (`measure.py --clips 32 --tune 1.0 1.2 1.4 1.6`):
 
 {table(["strength", "image-to-video, frames 1–16", "motion", "text-to-video: motion"], strengths)}
 """
     if curve:
         first, share = early_share(curve)
         text += f"""
-## How little adaptation it takes
+## Length of the adaptation
 
-`pusa train` with three seeds, measured on 24 held-out scenes (`measure.py --clips 24 --curve`): the mean over the
-seeds, and the least and the greatest.
+`pusa train` was run with three seeds and measured on 24 held-out scenes (`measure.py --clips 24 --curve`). The table
+shows the mean over the seeds, and in brackets the smallest and the largest value.
 
 {adaptation_table(curve)}
 
-{percent(share)} of the gain in PSNR is there after the first {first:,} clips. More clips
-for the adapter add little: what limits image-to-video is the base. All at the strength above.
+After the first {first:,} clips, {percent(share)} of the gain in PSNR is reached. More clips for the adapter add little,
+because the base limits image-to-video. All rows use the strength above.
 
 ![Training curves](images/training.png)
 """
@@ -297,12 +296,12 @@ def summary(n: Json) -> str:
     kept = "kept" if lost <= 0.03 else "nearly kept"
     return f"""{table(head, [[name, *(db(x) for x in values)] for name, *values in rows])}
 
-The embedded model on {n["clips"]} held-out clips, where first frame and caption determine the rest. Text-to-video is
-{kept}: the judge finds the right colour in {percent(t2v["base"]["colour"])} of the base's clips and
-{percent(t2v["adapted"]["colour"])} of the adapted model's, the right motion in {percent(t2v["base"]["motion"])} and
-{percent(t2v["adapted"]["motion"])}. `python recipes/embedded/measure.py` measures it;
-[docs/results.md](docs/results.md) has all numbers, the controls, and the {missed} of {len(goals)} targets that this
-model, trained for a few hours on one CPU thread, still misses."""
+The embedded model on {n["clips"]} held-out clips, in which the first frame and the caption determine all other
+frames. Text-to-video is {kept}: the judge finds the right colour in {percent(t2v["base"]["colour"])} of the base's
+clips and in {percent(t2v["adapted"]["colour"])} of the adapted model's, and the right motion in
+{percent(t2v["base"]["motion"])} and {percent(t2v["adapted"]["motion"])}. `python recipes/embedded/measure.py`
+measures these numbers. [docs/results](docs/results/index.md) has all results. This model was trained for a few hours
+on one CPU thread and misses {missed} of {len(goals)} [targets](docs/results/embedded.md#targets)."""
 
 
 def card(n: Json, past: Json, cost: Json) -> str:
@@ -339,8 +338,8 @@ timestep adaptation put on top. It knows one small synthetic world (`pusa.embedd
 {table(["part", "steps", "clips seen", "wall time"], rows)}
 
 One {platform.machine()} CPU thread, shared with other work; seeds 1, 2 and 0. Every batch and every noise is a function
-of (seed, step); some learning rate schedules were changed on the way, which `recipes/embedded/README.md` tells.
-`recipes/embedded/` remakes each part; what it measures is in `docs/results.md`:
+of (seed, step). Some learning rate schedules were changed during training: see `recipes/embedded/README.md`.
+`recipes/embedded/` remakes each part. `docs/results/embedded.md` has all measurements, for example:
 
 * text-to-video, base: colour {percent(t2v["base"]["colour"])}, motion {percent(t2v["base"]["motion"])};
   with the adapter: colour {percent(t2v["adapted"]["colour"])}, motion {percent(t2v["adapted"]["motion"])}.
@@ -391,8 +390,8 @@ def main() -> None:
     numbers, curve = json.loads((args.runs / "numbers.json").read_text()), read(args.runs / "curve.json", [])
     cost = read(args.runs / SHIPPED / "cost.json", {})
     past = history.update(args.runs, gains(numbers))
-    plot(past, curve, Path("docs/images/training.png"))
-    Path("docs/results.md").write_text(results(numbers, curve, past))
+    plot(past, curve, Path("docs/results/images/training.png"))
+    Path("docs/results/embedded.md").write_text(results(numbers, curve, past))
     before, rest = Path("README.md").read_text().split("<!-- results -->")
     after = rest.split("<!-- end of results -->")[1]
     text = f"{before}<!-- results -->\n{summary(numbers)}\n<!-- end of results -->{after}"

@@ -1,7 +1,7 @@
-"""Files that are read and files that are written, and one sentence for whatever is wrong with one.
+"""Read and write files, and turn what is wrong with a file into one sentence.
 
-Writing is atomic: every file is made beside its destination and renamed, so an interrupted or failed write leaves what
-was there before and nothing else.
+Writing is atomic: a new file is written next to its destination and then renamed. If writing is interrupted or fails,
+the old file stays and nothing else is left.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DIGITS = 8 * _DIGIT
 
 
 def existing_file(path: str | Path) -> Path:
-    """The path, if there is a file with something in it; InputError says what there is instead."""
+    """The path of a file that exists and is not empty. Otherwise InputError says what is wrong with the path."""
     path = Path(path)
     try:
         if path.is_dir():
@@ -44,18 +44,19 @@ def existing_file(path: str | Path) -> Path:
 
 
 def unreadable(path: Path, kind: str, error: Exception) -> InputError:
-    """What to raise when reading `path` as a `kind`, such as "picture", failed with `error`."""
+    """The error to raise when `error` occurred while a file was read. kind: what it should be, such as "picture"."""
     if isinstance(error, PermissionError):
-        return InputError(f"{path} may not be read; change its permissions")
+        return InputError(f"{path} cannot be read; change its permissions")
     return InputError(f"{path} is damaged, cut off or not a {kind} ({_reason(error)}); save or copy it again")
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give the path of a new file beside `path`, with its suffix, that takes its place when the block ends well.
+    """Yield the path of a new file next to `path`, with the same suffix; it replaces `path` when the block ends.
 
-    However the block ends otherwise (an error, Ctrl-C), the new file is removed and `path` is as it was. Raises
-    InputError when `path` cannot take a file (missing or read-only folder, full disk), PusaError on other write errors.
+    If the block raises an error or is interrupted (Ctrl-C), the new file is removed and `path` stays as it was. Raises
+    InputError if no file can be written at `path` (missing or read-only folder, full disk), PusaError on other write
+    errors.
     """
     path = Path(path)
     part = _new_beside(path)
@@ -64,7 +65,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield part
         part.chmod(mode)  # some writers, such as safetensors, make their files private
         os.replace(part, path)
-    except PusaError as error:  # of a writer that was given `part` and knows no other name
+    except PusaError as error:  # the writer only knows the name `part`
         raise type(error)(str(error).replace(str(part), str(path))) from error
     except Exception as error:
         raise (_unwritable(path, system) if (system := _of_the_system(error)) else error) from error
@@ -74,9 +75,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def building(path: str | Path) -> Iterator[Path]:
-    """`replacing` for a folder: an empty one beside `path`, which takes its place when the block ends well.
+    """Yield an empty folder next to `path`; it replaces `path` when the block ends. The counterpart of `replacing`.
 
-    Folders above it are made. What is at `path` may be an empty folder only.
+    Missing folders above `path` are made. If `path` exists, it must be an empty folder. Raises the errors of
+    `replacing`.
     """
     path = Path(path)
     part = path.absolute().with_name(f".{path.absolute().name[:_STEM]}-{secrets.token_hex(4)}.part")
@@ -94,11 +96,11 @@ def building(path: str | Path) -> Iterator[Path]:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raise now what `replacing` would raise at its start, so that long work does not end in a read-only folder."""
+    """Raise now the error that `replacing` would raise at its start. Call it before long work."""
     path = Path(path)
     _remove(_new_beside(path))
     try:
-        path.lstat()  # the new file's name is short, so that only this sees a name that is too long
+        path.lstat()  # the new file has a short name, so only this call detects a name that is too long
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -106,14 +108,14 @@ def check_writable(path: str | Path) -> None:
 
 
 def part_prefix(path: Path) -> Path:
-    """What two files must not share if the parts of one are to be told from the parts of the other by their names."""
+    """The start of the names of a file's parts. Files with the same prefix cannot be told apart by their parts."""
     return path.with_name(path.stem[:_STEM])
 
 
 def remove_parts(path: Path) -> None:
-    """Remove what killed processes left of `path` and of files with its stem, such as a sidecar.
+    """Remove the parts that killed processes left of `path`, and of other files with its stem, such as a sidecar.
 
-    Call it only while no process writes these files, nor another file with the same `part_prefix`.
+    Call it only while no process writes these files or another file with the same `part_prefix`.
     """
     part = f".{path.stem[:_STEM]}-{_DIGITS}.part"
     of_a_part = f".{part[:_STEM]}-{_DIGITS}.part"  # if a writer uses `replacing` on the file that it was given
@@ -126,7 +128,7 @@ def remove_parts(path: Path) -> None:
 
 
 def make_folder(folder: Path, contents: str) -> None:
-    """Make a folder and those above it; InputError if it cannot be made.
+    """Make a folder and the folders above it; InputError if that fails.
 
     contents: what the folder is for, such as "the cache".
     """
@@ -137,7 +139,7 @@ def make_folder(folder: Path, contents: str) -> None:
 
 
 def unwritable_folder(folder: Path, contents: str, error: OSError) -> InputError:
-    """What to raise when `error` says that nothing can be written into a folder; contents: as for `make_folder`."""
+    """The error to raise when `error` occurred while a file was written into a folder. contents: see `make_folder`."""
     above = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
@@ -160,13 +162,13 @@ def sha256(path: Path) -> str:
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Write text as UTF-8."""
+    """Write a text file in UTF-8."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: str | Path, data: Any) -> None:
-    """Write JSON, indented; NaN and infinity, which JSON has not, are a ValueError."""
+    """Write an indented JSON file. Raises ValueError for NaN and infinity, which JSON does not have."""
     write_text_atomic(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -187,7 +189,7 @@ def _remove(path: Path) -> None:
 
 
 def _of_the_system(error: Exception) -> OSError | None:
-    """What the system said: also where safetensors, which raises errors of its own, only quotes it."""
+    """The system's error: an OSError, or the one that safetensors quotes in an error of its own."""
     if isinstance(error, OSError):
         return error
     quoted = re.search(r"\(os error (\d+)\)", str(error))

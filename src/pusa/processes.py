@@ -1,6 +1,6 @@
-"""The processes that a launcher started for one command: which one this is, meeting the others, acting as one.
+"""The processes that a launcher started for one command: the rank of this process, and communication between them.
 
-`torchrun` and `accelerate launch` set RANK, WORLD_SIZE and the meeting point; without them everything here is the
+`torchrun` and `accelerate launch` set RANK, WORLD_SIZE and the address. Without a launcher, every function here is the
 identity. Only rank 0 writes files and prints.
 """
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process (`rank`) among `size` of them. Only rank 0 writes files."""
+    """This process (`rank`, from 0) among `size` processes."""
 
     rank: int = 0
     size: int = 1
@@ -34,12 +34,12 @@ class ProcessGroup:
 
 
 def current_group() -> ProcessGroup:
-    """The processes that have met; this one alone before `join`."""
+    """The initialised process group; before `join`, this process alone."""
     return ProcessGroup(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ProcessGroup()
 
 
 def local_device() -> torch.device:
-    """The device of this process: the GPU of its LOCAL_RANK, the only GPU, or the CPU."""
+    """The device of this process: the GPU of its LOCAL_RANK, or the only GPU, or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -47,10 +47,10 @@ def local_device() -> torch.device:
 
 @contextmanager
 def join() -> Iterator[ProcessGroup]:
-    """Meet the other processes that the launcher started, for the block; alone without a launcher.
+    """Initialise the process group for the block. Without a launcher, the group is this process alone.
 
-    A process group that is already there is used and left in place. Raises InputError when the launcher set half of
-    what is needed, or started more processes on this machine than it has GPUs.
+    If a process group exists already, it is used and not destroyed. Raises InputError if the launcher did not set all
+    variables, or if it started more processes on this machine than there are GPUs.
     """
     if dist.is_initialized():
         yield current_group()
@@ -72,31 +72,34 @@ def join() -> Iterator[ProcessGroup]:
         torch.cuda.set_device(local_device())
     try:
         yield current_group()
-    except Cancelled:  # all have agreed to stop
+    except Cancelled:  # all processes have agreed to stop
         dist.destroy_process_group()
         raise
-    # Not after another error: some may be waiting in the middle of an exchange, and taking leave of them would hang.
+    # Not after another error: other processes may wait in a collective call, and then destroying the group would hang.
     dist.destroy_process_group()
 
 
 def first_to_fail(code: int) -> int | None:
-    """Report a failure with this exit code; None when it is the first of all processes, else the first one's code.
+    """Report a failure with this exit code: None for the first process that fails, for the others its exit code.
 
-    So that one failure, which often makes the other processes fail as well, is said once and has one exit code.
+    One failure often makes the other processes fail, too. So it is printed once, and all processes exit with one code.
     """
     if not dist.is_initialized():
         return None
     try:
         store = dist.distributed_c10d._get_default_store()
         first = store.compare_set("pusa/failed", "", f"{dist.get_rank()} {code}").decode()
-    except RuntimeError:  # the process that keeps the store has ended
+    except RuntimeError:  # the process of the store has ended
         return code
     rank, said = map(int, first.split())
     return None if rank == dist.get_rank() else said
 
 
 def from_rank_zero(group: ProcessGroup, work: Callable[[], T]) -> T:
-    """Do `work` on process 0 and return its result (picklable) everywhere; if it fails, every process fails."""
+    """Call `work` in rank 0 and return its result, which must be picklable, in every process.
+
+    If `work` fails, every process raises an error.
+    """
     outcome: list[Any] = [None, None]
     if group.is_rank_zero:
         try:
@@ -104,7 +107,7 @@ def from_rank_zero(group: ProcessGroup, work: Callable[[], T]) -> T:
         except Exception as error:
             if group.size == 1:
                 raise
-            outcome[1] = error if isinstance(error, PusaError) else PusaError(f"process 0 failed: {error!r}")
+            outcome[1] = error if isinstance(error, PusaError) else PusaError(f"rank 0 failed: {error!r}")
             dist.broadcast_object_list(outcome, 0)
             raise
     if group.size > 1:
@@ -116,12 +119,12 @@ def from_rank_zero(group: ProcessGroup, work: Callable[[], T]) -> T:
 
 
 def all_agree(group: ProcessGroup, what: str) -> bool:
-    """Whether every process says the same. Every process must call it."""
+    """Whether `what` is the same in every process. Every process must call it."""
     return len(set(gather_words(group, [what]))) == 1
 
 
 def broadcast(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors that process 0 has in the place of these, of the same shapes, types and kind of device."""
+    """Copies of the tensors of rank 0. In the other processes, `tensors` give the shapes, types and devices."""
     copies = [tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors]
     for copy in copies:
         dist.broadcast(copy, 0)
@@ -129,7 +132,7 @@ def broadcast(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def gather(group: ProcessGroup, values: Tensor) -> Tensor:
-    """[...] of each process -> [size, ...] on every process, in the order of ranks."""
+    """[...] in each process -> [size, ...] in every process, ordered by rank."""
     if group.size == 1:
         return values[None]
     parts = [torch.empty_like(values) for _ in range(group.size)]
@@ -138,12 +141,12 @@ def gather(group: ProcessGroup, values: Tensor) -> Tensor:
 
 
 def any_rank(group: ProcessGroup, flag: bool) -> bool:
-    """Whether it is so on any process. Every process must call it."""
+    """Whether `flag` is true in any process. Every process must call it."""
     return bool(gather(group, torch.tensor(flag)).any())
 
 
 def gather_words(group: ProcessGroup, words: list[str]) -> list[str]:
-    """The words of every process, in the order of ranks."""
+    """The words of every process, ordered by rank. Every process must call it."""
     if group.size == 1:
         return words
     parts: list[list[str]] = [[] for _ in range(group.size)]

@@ -1,8 +1,9 @@
-"""What a video or picture file holds, found without decoding it, and some of its frames without the others.
+"""Probe a video or picture file without decoding all of it, and read some of its frames without the others.
 
-A file's frames are listed from its packets: their time stamps say how many there are and when, so that an hour of film
-is surveyed at the speed of the disk. Only its first frame and one near its end are decoded, to learn the size that is
-displayed (rotation and pixel shape applied) and that the codec works. Damage in between is found when it is read.
+The frames of a file are listed from its packets: their timestamps give the number and the times of the frames. So an
+hour of video is probed at the speed of the disk. Only the first frame and one near the end are decoded, to learn the
+displayed size (after rotation and with square pixels) and whether the codec works. Damage in between is found when the
+frames are read.
 """
 
 from __future__ import annotations
@@ -24,25 +25,25 @@ from pusa.errors import InputError, PusaError
 from pusa.images import Frames, Image
 
 STILLS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".avif"})
-"""Suffixes of files that Pillow opens; GIF, PNG and WebP among them may move."""
+"""suffixes of files that Pillow opens; GIF, PNG and WebP files may be animated"""
 MOVIES = frozenset(
     {".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv"}
     | {".ogv", ".3gp"}
 )
 _INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
-"""Containers in which a seek lands where it should."""
+"""containers in which seeking is exact"""
 
 
 class Truncated(InputError):
-    """The file ends before its own header says that it should."""
+    """The file ends before the end that its header states."""
 
 
 @dataclass(frozen=True, eq=False)
-class Film:
-    """What a file holds.
+class VideoInfo:
+    """What a file contains.
 
-    times: seconds, ascending, of each frame [N]; a still picture has one frame. fps: frames per second (0 for a still);
-    the average where the rate varies. width, height: pixels as displayed.
+    times: the time of each frame in seconds, ascending, [N]; a still picture has one frame. fps: frames per second, the
+    average if the rate varies, and 0 for a still picture. width, height: the displayed size in pixels.
     """
 
     times: NDArray[np.float64]
@@ -55,8 +56,8 @@ class Film:
 class _Track:
     """A video track in display order.
 
-    stamps [N]: in units of the container, None where it has none; times [N]: seconds; keys: the frames that decoding
-    can begin at; squeeze: width of a pixel over its height.
+    stamps: timestamps in units of the container, [N], or None if the file has none. times: seconds, [N]. keys: the
+    frames at which decoding can begin. squeeze: the width of a pixel divided by its height.
     """
 
     stamps: NDArray[np.int64] | None
@@ -66,14 +67,14 @@ class _Track:
     squeeze: float
 
 
-def look(path: str | Path) -> Film:
-    """Find out what a file holds. Raises Truncated when it is cut off, InputError when it cannot be read otherwise."""
+def probe(path: str | Path) -> VideoInfo:
+    """Find out what a file contains. Raises Truncated if the file is cut off, InputError if it cannot be read."""
     path = Path(path)
     with _sentences(path):
         if _is_picture(path):
             frames, times = _pictures(path)
             fps = videos.rate_of(times, 0.0)[1] if len(frames) > 1 else 0.0
-            return Film(times, fps, frames.shape[2], frames.shape[1])
+            return VideoInfo(times, fps, frames.shape[2], frames.shape[1])
         track = _track(path)
         frame = next(_decoded(path, track, 0, whole=False), None)
         if frame is None:
@@ -81,14 +82,15 @@ def look(path: str | Path) -> Film:
         height, width = videos.upright(frame[1], track.squeeze).shape[:2]
         if track.keys and track.keys[-1]:
             next(_decoded(path, track, track.keys[-1], whole=False), None)
-        return Film(track.times, track.fps if len(track.times) > 1 else 0.0, width, height)
+        return VideoInfo(track.times, track.fps if len(track.times) > 1 else 0.0, width, height)
 
 
 def read(path: str | Path, seconds: NDArray[np.float64], size: tuple[int, int]) -> Frames:
-    """The frames nearest to `seconds` [N] after the first one, cropped to cover `size` = (width, height).
+    """Read the frames nearest to `seconds` [N] after the first frame, cropped to `size` = (width, height).
 
-    The choice is that of `videos.read_video` with a rate. uint8 [N, height, width, 3]. Only what lies between the key
-    frame before the first of them and the last of them is decoded. InputError when the file is damaged there.
+    Returns uint8 [N, height, width, 3]. The frames are those that `videos.read_video` would choose for a frame rate.
+    Decoding begins at the key frame before the first of them and ends at the last. Raises InputError if the file is
+    damaged there.
     """
     path = Path(path)
     with _sentences(path):
@@ -99,7 +101,7 @@ def read(path: str | Path, seconds: NDArray[np.float64], size: tuple[int, int]) 
         chosen = videos.nearest(track.times, seconds).tolist()
         start = max((key for key in track.keys if key <= min(chosen)), default=0)
         found: dict[int, Image] = {}
-        for place in dict.fromkeys((start, 0)):  # a seek that misses is made good from the beginning
+        for place in dict.fromkeys((start, 0)):  # if the seek was not exact, decode from the beginning
             try:
                 _collect(path, track, place, set(chosen), size, found)
             except (av.FFmpegError, InputError):
@@ -140,7 +142,7 @@ def _check_end_of_gif(path: Path) -> None:
 
 
 def _pictures(path: Path) -> tuple[Frames, NDArray[np.float64]]:
-    """A still [1, H, W, 3] at time 0, or the frames of an animated picture and their times."""
+    """A still picture [1, H, W, 3] at time 0, or the frames of an animated picture and their times."""
     if videos.is_animated(path):
         frames, times, _ = videos.decode_animation(path)
         return frames, times
@@ -154,7 +156,7 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def _track(path: Path) -> _Track:
-    """Walk over the packets of all tracks and compare where they end with what the header promises."""
+    """Read the packets of all tracks, and compare their end with the length that the header states."""
     with _opened(path) as (container, stream):
         stated = float(stream.average_rate or stream.guessed_rate or 0)
         base = float(stream.time_base or 0)
@@ -206,14 +208,17 @@ def _track(path: Path) -> _Track:
 
 
 def _prefix_bytes(stream: VideoStream) -> int:
-    """How many bytes hold the length of each unit of an H.264 or HEVC packet; 0 where packets are not built so."""
+    """The number of bytes before each unit of an H.264 or HEVC packet that give its length; 0 if there are none."""
     header = stream.codec_context.extradata or b""
     place = {"h264": 4, "hevc": 21}.get(stream.codec_context.name)
     return (header[place] & 3) + 1 if place and len(header) > place and header[0] == 1 else 0
 
 
 def _whole(packet: bytes, prefix: int) -> bool:
-    """Whether a packet can be one: not only zeros, and the lengths of its units, `prefix` bytes each, fill it."""
+    """Whether a packet can be undamaged: it is not only zeros, and the lengths of its units fill it.
+
+    prefix: see `_prefix_bytes`.
+    """
     if not prefix:
         return any(packet[:64])
     place = 0
@@ -226,7 +231,10 @@ def _whole(packet: bytes, prefix: int) -> bool:
 
 
 def _decoded(path: Path, track: _Track, place: int, *, whole: bool = True) -> Iterator[tuple[int, VideoFrame]]:
-    """Frames with their numbers, from the key frame `place` on (0: the beginning); `whole`: more than the first."""
+    """Decoded frames and their indices, from the key frame `place` (0: from the beginning).
+
+    whole: more than one frame will be read, so decode with several threads.
+    """
     with _opened(path) as (container, stream):
         if whole:
             stream.thread_type = "AUTO"
@@ -241,14 +249,14 @@ def _decoded(path: Path, track: _Track, place: int, *, whole: bool = True) -> It
 
 @contextmanager
 def _sentences(path: Path) -> Iterator[None]:
-    """What the codecs raise, as one sentence about the file."""
+    """Raise the errors of the codecs as one sentence about the file."""
     try:
         yield
     except PusaError:
         raise
     except (av.FFmpegError, OSError, LookupError, ValueError, MemoryError) as error:
         if _ends_early(path):
-            raise Truncated(f"{path} is cut off: its file is shorter than it says; copy it again") from error
+            raise Truncated(f"{path} is cut off: the file is shorter than its header states; copy it again") from error
         raise files.unreadable(path, "video", error) from error
 
 

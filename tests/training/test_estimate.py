@@ -47,7 +47,7 @@ def test_operations_agree_with_the_count_over_layers(rank: int) -> None:
         network.add_adapter(LoraConfig(r=rank, target_modules=list(TARGETS)))
     model = Model.of(config, {})
     bucket = Bucket(320, 192, 33)
-    tokens, frames = model.tokens(bucket), bucket.slots
+    tokens, frames = model.tokens(bucket), model.geometry.latent_frames(bucket.frames)
     assert tokens == 9 * 20 * 12
     counted = StepCounter(network)(1, tokens, frames).model
     adapter = Lora(rank, TARGETS) if rank else AllWeights()

@@ -99,7 +99,8 @@ def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path: Path
     assert (costs.steps, costs.samples, costs.tokens) == (6, 12, 144)
     lines = [json.loads(line)["timing"] for line in (cut / "log.jsonl").read_text().splitlines()]
     assert costs.seconds == pytest.approx(sum(line["seconds"] for line in lines))
-    assert costs.flops == 6 * StepCounter(model)(2, 24, 6).executed
+    step = StepCounter(model)(2, 24, 6)
+    assert costs.flops == 6 * (step.model + step.recomputed)
     assert costs.money == pytest.approx(costs.device_hours * 3600)
     assert Costs.read(cut / "cost.json") == costs
 

@@ -20,7 +20,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from pusa.adapters.lora import without_lora
-from pusa.core.objectives import Velocity
+from pusa.core.objectives import Predictor
 from pusa.errors import InputError
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
 from pusa.training import validation
@@ -45,7 +45,7 @@ def clips(count: int, frames: int = 5, channels: int = 4) -> list[Held]:
     return made
 
 
-def velocity_of(model: Any) -> Velocity:
+def velocity_of(model: Any) -> Predictor:
     return lambda x, sigma, context: model(x, 1000 * sigma, context, return_dict=False)[0]
 
 
@@ -96,14 +96,13 @@ def world() -> tuple[Any, list[Held]]:
     """The embedded model with its trained adapter, and held-out clips of its world."""
     from pusa.embedded import world
     from pusa.models.loading import checkpoints
-    from pusa.models.wan import latents
 
     parts = checkpoints.load("tiny", device="cpu")
     samples = []
     for seed in range(3):
         scene = world.sample(900 + seed, "heldout", "shape")
-        context = latents.encode_text(parts.text_encoder, parts.tokenizer, [scene.caption])[0]
-        samples.append(Held(str(seed), latents.encode(parts.vae, world.render(scene))[0], context))
+        context = parts.encode_text([scene.caption]).tokens[0]
+        samples.append(Held(str(seed), parts.encode(world.render(scene))[0], context))
     return parts.transformer, samples
 
 

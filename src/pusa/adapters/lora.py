@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pusa.adapters.base import Attached, Card, check_bare
 from pusa.errors import InputError
-from pusa.models.lora import runtime
+from pusa.models.lora import dialects, runtime
 
 NAME = "pusa"
 """The name of the adapter that is trained, for PEFT."""
@@ -106,7 +106,7 @@ class Lora:
 
     def write(self, path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """Write the factors as a LoRA file. weights: as `Attached.parameters` names them; atomic."""
-        strength = runtime.scaling(self._alpha, self.rank, self.rslora)
+        strength = dialects.scaling(self._alpha, self.rank, self.rslora)
         factors: dict[str, tuple[Tensor, Tensor]] = {}
         for name, down in weights.items():
             module, found, _ = name.partition(f".lora_A.{NAME}.weight")

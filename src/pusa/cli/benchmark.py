@@ -14,7 +14,7 @@ from pusa.cli.shared.terminal import Report, Terminal, clock
 from pusa.errors import InputError
 
 if TYPE_CHECKING:
-    from pusa.evaluation.synthetic.benchmark import Contestant
+    from pusa.evaluation.synthetic.benchmark import Candidate
 
 MODELS = Group.create_ordered("What is scored")
 SHOWN = {
@@ -77,20 +77,20 @@ def benchmark(
         from functools import partial
 
         from pusa.evaluation import results_folder
-        from pusa.evaluation.synthetic.benchmark import Benchmark, Contestant, make
+        from pusa.evaluation.synthetic.benchmark import Benchmark, Candidate, make
         from pusa.evaluation.synthetic.tasks import TASKS
         from pusa.files import write_json
 
-    contestants = [
-        Contestant(_name(text, lora), *_parts(text, lora), steps=steps, guidance=guidance, shift=shift)
+    candidates = [
+        Candidate(_name(text, lora), *_parts(text, lora), steps=steps, guidance=guidance, shift=shift)
         for text in models
     ]
     chosen = list(tasks) or list(TASKS)
-    run = Benchmark(out, contestants, chosen, scenes)
+    run = Benchmark(out, candidates, chosen, scenes)
     wanted = run.units()
     with terminal.counting() as progress:
         results_folder.make_in_processes(
-            workers, partial(make, out, tuple(contestants), tuple(chosen), scenes), wanted, "Making clips", progress
+            workers, partial(make, out, tuple(candidates), tuple(chosen), scenes), wanted, "Making clips", progress
         )
     record = run.results()
     record["seconds"] = results_folder.seconds(wanted, out)
@@ -98,7 +98,7 @@ def benchmark(
     sheet = run.sheet(out / "world.png")
     return Report(
         record | {"files": [str(out / "world.json"), str(sheet)]},
-        "\n\n".join([*(_table(TASKS[task].title, record["tasks"][task], contestants) for task in chosen),
+        "\n\n".join([*(_table(TASKS[task].title, record["tasks"][task], candidates) for task in chosen),
                      f"{out / 'world.json'}\n{sheet}\n{clock(record['seconds'])} of one process."]),
     )  # fmt: skip
 
@@ -116,11 +116,11 @@ def _name(text: str, more: Sequence[str]) -> str:
     return " + ".join([Path(source).name or source, *(Path(file).name for file in [*files, *more])])
 
 
-def _table(title: str, found: dict[str, Any], contestants: Sequence[Contestant]) -> str:
+def _table(title: str, found: dict[str, Any], candidates: Sequence[Candidate]) -> str:
     """A line for each model; behind each number its interval, and whether it differs from the first model's."""
     measures = [measure for measure in SHOWN if measure in next(iter(found.values()))]
     lines = [["", *(SHOWN[measure][0] for measure in measures)]]
-    for one in contestants:
+    for one in candidates:
         cells = [one.name]
         for measure in measures:
             number = found[one.name][measure]

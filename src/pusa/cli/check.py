@@ -81,12 +81,12 @@ def check(
     with terminal.status("Starting"):
         import torch
 
-        from pusa.models.loading import checkpoints
+        from pusa.models.loading import checkpoints, sources
         from pusa.training.costs import device_name, matmul_rate
         from pusa.training.data import samples
         from pusa.training.estimate import estimate, sizes_for
 
-        name, folder = checkpoints.find(model, parts=())
+        name, folder = sources.find(model, parts=())
         checkpoints.check(name, folder)
         defaults = checkpoints.defaults_of(folder)
         shape, sizes = sizes_for(name, folder, buckets)
@@ -95,6 +95,7 @@ def check(
             data,
             sizes,
             fps or defaults.fps,
+            shape.geometry,
             cut,
             progress=partial(progress, "Looking at the clips"),
             workers=min(16, os.cpu_count() or 1),
@@ -109,7 +110,9 @@ def check(
     from pusa.cli.shared import check_report
 
     text = (
-        f"{check_report.share(_used(plan), plan.found)} used" if talk.quiet else check_report.render(record, plan, run)
+        f"{check_report.share(_used(plan), plan.found)} used"
+        if talk.quiet
+        else check_report.render(record, plan, run, shape.geometry)
     )
     return Report({**record, "attention": attention}, text, exit_code=int(attention))
 

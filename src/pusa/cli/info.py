@@ -188,7 +188,7 @@ def _model(source: str) -> dict[str, Any]:
     from pusa.models.loading import checkpoints, sources
     from pusa.models.wan import recognise
 
-    name, path = checkpoints.find(source, parts=())
+    name, path = sources.find(source, parts=())
     config, refused, lacking = None, None, []
     try:
         sources.check_transformer(name, path)
@@ -198,7 +198,7 @@ def _model(source: str) -> dict[str, Any]:
     except InputError as error:
         refused = str(error)
     with suppress(InputError):
-        config = checkpoints.config(name, path, "transformer")
+        config = sources.config(name, path, "transformer")
     parts = sources.contents(path)
     if refused and config is None and not any(parts.values()):
         raise InputError(refused)
@@ -215,7 +215,7 @@ def _model(source: str) -> dict[str, Any]:
         **({"adapter": own} if own else {}),
         **{part: _weights(tensors) for part, tensors in parts.items()},
         "files": {_within(file, path): _size(file) for file in _files(parts)},
-        "licence": "Apache-2.0" if name in (checkpoints.TINY, checkpoints.TINY_BASE) else _licence(family),
+        "licence": "Apache-2.0" if name in (sources.TINY, sources.TINY_BASE) else _licence(family),
         **({} if config is None else _wishes(path)),
         **({"needs": ", ".join(f"--{kind.replace('_', '-')}" for kind in lacking)} if lacking else {}),
         **({"refused": f"generate refuses it: {refused}"} if refused else {}),

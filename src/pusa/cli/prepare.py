@@ -72,18 +72,19 @@ def prepare(
         raise InputError("--ray starts its own processes: run it without torchrun.")
     with terminal.status("Starting"):
         from pusa.files import make_folder
-        from pusa.models.loading import checkpoints
+        from pusa.models.loading import checkpoints, sources
         from pusa.training.data import samples
         from pusa.training.estimate import sizes_for
 
-        name, folder = checkpoints.find(model, parts=())
+        name, folder = sources.find(model, parts=())
         checkpoints.check(name, folder)
-        wishes, (_, sizes) = checkpoints.defaults_of(folder), sizes_for(name, folder, buckets)
+        wishes, (shape, sizes) = checkpoints.defaults_of(folder), sizes_for(name, folder, buckets)
     with terminal.counting() as progress:
         plan = samples.survey(
             data,
             sizes,
             fps or wishes.fps,
+            shape.geometry,
             cut,
             progress=partial(progress, "Looking at the clips"),
             workers=min(16, 2 * (os.cpu_count() or 1)),

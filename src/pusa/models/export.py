@@ -26,9 +26,10 @@ from torch import Tensor
 
 from pusa.errors import InputError
 from pusa.files import building, check_writable, replacing, sha256, write_json, write_text_atomic
+from pusa.models.backbone import Expert
 from pusa.models.loading import checkpoints, sources
 from pusa.models.lora import header, runtime
-from pusa.models.wan.recognise import Expert
+from pusa.models.wan.weight_names import original_name
 
 Dialect = Literal["diffusers", "comfy", "kohya"]
 DType = Literal["float32", "bfloat16", "float16"]
@@ -145,12 +146,12 @@ def merge(
         raise InputError(
             f"The strength of the LoRA {source} is {scale}: give a finite number, 1 is the trained strength."
         )
-    if str(base) == checkpoints.TINY:
+    if str(base) == sources.TINY:
         raise InputError("The model tiny runs tiny-base with an adapter: give tiny-base as the base of a merged model.")
     _check_apart(source, target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists already and a merged model needs an empty folder: give another one.")
-    name, folder = checkpoints.find(base)
+    name, folder = sources.find(base)
     checkpoints.check(name, folder)
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
@@ -258,10 +259,10 @@ def _named(module: str, down: Tensor, up: Tensor, to: Dialect) -> dict[str, Tens
     """One layer's tensors under the names of a dialect."""
     down, up = down.contiguous(), up.contiguous()
     if to == "kohya":
-        stem = "lora_unet_" + runtime.original_name(module).replace(".", "_")
+        stem = "lora_unet_" + original_name(module).replace(".", "_")
         alpha = torch.tensor(float(len(down)))
         return {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": alpha}
-    stem = f"transformer.{module}" if to == "diffusers" else f"diffusion_model.{runtime.original_name(module)}"
+    stem = f"transformer.{module}" if to == "diffusers" else f"diffusion_model.{original_name(module)}"
     return {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
 
 

@@ -30,7 +30,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from pusa.files import write_json
-from pusa.models.wan.latents import TEXT_TOKENS
+from pusa.models.wan.text import TOKENS
 
 PAPER: Mapping[str, Any] = {"clips": 3860, "samples": 7200, "steps": 900, "money": 500.0, "currency": "USD"}
 """arXiv 2507.16116: 900 steps of 8 clips on a set of 3,860, for about $500."""
@@ -48,11 +48,6 @@ class Flops:
     def model(self) -> int:
         """The operations of the forward and backward pass."""
         return self.forward + self.backward
-
-    @property
-    def executed(self) -> int:
-        """All operations that the machine executes."""
-        return self.model + self.recomputed
 
 
 @dataclass(frozen=True)
@@ -109,7 +104,7 @@ class StepCounter:
     def _trains(self, prefix: str) -> bool:
         return any(p.requires_grad for name, p in self.transformer.named_parameters() if name.startswith(prefix))
 
-    def __call__(self, clips: int, tokens: int, frames: int, *, text: int = TEXT_TOKENS) -> Flops:
+    def __call__(self, clips: int, tokens: int, frames: int, *, text: int = TOKENS) -> Flops:
         """Return the operations of the forward and backward pass for `clips` clips of equal length.
 
         tokens, frames: latent tokens and latent frames of all clips together. text: text tokens of each clip.

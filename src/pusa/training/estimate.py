@@ -26,8 +26,10 @@ from typing import Any
 from pusa.adapters.base import Adapter
 from pusa.adapters.full import AllWeights
 from pusa.adapters.lora import Lora
-from pusa.models.loading import checkpoints
-from pusa.models.wan.latents import TEXT_TOKENS
+from pusa.models.backbone import Geometry
+from pusa.models.loading import checkpoints, sources
+from pusa.models.wan.autoencoder import geometry_of
+from pusa.models.wan.text import TOKENS
 from pusa.training.config.sections import TARGETS
 from pusa.training.data.samples import Bucket
 
@@ -41,17 +43,17 @@ def sizes_for(name: str, folder: Path, texts: Sequence[str]) -> tuple[Model, lis
     name: of the model, for error messages. texts: buckets such as 832x480x81; if empty, the default size of the model.
     Raises InputError for a bucket that the model cannot use.
     """
-    model = Model.of(*(checkpoints.config(name, folder, part) for part in ("transformer", "vae")))
+    model = Model.of(*(sources.config(name, folder, part) for part in ("transformer", "vae")))
     defaults = checkpoints.defaults_of(folder)
     buckets = [Bucket.parse(text) for text in texts] or [Bucket(*defaults.size, defaults.frames)]
     for bucket in buckets:
-        bucket.check(model.scale)
+        bucket.check(model.geometry)
     return model, buckets
 
 
 @dataclass(frozen=True)
 class Model:
-    """The sizes of a Wan transformer. scale: pixels per token, along width and height."""
+    """The sizes of a Wan transformer."""
 
     width: int
     ffn: int
@@ -61,7 +63,7 @@ class Model:
     channels_in: int
     channels_out: int
     patch: int
-    scale: int
+    geometry: Geometry
 
     @classmethod
     def of(cls, transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Model:
@@ -76,7 +78,7 @@ class Model:
             channels_in=transformer.get("in_channels", 16),
             channels_out=transformer.get("out_channels", 16),
             patch=prod(patch),
-            scale=vae.get("scale_factor_spatial", 8) * patch[1],
+            geometry=geometry_of(vae, tuple(patch)),
         )
 
     @property
@@ -98,11 +100,13 @@ class Model:
 
     def tokens(self, bucket: Bucket) -> int:
         """Return the number of latent tokens of one sample."""
-        return bucket.slots * (bucket.width // self.scale) * (bucket.height // self.scale)
+        pixels = self.geometry.multiple
+        slots = self.geometry.latent_frames(bucket.frames)
+        return slots * (bucket.width // pixels) * (bucket.height // pixels)
 
     def step(self, bucket: Bucket, adapter: Adapter, checkpointing: bool) -> float:
         """Return the floating-point operations of the forward and backward pass of one sample."""
-        d, tokens, text = self.width, self.tokens(bucket), TEXT_TOKENS
+        d, tokens, text = self.width, self.tokens(bucket), TOKENS
         linear = self.blocks * (2 * (6 * d * d + 2 * d * self.ffn) * tokens + 4 * d * d * text)
         attention = self.blocks * (4 * d * tokens * tokens + 4 * d * tokens * text)
         passes = 2 if adapter.keeps_base else 3  # weights that do not change need no gradient

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from pusa import adapters
-from pusa.core.objectives import Velocity
-from pusa.models.loading.checkpoints import Components
-from pusa.models.wan.transformer import VectorWanTransformer3DModel
+from pusa.core.objectives import Predictor
+from pusa.models.backbone import Backbone, Text
 from pusa.processes import ProcessGroup
 from pusa.training import model_card, previews, validation
 from pusa.training.config.tree import Config
 from pusa.training.costs import Costs
+from pusa.training.precision import autocast_of
 from pusa.training.tracking import Tracker
 from pusa.training.trainer import Hook
 from pusa.training.validation import Losses, undisturbed, validate
@@ -45,7 +45,7 @@ class Monitor:
         self,
         config: Config,
         out: Path,
-        components: Components,
+        components: Backbone,
         samples: Any,
         held_out: Sequence[Any],
         group: ProcessGroup,
@@ -72,7 +72,7 @@ class Monitor:
         if self.tracker:
             self.tracker.close()
 
-    def validate(self, step: int, transformer: VectorWanTransformer3DModel, folder: Path) -> None:
+    def validate(self, step: int, transformer: Any, folder: Path) -> None:
         """Validate after `step` steps: add to validation.jsonl and validation.png, and print the table."""
         with self.tracker.aside("Validating", "validation") if self.tracker else nullcontext():
             result = self._validate(step, transformer)
@@ -83,7 +83,7 @@ class Monitor:
                 self.tracker.event(str(result))
                 self.tracker.scalars(step, result.scalars())
 
-    def preview(self, step: int, transformer: VectorWanTransformer3DModel, folder: Path) -> None:
+    def preview(self, step: int, transformer: Any, folder: Path) -> None:
         """Generate the previews after `step` steps, in previews/step_000900/ of `folder`."""
         place = folder / PREVIEWS / f"step_{step:06d}"
         with self.tracker.aside("Making previews", "previews") if self.tracker else nullcontext():
@@ -124,19 +124,18 @@ class Monitor:
             quiet=quiet,
         )
 
-    def _validate(self, step: int, transformer: VectorWanTransformer3DModel) -> validation.Validation:
+    def _validate(self, step: int, transformer: Any) -> validation.Validation:
         config, device = self.config, transformer.device
 
         def velocity(x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-                predicted: Tensor = transformer(x, 1000 * sigma, context.to(transformer.dtype), return_dict=False)[0]
-            return predicted
+            text = Text.padded(context)
+            return self.components.velocity(transformer, x, sigma, text, autocast=autocast_of(config))
 
         def bare(x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
             with self.adapter.disabled(transformer):
                 return velocity(x, sigma, context)
 
-        base: Velocity | Losses | None = self._base
+        base: Predictor | Losses | None = self._base
         if base is None and self.adapter.keeps_base:
             base = bare
         clips = (self.held_out[i] for i in range(min(config.validate_.clips, len(self.held_out))))

@@ -23,9 +23,7 @@ from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
 from pusa.generation.pipeline import Pipeline
 from pusa.images import Frames, write_image
-from pusa.models.loading.checkpoints import Components
-from pusa.models.wan import latents
-from pusa.models.wan.latents import frames_of, pixel_frames
+from pusa.models.backbone import Backbone, Geometry, Text
 from pusa.training.random_draws import LEAST_FRAMES
 from pusa.training.validation import Sample, given, undisturbed
 from pusa.videos import write_video
@@ -67,6 +65,7 @@ class Preview:
     given: tuple[int, ...]
     truth: Frames
     seed: int
+    geometry: Geometry
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +75,12 @@ class _Job:
     task: str
     number: int
     prompt: str
-    context: Tensor
+    context: Tensor  # [L, D]
     clip: HeldOut
 
 
 def make(
-    components: Components,
+    components: Backbone,
     held_out: Sequence[HeldOut],
     step: int,
     folder: Path,
@@ -94,9 +93,9 @@ def make(
     """Generate the clips of `settings`, and write `folder`/TASK_I.mp4 and `folder`/sheet.png.
 
     Each task uses the first held-out clips. If there are prompts, they replace the captions. If a clip is too short for
-    a task, this preview is left out. empty_context: the context of the empty prompt for guidance, [512, D]; None
-    encodes it. write: False generates the clips and writes no files. With several processes, all must generate, and
-    rank 0 writes.
+    a task, this preview is left out. empty_context: the context of the empty prompt for guidance, [L, D]; None encodes
+    it. write: False generates the clips and writes no files. With several processes, all must generate, and rank 0
+    writes.
 
     Raises InputError if there are no held-out clips, or if all are too short for all tasks.
     """
@@ -109,7 +108,7 @@ def make(
     with undisturbed(*models):
         jobs = _jobs(pipeline, held_out, settings)
         if empty_context is None:
-            empty_context = pipeline.encode_text([""])[0]
+            empty_context = pipeline.encode_text([""]).tokens[0]
         previews = [_make(pipeline, job, empty_context, settings, folder, seed) for job in jobs]
         for preview in previews if write else ():
             folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +122,7 @@ def _jobs(pipeline: Pipeline, held_out: Sequence[HeldOut], settings: Settings) -
     prompts = list(settings.prompts or ())
     count = min(len(held_out), len(prompts) or CLIPS)
     clips = [held_out[i] for i in range(count)]
-    encoded = list(pipeline.encode_text(prompts)) if prompts else []
+    encoded = list(pipeline.encode_text(prompts).tokens) if prompts else []
     jobs = []
     for task in settings.tasks:
         for i in range(max(count, len(prompts))):
@@ -142,11 +141,11 @@ def _jobs(pipeline: Pipeline, held_out: Sequence[HeldOut], settings: Settings) -
 
 def _make(pipeline: Pipeline, job: _Job, empty: Tensor, settings: Settings, folder: Path, seed: int) -> Preview:
     z = job.clip.latents.float()[None].cpu()
-    factor = int(pipeline.vae.config.scale_factor_spatial)
+    geometry = pipeline.backbone.geometry
     slots, height, width = z.shape[2:]
     chosen = pipeline.limits.settings(
-        frames=pixel_frames(slots),
-        size=(width * factor, height * factor),
+        frames=geometry.pixel_frames(slots),
+        size=(width * geometry.spatial, height * geometry.spatial),
         steps=settings.steps,
         guidance=settings.guidance,
     )
@@ -154,11 +153,11 @@ def _make(pipeline: Pipeline, job: _Job, empty: Tensor, settings: Settings, fold
     known = {slot: (z[:, :, slot : slot + 1], 0.0) for slot in held}
     matrix = pipeline.matrix(chosen, known)
     dtype, device = pipeline.transformer.dtype, pipeline.device
-    text = job.context[None].to(device, dtype), empty[None].to(device, dtype)
+    text = Text.padded(job.context[None]).to(device, dtype), Text.padded(empty[None]).to(device, dtype)
     made = pipeline.sample(matrix, text, chosen, known=known, seed=seed + job.number)
     path = folder / f"{job.task}_{job.number}.mp4"
-    frames, truth = pipeline.decode(made), latents.decode(pipeline.vae, z)
-    return Preview(job.task, job.prompt, path, frames, matrix, tuple(held), truth, seed + job.number)
+    frames, truth = pipeline.decode(made), pipeline.backbone.decode(z)
+    return Preview(job.task, job.prompt, path, frames, matrix, tuple(held), truth, seed + job.number, geometry)
 
 
 # ------------------------------------------------------------------------------------------------------------ the sheet
@@ -204,7 +203,7 @@ def _block(preview: Preview) -> PILImage.Image:
     draw.text((offset, 5), _cut(f"“{preview.prompt}”", draw, block.width - offset), SOFT, _font(12))
     block.paste(heat, (0, HEAD))
     for column, slot in enumerate(slots):
-        number = frames_of(slot)[-1]
+        number = preview.geometry.frames_of(slot)[-1]
         x = left + column * (FRAME + GAP)
         known = slot in preview.given
         for y, clip in ((HEAD, preview.truth), (HEAD + height + GAP, preview.frames)):

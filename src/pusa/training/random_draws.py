@@ -182,9 +182,9 @@ def _row(task: str, frames: int, level: Tensor, quantile: Tensor, config: SigmaC
     """Return float64 [F]: a row of the task's matrix at inference, with the generated frames at `level`."""
     if task == "staircase":
         delay = 1 + int(torch.randint(STAIRCASE_DELAY, (), generator=rng))
-        told = schedules.staircase(sigmas.grid(STAIRCASE_STEPS, config.shift), frames, delay=delay).told
-        noisiest = told.max(dim=1).values
-        rows = told[(noisiest >= config.low) & (noisiest <= config.high)]
+        levels = schedules.staircase(sigmas.grid(STAIRCASE_STEPS, config.shift), frames, delay=delay).model_sigma
+        noisiest = levels.max(dim=1).values
+        rows = levels[(noisiest >= config.low) & (noisiest <= config.high)]
         if not len(rows):
             raise InputError(
                 f"No row of a staircase has its noisiest frame between sigma.low {config.low:g} and sigma.high "
@@ -197,7 +197,7 @@ def _row(task: str, frames: int, level: Tensor, quantile: Tensor, config: SigmaC
     matrix = schedules.conditioned(
         schedules.synchronous(descent, frames), dict(zip(given, noise.tolist(), strict=True))
     )
-    return matrix.told[0]
+    return matrix.model_sigma[0]
 
 
 def _given(task: str, frames: int, rng: torch.Generator) -> list[int]:

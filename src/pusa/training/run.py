@@ -16,7 +16,8 @@ from typing import Protocol
 from pusa import processes
 from pusa.errors import InputError
 from pusa.files import make_folder
-from pusa.models.loading import checkpoints
+from pusa.models.backbone import Geometry
+from pusa.models.loading import checkpoints, sources
 from pusa.training import loggers
 from pusa.training.config.tree import Config
 from pusa.training.data import samples
@@ -67,14 +68,15 @@ def run(config: Config, out: Path, *, force: bool = False, terminal: Terminal) -
     with processes.join() as group:
         processes.from_rank_zero(group, lambda: loggers.check(list(config.track.loggers)))
         with terminal.status("Looking at the model"):
-            name, folder = checkpoints.find(config.model.source, parts=())
+            name, folder = sources.find(config.model.source, parts=())
             kinds = checkpoints.check(name, folder, expert=config.model.expert)
             if len(kinds) > 1:
                 raise InputError(
                     f"{name} has two experts, which are trained one at a time: set model.expert to high or low."
                 )
-            defaults, (_, buckets) = checkpoints.defaults_of(folder), sizes_for(name, folder, config.data.buckets or ())
-        plan = processes.from_rank_zero(group, lambda: survey(config, buckets, defaults.fps, terminal))
+            defaults, geometry = checkpoints.defaults_of(folder), checkpoints.geometry(name, folder)
+            _, buckets = sizes_for(name, folder, config.data.buckets or ())
+        plan = processes.from_rank_zero(group, lambda: survey(config, buckets, defaults.fps, geometry, terminal))
         processes.from_rank_zero(group, lambda: _writable(config.data.cache, out))
         with terminal.status(f"Loading {config.model.source}", line=True):
             components = checkpoints.load(
@@ -120,14 +122,14 @@ def _writable(cache: Path, out: Path) -> None:
     lock(out).close()
 
 
-def survey(config: Config, buckets: Sequence[Bucket], fps: float, terminal: Terminal) -> Plan:
+def survey(config: Config, buckets: Sequence[Bucket], fps: float, geometry: Geometry, terminal: Terminal) -> Plan:
     """Return the plan: the clips, and the samples that are cut from them. InputError if there are no samples."""
     source = config.data.path
     if source is None:
         raise InputError("There is no training data: give --data FOLDER, or set data.path.")
     with terminal.counting() as progress:
         looking = partial(progress, "Looking at the clips")
-        plan = samples.survey(source, buckets, config.data.fps or fps, config.data.cut, progress=looking)
+        plan = samples.survey(source, buckets, config.data.fps or fps, geometry, config.data.cut, progress=looking)
     _something_left(plan)
     return plan
 

@@ -21,8 +21,7 @@ import torch
 from pusa import adapters, processes
 from pusa.adapters.base import Attached
 from pusa.errors import Cancelled, InputError
-from pusa.models.loading.checkpoints import Components
-from pusa.models.wan.transformer import VectorWanTransformer3DModel
+from pusa.models.backbone import Backbone
 from pusa.processes import ProcessGroup
 from pusa.training import interruption
 from pusa.training.config.tree import Config
@@ -50,7 +49,7 @@ class Hook:
     """
 
     every: int
-    call: Callable[[int, VectorWanTransformer3DModel, Path], None]
+    call: Callable[[int, Any, Path], None]
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def train(
     config: Config,
     out: str | Path,
     *,
-    components: Components,
+    components: Backbone,
     samples: Any,
     held_out: Any = (),
     tracker: Tracker | None = None,
@@ -120,7 +119,7 @@ def train(
             raise InputError(
                 f"{out} is already trained to step {first}, beyond train.steps = {steps}: set train.steps higher."
             )
-        trained = stack.enter_context(prepared(components.transformer, config))
+        trained = stack.enter_context(prepared(components, config))
         setup = Setup(config, components, trained, samples.empty_context, group)
         learner = Learner(config.train, objective(setup), group)
         writer = Writer(config, components.source, out, run, trained, learner)
@@ -204,7 +203,7 @@ class Writer:
         return processes.from_rank_zero(self.learner.group, write)
 
 
-def facts_of(config: Config, group: ProcessGroup, components: Components, samples: Any) -> dict[str, Any]:
+def facts_of(config: Config, group: ProcessGroup, components: Backbone, samples: Any) -> dict[str, Any]:
     """Return what determines the trained weights. It must be the same when a run is resumed.
 
     Only the product of passes and processes counts: a run may resume with twice the processes and half the passes, and
@@ -233,23 +232,27 @@ def metadata_of(config: Config, base: str, step: int) -> dict[str, Any]:
 
 
 @contextmanager
-def prepared(transformer: VectorWanTransformer3DModel, config: Config) -> Iterator[Attached]:
+def prepared(backbone: Backbone, config: Config) -> Iterator[Attached]:
     """Attach the adapter, and set precision and training mode. After the block the model is frozen, in evaluation mode.
 
-    The time embedding computes in float32 even with bf16: rounding to bf16 would make neighbouring timesteps equal.
+    The backbone's exact modules (Wan's time embedding) compute in float32 even with bf16: rounding to bf16 would make
+    neighbouring timesteps equal.
     """
+    transformer = backbone.transformer
     trained = adapters.from_settings(config.lora).attach(transformer, config.train.seed)
     if config.train.precision == "fp32":
         for p in transformer.parameters():
             p.data = p.data.float() if p.is_floating_point() else p.data
-    embedder = transformer.condition_embedder.time_embedder
-    embedder.forward = torch.autocast(transformer.device.type, enabled=False)(embedder.forward)
+    exact = backbone.exact_modules(transformer)
+    for module in exact:
+        module.forward = torch.autocast(transformer.device.type, enabled=False)(module.forward)
     if config.train.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     transformer.train()
     try:
         yield trained
     finally:
-        del embedder.forward
+        for module in exact:
+            del module.forward
         transformer.disable_gradient_checkpointing()
         transformer.eval().requires_grad_(False)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from pusa.core import schedules
-from pusa.core.objectives import Velocity, interpolate
+from pusa.core.objectives import Predictor, interpolate
 from pusa.errors import InputError
 from pusa.files import replacing, write_text_atomic
 from pusa.training.random_draws import LEAST_FRAMES
@@ -37,7 +37,7 @@ LEVELS = tuple(round(0.05 + 0.1 * i, 2) for i in range(10))
 
 
 class Sample(Protocol):
-    """A held-out clip, such as a `cache.Sample`: latents [C, F, h, w], context [512, D]."""
+    """A held-out clip, such as a `cache.Sample`: latents [C, F, h, w], context [L, D]."""
 
     @property
     def key(self) -> str: ...
@@ -157,10 +157,10 @@ class Validation:
 
 
 def validate(
-    velocity: Velocity,
+    velocity: Predictor,
     samples: Iterable[Sample],
     *,
-    base: Velocity | Losses | None = None,
+    base: Predictor | Losses | None = None,
     step: int = 0,
     tasks: Sequence[str] = TASKS,
     sigmas: Sequence[float] = LEVELS,
@@ -201,7 +201,7 @@ class _Sums:
         self.total = self.count = torch.zeros(len(tasks), len(levels), 0, dtype=torch.float64)
 
     @torch.no_grad()
-    def add(self, velocity: Velocity, sample: Sample, seed: int, batch: int, device: torch.device) -> None:
+    def add(self, velocity: Predictor, sample: Sample, seed: int, batch: int, device: torch.device) -> None:
         frames = sample.latents.shape[1]
         if frames > self.total.shape[2]:
             more = frames - self.total.shape[2]
@@ -242,8 +242,8 @@ def sigma_rows(task: str, frames: int, levels: Sequence[float], rng: torch.Gener
         return rows[order]
     descent, back = rows.sort(descending=True)
     matrix = schedules.synchronous(torch.cat([descent, torch.zeros(1, dtype=torch.float64)]), frames)
-    told = schedules.conditioned(matrix, dict.fromkeys(given(task, frames), 0.0)).told
-    return told[back.argsort()]
+    row = schedules.conditioned(matrix, dict.fromkeys(given(task, frames), 0.0)).model_sigma
+    return row[back.argsort()]
 
 
 def given(task: str, frames: int) -> list[int]:

@@ -53,11 +53,12 @@ class Unit:
     is_done: Callable[[], bool] | None = None
 
     def done(self) -> bool:
+        """Whether the result is complete. Without a claim, another process may complete it at any time."""
         return self.is_done() if self.is_done else self.file.exists()
 
     @property
     def parts(self) -> dict[Path, Path]:
-        """The files that are written, by the prefix of their parts' names; files of one prefix are one entry."""
+        """The files that `make` writes, by `files.part_prefix`; files with one prefix are one entry."""
         return {part_prefix(file): file for file in (self.file, *self.also)}
 
 

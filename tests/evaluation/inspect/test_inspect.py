@@ -162,7 +162,7 @@ def test_a_lora_moves_what_merging_it_would() -> None:
 
 def test_models_of_other_sizes_are_refused() -> None:
     base = checkpoints.load("tiny-base").transformer
-    with pytest.raises(InputError, match="compare models of one"):
+    with pytest.raises(InputError, match="compare models of the same"):
         weight_drift.of_models(base, torch.nn.Linear(2, 2))
 
 
@@ -180,7 +180,7 @@ def test_curves_of_a_training_and_a_log_that_is_none(tmp_path: Path) -> None:
     assert read_image(first).std() > 1
     assert not np.array_equal(read_image(first), read_image(other))
     (tmp_path / "b" / "log.jsonl").write_text("{}")
-    with pytest.raises(InputError, match="no log of a training"):
+    with pytest.raises(InputError, match="not the log of a training"):
         plots.training(tmp_path / "x.png", {"run": tmp_path / "b"})
     with pytest.raises(InputError, match="does not exist"):
         plots.training(tmp_path / "x.png", {"run": tmp_path / "nowhere"})

@@ -138,19 +138,19 @@ def test_of_a_hub_id_only_the_transformer_is_fetched(
 
 def test_what_cannot_be_compared_is_said(base: Path, tiny_folder: Path, tmp_path: Path, experts_folder: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="empty has no transformer of Wan"):
+    with pytest.raises(InputError, match="empty has no Wan transformer"):
         StoredTransformer.find(tmp_path / "empty")
     with pytest.raises(InputError, match=r"pusa\.safetensors is a LoRA; give it with --lora"):
         StoredTransformer.find(embedded.adapter())
-    with pytest.raises(InputError, match="no transformer of Wan"):
+    with pytest.raises(InputError, match="no Wan transformer"):
         StoredTransformer.find(base / "vae" / "diffusion_pytorch_model.safetensors")
     with pytest.raises(InputError, match="There is no model"):
         StoredTransformer.find(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"compare models of one size"):
+    with pytest.raises(InputError, match=r"compare models of the same size"):
         between(base, embedded.folder())
     longer = WanTransformer3DModel(**(layouts.TRANSFORMER | {"num_layers": 3}))
     longer.save_pretrained(tmp_path / "longer")
-    with pytest.raises(InputError, match=r"has 2 blocks and .*longer 3; compare models of one size"):
+    with pytest.raises(InputError, match=r"has 2 blocks and .*longer 3; compare models of the same size"):
         between(base, tmp_path / "longer")
     assert StoredTransformer.find(experts_folder).experts == 2
     assert largest(between(experts_folder, experts_folder / "transformer_2")) > 0.5

@@ -20,9 +20,8 @@ from pusa.evaluation.paper.scoring import ClipMaker
 from pusa.evaluation.paper.study_folder import StudyFolder
 from pusa.evaluation.paper.tables import Ordering
 from pusa.evaluation.paper.training_methods import METHODS
-from pusa.evaluation.synthetic.tasks import TASKS, Entry
+from pusa.evaluation.synthetic.tasks import TASKS, SceneTask
 from pusa.models.loading import checkpoints
-from pusa.models.wan import latents
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -31,14 +30,14 @@ GENERATOR = torch.Generator().manual_seed(0)
 def clips() -> training.Clips:
     parts = checkpoints.load("tiny-base")
     captions = ["", "a red circle moves left on a black background"]
-    texts = latents.encode_text(parts.text_encoder, parts.tokenizer, captions)
+    texts = parts.encode_text(captions).tokens
     return training.Clips(torch.randn(16, 12, 5, 8, 8, generator=GENERATOR), texts, captions, [1] * 16)
 
 
 def test_padding_counted_once_is_padding_attended_to() -> None:
     parts = checkpoints.load("tiny-base")
     x, sigma = torch.randn(2, 12, 5, 8, 8, generator=GENERATOR), torch.rand(2, 5, generator=GENERATOR)
-    text = latents.encode_text(parts.text_encoder, parts.tokenizer, ["a red circle", ""])
+    text = parts.encode_text(["a red circle", ""]).tokens
     with torch.no_grad():
         stock = parts.transformer(x, 1000 * sigma, text, return_dict=False)[0]
         short = Network(parts.transformer)(x, sigma, (text, x[:, :, :1]))
@@ -48,7 +47,7 @@ def test_padding_counted_once_is_padding_attended_to() -> None:
 def test_image_channels_begin_as_the_base_and_then_matter() -> None:
     parts = checkpoints.load("tiny-base")
     x, level = torch.randn(1, 12, 5, 8, 8, generator=GENERATOR), torch.full((1, 5), 0.6)
-    text = latents.encode_text(parts.text_encoder, parts.tokenizer, ["a red circle"])
+    text = parts.encode_text(["a red circle"]).tokens
     wider = Network(with_image_channels(parts.transformer))
     first = torch.randn(1, 12, 1, 8, 8, generator=GENERATOR)
     with torch.no_grad():
@@ -101,7 +100,7 @@ def test_clips_made_together_are_those_of_the_pipeline(tmp_path: Path) -> None:
     together = ClipMaker(tmp_path).make(experiment)
     pipe = pusa.load("tiny-base")
     for seed, clip in zip(experiment.scenes, together, strict=True):
-        entry = Entry("image-to-video", seed)
+        entry = SceneTask("image-to-video", seed)
         conditions = TASKS["image-to-video"].conditions(entry.truth())
         alone = pipe.generate(entry.scene.caption, conditions, steps=2, seed=seed).frames
         assert np.abs(alone.astype(int) - clip).max() <= 2

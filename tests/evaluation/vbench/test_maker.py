@@ -114,7 +114,7 @@ def test_nothing_of_elsewhere_is_taken_for_this_run(
     write_image(picture, np.zeros((64, 112, 3), np.uint8))
     code, found = ask(*generate, "--images", other)
     assert code == 2
-    assert "was begun with pictures" in found["error"]["message"]
+    assert "were made with pictures" in found["error"]["message"]
     verification.recipe_path(run, names(plan)[2]).unlink()
     code, found = ask(*generate, "--images", crops)
     assert code == 2
@@ -140,7 +140,7 @@ def test_a_manifest_replaces_no_other_file(info: Path, tmp_path: Path, ask: Ask)
     for size in ("0x480", "0x0", "480x0"):
         assert ask("manifest", mine, "--out", tmp_path / "m.jsonl", "--size", size)[0] == 2
     code, found = ask("manifest", mine, "--out", mine)
-    assert (code, "is no manifest" in found["error"]["message"]) == (2, True)
+    assert (code, "is not a manifest" in found["error"]["message"]) == (2, True)
     assert mine.read_bytes() == info.read_bytes()
     for suite in ("smoke", "core"):
         assert ask("manifest", mine, "--out", tmp_path / "m.jsonl", "--suite", suite)[0] == 0
@@ -167,7 +167,7 @@ def test_other_settings_or_another_manifest_are_refused(
 ) -> None:
     code, found = ask("generate", plan, "--images", crops, "--out", run, *FAST, "--noise", "0.2")
     assert code == 2
-    assert "begun with noise 0.0 and not 0.2" in found["error"]["message"]
+    assert "were made with noise 0.0, not 0.2" in found["error"]["message"]
     other = tmp_path / "other.jsonl"
     manifest.build(info, "core", (112, 64), FRAMES, FPS).write(other)
     code, found = ask("verify", other, run)
@@ -242,7 +242,7 @@ def test_a_killed_run_goes_on_and_two_processes_share_the_rest(
     first.wait()
     both = [subprocess.Popen([*command, *FAST, "--quiet"], env=environment) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
-    times = [json.loads(line)["piece"] for line in (out / ".times.jsonl").read_text().splitlines()]
+    times = [json.loads(line)["unit"] for line in (out / ".times.jsonl").read_text().splitlines()]
     assert len(times) == len(set(times))
     for file in names(plan):
         assert (out / "videos" / file).read_bytes() == (made / "videos" / file).read_bytes()
@@ -307,12 +307,12 @@ def test_videos_that_are_not_the_manifests_are_not_scored(plan: Path, run: Path,
     code, found = ask(*flags)
     assert code == 1
     assert f"1 of its 2 videos are missing, such as {background}" in found["unavailable"]["i2v_background"]
-    assert "1 videos of no line of the manifest were scored" in found["unavailable"]["i2v_subject"]
+    assert "1 videos that are not in the manifest were scored" in found["unavailable"]["i2v_subject"]
     frames, _ = read_video(run / "videos" / subject)
     write_video(run / "videos" / subject, frames, 25)
     code, found = ask(*flags)
     assert code == 2
-    assert "has 25 frames per second instead of 8; pusa vbench verify names" in found["error"]["message"]
+    assert "has 25 frames per second instead of 8; run pusa vbench verify" in found["error"]["message"]
 
 
 def test_a_checkout_with_another_list_is_refused(plan: Path, run: Path, checkout: Path, ask: Ask) -> None:
@@ -320,7 +320,7 @@ def test_a_checkout_with_another_list_is_refused(plan: Path, run: Path, checkout
     path.write_text(json.dumps(json.loads(path.read_text())[:-1]))
     code, found = ask("score", plan, run, "--vbench", checkout)
     assert code == 2
-    assert "is another list than the manifest's" in found["error"]["message"]
+    assert "is not the list that the manifest was made from" in found["error"]["message"]
 
 
 def test_what_was_scored_is_not_scored_again_and_not_mixed(plan: Path, run: Path, checkout: Path, ask: Ask) -> None:
@@ -330,13 +330,13 @@ def test_what_was_scored_is_not_scored_again_and_not_mixed(plan: Path, run: Path
     assert code == 0
     code, found = ask("score", plan, run, "--vbench", checkout, "--dimensions", "i2v_subject", "--legacy-antialias")
     assert code == 2
-    assert "was scored otherwise" in found["error"]["message"]
+    assert "was scored with other settings" in found["error"]["message"]
     first = run / "videos" / names(plan)[0]
     frames, fps = read_video(first)
     write_video(first, frames[::-1], fps)
     code, found = ask("score", plan, run, "--vbench", checkout, "--dimensions", "i2v_subject")
     assert code == 2
-    assert "is another file than the one that was made" in found["error"]["message"]
+    assert "is not the file that was made" in found["error"]["message"]
     verification.recipe_path(run, first.name).unlink()  # so it may be from elsewhere
     code, found = ask("score", plan, run, "--vbench", checkout, "--dimensions", "i2v_subject")
     assert code == 2
@@ -392,9 +392,9 @@ def test_a_picture_and_a_prompt_are_encoded_once(plan: Path, crops: Path, tmp_pa
     first = [video for video in smoke.videos if "camera_motion" in video.dimensions][:2]
     assert len({video.image for video in first}) == 1
     videos = tuple(replace(video, index=i, seed=10 + i) for video in first for i in range(3))
-    verification.begin_run(tmp_path / "run", smoke, {})
+    verification.start_run(tmp_path / "run", smoke, {})
     settings = {"steps": 1, "guidance": 1.0}
-    made = maker.Maker(pusa.load("tiny"), replace(smoke, videos=videos), crops, tmp_path / "run", 0.0, settings)
+    made = maker.VideoMaker(pusa.load("tiny"), replace(smoke, videos=videos), crops, tmp_path / "run", 0.0, settings)
     make_missing(made.units(video.file for video in videos), tmp_path / "run")
     assert made.encoded == {"pictures": 1, "prompts": 2}
     made = [read_video(tmp_path / "run" / "videos" / video.file)[0] for video in videos]

@@ -162,7 +162,7 @@ def test_wan22_with_its_autoencoder(tiny_folder, tmp_path):
     with torch.no_grad():
         assert torch.equal(vae.encode(pixels).latent_dist.mode(), theirs.encode(pixels).latent_dist.mode())
     loaded = checkpoints.load(own, device="cpu")
-    assert loaded.multiple == 32
+    assert loaded.geometry.multiple == 32
     assert loaded.defaults.fps == 24
 
 
@@ -202,7 +202,7 @@ def test_either_layout_from_a_hub(base, wans, tmp_path, monkeypatch, layout):
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        name, configs = checkpoints.find("someone/wan", parts=())
+        name, configs = sources.find("someone/wan", parts=())
         checkpoints.check(name, configs)
         assert not [path for path, _ in server.gets if path.endswith((".safetensors", ".pth"))]
         model = checkpoints.load("someone/wan", device="cpu")

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from pusa.errors import InputError
 from pusa.models.lora import dialects, header, runtime
+from pusa.models.wan import weight_names
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
 from tests.models.lora_files import BLOCKS, DIALECTS, PLAIN, RANK, WHOLE, every_block, merged, truth, written
 
@@ -106,7 +107,7 @@ def test_no_key_can_be_left_out_or_added_unseen(dialect, model, stock, tmp_path)
     factors, whole = parts(dialect, stock)
     path = header.file_of(written(tmp_path, dialect, factors, whole))
     content = torch.load(path) if path.suffix == ".pt" else load_file(path)
-    full = dialects.read(path, runtime.parameter_shapes(stock))
+    full = dialects.read(path, weight_names.parameter_shapes(stock))
     keys = list(content)
 
     def put(tensors):
@@ -117,7 +118,7 @@ def test_no_key_can_be_left_out_or_added_unseen(dialect, model, stock, tmp_path)
     for key in (keys[0], keys[-1], keys[len(keys) // 2]):
         rest = {k: v for k, v in content.items() if k != key}
         if key.endswith(".alpha") or ".diff" in key:
-            less = dialects.read(put(rest), runtime.parameter_shapes(stock))
+            less = dialects.read(put(rest), weight_names.parameter_shapes(stock))
             assert (
                 len(less.differences) < len(full.differences)
                 or any(not torch.equal(less.factors[m][1], full.factors[m][1]) for m in full.factors)
@@ -125,14 +126,14 @@ def test_no_key_can_be_left_out_or_added_unseen(dialect, model, stock, tmp_path)
             )
         else:
             with pytest.raises(InputError, match="incomplete"):
-                dialects.read(put(rest), runtime.parameter_shapes(stock))
+                dialects.read(put(rest), weight_names.parameter_shapes(stock))
     for extra in (
         "blocks.0.self_attn.q.lora_C.weight",
         "blocks.0.self_attn.norm_q.lora_A.weight",
         "vace_blocks.0.diff",
     ):
         with pytest.raises(InputError, match=re.escape(extra)):
-            dialects.read(put({**content, extra: torch.ones(2, 2)}), runtime.parameter_shapes(stock))
+            dialects.read(put({**content, extra: torch.ones(2, 2)}), weight_names.parameter_shapes(stock))
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -39,7 +39,7 @@ def demo(
     Parameters
     ----------
     out
-        Folder for the clips (mp4), contact_sheet.png, matrix_beside_clip.png and index.html.
+        Folder for the clips (mp4), contact_sheet.png, matrix_beside_clip.png, matrix_above_clip.gif and index.html.
     model
         Another model than the embedded one; it must make clips of 64x64.
     """
@@ -50,7 +50,7 @@ def demo(
         from pusa.cli.demo import pictures
         from pusa.cli.demo.page import page
         from pusa.cli.demo.tasks import tasks
-        from pusa.files import write_json, write_text_atomic
+        from pusa.files import replacing, write_json, write_text_atomic
         from pusa.images import write_image
 
         todo = tasks(out / "inputs")
@@ -65,6 +65,10 @@ def demo(
     picked = ("Text to video", "Image to video, a shape", "Start and end", "Completion")
     chosen = [x for x in exhibits if x.title in picked]
     write_image(out / "matrix_beside_clip.png", pictures.matrix_beside_clip(chosen))
+    with replacing(out / "matrix_above_clip.gif") as part:
+        first, *others = pictures.animation(chosen)
+        duration = [round(1000 / chosen[0].fps)] * len(others) + [1000]  # the last frame stays for a second
+        first.save(part, "GIF", save_all=True, append_images=others, duration=duration, loop=0)
     seconds = time.perf_counter() - started
     write_text_atomic(out / "index.html", page(exhibits, _facts(seconds)))
     clips = [

@@ -19,11 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
+from pusa.images import Frames
+
 if TYPE_CHECKING:
     from pusa.core.timesteps import TimestepMatrix
-
-Frames = NDArray[np.uint8]
-"""[N, H, W, 3]"""
 
 
 @dataclass(frozen=True)

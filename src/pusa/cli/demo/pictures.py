@@ -1,4 +1,4 @@
-"""The demo's still pictures: every clip as a row of frames, and the timestep matrix beside the clip it makes."""
+"""The demo's pictures: every clip as a row of frames, and matrices beside the clips they make, still and moving."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pusa.cli.demo.page import Exhibit, heat_map
 Picture = NDArray[np.uint8]
 """[H, W, 3]"""
 
-INK, SOFT, PAPER = (29, 27, 24), (120, 113, 103), (255, 255, 255)
+INK, SOFT, PAPER, MARK = (29, 27, 24), (120, 113, 103), (255, 255, 255), (194, 65, 12)
 ZOOM = 3
 """The embedded model's clips are 64 pixels wide; each pixel is shown as a square of this side."""
 
@@ -62,10 +62,43 @@ def matrix_beside_clip(exhibits: Sequence[Exhibit]) -> Picture:
             place = (left + slot * (frame + gap), top + head)
             sheet.paste(_enlarged(exhibit.frames[number]), place)
             if slot in exhibit.given:
-                draw.rectangle(
-                    (place[0] - 3, place[1] - 3, place[0] + frame + 2, place[1] + frame + 2), None, (194, 65, 12), 3
-                )
+                draw.rectangle((place[0] - 3, place[1] - 3, place[0] + frame + 2, place[1] + frame + 2), None, MARK, 3)
     return np.asarray(sheet)
+
+
+def animation(exhibits: Sequence[Exhibit]) -> list[PILImage.Image]:
+    """The idea, moving: a panel per task, the clip that plays below its matrix, whose present column is marked.
+
+    One picture for each pixel frame of the shortest clip. Columns of a matrix are latent frames, rows are sampling
+    steps from the first at the top; pale is clean.
+    """
+    side, gap, head, cells = 64 * ZOOM, 16, 30, 110
+    size = (len(exhibits) * (side + gap) + gap, head + cells + 14 + side + gap)
+    still = PILImage.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(still)
+    columns = [side // exhibit.matrix.frames for exhibit in exhibits]
+    for index, (exhibit, column) in enumerate(zip(exhibits, columns, strict=True)):
+        left = gap + index * (side + gap)
+        draw.text((left, 6), exhibit.title.partition(",")[0], INK, _font(16))
+        heat = PILImage.fromarray(heat_map(exhibit.matrix, column, max(4, cells // exhibit.matrix.steps)))
+        heat = heat.resize((column * exhibit.matrix.frames, cells), PILImage.Resampling.NEAREST)
+        still.paste(heat, (left, head), heat)
+    pictures = []
+    for number in range(min(len(exhibit.frames) for exhibit in exhibits)):
+        picture = still.copy()
+        draw = ImageDraw.Draw(picture)
+        for index, (exhibit, column) in enumerate(zip(exhibits, columns, strict=True)):
+            left = gap + index * (side + gap)
+            slot = next(s for s in range(exhibit.matrix.frames) if number in exhibit.slot_frames(s))
+            draw.rectangle(
+                (left + slot * column, head - 2, left + (slot + 1) * column, head + cells + 1), None, MARK, 2
+            )
+            picture.paste(_enlarged(exhibit.frames[number]), (left, head + cells + 14))
+            if slot in exhibit.given:
+                box = (left - 2, head + cells + 12, left + side + 1, head + cells + 15 + side)
+                draw.rectangle(box, None, MARK, 3)
+        pictures.append(picture.quantize(96, dither=PILImage.Dither.NONE))
+    return pictures
 
 
 def _spread(exhibit: Exhibit, columns: int) -> Picture:

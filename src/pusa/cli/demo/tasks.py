@@ -7,16 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import copyfile
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pusa import embedded
 from pusa.embedded import world
-from pusa.images import fit, read_image, write_image
+from pusa.images import Frames, fit, read_image, write_image
 from pusa.videos import write_video
-
-Frames = NDArray[np.uint8]
-"""[N, H, W, 3]"""
 
 ADDED, OVERLAP, LENGTH = 12, 5, world.FRAMES
 """pixel frames: what an extension adds, the part of the given clip that it sees, and a clip of the embedded model"""

@@ -59,13 +59,13 @@ def generate(
         from pusa.cli.shared.batch import about
         from pusa.cli.shared.clip_jobs import open_pipeline
         from pusa.evaluation.physics_iq.dataset import Dataset, scenes
-        from pusa.evaluation.physics_iq.maker import VIDEOS, Maker
+        from pusa.evaluation.physics_iq.maker import VIDEOS, VideoMaker
         from pusa.evaluation.results_folder import keep_settings, make_missing
 
         wanted, dataset = scenes(descriptions), Dataset(data)
     chosen = given_of(sampling)
     pipe = open_pipeline(model, terminal, guidance=sampling.guidance)
-    maker = Maker(pipe, dataset, wanted, out, track, seed, chosen)
+    maker = VideoMaker(pipe, dataset, wanted, out, track, seed, chosen)
     record = {"videos": len(wanted), "track": track, "folder": str(out / VIDEOS)}
     if dry_run:
         return Report(record, f"{count(len(wanted), 'video')} could be made; everything is there.")

@@ -78,7 +78,7 @@ def score(
         record: dict[str, Any] = {"compared": len(views), "missing": problems, "complete": not problems}
         if views:
             found.append(scores.summarise(views))
-            record |= comparison.plain(found[-1])
+            record |= comparison.summary_record(found[-1])
         write_json(place / "scores.json", record)
         records.append({"videos": str(folder), **record} if runs else record)
         texts.append("\n".join([*_lines(views, problems, found[-1] if views else None), str(place / "scores.json")]))

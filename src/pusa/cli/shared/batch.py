@@ -205,10 +205,10 @@ class _at:  # noqa: N801
 
 def about(model: Model) -> dict[str, Any]:
     """What of the model decides a clip, known without loading it."""
-    from pusa.models.loading import checkpoints
+    from pusa.models.loading import checkpoints, sources
     from pusa.models.lora import header, runtime
 
-    name, folder = checkpoints.find(model.source)
+    name, folder = sources.find(model.source)
     beside = model.beside()
     second = beside["transformer_2"]
     transformers = checkpoints.check(

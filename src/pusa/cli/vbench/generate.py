@@ -27,7 +27,7 @@ from pusa.cli.shared.terminal import Report, Terminal, clock, count
 from pusa.errors import InputError
 
 if TYPE_CHECKING:
-    from pusa.evaluation.vbench.maker import Maker
+    from pusa.evaluation.vbench.maker import VideoMaker
     from pusa.evaluation.vbench.manifest import Manifest
     from pusa.work.workers import Worker
 
@@ -86,8 +86,8 @@ def generate(
         chosen = given_of(sampling)
         limits_of(model, terminal).settings(size=plan.size, frames=plan.frames, **chosen)
         pictures = maker.content_of(plan, images)
-        verification.begin_run(out, plan, {**chosen, "noise": noise, "pictures": pictures, **about(model)})
-        if strange := verification.unrecorded(plan, out):
+        verification.start_run(out, plan, {**chosen, "noise": noise, "pictures": pictures, **about(model)})
+        if strange := verification.without_recipe(plan, out):
             raise InputError(
                 f"{out / verification.VIDEOS / strange[0]} was not made here: it has no recipe; move it away."
             )
@@ -118,7 +118,7 @@ def _foretell(terminal: Terminal, model: Model, plan: Manifest, left: int, chose
     import torch
 
     from pusa.cli.shared.memory_report import outlook
-    from pusa.models.loading import checkpoints
+    from pusa.models.loading import checkpoints, sources
 
     profile = "80gb" if torch.cuda.is_available() else "cpu"
     with terminal.status("Estimating"):
@@ -126,22 +126,22 @@ def _foretell(terminal: Terminal, model: Model, plan: Manifest, left: int, chose
             model, size=plan.size, frames=plan.frames, guidance=chosen.get("guidance"), profile=profile, rate=None
         )
         rows = told.record["profiles"]
-        steps = chosen.get("steps") or checkpoints.defaults_of(checkpoints.find(model.source, parts=())[1]).steps
+        steps = chosen.get("steps") or checkpoints.defaults_of(sources.find(model.source, parts=())[1]).steps
     if seconds := rows[0]["seconds_per_step"]:
         low, high = (clock(each * steps * left) for each in seconds)
         terminal.note(f"{count(left, 'video')} of {steps} steps: {low} to {high} of one such device, decoding aside")
 
 
-def _maker(
+def _video_maker(
     manifest: Path, images: Path, out: Path, model: Model, noise: float, chosen: dict[str, Any], terminal: Terminal
-) -> Maker:
+) -> VideoMaker:
     from pusa.cli.shared.clip_jobs import open_pipeline
     from pusa.evaluation.vbench import manifest as manifests
-    from pusa.evaluation.vbench.maker import Maker
+    from pusa.evaluation.vbench.maker import VideoMaker
 
     plan = manifests.read(manifest)
     pipe = open_pipeline(model, terminal, size=plan.size, frames=plan.frames, guidance=chosen.get("guidance"))
-    return Maker(pipe, plan, images, out, noise, chosen)
+    return VideoMaker(pipe, plan, images, out, noise, chosen)
 
 
 def _make(
@@ -158,5 +158,5 @@ def _make(
     """Make the videos of these names that no other process makes."""
     from pusa.evaluation.results_folder import make_missing
 
-    units = _maker(manifest, images, out, model, noise, chosen, terminal).units(files)
+    units = _video_maker(manifest, images, out, model, noise, chosen, terminal).units(files)
     make_missing(units, out, "Videos", worker.progress)

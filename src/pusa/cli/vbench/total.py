@@ -12,7 +12,7 @@ from pusa.cli.shared.options import OUTPUT, File, Many, Talk
 from pusa.cli.shared.terminal import Report
 
 if TYPE_CHECKING:
-    from pusa.evaluation.vbench.totals import Results, Verdict
+    from pusa.evaluation.vbench.totals import Results, RunScores
 
 
 def total(
@@ -41,7 +41,7 @@ def total(
     from pusa.evaluation.vbench import totals
 
     run = totals.read([results, *map(Path, more)])
-    found = totals.verdict(run)
+    found = totals.run_scores(run)
     record: dict[str, Any] = {"run": run.name, "values": _percent(run), **found.record()}
     text = _table(run, found)
     if against:
@@ -60,7 +60,7 @@ def _percent(run: Results) -> dict[str, float]:
     return {name: 100 * value for name, value in run.values.items()}
 
 
-def _table(run: Results, found: Verdict) -> str:
+def _table(run: Results, found: RunScores) -> str:
     from pusa.evaluation.vbench.protocol import DIMENSIONS
 
     lines = []
@@ -82,7 +82,7 @@ def _table(run: Results, found: Verdict) -> str:
     return "\n".join(lines)
 
 
-def _bounds(found: Verdict, name: str) -> str:
+def _bounds(found: RunScores, name: str) -> str:
     interval = found.intervals.get(name)
     if interval is None or isnan(interval.low):
         return ""

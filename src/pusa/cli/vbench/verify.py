@@ -34,7 +34,7 @@ def verify(manifest: Annotated[Path, File], folder: Annotated[Path, File], *, ta
         raise InputError(f"{folder} has no folder {verification.VIDEOS}; give the --out of pusa vbench generate.")
     with terminal.counting() as progress:
         found = verification.problems(plan, folder, lambda done, total: progress("Decoding", done, total))
-    unknown = verification.unrecorded(plan, folder)
+    unknown = verification.without_recipe(plan, folder)
     good = len(plan.videos) - sum(problem.kind != "foreign" for problem in found)
     kinds = verification.summary(found)
     record = {

@@ -1,1 +1,1 @@
-"""Scores of clips of any program, from their pixels: fidelity, motion, joins, and an HTML report."""
+"""Scores of clips from any program, computed from their pixels: fidelity, motion, joins; and an HTML report."""

@@ -1,4 +1,4 @@
-"""How close frames are to what they should be: PSNR, SSIM and ΔE2000, by scikit-image."""
+"""How similar frames are to the truth: PSNR, SSIM and ΔE2000, computed by scikit-image."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from pusa.errors import InputError
 from pusa.images import Frames, Image
 
 BEST = 100.0
-"""dB that equal pictures are given, so that means stay finite"""
+"""the PSNR of equal pictures in dB, so that means stay finite"""
 SMALLEST = 7
-"""pixels of the window of SSIM"""
+"""the window of SSIM, in pixels"""
 
 
 def compare(picture: Image, truth: Image) -> dict[str, float]:
-    """Two uint8 pictures [H, W, 3] of one size: psnr in dB (at most 100), ssim in [-1, 1], delta_e (mean ΔE2000).
+    """Compare two uint8 pictures [H, W, 3] of one size: "psnr" in dB (at most 100), "ssim" in [-1, 1], "delta_e".
 
-    Wang et al. 2004 for SSIM, CIE 142-2001 for the colour difference, of which 1 is barely seen.
+    SSIM: Wang et al. 2004. delta_e: the mean ΔE2000 (CIE 142-2001); a difference of 1 is barely visible. Raises
+    InputError if the sizes differ, or if a side is below 7 pixels.
     """
     if picture.shape != truth.shape:
         shapes = [f"{p.shape[1]}x{p.shape[0]}" for p in (picture, truth)]
-        raise InputError(f"pictures of {shapes[0]} and {shapes[1]} cannot be compared; bring them to one size")
+        raise InputError(f"pictures of {shapes[0]} and {shapes[1]} cannot be compared; resize them to one size")
     if min(picture.shape[:2]) < SMALLEST:
         raise InputError(
             f"pictures of {picture.shape[1]}x{picture.shape[0]} are too small to compare; give 7x7 or more"
@@ -37,7 +38,7 @@ def compare(picture: Image, truth: Image) -> dict[str, float]:
 
 
 def compare_clips(frames: Frames, truth: Frames, which: Iterable[int] | None = None) -> dict[str, float]:
-    """`compare`, averaged over frames (all, or `which`); psnr is that of the mean squared error."""
+    """The mean of `compare` over frames (all, or `which`); "psnr" is computed from the mean squared error."""
     chosen = range(len(truth)) if which is None else list(which)
     each = [compare(frames[i], truth[i]) for i in chosen]
     error = np.mean([np.square(frames[i].astype(float) - truth[i]).mean() for i in chosen])

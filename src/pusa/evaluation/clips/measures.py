@@ -1,9 +1,9 @@
-"""What a clip is like, from its pixels alone. No number here is good by itself.
+"""Properties of a clip, measured from its pixels. No single number says that a clip is good.
 
-A frozen clip has no flicker, no warp error and perfect smoothness, and a blurred one nearly so. Those three are called
-*stillness-prone* and are only ever reported beside dynamic degree and sharpness, which a frozen or blurred clip fails.
-Formulas follow VBench (Huang et al., arXiv 2311.17982) where it has the measure, with DIS flow in the place of its
-networks; a number here is therefore not the number that VBench gives.
+A frozen clip has no flicker, no warp error and perfect smoothness, and a blurred clip almost so. These three measures
+are called *stillness-prone*. They are only reported together with dynamic degree and sharpness, which are low for a
+frozen or a blurred clip. If VBench (Huang et al., arXiv 2311.17982) has a measure, its formula is used, with DIS
+optical flow instead of VBench's networks. So the numbers here are not those of VBench.
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ from pusa.images import Frames
 
 Array = NDArray[np.float64]
 SECTION = 0.15
-"""share of the clip at its beginning and end between which drift is measured"""
+"""the share of the clip at its beginning, and at its end, between which drift is measured"""
 TOP = 0.05
-"""share of the fastest pixels that count for the dynamic degree"""
+"""the share of the fastest pixels that the dynamic degree counts"""
 GRID = 10
-"""points across each side in whose flow the camera is looked for"""
+"""points along each side at which the camera motion is estimated"""
 TEXTURE, TEXTURE_EVERY = 4.0, 4
-"""levels of 255 by which the picture varies around a point that shows motion; frames between two looks"""
+"""the variation around a point, in levels of 255, above which its motion is visible; the distance of the frames in
+which it is measured"""
 STEP_PIXELS = 0.5
-"""how far the flow of a point may be from the camera's, in one step"""
+"""the largest distance, in one step, of a point's flow to that of the camera"""
 CAMERA_SHIFT, CAMERA_SCALE = 0.03, 0.05
-"""of the picture's width, and relative: the least movement from first to last frame that is called a camera motion"""
+"""the smallest shift, as a share of the picture's width, and the smallest relative change of scale that count as camera
+motion, from the first frame to the last"""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """How a number is called and read. better: "high", "low" or "" where neither is."""
+    """How a measure is named and read. better: "high", "low", or "" if neither is better."""
 
     title: str
     unit: str
@@ -59,13 +61,13 @@ MEASURES: dict[str, Measure] = {
     "speed_drift": Measure("speed drift", "px", "low"),
 }
 AGREE = 0.5
-"""share of the points that one camera must explain"""
+"""the share of the points that one camera motion must explain"""
 SHORTEST = 5
-"""frames below which nothing of motion is measured"""
+"""the number of frames below which no motion is measured"""
 
 
 def measure(frames: Frames, fps: float, motion: Motion) -> dict[str, float]:
-    """All measures of a clip, uint8 [N, H, W, 3] with N ≥ 5, at `fps`; motion: of the same frames."""
+    """All measures of a clip, uint8 [N, H, W, 3] with N ≥ 5, at `fps` frames per second. motion: of the same frames."""
     lab = np.stack([rgb2lab(frame) for frame in motion.frames])
     sharp = np.array([cv2.Laplacian(grey, cv2.CV_64F).var() for grey in motion.grey])
     mean = lab.mean(axis=(1, 2))
@@ -88,7 +90,7 @@ def measure(frames: Frames, fps: float, motion: Motion) -> dict[str, float]:
 
 
 def curves(motion: Motion) -> dict[str, list[float]]:
-    """For plots: L* mean, chroma and sharpness of each frame; speed and warp error of each step between two."""
+    """Series for plots: mean L*, chroma and sharpness of each frame [N]; speed and warp error of each step [N − 1]."""
     lab = np.stack([rgb2lab(frame) for frame in motion.frames])
     return {
         "L* mean": lab[..., 0].mean(axis=(1, 2)).tolist(),
@@ -100,15 +102,16 @@ def curves(motion: Motion) -> dict[str, list[float]]:
 
 
 def flicker(frames: Frames) -> float:
-    """VBench's temporal flickering: 1 − mean |f_t − f_{t−1}| / 255, in [0, 1]."""
+    """Temporal flickering of VBench, in [0, 1]: 1 − mean |f_t − f_{t−1}| / 255; 1 is no flicker."""
     steps = [np.abs(b.astype(np.int16) - a).mean() for a, b in pairwise(frames)]
     return float(1 - np.mean(steps) / 255)
 
 
 def smoothness(motion: Motion) -> float:
-    """VBench's protocol: drop every other frame, put it back from its neighbours, 1 − mean error / 255, in [0, 1].
+    """Motion smoothness by the protocol of VBench, in [0, 1]; 1 is smoothest.
 
-    The frame between two is the mean of both, each seen half a flow away.
+    Every other frame is predicted from its two neighbours: the mean of both, each warped by half the flow between them.
+    The value is 1 − mean error / 255.
     """
     errors = []
     for t in range(1, len(motion.frames) - 1, 2):
@@ -120,11 +123,11 @@ def smoothness(motion: Motion) -> float:
 
 
 def dynamic_degree(motion: Motion, fps: float) -> float:
-    """How far the clip is over VBench's threshold of movement: it counts as dynamic from 1 on.
+    """The speed of the clip divided by VBench's threshold; from 1 on, VBench calls the clip dynamic.
 
-    Every max(1, round(fps / 8))-th frame is looked at. A pair moves when the mean of its fastest 5 % exceeds 6 pixels
-    of 256; round(4 n / 16) pairs of n frames must. The value is that of the pair with this rank, over the threshold. It
-    depends on the frame rate that the file is tagged with.
+    Every max(1, round(fps / 8))-th frame is used, n frames in all. A pair of frames moves if the mean of its fastest 5
+    % of the pixels exceeds 6 pixels of 256; round(4 n / 16) pairs must move. The value is that of the pair of this
+    rank, divided by the threshold. It depends on the frame rate that the file states.
     """
     step = max(1, round(fps / 8))
     grey = motion.grey[::step]
@@ -141,7 +144,7 @@ def dynamic_degree(motion: Motion, fps: float) -> float:
 
 
 def colour_drift(mean: Array, fps: float) -> float:
-    """Slope of the distance of the mean Lab colour [N, 3] from the first frame's, in ΔE (1976) a second."""
+    """The slope of the distance of the mean Lab colour [N, 3] from that of the first frame, in ΔE (1976) per second."""
     distance = np.linalg.norm(mean - mean[0], axis=1)
     return float(abs(np.polyfit(np.arange(len(mean)) / fps, distance, 1)[0]))
 
@@ -152,19 +155,19 @@ def _sections(values: Array) -> tuple[float, float]:
 
 
 def _kept(values: Array) -> float:
-    """The end over the beginning, 15 % of the clip each; 1 for a clip that has none of it."""
+    """The mean of the last 15 % divided by that of the first 15 %; 1 if the latter is 0."""
     first, last = _sections(values)
     return last / first if first > 1e-9 else 1.0
 
 
 def _drift(values: Array) -> float:
-    """|mean of the first 15 % − mean of the last 15 %|, as HeliosBench measures drift."""
+    """|mean of the first 15 % − mean of the last 15 %|, the drift of HeliosBench."""
     first, last = _sections(values)
     return abs(first - last)
 
 
 def _texture(motion: Motion, at: NDArray[np.int_]) -> float:
-    """The share of the points, over time, around which the picture varies enough for flow to be seen."""
+    """The mean share of the points around which the picture varies enough for optical flow."""
     side = 2 * max(2, min(motion.grey.shape[1:]) // 24) + 1
     seen = []
     for grey in motion.grey[:-1:TEXTURE_EVERY].astype(np.float32):
@@ -175,12 +178,12 @@ def _texture(motion: Motion, at: NDArray[np.int_]) -> float:
 
 
 def camera(motion: Motion) -> list[str]:
-    """What the camera does, as VBench names it: pans or tilts, zooms, or static.
+    """The motion of the camera, in the words of VBench: pans, tilts, zooms, or "static".
 
-    In each step the similarity that explains most of a grid's flow (RANSAC) is shift and scale; those of all steps are
-    put together, so that a long way may leave the picture. "unknown" where they explain less than half of the grid on
-    average, and where something moves before a background without texture, which shows no camera. A camera that pans
-    right moves the picture to the left.
+    In each step, the similarity transform that explains most of the flow of a grid (RANSAC) gives a shift and a scale.
+    The shifts and scales of all steps are accumulated, so that the total may exceed the picture. The result is
+    "unknown" if the transforms explain, on average, less than half of the grid, or if something moves in front of a
+    background without texture, where no camera motion is visible. If the camera pans right, the picture moves left.
     """
     height, width = motion.grey.shape[1:]
     x, y = np.meshgrid(np.linspace(0.1, 0.9, GRID) * (width - 1), np.linspace(0.1, 0.9, GRID) * (height - 1))

@@ -1,7 +1,6 @@
-"""Optical flow of a clip, computed once: OpenCV's dense inverse search (Kroeger et al., arXiv 1603.03590).
+"""The optical flow of a clip, computed once: dense inverse search of OpenCV (Kroeger et al., arXiv 1603.03590).
 
-Clips are brought to at most 416 x 240 pixels first. Flow there is in pixels of that smaller picture; what is compared
-with a threshold says so.
+Clips are reduced to at most 416 x 240 pixels first, and the flow is in pixels of the reduced clip.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from pusa.images import Frames
 
 Array = NDArray[np.float32]
 LARGEST = (416, 240)
-"""(width, height) in which flow is computed"""
+"""(width, height) to which clips are reduced"""
 CONSISTENT = (0.01, 0.5)
-"""A pixel is seen in both frames when |F + B|² < 0.01 (|F|² + |B|²) + 0.5 (Sundaram et al. 2010)."""
+"""A pixel is visible in both frames if |F + B|² < 0.01 (|F|² + |B|²) + 0.5 (Sundaram et al. 2010)."""
 
 
 class Motion:
-    """A clip, uint8 [N, H, W, 3], at the size in which its motion is measured, and the flow between its frames."""
+    """A clip, uint8 [N, H, W, 3], reduced to the size at which motion is measured, and the flow between its frames."""
 
     def __init__(self, frames: Frames) -> None:
         height, width = frames.shape[1:3]
@@ -35,16 +34,19 @@ class Motion:
 
     @cached_property
     def forward(self) -> list[Array]:
-        """Flow from frame t to t + 1, [h, w, 2] in pixels, for each t."""
+        """The flow from frame t to t + 1 in pixels, [h, w, 2], for each t."""
         return [flow(a, b) for a, b in zip(self.grey, self.grey[1:], strict=False)]
 
     @cached_property
     def backward(self) -> list[Array]:
-        """Flow from frame t + 1 to t."""
+        """The flow from frame t + 1 to t in pixels, [h, w, 2], for each t."""
         return [flow(b, a) for a, b in zip(self.grey, self.grey[1:], strict=False)]
 
     def residual(self, t: int) -> tuple[float, float]:
-        """Mean absolute error of frame t + 1 brought back to t, in levels, over pixels seen in both; their share."""
+        """The mean absolute error of frame t + 1, warped to frame t, in levels of 255, and the share of visible pixels.
+
+        The error is over the pixels that are visible in both frames; if there are none, both numbers are 0.
+        """
         forward, backward = self.forward[t], self.backward[t]
         returned = forward + warp(backward, forward)
         size = np.square(forward).sum(-1) + np.square(backward).sum(-1)
@@ -57,12 +59,12 @@ class Motion:
 
     @cached_property
     def residuals(self) -> NDArray[np.float64]:
-        """[N - 1, 2]: `residual` of every pair."""
+        """`residual` of every pair, [N - 1, 2]."""
         return np.array([self.residual(t) for t in range(len(self.forward))]).reshape(-1, 2)
 
 
 def flow(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> Array:
-    """Flow from one grey picture to another, float32 [h, w, 2]."""
+    """The flow from one grey picture [h, w] to another in pixels, float32 [h, w, 2]."""
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     return np.asarray(search.calc(one, other, None), dtype=np.float32)
 
@@ -74,7 +76,7 @@ def _places(field: Array) -> tuple[Array, Array]:
 
 
 def inside(field: Array) -> NDArray[np.bool_]:
-    """Where a flow leads to a place inside the picture."""
+    """Where the flow ends inside the picture, bool [h, w]."""
     x, y = _places(field)
     height, width = field.shape[:2]
     within: NDArray[np.bool_] = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
@@ -82,6 +84,6 @@ def inside(field: Array) -> NDArray[np.bool_]:
 
 
 def warp(picture: NDArray[Any], field: Array) -> NDArray[Any]:
-    """The picture as seen along a flow: its value at x + F(x), bilinear, the border repeated."""
+    """The picture [h, w, ...] sampled along a flow: its value at x + F(x), bilinear; the border is repeated."""
     x, y = _places(field)
     return np.asarray(cv2.remap(picture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))

@@ -1,7 +1,7 @@
-"""Scores of clips for people: a table of lines, and one HTML file that holds the clips, their curves and their sheets.
+"""Scores of clips as a table in the terminal, and as one HTML file with the clips, their curves and contact sheets.
 
-Flicker, warp error and smoothness, which a frozen or blurred clip wins, stand beside dynamic degree and sharpness in
-every table that this file writes.
+Every table shows flicker, warp error and smoothness together with dynamic degree and sharpness, because a frozen or
+blurred clip scores well in the first three.
 """
 
 from __future__ import annotations
@@ -28,33 +28,34 @@ COLUMNS = (
     "colour_drift",
     "luma_drift",
 )
-"""The measures of a table, in order; those that stillness wins follow the two that it fails."""
+"""The measures of a table. The stillness-prone ones come after dynamic degree and sharpness."""
 DIGITS = {"flicker": 4, "smoothness": 4, "sharpness": 0}
 STANDS_OUT = 3.0
+"""the robust z from which a join is marked"""
 LARGEST_VIDEO = 30 * 2**20
-"""bytes above which a clip is linked instead of put into the page"""
+"""the size in bytes above which a clip is linked, not embedded in the page"""
 
 
 def text(record: dict[str, Any], name: str) -> str:
-    """A measure of a clip as written in a table."""
+    """A measure of a clip as table text."""
     value = record.get("measures", {}).get(name)
     return "–" if value is None else f"{value:.{DIGITS.get(name, 2)}f}"
 
 
 def mean(records: Sequence[dict[str, Any]], name: str) -> Interval | None:
-    """The mean of a measure over the clips that have it, with its interval; None with fewer than two."""
+    """The mean of a measure over the clips that have it, with its interval; None for fewer than two clips."""
     found = [record["measures"][name] for record in records if "measures" in record]
     return bootstrap(found) if len(found) > 1 else None
 
 
 def head(name: str) -> str:
-    """The column of a measure."""
+    """The column title of a measure."""
     known = MEASURES[name]
     return known.title + (f", {known.unit}" if known.unit else "")
 
 
 def lines(records: Sequence[dict[str, Any]]) -> list[str]:
-    """The table for a terminal, then what was given, the joins, and what could not be done."""
+    """The table for a terminal, then the given frames, the truth, the joins, and the notes and errors."""
     good = [record for record in records if "error" not in record]
     rows = [["clip", "camera", *(MEASURES[name].title for name in COLUMNS)]]
     for record in good:
@@ -83,7 +84,7 @@ def lines(records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _ends(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first and the last of many given frames."""
+    """All given frames, or the first and the last if there are more than four."""
     return given if len(given) <= 4 else [given[0], given[-1]]
 
 
@@ -110,7 +111,7 @@ def _short(path: str) -> str:
 
 
 def write(evaluation: Evaluation, records: Sequence[dict[str, Any]], file: Path) -> Path:
-    """Write the page."""
+    """Write the HTML report of these records to `file`."""
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     cards = "\n".join(_card(evaluation, record, key) for record, key in zip(records, evaluation.keys, strict=True))
     write_text_atomic(file, template.replace("{{summary}}", _summary(records)).replace("{{cards}}", cards))
@@ -137,7 +138,7 @@ def _summary(records: Sequence[dict[str, Any]]) -> str:
 
 
 def _bounds(found: Interval | None, digits: int) -> str:
-    """A mean with its interval in small below it."""
+    """A mean with its interval in small type."""
     if found is None:
         return "–"
     return f"{found.value:.{digits}f}<small>{found.low:.{digits}f} to {found.high:.{digits}f}</small>"
@@ -172,9 +173,9 @@ def _data(path: Path, kind: str) -> str:
 
 
 def _curve(name: str, values: Sequence[float], joins: Sequence[int], frames: int) -> str:
-    """A line from the least to the greatest value, both named, with a mark at each join.
+    """A line plot with its minimum and maximum in the caption and a mark at each join.
 
-    Values are of frames, or of the steps between them, of which there is one less.
+    values: one for each frame, or one for each step between frames.
     """
     low, high = min(values), max(values)
     span, gap = high - low or 1.0, 100 / max(1, len(values) - 1)

@@ -1,8 +1,8 @@
-"""Score clips of any program: what a clip is like, how well it keeps what it was given, whether its joins show.
+"""Score clips from any program: measures of the clip, fidelity to the given frames and to the truth, and joins.
 
-What was given, and where a join is, is read from the recipe beside a clip of ours, or said by the caller. Scores are
-kept in a folder by the content of the clip and of everything that it is compared with, so a second run looks only at
-what is new, and scores of other versions of these measures are not mixed in.
+For a clip of this project, the given frames and the joins are read from its sidecar; for other clips, the caller states
+them. Scores are stored by the content of the clip and of everything it is compared with. So a second run measures only
+what is new, and scores of other versions of the measures are not mixed in.
 """
 
 from __future__ import annotations
@@ -24,27 +24,28 @@ from pusa.evaluation.results_folder import make_missing
 from pusa.files import make_folder, sha256, write_json
 from pusa.generation.request import frame_index
 from pusa.images import Frames, Image, contact_sheet, fit, read_image, write_image
-from pusa.video_probe import look
+from pusa.video_probe import probe
 from pusa.videos import read_video
 from pusa.work.units import Unit
 from pusa.work.workers import Worker
 
 VERSION = 2
-"""of the measures; scores of another one are refused"""
+"""the version of the measures; scores of other versions are refused"""
 SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif"}
 SETTINGS = "evaluation.json"
 SMALLEST = 32
-"""pixels of the shorter side below which a note is made"""
+"""the shorter side in pixels below which a note warns about the flow"""
 SHEET = 8
-"""frames of a clip on its contact sheet"""
+"""the number of frames on a contact sheet"""
 
 
 @dataclass(frozen=True)
-class Given:
-    """A frame that a clip was made from: at `frame` of the clip, a picture file or frame `start` of a video file.
+class GivenFrame:
+    """A frame that a clip was made from.
 
-    frame: a number, one from the end, or a time such as "1.5s". noise: its noise multiplier; a frame with noise was
-    never meant to be kept exactly.
+    frame: its place in the clip: a frame number, a negative number (from the end), or a time such as "1.5s". path,
+    start: a picture file, or frame `start` of a video file. noise: its noise multiplier; if it is not 0, the frame need
+    not be kept exactly.
     """
 
     frame: int | str
@@ -54,30 +55,32 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Task:
-    """A clip to score. truth: a clip that it should be. given: frames that it was made from; joins: first frames after
-    a join, as `Given.frame`. fit: how given pictures are brought to the clip's size. lacking: why it cannot be scored.
+class ScoringTask:
+    """A clip to score, and what it is compared with.
+
+    truth: the clip that it should equal. joins: the first frame after each join, as `GivenFrame.frame`. fit: how given
+    pictures are resized, as for `images.fit`. unscorable: why the clip cannot be scored.
     """
 
     path: Path
     truth: Path | None = None
-    given: tuple[Given, ...] = ()
+    given: tuple[GivenFrame, ...] = ()
     joins: tuple[int | str, ...] = ()
     fit: str = "crop"
     notes: tuple[str, ...] = field(default=())
-    lacking: str | None = None
+    unscorable: str | None = None
 
     def key(self) -> str:
-        """Of the content of the clip and of everything that it is compared with, wherever the files lie."""
+        """A hash of the clip's content and of everything it is compared with; the places of the files do not matter."""
         known = asdict(self) | {"path": sha256(self.path), "truth": self.truth and sha256(self.truth)}
         known["given"] = [asdict(one) | {"path": sha256(Path(one.path))} for one in self.given]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def find(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """The clips that are meant, and the other files of the folders among `paths`, which are left alone.
+    """The clips among `paths` and in their folders, and the other files of these folders, which are ignored.
 
-    Raises InputError for what is not there and for folders without clips.
+    Raises InputError if a path does not exist or a folder contains no clip.
     """
     clips: list[Path] = []
     others: list[Path] = []
@@ -86,7 +89,7 @@ def find(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
             inside = sorted(one for one in path.iterdir() if one.is_file() and not one.name.startswith("."))
             found = [one for one in inside if one.suffix.lower() in SUFFIXES]
             if not found:
-                raise InputError(f"{path} holds no clip; give a folder of {', '.join(sorted(SUFFIXES))} files.")
+                raise InputError(f"{path} contains no clip; give a folder of {', '.join(sorted(SUFFIXES))} files.")
             clips += found
             stems = {one.stem for one in found}
             others += [one for one in inside if one not in found and one.name.split(".")[0] not in stems]
@@ -103,22 +106,22 @@ def tasks(
     truth: Path | None = None,
     images: Mapping[str, Path] | None = None,
     joins: Sequence[str] = (),
-) -> list[Task]:
-    """What is known of each clip: from its recipe, and from what is given here, which goes for every clip.
+) -> list[ScoringTask]:
+    """What each clip is compared with: what is given here applies to every clip; otherwise its sidecar is read.
 
-    truth: a clip, or a folder with a clip of the same name for each; one that is not there makes its clip fail.
-    images: given pictures by their frames. Raises InputError where `truth` is neither.
+    truth: a clip, or a folder with a clip of the same name for each; if that clip is missing, scoring fails. images:
+    given pictures by frame. Raises InputError if `truth` does not exist.
     """
     if truth is not None and not truth.exists():
         raise InputError(f"There is no file or folder {truth} to compare with; check the name.")
     found = []
     for path in clips:
-        task = Task(path, given=tuple(Given(frame, str(file)) for frame, file in (images or {}).items()),
+        task = ScoringTask(path, given=tuple(GivenFrame(frame, str(file)) for frame, file in (images or {}).items()),
                     joins=tuple(joins))  # fmt: skip
         if truth is not None:
             same = _same_name(truth, path.stem) if truth.is_dir() else truth
-            why = f"{truth} has no clip named {path.stem} to compare {path} with; add it, or leave it out."
-            task = replace(task, truth=same, lacking=None if same else why)
+            why = f"{truth} has no clip named {path.stem} to compare {path} with; add that clip, or leave {path} out."
+            task = replace(task, truth=same, unscorable=None if same else why)
         found.append(task if task.given or task.joins else _with_recipe(task))
     return found
 
@@ -128,28 +131,28 @@ def _same_name(folder: Path, stem: str) -> Path | None:
     return next(same, None)
 
 
-def _with_recipe(task: Task) -> Task:
-    """What the recipe beside a clip says; sources that are gone or have changed are named in its notes."""
+def _with_recipe(task: ScoringTask) -> ScoringTask:
+    """The task with what the sidecar of the clip states."""
     sidecar = task.path.with_suffix(".json")
     if not sidecar.is_file():
         return task
     try:
         recipe = json.loads(sidecar.read_text(encoding="utf-8"))
-        if "task" not in recipe:  # of another program
+        if "task" not in recipe:  # a sidecar of another program
             return task
         return _known(task, recipe)
-    except PusaError:  # of the clip itself, which will say so when it is scored
+    except PusaError:  # an error of the clip; `score` raises it again
         return task
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return replace(task, notes=(f"{sidecar.name} is damaged, so what the clip was made from is not known",))
+        return replace(task, notes=(f"{sidecar.name} is damaged, so the given frames are unknown",))
 
 
-def _known(task: Task, recipe: Mapping[str, Any]) -> Task:
-    """`task` with what its recipe says."""
-    kind, result, film = recipe["task"], recipe["result"], look(task.path)
-    if (result["frames"], result["size"]) != (len(film.times), [film.width, film.height]):
-        return replace(task, notes=(f"{task.path.stem}.json is of another clip, so it is not believed",))
-    given: list[Given] = []
+def _known(task: ScoringTask, recipe: Mapping[str, Any]) -> ScoringTask:
+    """The task with what its recipe states; sources that are missing or have changed become notes."""
+    kind, result, video = recipe["task"], recipe["result"], probe(task.path)
+    if (result["frames"], result["size"]) != (len(video.times), [video.width, video.height]):
+        return replace(task, notes=(f"{task.path.stem}.json describes another clip, so it is ignored",))
+    given: list[GivenFrame] = []
     notes: list[str] = []
     joins: list[int] = []
 
@@ -157,17 +160,17 @@ def _known(task: Task, recipe: Mapping[str, Any]) -> Task:
         path = record.get("path")
         if path and Path(path).is_file() and sha256(Path(path)) == record["sha256"]:
             return True
-        notes.append(f"{path or 'a source without a file'} is gone or has changed, so it is not compared with")
+        notes.append(f"{path or 'a source without a file'} is missing or has changed, so it is not compared")
         return False
 
     if kind == "generate":
         for record in filter(is_there, recipe.get("conditions", [])):
             if record["type"] == "image":
-                given.append(Given(record["frame"], record["path"], None, record["noise"]))
+                given.append(GivenFrame(record["frame"], record["path"], None, record["noise"]))
             else:
                 noise = max(record["noise"], default=0.0)
                 span = range(record["frames"])
-                given += [Given(record["at"] + i, record["path"], record["start"] + i, noise) for i in span]
+                given += [GivenFrame(record["at"] + i, record["path"], record["start"] + i, noise) for i in span]
     else:
         total = result["frames"]
         for name in ("clip", "a", "b"):
@@ -180,14 +183,14 @@ def _known(task: Task, recipe: Mapping[str, Any]) -> Task:
     )
 
 
-def score(task: Task, sheet: Path | None = None) -> dict[str, Any]:
-    """Everything that can be said of a clip, as JSON; what cannot is in "notes". sheet: where its frames are shown.
+def score(task: ScoringTask, sheet: Path | None = None) -> dict[str, Any]:
+    """All scores of a clip, as JSON. sheet: where to write a contact sheet.
 
-    A given frame or a join that the clip does not have is a note. Raises InputError for a file that cannot be read, and
-    a truth that is missing or of another length or size.
+    A given frame or a join that is outside the clip becomes a note in "notes". Raises InputError if a file cannot be
+    read, or if the truth is missing or has another length or size.
     """
-    if task.lacking:
-        raise InputError(task.lacking)
+    if task.unscorable:
+        raise InputError(task.unscorable)
     frames, fps = read_video(task.path)
     count, height, width, _ = frames.shape
     record: dict[str, Any] = {"clip": str(task.path), "frames": count, "size": [width, height], "fps": round(fps, 3)}
@@ -199,12 +202,12 @@ def score(task: Task, sheet: Path | None = None) -> dict[str, Any]:
         record["curves"] = measures.curves(motion)
     else:
         notes.append(
-            f"{count} frame{'' if count == 1 else 's'}: nothing of motion is measured below {measures.SHORTEST}"
+            f"{count} frame{'' if count == 1 else 's'}: no motion is measured below {measures.SHORTEST} frames"
         )
     if task.truth is not None:
         record["truth"] = {"path": str(task.truth), **_against(frames, task)}
     if min(height, width) < SMALLEST:
-        notes.append(f"{width}x{height}: flow says little of pictures below {SMALLEST} pixels")
+        notes.append(f"{width}x{height}: optical flow is unreliable for pictures below {SMALLEST} pixels")
 
     def tried(one: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
         try:
@@ -226,16 +229,16 @@ def score(task: Task, sheet: Path | None = None) -> dict[str, Any]:
     return record | {"notes": notes}
 
 
-def _against(frames: Frames, task: Task) -> dict[str, float]:
+def _against(frames: Frames, task: ScoringTask) -> dict[str, float]:
     assert task.truth is not None
     truth, _ = read_video(task.truth)
     if truth.shape != frames.shape:
         one, other = (f"{len(clip)} frames of {clip.shape[2]}x{clip.shape[1]}" for clip in (frames, truth))
-        raise InputError(f"{task.path} has {one} and {task.truth} has {other}; compare clips of one length and size.")
+        raise InputError(f"{task.path} has {one} and {task.truth} has {other}; compare clips of equal length and size.")
     return fidelity.compare_clips(frames, truth)
 
 
-def _kept(frames: Frames, given: Given, fps: float, how: str) -> dict[str, Any]:
+def _kept(frames: Frames, given: GivenFrame, fps: float, how: str) -> dict[str, Any]:
     frame = frame_index(given.frame, len(frames), fps, Path(given.path).name)
     source: Image = read_image(given.path) if given.start is None else read_video(given.path, fps)[0][given.start]
     picture = fit(source, (frames.shape[2], frames.shape[1]), how)  # type: ignore[arg-type]
@@ -246,39 +249,39 @@ def _kept(frames: Frames, given: Given, fps: float, how: str) -> dict[str, Any]:
 
 
 class Evaluation:
-    """A folder of scores."""
+    """A folder of scores. wanted: the clips."""
 
-    def __init__(self, folder: Path, wanted: Sequence[Task]) -> None:
+    def __init__(self, folder: Path, wanted: Sequence[ScoringTask]) -> None:
         self.folder, self.tasks = folder, list(wanted)
         self.keys = [task.key() for task in self.tasks]
 
     def begin(self) -> None:
-        """InputError when the folder holds scores of other measures."""
+        """Prepare the folder. Raises InputError if it contains scores of another version of the measures."""
         file = self.folder / SETTINGS
         if file.exists():
             try:
                 version = json.loads(file.read_text(encoding="utf-8"))["version"]
             except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{file} is damaged; take another --out.") from error
+                raise InputError(f"{file} is damaged; choose another --out.") from error
             if version != VERSION:
                 raise InputError(
-                    f"{self.folder} holds scores of version {version} of the measures; take another --out."
+                    f"{self.folder} contains scores of version {version} of the measures; choose another --out."
                 )
         make_folder(self.folder, "the scores")
         write_json(file, {"version": VERSION})
 
     def file(self, key: str) -> Path:
-        """Where a clip's scores are kept."""
+        """The file of a clip's scores."""
         return self.folder / "clips" / f"{key}.json"
 
     def units(self) -> list[Unit]:
-        """Every clip, as work that processes share."""
+        """A unit of work for each clip."""
         return [
             Unit(key, self.file(key), partial(self._make, task, key))
             for task, key in zip(self.tasks, self.keys, strict=True)
         ]
 
-    def _make(self, task: Task, key: str) -> None:
+    def _make(self, task: ScoringTask, key: str) -> None:
         file = self.file(key)
         try:
             record = score(task, file.with_suffix(".png"))
@@ -287,7 +290,7 @@ class Evaluation:
         write_json(file, record)
 
     def records(self) -> list[dict[str, Any]]:
-        """What was found, clip by clip. A clip that failed is tried anew next time."""
+        """The scores of each clip. The record of a clip that failed is removed, so that the next run tries it again."""
         found = []
         for task, key in zip(self.tasks, self.keys, strict=True):
             record = json.loads(self.file(key).read_text(encoding="utf-8")) | {"clip": str(task.path)}
@@ -297,6 +300,6 @@ class Evaluation:
         return found
 
 
-def make(folder: Path, wanted: Iterable[Task], worker: Worker) -> None:
-    """Score what is missing, beside other processes that do the same in the folder."""
+def make(folder: Path, wanted: Iterable[ScoringTask], worker: Worker) -> None:
+    """Make the missing scores, together with the other processes that fill the folder."""
     make_missing(Evaluation(folder, list(wanted)).units(), folder, progress=worker.progress)

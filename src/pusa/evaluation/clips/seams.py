@@ -1,9 +1,9 @@
-"""Whether a join shows: how unlike the clip's other steps the step across it is.
+"""Whether a join is visible: how different the step across the join is from the other steps of the clip.
 
-An average over a clip does not see a seam; the step at the join, against the clip's own steps, does. Each statistic is
-given as a robust z: its distance from the median of the other steps, in units of 1.4826 times their median absolute
-deviation, which has a floor, since the halves may be still. Around 3 a step begins to stand out; a shift by a sixteenth
-of the picture, or a half that runs backwards, gives tens to hundreds.
+An average over the clip hides a join. So the step at the join is compared with the other steps. Each statistic is a
+robust z: its distance from the median of the other steps, divided by 1.4826 times their median absolute deviation. The
+deviation has a minimum, because the other steps may be equal. From about 3 on, a step stands out. A shift by a
+sixteenth of the picture, or a half that runs backwards, gives tens to hundreds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pusa.images import Frames
 
 Array = NDArray[Any]
 FLOORS = {"difference": 0.25, "luma": 0.05, "chroma": 0.05, "residual": 0.25, "acceleration": 0.05}
-"""Least deviation of each statistic: levels, L*, ab, levels, pixels a frame."""
+"""the minimum deviation of each statistic: levels of 255, L*, ab, levels, pixels per frame"""
 TITLES = {
     "difference": "mean absolute difference",
     "luma": "step of mean L*",
@@ -31,12 +31,12 @@ TITLES = {
 
 
 def steps(frames: Frames, motion: Motion) -> dict[str, Array]:
-    """Each statistic of every step; index t is the step from frame t to t + 1."""
+    """Each statistic of every step, [N - 1]; index t is the step from frame t to t + 1."""
     lab = np.stack([rgb2lab(frame).mean(axis=(0, 1)) for frame in motion.frames])
     jump = np.diff(lab, axis=0)
     difference = [np.abs(b.astype(np.int16) - a).mean() for a, b in zip(motion.frames, motion.frames[1:], strict=False)]
     change = [np.linalg.norm(b - a, axis=-1).mean() for a, b in zip(motion.forward, motion.forward[1:], strict=False)]
-    # A step has two changes of the flow, one into it and one out of it; the larger one counts.
+    # The flow changes before and after a step; the larger change counts.
     into, out = np.array([0.0, *change]), np.array([*change, 0.0])
     return {
         "difference": np.array(difference),
@@ -48,19 +48,20 @@ def steps(frames: Frames, motion: Motion) -> dict[str, Array]:
 
 
 def seam(frames: Frames, motion: Motion, join: int) -> dict[str, float]:
-    """Robust z of every statistic at the step into frame `join`, in [1, N - 1]; negative where it is quieter.
+    """The robust z of every statistic at the step to frame `join`, in [1, N - 1]; negative if the step is smaller.
 
-    Raises InputError for a join outside the clip or in a clip of fewer than 6 frames.
+    Raises InputError if the join is outside the clip, or if the clip has fewer than 6 frames.
     """
     if len(frames) < 6 or not 1 <= join < len(frames):
         raise InputError(
-            f"a join at frame {join} of {len(frames)} frames cannot be looked at; give one inside the clip"
+            f"a join at frame {join} of {len(frames)} frames cannot be measured; give a frame inside a clip of at "
+            "least 6 frames"
         )
     return {name: robust_z(values, join - 1, FLOORS[name]) for name, values in steps(frames, motion).items()}
 
 
 def robust_z(values: Array, at: int, floor: float) -> float:
-    """(v_at − median) / max(1.4826 · MAD, floor) with median and MAD of the others, but for the two neighbours."""
+    """(v_at − median) / max(1.4826 · MAD, floor); median and MAD are over the values except `at` and its neighbours."""
     others = np.delete(values, [i for i in (at - 1, at, at + 1) if 0 <= i < len(values)])
     median = np.median(others)
     spread = 1.4826 * np.median(np.abs(others - median))

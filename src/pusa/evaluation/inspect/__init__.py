@@ -1,1 +1,1 @@
-"""What happens inside a model: attention between frames, and how far weights moved in training."""
+"""Inspect a model: attention between latent frames, and how far training moved the weights."""

@@ -1,9 +1,9 @@
-"""Which frames look at which: self-attention between latent frames, exactly, without changing a bit of the clip.
+"""Self-attention between latent frames, computed exactly and without changing the clip.
 
     A[i, j] = mean over heads and over the tokens q of frame i of   Σ over the tokens k of frame j   softmax(q·k / √d)
 
-so every row adds up to 1. The official code takes the softmax of the frames' mean queries and keys instead, which is
-another quantity: the softmax is not linear.
+Every row of A sums to 1. The official code computes another quantity: the softmax of the mean queries and mean keys of
+each frame. The two differ, because the softmax is not linear.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from pusa.errors import InputError
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
 
 CHUNK_BYTES = 256 * 2**20
-"""of attention weights that are held at once"""
+"""the size of the attention weights that are in memory at once"""
 Maps = dict[tuple[int, int], Tensor]
-"""{(step, block): float32 [F, F], or [heads, F, F] where heads are kept apart}"""
+"""{(step, block): float32 [F, F], or [heads, F, F] if heads are kept apart}"""
 
 
 @torch.no_grad()
 def between_frames(query: Tensor, key: Tensor, frames: int, *, per_head: bool = False) -> Tensor:
-    """Attention from frame to frame, float32 [F, F] on the CPU, for query and key [L, heads, d], L = F · h · w.
+    """Attention between frames, float32 [F, F] on the CPU, for query and key [L, heads, d] with L = F · h · w.
 
-    per_head: without the mean over heads, [heads, F, F]. Computed in float32 a head and a chunk of queries at a time:
-    in addition to the arguments it holds `CHUNK_BYTES` and one head's queries and keys, whatever the length.
+    per_head: no mean over heads, [heads, F, F]. The computation is in float32, for one head and one chunk of queries at
+    a time. In addition to the arguments, it needs `CHUNK_BYTES` and the queries and keys of one head, for any length.
     """
     length, heads, width = query.shape
     tokens = length // frames
@@ -47,7 +47,7 @@ def between_frames(query: Tensor, key: Tensor, frames: int, *, per_head: bool = 
 
 
 def _towards(queries: Tensor, keys: Tensor, frames: int) -> Tensor:
-    """Attention of each query to each frame, float64 [n, F], for queries [n, d] and keys [d, L]."""
+    """The attention of each query to each frame, float64 [n, F], for queries [n, d] and keys [d, L]."""
     weights = queries @ keys
     weights.sub_(weights.amax(dim=1, keepdim=True)).exp_()
     towards = weights.reshape(len(weights), frames, -1).sum(dim=2).double()
@@ -61,47 +61,47 @@ def recording(
     steps: Sequence[int],
     measured: Callable[[Tensor, Tensor, int], Tensor] = between_frames,
 ) -> Iterator[Maps]:
-    """For the block, note attention between frames at these blocks and sampling steps, for the first clip of a batch.
+    """For the block, record attention between frames at these blocks and sampling steps, for the first clip of a batch.
 
-    passes: how often each transformer is asked per step, 2 with guidance; the first pass, with the prompt, is noted. Of
-    two experts each step asks one. Queries and keys are those that the model itself computes; in addition to its own
-    work a noted block takes that of one more attention, in the memory that `between_frames` names. measured: what is
-    noted of query and key [L, heads, d] and the number of frames. Raises InputError for blocks that are not there, and
-    where the transformers share their tokens with other processes.
+    passes: the number of calls of each transformer per step, 2 with guidance; the first call, with the prompt, is
+    recorded. With two experts, each step calls one of them. measured: what is computed from query and key [L, heads, d]
+    and the number of frames. The queries and keys are those of the model. A recorded block needs, in addition, the time
+    of one more attention and the memory of `between_frames`. Raises InputError if a block does not exist, or if the
+    transformer shares its tokens with other processes.
     """
     count = min(len(transformer.blocks) for transformer in passes)
-    if odd := [block for block in blocks if not 0 <= block < count]:
-        raise InputError(f"There is no block {odd[0]}; the model has {count}, 0 to {count - 1}.")
+    if missing := [block for block in blocks if not 0 <= block < count]:
+        raise InputError(f"There is no block {missing[0]}; the model has {count} blocks, 0 to {count - 1}.")
     if any(transformer._is_context_parallel for transformer in passes):
-        raise InputError("Attention is looked at in one process, which has all tokens; leave torchrun out.")
+        raise InputError("Attention can only be recorded in one process, which has all tokens; run without torchrun.")
     maps: Maps = {}
-    asked = dict.fromkeys(passes, 0)
-    step, prompted, frames = -1, False, 0
-    here: tuple[int, int] | None = None
+    calls = dict.fromkeys(passes, 0)
+    step, with_prompt, frames = -1, False, 0
+    current: tuple[int, int] | None = None
     original = transformer_wan.dispatch_attention_fn
 
     def begin(transformer: Any, args: Any, kwargs: Any) -> None:
-        nonlocal step, prompted, frames
-        prompted = asked[transformer] % passes[transformer] == 0
-        asked[transformer] += 1
-        step += prompted
+        nonlocal step, with_prompt, frames
+        with_prompt = calls[transformer] % passes[transformer] == 0
+        calls[transformer] += 1
+        step += with_prompt
         latents = kwargs.get("hidden_states", args[0] if args else None)
         frames = latents.shape[2] // transformer.config.patch_size[0]
 
     def enter(block: int) -> Any:
         def hook(module: Any, args: Any) -> None:
-            nonlocal here
-            here = (step, block) if prompted and step in steps else None
+            nonlocal current
+            current = (step, block) if with_prompt and step in steps else None
 
         return hook
 
     def leave(module: Any, args: Any, output: Any) -> None:
-        nonlocal here
-        here = None
+        nonlocal current
+        current = None
 
-    def noting(query: Tensor, key: Tensor, *args: Any, **options: Any) -> Any:
-        if here is not None:
-            maps[here] = measured(query[0], key[0], frames)
+    def recorded(query: Tensor, key: Tensor, *args: Any, **options: Any) -> Any:
+        if current is not None:
+            maps[current] = measured(query[0], key[0], frames)
         return original(query, key, *args, **options)
 
     with ExitStack() as hooks:
@@ -111,22 +111,22 @@ def recording(
                 attention = transformer.blocks[block].attn1
                 hooks.callback(attention.register_forward_pre_hook(enter(block)).remove)
                 hooks.callback(attention.register_forward_hook(leave).remove)
-        transformer_wan.dispatch_attention_fn = noting
+        transformer_wan.dispatch_attention_fn = recorded
         hooks.callback(setattr, transformer_wan, "dispatch_attention_fn", original)
         yield maps
 
 
 def approximated(query: Tensor, key: Tensor, frames: int) -> Tensor:
-    """The official code's picture, [F, F]: the softmax of mean queries and keys. Only to show how it differs."""
+    """What the official code computes, [F, F]: the softmax of mean queries and mean keys. Only for comparison."""
     q, k = (x.float().reshape(frames, -1, *x.shape[1:]).mean(dim=1).transpose(0, 1) for x in (query, key))
     return torch.softmax(q @ k.transpose(1, 2) / query.shape[2] ** 0.5, dim=-1).mean(dim=0).cpu()
 
 
 def first_frame_share(attention: Tensor) -> float:
-    """How much of the later frames' attention goes to frame 0: the mean of the first column without its first row."""
+    """The share of the later frames' attention that goes to frame 0: the mean of column 0 without row 0."""
     return float(attention[..., 1:, 0].mean())
 
 
 def own_frame_share(attention: Tensor) -> float:
-    """How much of the later frames' attention stays in the frame itself: the mean of the diagonal without frame 0."""
+    """The share of the later frames' attention that stays in the frame: the mean of the diagonal without frame 0."""
     return float(attention.diagonal(dim1=-2, dim2=-1)[..., 1:].mean())

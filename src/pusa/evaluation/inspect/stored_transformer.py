@@ -1,7 +1,7 @@
-"""A transformer as it lies in files: any layout and precision, one tensor at a time.
+"""A transformer in files, of any layout and precision, read one tensor at a time.
 
-Models that are only compared need not be models that can run here. Wan-I2V is what the paper compares with, so nothing
-is refused for its task, and two models of 28 GB each are read in the memory of their largest tensor.
+A model that is only compared need not be able to run here. The paper compares with Wan-I2V, so models of every task are
+accepted. Two models of 28 GB each need only the memory of their largest tensor.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pusa.models.weight_files import Stored
 
 @dataclass(frozen=True)
 class StoredTransformer:
-    """Where the tensors of a transformer are.
+    """The files of a transformer's tensors.
 
-    source: what it was asked for as. tensors: by the names of diffusers. scales: what to multiply fp8 weights with, by
-    the weights' names. experts: how many transformers the model has; this is the first, for high noise.
+    source: the name or path that was given. tensors: by diffusers' names. scales: the factors of fp8 weights, by the
+    names of the weights. experts: the number of transformers of the model; this one is the first, for high noise.
     """
 
     source: str
@@ -36,9 +36,9 @@ class StoredTransformer:
 
     @classmethod
     def find(cls, source: str | Path) -> StoredTransformer:
-        """The transformer of a model's folder (diffusers' or Wan's), of its own folder, in a file, or of a hub id.
+        """Find the transformer of a model's folder (diffusers' or Wan's layout), its own folder, a file, or a hub id.
 
-        Only headers are read. Raises InputError where there is none, or files are missing or damaged.
+        Only headers are read. Raises InputError if there is no transformer, or if files are missing or damaged.
         """
         home = _home(str(source))
         files = [home] if home.is_file() else _files(home)
@@ -48,7 +48,7 @@ class StoredTransformer:
             if any(".lora_" in name or name.startswith("lora_") for name in stored):
                 raise InputError(f"{source} is a LoRA; give it with --lora.")
             raise InputError(
-                f"{source} has no transformer of Wan; give the folder of a model or of a transformer, or a file."
+                f"{source} has no Wan transformer; give the folder of a model or of a transformer, or a file."
             )
         mine = {name.removeprefix(start): one for name, one in stored.items() if name.startswith(start)}
         tensors, scales = {}, {}
@@ -61,11 +61,11 @@ class StoredTransformer:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of every tensor, by its name."""
+        """The shape of every tensor, by name."""
         return {name: one.shape for name, one in self.tensors.items()}
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """These tensors in float32 on the CPU, file by file, and in the given order within a file."""
+        """These tensors in float32 on the CPU, file by file; within a file, in the given order."""
         wanted = {self.tensors[name]: name for name in names}
         scales = {name: self.scales[name] for name in wanted.values() if name in self.scales}
         read = {one: tensor.float().flatten() for one, tensor in weight_files.read(scales.values())}
@@ -77,7 +77,7 @@ class StoredTransformer:
 def side_by_side(
     first: StoredTransformer, second: StoredTransformer, names: Iterable[str]
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """The tensors of these names in both, one pair at a time; each pair of files is opened once."""
+    """The tensors of these names in both transformers, one pair at a time; each pair of files is opened once."""
     groups: dict[tuple[Path, Path], list[str]] = {}
     for name in names:
         groups.setdefault((first.tensors[name].file, second.tensors[name].file), []).append(name)
@@ -87,7 +87,7 @@ def side_by_side(
 
 
 def _home(source: str) -> Path:
-    """The file or folder of a source; of a hub id, with its transformer downloaded."""
+    """The file or folder of a source; the transformer of a hub id is downloaded."""
     name, home = sources.find(source, ())
     if source in (sources.TINY, sources.TINY_BASE) or Path(source).expanduser().exists():
         return home
@@ -102,19 +102,21 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _plain(one: Stored, tensor: Tensor, scale: Tensor | None) -> Tensor:
-    """A stored tensor as float32 numbers in its shape."""
+    """A stored tensor as float32 in its own shape."""
     if hasattr(tensor, "quant_type"):
         from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
 
         tensor = dequantize_gguf_tensor(tensor).reshape(one.shape)
     if not tensor.is_floating_point():
-        raise InputError(f"{one.file} holds {one.name} as {one.dtype}, which is not read; get it in another precision.")
+        raise InputError(
+            f"{one.file} stores {one.name} as {one.dtype}, which cannot be read; give the model in another precision."
+        )
     wide = tensor.float()
     if scale is not None:
         return wide * (scale[:, None] if len(scale) > 1 else scale)
     if tensor.element_size() == 1 and wide.abs().max() == torch.finfo(tensor.dtype).max:
         raise InputError(
-            f"{one.file} is scaled fp8 without its scales ({one.name} fills all of fp8's range): get the file that has "
-            "them."
+            f"{one.file} is scaled fp8 without its scales ({one.name} uses the whole range of fp8): give the file that "
+            "contains them."
         )
     return wide

@@ -1,7 +1,8 @@
-"""How far weights moved, by component, layer and block: ‖ΔW‖ / ‖W‖ over all numbers of a group (Frobenius).
+"""How far training moved the weights, by component, layer and block.
 
-The paper (section 3.4) finds Wan-I2V over ten times farther from Wan-T2V than its own adapter, mostly in text embedding
-and cross-attention, and its own almost only in self-attention. Its formula is not given; this one is stated here.
+The measure of a group is ‖ΔW‖ / ‖W‖, with Frobenius norms over all its weights. Section 3.4 of the paper finds Wan-I2V
+more than ten times farther from Wan-T2V than its own adapter: mostly in the text embedding and in cross-attention,
+while its adapter is almost only in self-attention. The paper does not state its formula.
 """
 
 from __future__ import annotations
@@ -42,14 +43,14 @@ LAYERS = {
     "in": r"\.ffn\.net\.0\.",
     "out": r"\.ffn\.net\.2\.",
 }
-"""Within attention and feed-forward."""
+"""within attention and feed-forward"""
 PIECE = 2**22
-"""numbers that are squared at once"""
+"""the number of values that are squared at once"""
 _BLOCK = re.compile(r"^blocks\.(\d+)\.")
 
 
 class Group(NamedTuple):
-    """What a parameter belongs to; layer is "" and block None where there is none."""
+    """The group of a parameter. layer: "" if there is none; block: None if there is none."""
 
     component: str
     layer: str
@@ -57,7 +58,7 @@ class Group(NamedTuple):
 
     @classmethod
     def of(cls, name: str) -> Group:
-        """Of a parameter by diffusers' name; attention before norms, so that the norms inside belong to it."""
+        """The group of a parameter, by its diffusers name. Norms inside attention belong to attention."""
         block = _BLOCK.match(name)
         return cls(_first(COMPONENTS, name, "other"), _first(LAYERS, name, ""), int(block[1]) if block else None)
 
@@ -68,29 +69,29 @@ def _first(patterns: dict[str, str], name: str, otherwise: str) -> str:
 
 @dataclass
 class Drift:
-    """Squared sums of change and of weights for each group. notes: what could not be compared."""
+    """For each group, the squared sums of the changes and of the weights. notes: what could not be compared."""
 
     sums: dict[Group, tuple[float, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def add(self, name: str, before: Tensor, moved: float) -> None:
-        """Count a parameter and the squared sum of its change."""
+        """Add a parameter and the squared sum of its change."""
         group = Group.of(name)
         change, size = self.sums.get(group, (0.0, 0.0))
         self.sums[group] = change + moved, size + _squared(before)
 
     def by(self, key: Callable[[Group], Key | None]) -> dict[Key, float]:
-        """Relative change of what shares a key, in order; groups whose key is None are left out."""
+        """The relative change of the groups with the same key, in order; groups whose key is None are left out."""
         return {name: _ratio(change, size) for name, (change, size) in self._by(key).items()}
 
     def shares(self) -> dict[str, float]:
-        """What part of the whole ‖ΔW‖² each component has; nothing where nothing changed."""
+        """The share of each component in ‖ΔW‖²; empty if nothing changed."""
         whole = sum(change for change, _ in self.sums.values())
         found = self._by(lambda group: group.component)
         return {name: change / whole for name, (change, _) in found.items()} if whole else {}
 
     def of(self) -> tuple[dict[str, float], dict[int, float]]:
-        """Relative change of each component, and of each block."""
+        """The relative change of each component, and of each block."""
         return self.by(lambda group: group.component), self.by(lambda group: group.block)
 
     def _by(self, key: Callable[[Group], Key | None]) -> dict[Key, tuple[float, float]]:
@@ -110,7 +111,7 @@ def _ratio(moved: float, size: float) -> float:
 
 
 def _squared(values: Tensor, without: Tensor | None = None) -> float:
-    """The squared sum of values, or of their difference to others, in float64 and a piece at a time."""
+    """The squared sum of the values, or of their difference from others, in float64, one piece at a time."""
     parts = torch.split(values.flatten(), PIECE)
     others = parts if without is None else torch.split(without.flatten(), PIECE)
     pairs = zip(parts, others, strict=True)
@@ -119,10 +120,10 @@ def _squared(values: Tensor, without: Tensor | None = None) -> float:
 
 
 def of_models(before: Model, after: Model) -> Drift:
-    """The change from one transformer to another, without LoRAs on them; models in files a tensor at a time.
+    """The change from one transformer to another, without LoRAs. Stored models are read one tensor at a time.
 
-    Parameters and input channels that only one has, as an image-to-video model has them, are left out, and noted.
-    Raises InputError for models of different sizes.
+    Parameters and input channels that only one of them has, such as those of an image-to-video model, are left out and
+    noted. Raises InputError if the models have different sizes.
     """
     drift = Drift()
     for name, old, new in _pairs(before, after, _shared(before, after, drift.notes)):
@@ -134,9 +135,9 @@ def of_models(before: Model, after: Model) -> Drift:
 
 
 def of_lora(base: Model, file: Path, strength: float) -> Drift:
-    """The change that a LoRA file makes at a strength, s · (α / r) · B A and whole differences, a layer at a time.
+    """The change that a LoRA file makes at a strength s: s · (α / r) · B A and whole differences, layer by layer.
 
-    ‖B A‖² is the sum of (Bᵀ B) ∘ (A Aᵀ), so that no product of a layer's size is made.
+    ‖B A‖² is computed as the sum of (Bᵀ B) ∘ (A Aᵀ), so that no matrix of the layer's size is made.
     """
     changes = dialects.read(header.file_of(file), _shapes(base))
     drift = Drift()
@@ -152,20 +153,20 @@ def of_lora(base: Model, file: Path, strength: float) -> Drift:
 
 
 def _shared(before: Model, after: Model, notes: list[str]) -> list[str]:
-    """The parameters that are compared."""
+    """The parameters that are compared; what is left out is added to `notes`."""
     old, new = _shapes(before), _shapes(after)
     first, second = _called(before, "the first model"), _called(after, "the second model")
     names = [name for name in old if name in new]
     if not names:
-        raise InputError(f"{first} and {second} have no parameter in common; compare models of one architecture.")
+        raise InputError(f"{first} and {second} have no parameter in common; compare models of the same architecture.")
     counts = [1 + max((g.block for g in map(Group.of, each) if g.block is not None), default=-1) for each in (old, new)]
     if counts[0] != counts[1]:
-        raise InputError(f"{first} has {counts[0]} blocks and {second} {counts[1]}; compare models of one size.")
+        raise InputError(f"{first} has {counts[0]} blocks and {second} {counts[1]}; compare models of the same size.")
     for name in names:
         a, b = old[name], new[name]
         if a != b and (name != "patch_embedding.weight" or (a[0], *a[2:]) != (b[0], *b[2:])):
             sizes = " and ".join("x".join(map(str, shape)) for shape in (a, b))
-            raise InputError(f"{name} is {sizes} in {first} and {second}; compare models of one size.")
+            raise InputError(f"{name} is {sizes} in {first} and {second}; compare models of the same size.")
         if a != b:
             extra, which = abs(b[1] - a[1]), first if a[1] > b[1] else second
             notes.append(f"{extra} input channels are only in {which}; the first {min(a[1], b[1])} are compared")
@@ -186,7 +187,7 @@ def _called(model: Model, otherwise: str) -> str:
 
 
 def _weights(model: Model) -> Iterator[tuple[str, Tensor]]:
-    """Parameters by their stock names, those of LoRAs left out."""
+    """Parameters by their stock names, without those of LoRAs."""
     if isinstance(model, StoredTransformer):
         yield from model.read(model.tensors)
         return

@@ -54,9 +54,9 @@ class Experiment:
     @property
     def name(self) -> str:
         """The name of its files; it contains everything that decides the result."""
-        trained = f"{self.method}.{self.seed}.{self.training_steps:06d}.{self.task}"
-        sampled = f"s{self.strength:g}.n{self.sampling_steps}.m{self.noise:g}.{self.scenes.start}-{self.scenes.stop}"
-        return f"{trained}.{sampled}"
+        model = f"{self.method}.{self.seed}.{self.training_steps:06d}"
+        sampling = f"s{self.strength:g}.n{self.sampling_steps}.m{self.noise:g}"
+        return f"{model}.{self.task}.{sampling}.{self.scenes.start}-{self.scenes.stop}"
 
 
 def scalable(method: str) -> bool:

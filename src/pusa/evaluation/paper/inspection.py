@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pusa.evaluation.inspect import attention, weight_drift
-from pusa.evaluation.intervals import Interval, crossed
+from pusa.evaluation.intervals import Interval, bootstrap_crossed
 from pusa.evaluation.paper.experiments import Experiment, scalable
 from pusa.evaluation.paper.scoring import ClipMaker
 from pusa.evaluation.paper.study_folder import StudyFolder
@@ -78,13 +78,13 @@ def share(folder: StudyFolder, method: str, step: int, blocks: Sequence[int] | N
     """The share of frame 0 at a step of `AT_STEPS`, the mean over blocks (by default all), trainings and scenes."""
     values = _shares(folder, method, step)
     chosen = values if blocks is None else values[..., list(blocks)]
-    return crossed(chosen.mean(axis=-1)[..., None])
+    return bootstrap_crossed(chosen.mean(axis=-1)[..., None])
 
 
 def more_than_base(folder: StudyFolder, method: str, step: int) -> Interval:
     """The share of frame 0 in the last block, minus that of the base model on the same scenes."""
     ours, base = _shares(folder, method, step)[..., -1], _shares(folder, "base", step)[..., -1]
-    return crossed((ours - base)[..., None])
+    return bootstrap_crossed((ours - base)[..., None])
 
 
 def _shares(folder: StudyFolder, method: str, step: int) -> NDArray[np.float64]:

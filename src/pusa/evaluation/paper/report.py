@@ -66,7 +66,7 @@ def _outcomes(record: dict[str, Any]) -> str:
     judged = [
         (f"({letter}) {claim}", one["outcome"])
         for letter, found in record.items()
-        for claim, one in zip(_whole(found.get("orderings", ())), found.get("orderings", ()), strict=True)
+        for claim, one in zip(_whole_claims(found.get("orderings", ())), found.get("orderings", ()), strict=True)
     ]
     lines = [
         "## Which orderings hold here\n",
@@ -79,7 +79,7 @@ def _outcomes(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _whole(orderings: Sequence[dict[str, Any]]) -> list[str]:
+def _whole_claims(orderings: Sequence[dict[str, Any]]) -> list[str]:
     """The claims, where "… than X" continues the last whole claim after its "better"."""
     claims: list[str] = []
     for claim in (one["claim"] for one in orderings):
@@ -144,7 +144,7 @@ def _operations() -> float:
 
 
 def _inspection(folder: StudyFolder) -> tuple[str, dict[str, Any]]:
-    """Attention to the first frame and weight drift, beside what the paper says, as text and as JSON."""
+    """Attention to the first frame and weight drift, with what the paper says, as text and as JSON."""
     shares = {
         name: {step: inspection.share(folder, name, step) for step in inspection.AT_STEPS} for name in inspection.TITLES
     }

@@ -21,7 +21,7 @@ from pusa.embedded import world
 from pusa.evaluation.paper.experiments import Experiment
 from pusa.evaluation.paper.networks import Network
 from pusa.evaluation.paper.training_methods import METHODS
-from pusa.evaluation.synthetic.tasks import TASKS, Entry, score
+from pusa.evaluation.synthetic.tasks import TASKS, SceneTask, score
 from pusa.files import write_json
 from pusa.generation.conditions import Target, resolve
 from pusa.generation.pipeline import Pipeline, load
@@ -47,7 +47,7 @@ class ClipMaker:
     def score(self, experiment: Experiment, file: Path) -> None:
         """Make the clips of an experiment, score them, and write one row for each scene."""
         frames = self.make(experiment)
-        entries = [Entry(experiment.task, seed) for seed in experiment.scenes]
+        entries = [SceneTask(experiment.task, seed) for seed in experiment.scenes]
         rows = [score(entry, clip) for entry, clip in zip(entries, frames, strict=True)]
         about = dataclasses.asdict(experiment) | {"scenes": list(experiment.scenes)}
         write_json(file, {"experiment": about, "rows": rows})
@@ -94,14 +94,14 @@ class ClipMaker:
         for i, known in enumerate(each):
             for slot in slots:
                 clean[i, :, slot] = known[slot][0, :, 0]
-        x = add_noise(clean, noise, matrix.state[0].float().expand(len(seeds), -1))
-        captions = [Entry(task, seed).scene.caption for seed in seeds]
-        text, empty = self.pipe.encode_text(captions), self.pipe.encode_text([""]).expand(len(seeds), -1, -1)
+        x = add_noise(clean, noise, matrix.sigma[0].float().expand(len(seeds), -1))
+        captions = [SceneTask(task, seed).scene.caption for seed in seeds]
+        text, empty = self.pipe.encode_text(captions).tokens, self.pipe.encode_text([""]).expand(len(seeds)).tokens
         velocity = sampler.guided(network, settings.guidance)
         return sampler.sample(velocity, x, matrix, ((text, first), (empty, first)))
 
     def _encode_conditions(self, task: str, seed: int) -> dict[int, Tensor]:
         """The latents of the frames that the task gives of a scene, [1, C, 1, 8, 8] each, by latent frame."""
-        target = Target(world.FRAMES, (world.SIZE, world.SIZE), float(world.FPS), "crop", self.pipe.vae)
-        conditions = TASKS[task].conditions(Entry(task, seed).truth())
+        target = Target(world.FRAMES, (world.SIZE, world.SIZE), float(world.FPS), "crop", self.pipe.backbone)
+        conditions = TASKS[task].conditions(SceneTask(task, seed).truth())
         return {slot: latent for slot, (latent, _) in resolve(conditions, target)[0].items()}

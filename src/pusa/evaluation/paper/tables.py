@@ -1,4 +1,4 @@
-"""The tables of the paper in miniature, beside the paper's numbers, and which of the paper's orderings hold here.
+"""The tables of the paper in miniature with the paper's own numbers, and which of its orderings hold here.
 
 A cell is the mean over three trainings and all scenes, with a 95 % interval over both. An ordering is tested on the
 same scenes: it holds if the interval of the difference is above zero, it is reversed if the interval is below zero, and
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pusa.evaluation.intervals import Interval, crossed
+from pusa.evaluation.intervals import Interval, bootstrap_crossed
 from pusa.evaluation.paper.experiments import (
     CHECKPOINTS,
     LONG_CHECKPOINTS,
@@ -346,7 +346,7 @@ def values(folder: StudyFolder, experiments: Sequence[Experiment], measure: str)
 def cell(folder: StudyFolder, row: Row, measure: str) -> Interval | None:
     """The number of a cell with its interval; None if the task does not have the measure."""
     found = values(folder, row.experiments, measure)
-    return None if found is None else crossed(found, MEASURES[measure][1])
+    return None if found is None else bootstrap_crossed(found, MEASURES[measure][1])
 
 
 def difference(folder: StudyFolder, ordering: Ordering) -> Interval:
@@ -357,11 +357,11 @@ def difference(folder: StudyFolder, ordering: Ordering) -> Interval:
     assert second is not None
     count = max(len(first), len(second))
     both = np.stack([np.broadcast_to(one, (count, *one.shape[1:])) for one in (first, second)], axis=-1)
-    return crossed(both, lambda rows: statistic(rows[..., 0]) - statistic(rows[..., 1]))
+    return bootstrap_crossed(both, lambda rows: statistic(rows[..., 0]) - statistic(rows[..., 1]))
 
 
 def outcome(found: Interval) -> str:
-    """ "holds", "reversed" or "undecided", for the interval of a difference."""
+    """The outcome of an ordering by the interval of its difference: "holds", "reversed" or "undecided"."""
     return "holds" if found.low > 0 else "reversed" if found.high < 0 else "undecided"
 
 

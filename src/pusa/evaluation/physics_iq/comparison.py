@@ -1,4 +1,4 @@
-"""The videos of a folder compared one by one, each comparison kept under the content of what it is of."""
+"""Compare the videos of a folder, one by one. Each result is stored under a hash of everything that it depends on."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from pusa.work.units import Unit
 from pusa.work.workers import Worker
 
 VERSION = 2
-"""of the measures"""
+"""the version of the measures"""
 
 
 def units(videos: Path, descriptions: Path, data: Path, out: Path) -> list[Unit]:
-    """A unit of work for each video that is there."""
+    """A unit of work for each existing video."""
     dataset = Dataset(data)
     found = [(scene, _video(videos, scene)) for scene in scenes(descriptions)]
     return [
-        Unit(scene.file, kept, partial(_compare, scene, video, dataset, kept))
+        Unit(scene.file, file, partial(_compare, scene, video, dataset, file))
         for scene, video in found
         if video is not None
-        for kept in [_kept(out, scene, video, dataset)]
+        for file in [_result_file(out, scene, video, dataset)]
     ]
 
 
 def _video(videos: Path, scene: Scene) -> Path | None:
-    """The video of a scene: by its name, or as the official code allows by the number at its beginning."""
+    """The video of a scene, by its name or, as in the official code, by the number at the start of its name."""
     if (videos / scene.file).is_file():
         return videos / scene.file
     numbered = sorted(videos.glob(f"{scene.id}_*.mp4"))
     return numbered[0] if numbered else None
 
 
-def _kept(out: Path, scene: Scene, video: Path, dataset: Dataset) -> Path:
+def _result_file(out: Path, scene: Scene, video: Path, dataset: Dataset) -> Path:
     known = f"{scene} {dataset.takes(scene)} {VERSION}"
     content = hashlib.sha256(video.read_bytes() + known.encode()).hexdigest()[:16]
     return out / "views" / f"{scene.id}-{content}.json"
@@ -55,12 +55,12 @@ def _compare(scene: Scene, video: Path, dataset: Dataset, file: Path) -> None:
 
 
 def make(videos: Path, descriptions: Path, data: Path, out: Path, worker: Worker) -> None:
-    """Compare what is missing, beside other processes that do the same in the folder."""
+    """Make the missing comparisons, together with the other processes that fill the folder."""
     make_missing(units(videos, descriptions, data, out), out, progress=worker.progress)
 
 
 def results(videos: Path, descriptions: Path, data: Path, out: Path) -> tuple[list[View], dict[str, str]]:
-    """What was compared, and why the rest was not, by file. What failed is tried anew next time."""
+    """The comparisons, and what is wrong with the other videos, by file. The next run tries failed videos again."""
     views: list[View] = []
     problems: dict[str, str] = {}
     dataset = Dataset(data)
@@ -69,7 +69,7 @@ def results(videos: Path, descriptions: Path, data: Path, out: Path) -> tuple[li
         if video is None:
             problems[scene.file] = "is missing"
             continue
-        file = _kept(out, scene, video, dataset)
+        file = _result_file(out, scene, video, dataset)
         record = json.loads(file.read_text(encoding="utf-8"))
         if "error" in record:
             file.unlink()
@@ -79,7 +79,7 @@ def results(videos: Path, descriptions: Path, data: Path, out: Path) -> tuple[li
     return views, problems
 
 
-def plain(found: Summary) -> dict[str, Any]:
+def summary_record(found: Summary) -> dict[str, Any]:
     """A summary as JSON."""
     return {
         "verified": found.verified.record(),

@@ -1,7 +1,7 @@
 """Make the videos of a track: image-to-video from the picture, or an extension of the three seconds before it.
 
-An extension goes on window after window until it has five seconds; only the new frames are kept, as the benchmark
-wants. The folder of videos holds nothing else; how each was made lies in `recipes/` beside it.
+A video is extended, window by window, until it is five seconds long. Only the new frames are kept, as the benchmark
+requires. `videos/` contains only videos; `recipes/` contains how each was made.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from pusa.files import replacing, write_json
 from pusa.generation.pipeline import Pipeline, extend
 from pusa.generation.request import Image
 from pusa.images import Frames, fit
-from pusa.models.wan.latents import FRAMES_PER_SLOT
 from pusa.videos import read_video, write_video
 from pusa.work.units import Unit
 
@@ -34,8 +33,8 @@ Track = Literal["i2v", "v2v"]
 VIDEOS, RECIPES = "videos", "recipes"
 
 
-class Maker:
-    """A loaded model that makes the videos. settings: steps, guidance and so on, as `Pipeline.generate` takes them."""
+class VideoMaker:
+    """Makes the videos with a loaded model. settings: steps, guidance and so on, as `Pipeline.generate` takes them."""
 
     def __init__(
         self,
@@ -56,10 +55,13 @@ class Maker:
             check_sources([(scene, dataset.prefix(scene, fps)) for scene in scenes], f"first seconds in {PREFIXES}")
         self.count = round(SECONDS * fps)
         if abs(self.count - SECONDS * fps) > 1e-6:
-            raise InputError(f"The model makes {fps:g} frames per second, which gives no whole number in {SECONDS} s.")
+            raise InputError(
+                f"The model makes {fps:g} frames per second, which is not a whole number of frames in {SECONDS} s; "
+                "choose another model."
+            )
 
     def units(self) -> list[Unit]:
-        """Every video, as work that processes share."""
+        """A unit of work for each video."""
         return [
             Unit(scene.file, self.folder / VIDEOS / scene.file, partial(self.make, scene), also=(self._recipe(scene),))
             for scene in self.scenes
@@ -69,23 +71,24 @@ class Maker:
         return self.folder / RECIPES / f"{Path(scene.file).stem}.json"
 
     def seed_of(self, scene: Scene) -> int:
-        """A function of the run's seed and the scene."""
+        """The seed of a scene, from 0 to 2^53 − 1: a function of the run's seed and the scene."""
         return int.from_bytes(hashlib.sha256(f"{self.seed}\n{scene.file}".encode()).digest()[:8], "big") >> 11
 
     def make(self, scene: Scene) -> None:
-        """Make one video, write it and its recipe, and read it again."""
+        """Make one video, write it and its recipe, and read it to check it."""
         seed = self.seed_of(scene)
         frames, recipe = self._image(scene, seed) if self.track == "i2v" else self._extension(scene, seed)
         path, fps = self.folder / VIDEOS / scene.file, self.pipe.defaults.fps
         with replacing(path) as part:
             write_video(part, frames, fps)
             if len(read_video(part)[0]) != self.count:
-                raise PusaError(f"{path} is not what was written; check the disk.")
+                raise PusaError(f"{path} differs from what was written; check the disk.")
             self._recipe(scene).parent.mkdir(exist_ok=True)
             write_json(self._recipe(scene), {"track": self.track, **recipe})
 
     def _image(self, scene: Scene, seed: int) -> tuple[Frames, dict[str, Any]]:
-        length = -(-(self.count - 1) // FRAMES_PER_SLOT) * FRAMES_PER_SLOT + 1
+        geometry = self.pipe.backbone.geometry
+        length = geometry.pixel_frames(geometry.slot_of(self.count - 1) + 1)
         clip = self.pipe.generate(
             scene.prompt, [Image(self.dataset.picture(scene))], frames=length, seed=seed, **self.settings
         )
@@ -97,7 +100,7 @@ class Maker:
         assert path is not None
         given, _ = read_video(path, fps)
         last = given[-min(len(given), round(GIVEN_SECONDS * fps)) :]
-        last = fit(last[(len(last) - 1) % FRAMES_PER_SLOT :], self.pipe.defaults.size)
+        last = fit(last[len(last) - self.pipe.backbone.geometry.whole(len(last)) :], self.pipe.defaults.size)
         clip = extend(self.pipe, last, scene.prompt, seed=seed, **self.settings)
         first, windows = clip.recipe, 1
         while len(clip.frames) - len(last) < self.count:

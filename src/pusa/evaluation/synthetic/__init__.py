@@ -1,1 +1,1 @@
-"""Every task of the synthetic world, scored for any number of models on the same scenes."""
+"""A benchmark of models on every task of the synthetic world, all on the same scenes."""

@@ -1,8 +1,8 @@
-"""The world as a benchmark: every task on held-out scenes, scored against the truth and by the world's judge.
+"""The tasks of the synthetic benchmark, on held-out scenes, scored against the truth and by the judge.
 
-A scene is a function of its seed, and the first frame and caption of a shape clip determine all later ones. So each
-task that is given some frames can be compared with the truth pixel by pixel, beside what a simple baseline reaches; the
-judge says from the pixels alone whether colour, shape and motion are those of the caption.
+A scene is a function of its seed, and the first frame and the caption of a shape clip determine all later frames. So
+the generated frames of such a task are compared with the truth pixel by pixel, and with a simple baseline. The judge
+decides from the pixels whether colour, shape and motion are those of the caption.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from numpy.typing import NDArray
 from pusa.embedded import judge, world
 from pusa.evaluation.intervals import Interval, bootstrap
 from pusa.generation.request import Clip, Image
+from pusa.images import Frames
 
-Frames = world.Frames
 LAST = world.FRAMES - 1
 EXACT = 1e-4
-"""mean squared error, in levels², below which nothing is told apart: 88 dB"""
+"""the mean squared error, in levels², below which clips count as equal: 88 dB"""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is given of a clip of 17 frames, and what is judged.
+    """What is given of a clip of 17 frames, and what is scored.
 
-    given: the pixel frames that are given. made: those that are compared with the truth. conditions, baseline: from the
-    true clip, what the model is handed, and the clip that a simple program would make of it.
+    kind: of the scenes. given: the given pixel frames. scored: the frames that are compared with the truth. conditions:
+    what the model gets, from the true clip. baseline: a simple clip, from the true clip; baseline_title: its name.
     """
 
     title: str
     kind: Literal["shape", "camera"]
     given: tuple[int, ...]
-    made: slice | list[int]
+    scored: slice | list[int]
     conditions: Callable[[Frames], list[Image | Clip]]
     baseline: Callable[[Frames], Frames]
-    simple: str
+    baseline_title: str
 
 
 def _hold(frame: int) -> Callable[[Frames], Frames]:
@@ -46,7 +46,7 @@ def _hold(frame: int) -> Callable[[Frames], Frames]:
 
 
 def _fade(first: int, last: int) -> Callable[[Frames], Frames]:
-    """The frames between two given ones as their mixture."""
+    """The frames between two given frames as their mixture."""
 
     def made(truth: Frames) -> Frames:
         weight = np.clip((np.arange(len(truth)) - first) / (last - first), 0, 1)[:, None, None, None]
@@ -96,33 +96,34 @@ TASKS: dict[str, Task] = {
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One clip to make: a task on the held-out scene of a seed."""
+class SceneTask:
+    """A clip to make: a task on the held-out scene of a seed."""
 
     task: str
     seed: int
 
     @property
     def scene(self) -> world.Scene:
-        """What the clip should show."""
+        """The scene that the clip should show."""
         return world.sample(self.seed, "heldout", TASKS[self.task].kind)
 
     def truth(self) -> Frames:
-        """The clip as the world renders it: uint8 [17, 64, 64, 3]."""
+        """The rendered clip of the scene, uint8 [17, 64, 64, 3]."""
         return world.render(self.scene)
 
 
-def score(entry: Entry, frames: Frames) -> dict[str, Any]:
-    """What a made clip, uint8 [17, 64, 64, 3], is worth: a row of JSON.
+def score(entry: SceneTask, frames: Frames) -> dict[str, Any]:
+    """Score a generated clip, uint8 [17, 64, 64, 3]: a row of JSON.
 
-    error, baseline_error: mean squared error over the frames to make, in levels². held: the same over the frames that
-    were given. colour, shape, motion: whether the judge finds the caption's (shape clips); direction: the camera's.
+    "error", "baseline_error": mean squared error over the scored frames, in levels². "held": the same over the given
+    frames. "colour", "shape", "motion": whether the judge finds those of the caption (shape clips). "direction":
+    whether it finds the motion of the camera (camera clips).
     """
     task, scene, truth = TASKS[entry.task], entry.scene, entry.truth()
     row: dict[str, Any] = {"seed": entry.seed}
     if task.given:
-        row["error"] = _error(frames, truth, task.made)
-        row["baseline_error"] = _error(task.baseline(truth), truth, task.made)
+        row["error"] = _error(frames, truth, task.scored)
+        row["baseline_error"] = _error(task.baseline(truth), truth, task.scored)
         row["held"] = _error(frames, truth, list(task.given))
     if isinstance(scene, world.CameraScene):
         return row | {"direction": judge.judge_camera(frames) == scene.motion}
@@ -135,34 +136,35 @@ def _error(clip: Frames, truth: Frames, frames: slice | list[int]) -> float:
     return float(np.square(clip[frames].astype(np.float64) - truth[frames]).mean())
 
 
-def decibels(error: float | NDArray[Any]) -> Any:
-    """PSNR of a mean squared error in levels² of 255; that of a mean over clips is the pooled PSNR.
+def psnr_of(error: float | NDArray[Any]) -> Any:
+    """The PSNR in dB of a mean squared error, in levels² of 255.
 
-    A mean of PSNRs would be ruled by the clips in which nothing moves, where repeating a frame is exact.
+    For the mean error over clips, this is the pooled PSNR. A mean of PSNRs would be dominated by clips without motion,
+    where a repeated frame is exact.
     """
     return 20 * np.log10(255) - 10 * np.log10(np.maximum(error, EXACT))
 
 
 def _over_baseline(rows: NDArray[Any]) -> float:
-    """NaN where the baseline is exact, as a repeated frame is of a scene that stands still."""
+    """PSNR above that of the baseline in dB; NaN if the baseline is exact, as for a scene without motion."""
     made, simple = rows[..., 0].mean(), rows[..., 1].mean()
-    return float(decibels(made) - decibels(simple)) if simple > EXACT else float("nan")
+    return float(psnr_of(made) - psnr_of(simple)) if simple > EXACT else float("nan")
 
 
 MEASURES: dict[str, tuple[str, Callable[[NDArray[Any]], float], tuple[str, ...]]] = {
-    "db": ("PSNR to the truth, dB", lambda rows: float(decibels(rows[..., 0].mean())), ("error",)),
+    "db": ("PSNR against the truth, dB", lambda rows: float(psnr_of(rows[..., 0].mean())), ("error",)),
     "over_baseline": ("over the baseline, dB", _over_baseline, ("error", "baseline_error")),
-    "held_db": ("PSNR of the given frames, dB", lambda rows: float(decibels(rows[..., 0].mean())), ("held",)),
+    "held_db": ("PSNR of the given frames, dB", lambda rows: float(psnr_of(rows[..., 0].mean())), ("held",)),
     **{
         key: (f"{key} right", lambda rows: float(rows[..., 0].mean()), (key,))
         for key in ("motion", "colour", "shape", "direction")
     },
 }
-"""By name: what it is called, its statistic over rows [..., columns], and the columns."""
+"""by name: the title, the statistic over rows [..., columns], and the columns"""
 
 
 def columns(rows: Sequence[Mapping[str, Any]], measure: str) -> NDArray[Any] | None:
-    """What a measure is computed from, [clips, columns]; None where the task does not have it."""
+    """The values that a measure is computed from, [clips, columns]; None if the task does not have the measure."""
     names = MEASURES[measure][2]
     if not rows or any(name not in row for row in rows for name in names):
         return None

@@ -1,7 +1,7 @@
-"""Make the videos of a manifest: image-to-video from the official crops, each picture and each prompt encoded once.
+"""Make the videos of a manifest: image-to-video from the official crops. Each picture and each prompt is encoded once.
 
-A picture has up to 40 videos and a prompt five, so videos are made picture by picture. Any number of processes may fill
-one folder; each video is made by one of them, checked after it was written, and never made again.
+A picture has up to 40 videos and a prompt has five, so videos are made picture by picture. Any number of processes may
+fill one folder. Each video is made by one process and checked after it is written.
 """
 
 from __future__ import annotations
@@ -24,38 +24,40 @@ from pusa.generation.conditions import Target, resolve
 from pusa.generation.pipeline import Pipeline
 from pusa.generation.request import Image
 from pusa.images import read_image
+from pusa.models.backbone import Text
 from pusa.videos import write_video
 from pusa.work.units import Unit
 
 CRF = 10
-"""of the official example"""
+"""the quality of the official example"""
 NAMED = 4
+"""how many files an error message names"""
 
 
 def ordered(manifest: Manifest) -> list[Video]:
-    """The videos picture by picture, then prompt by prompt."""
+    """The videos, picture by picture and then prompt by prompt."""
     return sorted(manifest.videos, key=lambda video: (video.image, video.prompt, video.index))
 
 
 def check_images(manifest: Manifest, images: Path) -> None:
-    """InputError unless every picture of the manifest is in the folder and has the crop's shape, by its header."""
+    """Raise InputError unless every picture of the manifest is in the folder and has the shape of the crop."""
     if not images.is_dir():
         raise InputError(f"There is no folder {images}; give the official crops {manifest.crop}.")
     wanted = list(dict.fromkeys(video.image for video in ordered(manifest)))
     if missing := [name for name in wanted if not (images / name).is_file()]:
         raise InputError(f"{images} lacks {_some(missing)}; give the official crops {manifest.crop}.")
     shapes = {name: _size(images / name) for name in wanted}
-    odd = [name for name, (width, height) in shapes.items() if shape_of(width / height) != manifest.crop]
-    if odd:
-        (width, height), crop = shapes[odd[0]], manifest.crop
+    wrong = [name for name, (width, height) in shapes.items() if shape_of(width / height) != manifest.crop]
+    if wrong:
+        (width, height), crop = shapes[wrong[0]], manifest.crop
         raise InputError(
-            f"{images}: {_some(odd)} {'are' if odd[1:] else 'is'} not {crop.replace('-', ':')} (the first is "
+            f"{images}: {_some(wrong)} {'are' if wrong[1:] else 'is'} not {crop.replace('-', ':')} (the first is "
             f"{width}x{height}); give the official crops {crop} for videos of {manifest.size[0]}x{manifest.size[1]}."
         )
 
 
 def content_of(manifest: Manifest, images: Path) -> str:
-    """A hash of the pictures that videos are made from, so that one run has one set of them."""
+    """A hash of the pictures, so that all videos of a run are made from the same pictures."""
     digest = hashlib.sha256()
     for name in sorted({video.image for video in manifest.videos}):
         digest.update(name.encode() + hashlib.sha256((images / name).read_bytes()).digest())
@@ -68,17 +70,17 @@ def _some(names: list[str]) -> str:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    """Width and height, without decoding where that can be avoided."""
+    """The width and height of a picture, from its header if possible."""
     try:
         with PILImage.open(path) as picture:
             return picture.size
     except (OSError, ValueError, PILImage.DecompressionBombError):
-        height, width = read_image(path).shape[:2]  # which says what is wrong with it
+        height, width = read_image(path).shape[:2]  # it raises an error that says what is wrong
         return width, height
 
 
-class Maker:
-    """A loaded model that makes the videos. settings: steps, guidance and so on, as `Pipeline.settings` takes them."""
+class VideoMaker:
+    """Makes the videos with a loaded model. settings: steps, guidance and so on, as `Limits.settings` takes them."""
 
     def __init__(
         self, pipe: Pipeline, manifest: Manifest, images: Path, folder: Path, noise: float, settings: Mapping[str, Any]
@@ -88,10 +90,10 @@ class Maker:
         self.encoded = {"pictures": 0, "prompts": 0}
         self._known = lru_cache(maxsize=1)(self._encode_picture)
         self._text = lru_cache(maxsize=2)(self._encode_text)
-        self._empty: Tensor | None = None
+        self._empty: Text | None = None
 
     def units(self, files: Iterable[str]) -> list[Unit]:
-        """The videos of these names, as work that processes share."""
+        """A unit of work for each of these videos."""
         wanted = set(files)
         return [
             Unit(
@@ -105,7 +107,7 @@ class Maker:
         ]
 
     def make(self, video: Video) -> None:
-        """Make one video, write it and its recipe, and read it again."""
+        """Make one video, check it, and write it and its recipe."""
         started = time.perf_counter()
         settings, known = self.settings, self._known(video.image)
         text = self._text(video.prompt)
@@ -117,7 +119,7 @@ class Maker:
         path = self.folder / verification.VIDEOS / video.file
         with replacing(path) as part:
             write_video(part, frames, self.manifest.fps, crf=CRF)
-            if problem := verification.of_video(part, self.manifest):
+            if problem := verification.check_video(part, self.manifest):
                 raise PusaError(f"{path} {problem.what} right after it was written; check the disk.")
             content = hashlib.sha256(part.read_bytes()).hexdigest()
             recipe = {
@@ -135,9 +137,9 @@ class Maker:
 
     def _encode_picture(self, name: str) -> dict[int, tuple[Tensor, float]]:
         self.encoded["pictures"] += 1
-        target = Target(self.manifest.frames, self.manifest.size, self.manifest.fps, "crop", self.pipe.vae)
+        target = Target(self.manifest.frames, self.manifest.size, self.manifest.fps, "crop", self.pipe.backbone)
         return resolve([Image(self.images / name, noise=self.noise)], target)[0]
 
-    def _encode_text(self, prompt: str) -> Tensor:
+    def _encode_text(self, prompt: str) -> Text:
         self.encoded["prompts"] += bool(prompt)
         return self.pipe.encode_text([prompt])

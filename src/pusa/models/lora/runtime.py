@@ -30,29 +30,11 @@ from torch import Tensor, nn
 
 from pusa.errors import InputError
 from pusa.files import replacing, sha256
+from pusa.models.backbone import Expert
 from pusa.models.lora import deltas, dialects, header
 from pusa.models.lora.deltas import Differences
 from pusa.models.lora.dialects import scaling
-from pusa.models.wan.recognise import Expert
 from pusa.models.wan.weight_names import original_name, parameter_shapes, wan_shapes
-
-__all__ = [
-    "Lora",
-    "LoraFile",
-    "choose_name",
-    "default_name",
-    "fingerprint",
-    "linears",
-    "load",
-    "names",
-    "original_name",
-    "read",
-    "remove",
-    "save",
-    "scaling",
-    "set_scale",
-    "write",
-]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from pusa.models import weight_files
-from pusa.models.loading import checkpoints, sources
+from pusa.models.loading import sources
 from pusa.models.loading.sources import Beside
 from pusa.models.lora import header
 from pusa.models.memory.profiles import Profile
@@ -57,7 +57,7 @@ def configs(name: str, folder: Path, beside: Beside) -> tuple[dict[str, dict[str
     """Configuration of each network, and the kinds that are neither in the model nor given, so taken as Wan's own."""
     lacking = [kind for kind in sources.lacking(folder) if not beside.get(kind)]
     configs = {
-        kind: checkpoints.config(name, folder, kind, beside)
+        kind: sources.config(name, folder, kind, beside)
         for kind in ("transformer", "text_encoder", "vae")
         if kind not in lacking
     }
