@@ -37,10 +37,11 @@ def pristine() -> WanTransformer3DModel:
 
 
 def components() -> Any:
-    """A backbone without autoencoder and text encoder, with a fresh copy of the transformer."""
+    """A backbone with a fresh copy of the transformer, no text encoder, and of an autoencoder only the configuration."""
     transformer = VectorWanTransformer3DModel.upgrade(copy.deepcopy(pristine())).requires_grad_(False)
     nothing: Any = None
-    return WanBackbone(nothing, nothing, nothing, "small", transformer, "small", Defaults())
+    vae: Any = SimpleNamespace(config={})
+    return WanBackbone(vae, nothing, nothing, "small", transformer, "small", Defaults())
 
 
 class Samples(Sequence[Any]):
