@@ -229,7 +229,7 @@ def test_a_missing_logger_is_said_before_anything_is_encoded(
     monkeypatch.setattr("pusa.models.loading.checkpoints.load", lambda *_, **__: pytest.fail("weights were loaded"))
     monkeypatch.setitem(sys.modules, "wandb", None)
     code, _, err = ask(*common, "--track.loggers", "wandb")
-    assert (code, err) == (2, "pusa: wandb is not installed: pip install wandb, or take it out of track.loggers.\n")
+    assert (code, err) == (2, "pusa: wandb is not installed: run pip install wandb, or remove it from track.loggers.\n")
 
 
 def test_a_folder_in_use_is_refused_before_anything_is_encoded(

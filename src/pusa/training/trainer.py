@@ -120,9 +120,8 @@ def train(
                 f"{out} is already trained to step {first}, beyond train.steps = {steps}: set train.steps higher."
             )
         trained = stack.enter_context(prepared(components, config))
-        learner = Learner(
-            config.train, objective(Setup(config, components, trained, samples.empty_context, group)), group
-        )
+        setup = Setup(config, components, trained, samples.empty_context, group)
+        learner = Learner(config.train, objective(setup), group)
         writer = Writer(config, components.source, out, run, trained, learner)
         if first:
             learner.restore(run.resumed.state() if run and run.resumed else {})
