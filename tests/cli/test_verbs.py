@@ -335,10 +335,10 @@ def test_the_bar_shows_steps_speed_and_time_left_in_a_terminal_only(
 
     from pusa.core.sampler import Step
 
-    def draw(talkative: bool, tty: bool) -> str:
+    def draw(verbose: bool, tty: bool) -> str:
         monkeypatch.setattr(sys.stderr, "isatty", lambda: tty, raising=False)
         monkeypatch.setenv("FORCE_COLOR" if tty else "NO_COLOR", "1")
-        with Terminal(talkative).steps("Sampling") as callback:
+        with Terminal(verbose).steps("Sampling") as callback:
             for index in range(3):
                 callback(Step(index, 3, torch.zeros(1, 5), torch.zeros(1), torch.zeros(1)))
         return capsys.readouterr().err

@@ -72,11 +72,11 @@ def test_sizes() -> None:
 
 
 def test_lists_of_the_official_scripts() -> None:
-    assert arguments.listed("0,20", "--cond_position", int) == [0, 20]
-    assert arguments.listed("[0, -1]", "--cond_position", int) == [0, -1]
-    assert arguments.listed("0.2 0.5", "--noise_multipliers", float) == [0.2, 0.5]
+    assert arguments.number_list("0,20", "--cond_position", int) == [0, 20]
+    assert arguments.number_list("[0, -1]", "--cond_position", int) == [0, -1]
+    assert arguments.number_list("0.2 0.5", "--noise_multipliers", float) == [0.2, 0.5]
     with pytest.raises(InputError, match="list of numbers"):
-        arguments.listed("0;20", "--cond_position", int)
+        arguments.number_list("0;20", "--cond_position", int)
 
 
 def test_a_lora_carries_its_own_scale_or_the_common_one() -> None:

@@ -183,7 +183,7 @@ def test_the_official_cache_is_a_sample_of_its_own_size(tmp_path: Path) -> None:
     made = survey(tmp_path, [SQUARE], 8, WAN)
     assert made.layout == "official cached tensors"
     (cut,) = made.cuts
-    assert cut.file.ready
+    assert cut.file.is_encoded
     assert cut.bucket == SQUARE
     assert [(Path(p.path).name, p.kind) for p in made.problems] == [("b.mp4.tensors.pth", "unreadable")]
     assert "add the bucket 32x32x17" in plan([cut.file], [Bucket(64, 64, 17)], 8, WAN).problems[0].reason
