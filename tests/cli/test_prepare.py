@@ -1,4 +1,4 @@
-"""`pusa prepare` through the door of the console command, on a random model."""
+"""`pusa prepare` run like the console command, on a random model."""
 
 from __future__ import annotations
 

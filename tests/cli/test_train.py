@@ -98,11 +98,11 @@ def test_other_processes_say_nothing(ask: Ask, asked: dict[str, Any], monkeypatc
         (["--train.lrr", "1"], "Unknown option: --train.lrr. Did you mean --train.lr?"),
         (["--data", "x", "--train.lr", "fast"], 'train.lr is "fast" (the command line); give a number above 0.'),
         (["--data", "x", "--preset", "tinny"], "There is no preset 'tinny'; did you mean tiny?"),
-        (["--preset", "tiny", "--preset", "paper"], "--preset is given more than once; keep the one that is meant."),
+        (["--preset", "tiny", "--preset", "paper"], "--preset is given more than once; give it once."),
         (["none.yaml"], "There is no settings file none.yaml; check the name."),
-        (["--preset", "tiny"], "There is no data to train on; give --data DIR, or data.path in the settings."),
+        (["--preset", "tiny"], "There are no clips to train on; give --data DIR, or data.path in the settings."),
         (["--data", "a", "--data.path", "b"],
-         "--data and --data.path are the same and name two places; give one of them."),
+         "--data and --data.path are the same option and have different values; give one of them."),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_before_anything_is_loaded(ask: Ask, tokens: list[str], sentence: str) -> None:

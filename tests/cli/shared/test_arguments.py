@@ -105,7 +105,7 @@ def test_a_lora_that_is_there_is_its_whole_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scale", ["nan", "inf", "abc", ""])
 def test_a_lora_scale_is_a_finite_number(scale: str, tmp_path: Path) -> None:
     text = f"{tmp_path}/x:{scale}"
-    with pytest.raises(InputError, match=f"{scale!r} is no finite number"):
+    with pytest.raises(InputError, match=f"{scale!r} is not a finite number"):
         arguments.lora(text, 1.0)
     Path(text).touch()
     assert arguments.lora(text, 1.0) == (Path(text), 1.0)

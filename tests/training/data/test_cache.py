@@ -224,7 +224,7 @@ def test_a_damaged_entry_is_named_when_read_and_remade_by_prepare(
     cached[3]
     assert [cut.file.path.name for cut in cached.cache.missing(plan, verify=True)] == ["4.mp4"]
     if damage != "flipped":
-        with pytest.raises(InputError, match=r"no whole entry of .*4\.mp4: run `pusa prepare`"):
+        with pytest.raises(InputError, match=r"no complete entry for .*4\.mp4: run `pusa prepare`"):
             CachedSamples(plan, made, tmp_path / "cache")
     done = cache.prepare(plan, components, tmp_path / "cache")
     assert counts(done) == ((1, 5, 0, 0, 0) if kind == "latents" else (0, 6, 0, 0, 1))

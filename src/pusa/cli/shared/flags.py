@@ -39,7 +39,7 @@ def request_of(
     else:
         conditions += clip_conditions(video, noise)
     if options.get("strength") is not None and edit is None:
-        raise InputError("--strength needs --edit: it sets how much of the edited clip may change. Give --edit PATH.")
+        raise InputError("--strength sets how much of the edited clip may change; give --edit PATH, too.")
     init = None
     if edit is not None:
         source = Source.parse(edit, "--edit", keys=("frames", "start"))

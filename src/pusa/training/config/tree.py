@@ -219,7 +219,7 @@ def _error_message(error: ValidationError, origin: Mapping[tuple[str, str], str]
     first, *others = error.errors()
     name, place = _name(first["loc"]), _place(first["loc"], origin)
     more = sorted({_name(other["loc"][:2]) for other in others} - {_name(first["loc"][:2])})
-    rest = f" ({', '.join(more)} {'is' if len(more) == 1 else 'are'} wrong, too)" if more else ""
+    rest = f" ({', '.join(more)} {'is' if len(more) == 1 else 'are'} also wrong)" if more else ""
     if first["type"] == "value_error":
         reason = first["ctx"]["error"]
         return f"{name}{place} {reason}{rest}." if name else f"{reason}{place}{rest}."

@@ -2,8 +2,8 @@
 
 The key of an entry is a hash of everything that it was made from. For latents these are the hash of the file, the cut,
 the bucket, the frame rate and the weights of the autoencoder. For a context these are the cleaned caption, the
-tokenizer and the weights of the text encoder. Both include a format version. If any of them changes, the key changes, so
-a stale entry is never used.
+tokenizer and the weights of the text encoder. Both include a format version. If any of them changes, the key changes,
+so a stale entry is never used.
 
 Latents are stored in float32, like the output of the autoencoder. So training from the cache equals training from the
 clips, bit for bit; a clip of 832x480x81 takes 8.4 MB. A context is stored in the dtype of the text encoder and without
@@ -157,8 +157,8 @@ class CachedSamples(Sequence[Sample]):
             files = list(dict.fromkeys(cut.file.path for cut in missing))
             names = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
             raise InputError(
-                f"The cache {folder} has no complete entry for {names}: run `pusa prepare` with the same settings. If "
-                "it cannot encode a clip, remove the clip from the data."
+                f"The cache {folder} has no complete entry for {names}: run `pusa prepare` with the same settings, and "
+                "remove the clips that it cannot encode from the data."
             )
 
     def __len__(self) -> int:
