@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, TypedDict, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -22,15 +22,31 @@ from pusa.generation import options
 from pusa.generation.options import Option, strict_dataclass
 from pusa.generation.schedule import DEFAULT, Schedule
 
+Decided = TypeVar("Decided", covariant=True)
+Made = TypeVar("Made", covariant=True)
+
 if TYPE_CHECKING:
     from pusa.core.sampler import Step
     from pusa.core.timesteps import TimestepMatrix
-    from pusa.generation.clip import GeneratedClip
-    from pusa.generation.limits import Limits
-    from pusa.generation.pipeline import Pipeline
-    from pusa.generation.settings import Settings
 
     Callback = Callable[[Step], bool | None]
+
+
+class _Limits(Protocol[Decided]):
+    """What a model can make, see `pusa.generation.limits.Limits`."""
+
+    @property
+    def defaults(self) -> Any: ...
+    @property
+    def settings(self) -> Callable[..., Decided]: ...
+    def window(self, added: int | None, overlap: int | None, *, clips: int) -> tuple[int, int]: ...
+
+
+class _Pipeline(Protocol[Made]):
+    """What makes clips, see `pusa.generation.pipeline.Pipeline`."""
+
+    def make(self, request: Request, callback: Callback | None = None) -> Made: ...
+
 
 VERSION = 1
 """of the format of `Request.to_dict`"""
@@ -269,12 +285,14 @@ class Request(Sampling):
         default="crop", kw_only=True
     )
 
-    def check(self, limits: Limits) -> Settings:
-        """The settings of the sampled window. Raises InputError for what the model cannot make."""
+    def check(self, limits: _Limits[Decided]) -> Decided:
+        """Return the `Settings` of the sampled window. Raises InputError for what the model cannot make."""
         raise NotImplementedError
 
-    def run(self, pipe: Pipeline, callback: Callback | None = None) -> GeneratedClip:
-        """Make the clip. callback: called with a `Step` after each step; returning False raises `Cancelled`.
+    def run(self, pipe: _Pipeline[Made], callback: Callback | None = None) -> Made:
+        """Make the clip with a `Pipeline`.
+
+        callback: called with a `Step` after each step. If it returns False, `Cancelled` is raised.
 
         Raises InputError, before the model runs, when the request does not fit the model or a source cannot be used.
         """
@@ -373,8 +391,8 @@ class Generate(Request):
                 "out."
             )
 
-    def check(self, limits: Limits) -> Settings:
-        settings = limits.settings(
+    def check(self, limits: _Limits[Decided]) -> Decided:
+        settings: Any = limits.settings(
             frames=self.frames,
             size=self.size,
             strength=1.0 if self.init is None else EDIT_STRENGTH if self.strength is None else self.strength,
@@ -385,7 +403,8 @@ class Generate(Request):
             for one in self.conditions:
                 at = one.frame if isinstance(one, Image) else one.at
                 frame_index(at, settings.frames, limits.defaults.fps, _label(one.src))
-        return settings
+        decided: Decided = settings
+        return decided
 
     def own_matrix(self) -> TimestepMatrix | None:
         """`matrix` as a `TimestepMatrix`, or None; see `pusa.generation.own_matrix`."""
@@ -439,7 +458,7 @@ class Extend(Request):
         ),
     ] = field(default=0.0, kw_only=True)
 
-    def check(self, limits: Limits) -> Settings:
+    def check(self, limits: _Limits[Decided]) -> Decided:
         overlap, added = limits.window(self.frames, self.overlap, clips=1)
         return limits.settings(frames=overlap + added, size=self.size, **self.sampling())
 
@@ -475,7 +494,7 @@ class Transition(Request):
         ),
     ] = field(default=0.0, kw_only=True)
 
-    def check(self, limits: Limits) -> Settings:
+    def check(self, limits: _Limits[Decided]) -> Decided:
         overlap, added = limits.window(self.frames, self.overlap, clips=2)
         return limits.settings(frames=added + 2 * overlap - 1, size=self.size, **self.sampling())
 
