@@ -16,14 +16,13 @@ from pusa.core import schedules, sigmas
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import Cancelled, InputError
 from pusa.generation.conditions import Target, resolve
+from pusa.generation.given import Clip, Image
 from pusa.generation.pipeline import load
 from pusa.generation.request import (
-    Clip,
     Extend,
     ExtendOptions,
     Generate,
     GenerateOptions,
-    Image,
     Sampling,
     SamplingOptions,
     Transition,

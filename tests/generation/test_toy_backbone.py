@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from pusa.core import TimestepMatrix, schedules, sigmas
 from pusa.errors import InputError
+from pusa.generation.given import Clip, Image
 from pusa.generation.pipeline import Pipeline, extend, transition
 from pusa.generation.provenance import regenerate
-from pusa.generation.request import Clip, Image
 from pusa.models.backbone import Backbone, Defaults, Flops, Geometry, Text
 from pusa.training.config.tree import Config
 from pusa.training.trainer import train
