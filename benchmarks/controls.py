@@ -16,8 +16,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pusa.evaluation import measures, seams
-from pusa.evaluation.flow import Motion
+from pusa.evaluation.clips import measures, seams
+from pusa.evaluation.clips.optical_flow import Motion
 from pusa.images import Frames, fit
 from pusa.videos import read_video
 

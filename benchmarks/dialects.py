@@ -19,9 +19,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pusa.models import dialects, lora, lora_header, weights
-from pusa.models.names import parameter_shapes
-from pusa.models.wan import VectorWanTransformer3DModel
+from pusa.models import weight_files
+from pusa.models.lora import dialects, header, runtime
+from pusa.models.wan.transformer import VectorWanTransformer3DModel
+from pusa.models.wan.weight_names import parameter_shapes
 from tests.models.lora_files import DIALECTS, merged, truth, written
 from tests.models.wan_small import build
 
@@ -44,7 +45,7 @@ def main() -> None:
         factors, differences = truth(stock, outer=whole, whole=whole)
         with tempfile.TemporaryDirectory() as name:
             path = written(Path(name), dialect, factors, differences)
-            keys = len(weights.listing(lora_header.file_of(path)))
+            keys = len(weight_files.listing(header.file_of(path)))
             read = dialects.read(path, shapes)
             wanted = {f"{module}.weight": b.double() @ a.double() for module, (a, b) in factors.items()}
             wanted |= {key: value.double() for key, value in differences.items()}
@@ -55,7 +56,7 @@ def main() -> None:
             size = max(value.abs().max() for value in wanted.values())
             error = max((found[key] - wanted[key]).abs().max() for key in wanted) / size
             running = VectorWanTransformer3DModel.upgrade(copy.deepcopy(stock))
-            lora.load(running, path, STRENGTH, "style")
+            runtime.load(running, path, STRENGTH, "style")
             added = merged(copy.deepcopy(stock), read.factors, read.differences, STRENGTH)
             added = VectorWanTransformer3DModel.upgrade(added)
             with torch.no_grad():

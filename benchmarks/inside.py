@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import pusa
-from pusa.evaluation import attention, plots
+from pusa.evaluation import plots
+from pusa.evaluation.inspect import attention
 from pusa.evaluation.intervals import bootstrap
-from pusa.evaluation.world import TASKS, Entry
+from pusa.evaluation.synthetic.tasks import TASKS, SceneTask
 
 STEPS = 10
 SHOWN = (0, 4, 9)
@@ -42,7 +43,7 @@ def look(pipe: pusa.Pipeline, task: str, scenes: int, each: int, first_seed: int
     """The maps of `each` clips of every scene, whose noise has consecutive seeds."""
     blocks, made = range(len(pipe.transformer.blocks)), []
     for scene in range(scenes):
-        entry = Entry(task, scene)
+        entry = SceneTask(task, scene)
         given = TASKS[task].conditions(entry.truth())
         for i in range(each):
             seed = first_seed + each * scene + i

@@ -71,10 +71,10 @@ def work(kind: str, options: argparse.Namespace, pipe: Connection) -> None:
     from peft import LoraConfig
 
     from pusa.core.objectives import flow_matching_loss
-    from pusa.models.latents import TEXT_TOKENS, latent_frames
-    from pusa.models.wan import VectorWanTransformer3DModel
+    from pusa.models.wan.latents import TEXT_TOKENS, latent_frames
+    from pusa.models.wan.transformer import VectorWanTransformer3DModel
+    from pusa.training.config.sections import TARGETS
     from pusa.training.costs import StepCounter, device_name, matmul_rate, peak_memory
-    from pusa.training.sections import TARGETS
 
     if options.threads:
         torch.set_num_threads(options.threads)

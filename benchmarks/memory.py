@@ -73,9 +73,9 @@ def restart() -> None:
 
 
 def predict(folder: Path, width: int, height: int, frames: int, profile: str | None) -> dict[str, float]:
-    """What `pusa info --memory` says of the same."""
-    from pusa.models.memory import Rehearsal
-    from pusa.models.profiles import PLAIN, named
+    """What `pusa info --memory` predicts for the same."""
+    from pusa.models.memory.estimate import Rehearsal
+    from pusa.models.memory.profiles import PLAIN, named
 
     rehearsal = Rehearsal.of(str(folder), folder, size=(width, height), frames=frames, on_cpu=True)
     return dict(rehearsal.needs(PLAIN if profile is None else named(profile)).host)

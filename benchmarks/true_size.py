@@ -55,8 +55,8 @@ def one_block(dims: dict[str, int], tokens: tuple[int, int, int], dtype: str) ->
     """Seconds of one block with a timestep per frame (the second of two runs), and the machine's matrix rate."""
     import torch
 
-    from pusa.models.latents import TEXT_TOKENS
-    from pusa.models.wan import VectorWanTransformer3DModel
+    from pusa.models.wan.latents import TEXT_TOKENS
+    from pusa.models.wan.transformer import VectorWanTransformer3DModel
     from pusa.training.costs import matmul_rate
 
     kind = getattr(torch, dtype)
@@ -81,7 +81,7 @@ def clip(folder: Path, options: argparse.Namespace, dtype: str) -> dict[str, Any
     """Predict and make the clip with the commands that a user has."""
     pusa = [sys.executable, "-m", "pusa"]
     shape = ["--size", options.size, "--frames", str(options.frames), "--guidance", "1", "--dtype", dtype, "--json"]
-    command = [*pusa, "info", str(folder), "--memory", "--profile", "cpu", *shape]
+    command = [*pusa, "info", str(folder), "--memory", "cpu", *shape]
     said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     (plan,) = said["profiles"]
     command = [*pusa, "generate", "a boat on a lake", "--model", str(folder), "--steps", str(options.steps), *shape]
@@ -107,20 +107,20 @@ def on_paper(size: str, frames: int, share: float) -> dict[str, Any]:
     """14B at `size`, planned on the meta device: operations of a step and memory on a GPU, and seconds at `share`."""
     import torch
 
-    from pusa.models import memory, skeletons
-    from pusa.models.profiles import PLAIN
+    from pusa.models.memory import estimate, meta_networks
+    from pusa.models.memory.profiles import PLAIN
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         parts = {"transformer": {"_class_name": "WanTransformer3DModel", **WAN_14B},
-                 "vae": {"_class_name": "AutoencoderKLWan"}, "text_encoder": skeletons.UMT5_XXL}  # fmt: skip
+                 "vae": {"_class_name": "AutoencoderKLWan"}, "text_encoder": meta_networks.UMT5_XXL}  # fmt: skip
         index: dict[str, Any] = {"_class_name": "WanPipeline", "transformer": ["diffusers", "WanTransformer3DModel"]}
         for part, config in parts.items():
             (folder / part).mkdir()
             (folder / part / "config.json").write_text(json.dumps(config))
         (folder / "model_index.json").write_text(json.dumps(index))
         width, height = (int(side) for side in size.split("x"))
-        plan = memory.Rehearsal.of(
+        plan = estimate.Rehearsal.of(
             "14B", folder, size=(width, height), frames=frames, guidance=1, dtype=torch.bfloat16, on_cpu=False
         )
         needs = plan.needs(PLAIN)

@@ -120,9 +120,9 @@ BAD_PICTURES: dict[str, tuple[Callable[[Path], object], str]] = {
     "moving.gif": (animated, "holds 4 pictures"),
     "moving.webp": (animated, "holds 4 pictures"),
     "pages.tiff": (animated, "holds 4 pictures"),
-    "video.mp4": (lambda p: encode(p, clip(), 8), "is a video where a picture is needed"),
+    "video.mp4": (lambda p: encode(p, clip(), 8), "is a video, but a picture is needed"),
     "renamed.png": (lambda p: encode(p.with_suffix(".mp4"), clip(), 8).rename(p), "is a video"),
-    "wide.png": (wide, "20000 x 2 pixels and the limit is 16384"),
+    "wide.png": (wide, "20000 x 2 pixels; the limit is 16384"),
     "bomb.png": (bomb, "too many pixels"),
     "float.tiff": (lambda p: PILImage.fromarray(np.ones((4, 4), np.float32)).save(p), "floating-point"),
     "int32.tiff": (lambda p: PILImage.fromarray(np.full((4, 4), -5, np.int32)).save(p), "32-bit"),
@@ -221,7 +221,7 @@ def test_contact_sheet_refuses_nonsense() -> None:
         images.contact_sheet(clip(), columns=0)
     with pytest.raises(InputError, match="2 labels for 5 frames"):
         images.contact_sheet(clip(), labels=["a", "b"])
-    with pytest.raises(InputError, match="none empty"):
+    with pytest.raises(InputError, match="not empty"):
         images.contact_sheet(clip()[:0])
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from pusa import embedded
 from pusa.cli import app, run
-from pusa.cli.habits import translate
+from pusa.cli.shared.flag_aliases import translate
 from pusa.embedded import world
 from pusa.videos import write_video
 
@@ -46,7 +46,7 @@ def model(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which the README says to run them, filled as `pusa demo` fills it."""
-    from pusa.cli.tasks import tasks
+    from pusa.cli.demo.tasks import tasks
 
     folder = tmp_path_factory.mktemp("demo") / "inputs"
     folder.mkdir()
@@ -55,7 +55,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_table_has_every_task_of_the_demo(inputs: Path) -> None:
-    from pusa.cli.tasks import tasks
+    from pusa.cli.demo.tasks import tasks
 
     table = {tuple(shlex.split(command)[1:]) for command in RUNNABLE}
     for task in tasks(inputs):

@@ -129,7 +129,7 @@ def test_pages_are_no_video(tmp_path: Path) -> None:
     animated(tmp_path / "a.tiff")
     with pytest.raises(InputError, match=r"save one of them as PNG$"):
         images.read_image(tmp_path / "a.tiff")
-    with pytest.raises(InputError, match="is a picture where a video is needed"):
+    with pytest.raises(InputError, match="is a picture, but a video is needed"):
         videos.read_video(tmp_path / "a.tiff")
 
 
@@ -205,10 +205,10 @@ BAD_CLIPS: dict[str, tuple[Callable[[Path], object], str]] = {
     "folder.mp4": (lambda p: p.mkdir(), "is a folder"),
     "empty.mp4": (lambda p: p.touch(), "is empty"),
     "text.mp4": (lambda p: p.write_text("hello"), "not a video"),
-    "text.txt": (lambda p: p.write_text("hello\n" * 99), "text where a video|not a video"),
-    "picture.png": (lambda p: PILImage.fromarray(ramp()).save(p), "is a picture where a video is needed"),
-    "picture.jpg": (lambda p: PILImage.fromarray(ramp()).save(p), "is a picture where a video is needed"),
-    "sound.m4a": (sound_only, "no picture track"),
+    "text.txt": (lambda p: p.write_text("hello\n" * 99), "text, but a video|not a video"),
+    "picture.png": (lambda p: PILImage.fromarray(ramp()).save(p), "is a picture, but a video is needed"),
+    "picture.jpg": (lambda p: PILImage.fromarray(ramp()).save(p), "is a picture, but a video is needed"),
+    "sound.m4a": (sound_only, "no video track"),
     "headless.mp4": (headless, "damaged|no frames|no picture"),
     "cut.mp4": (lambda p: noise(p, 0.7), "damaged, cut off"),
     "cut_late.mp4": (lambda p: noise_faststart(p, 0.9), "cut off"),
@@ -274,7 +274,7 @@ def test_crf_trades_size_for_quality(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "frames", "says"),
-    [("a.mp4", clip(3, 31, 48), "48 x 31.*even"), ("a.gif", clip(), "end in .mp4"), ("a.mp4", clip()[:0], "none empty"),
+    [("a.mp4", clip(3, 31, 48), "48 x 31.*even"), ("a.gif", clip(), "end in .mp4"), ("a.mp4", clip()[:0], "not empty"),
      ("a.mp4", clip().astype(np.float32), "uint8"), ("a.mp4", clip()[0], "uint8")],
 )  # fmt: skip
 def test_impossible_clips_are_refused_and_nothing_is_written(

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pusa import files, film, images, videos
+from pusa import files, images, video_probe, videos
 from pusa.errors import PusaError
 
 FPS = 24
@@ -135,7 +135,7 @@ def build(path: Path, out: Path, size: tuple[int, int], least: float) -> Path:
     for done, scene in enumerate(scenes, 1):
         clip = folder / scene.name
         if not clip.is_file():
-            frames = film.read(path, np.arange(scene.first, scene.last) / FPS, size)
+            frames = video_probe.read(path, np.arange(scene.first, scene.last) / FPS, size)
             videos.write_video(clip, frames, FPS)
         frames, _ = videos.read_video(clip)
         rows.append((scene.name, caption(frames, scene.number)))

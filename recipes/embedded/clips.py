@@ -15,12 +15,13 @@ from pathlib import Path
 import av
 
 from pusa.embedded import world
+from pusa.images import Frames
 
 FIRST_SEED = 2_000_000
 """These seeds overlap neither those of the autoencoder nor those of the base."""
 
 
-def write_lossless(path: Path, frames: world.Frames, fps: int) -> None:
+def write_lossless(path: Path, frames: Frames, fps: int) -> None:
     """uint8 [N, H, W, 3] to an mp4 that decodes to the same bytes."""
     partial = path.with_suffix(".partial")
     with av.open(str(partial), "w", format="mp4") as container:

@@ -23,8 +23,11 @@ from transformers import UMT5EncoderModel
 from pusa import embedded
 from pusa.core import sampler, schedules, sigmas
 from pusa.embedded import judge, world
-from pusa.models import checkpoints, latents, lora
-from pusa.models.wan import VectorWanTransformer3DModel
+from pusa.images import Frames
+from pusa.models.loading import checkpoints
+from pusa.models.lora import runtime
+from pusa.models.wan import latents
+from pusa.models.wan.transformer import VectorWanTransformer3DModel
 
 STEPS, GUIDANCE, SHIFT = 10, 3.0, 3.0
 BATCH = 16
@@ -44,11 +47,11 @@ class Model:
         return self.parts.transformer(x, 1000 * sigma, context, return_dict=False)[0]
 
     @torch.no_grad()
-    def encode(self, clips: Sequence[world.Frames]) -> Tensor:
+    def encode(self, clips: Sequence[Frames]) -> Tensor:
         return torch.cat([latents.encode(self.parts.vae, clip) for clip in clips])
 
     @torch.no_grad()
-    def decode(self, z: Tensor) -> list[world.Frames]:
+    def decode(self, z: Tensor) -> list[Frames]:
         return [latents.decode(self.parts.vae, one[None]) for one in z]
 
     @torch.no_grad()
@@ -75,7 +78,7 @@ class Model:
         return torch.cat(out)
 
 
-def pooled_psnr(clips: Sequence[world.Frames], truth: Sequence[world.Frames], frames: slice = slice(None)) -> float:
+def pooled_psnr(clips: Sequence[Frames], truth: Sequence[Frames], frames: slice = slice(None)) -> float:
     """PSNR in dB of the mean squared error over all clips.
 
     A mean of PSNRs would be ruled by the clips in which nothing moves: repeating a frame is exact there.
@@ -84,7 +87,7 @@ def pooled_psnr(clips: Sequence[world.Frames], truth: Sequence[world.Frames], fr
     return float(20 * np.log10(255) - 10 * np.log10(np.mean(errors)))
 
 
-def rates(clips: Sequence[world.Frames], scenes: Sequence[world.ShapeScene]) -> dict[str, float]:
+def rates(clips: Sequence[Frames], scenes: Sequence[world.ShapeScene]) -> dict[str, float]:
     """The share of clips whose colour, shape and motion the judge finds as the caption says."""
     verdicts = [judge.judge(clip) for clip in clips]
     right = {
@@ -95,7 +98,7 @@ def rates(clips: Sequence[world.Frames], scenes: Sequence[world.ShapeScene]) -> 
     return right | {"speed": float(np.median(moving)) if moving else 0.0}
 
 
-def cross_fade(first: np.ndarray, last: np.ndarray, frames: int) -> world.Frames:
+def cross_fade(first: np.ndarray, last: np.ndarray, frames: int) -> Frames:
     weight = np.linspace(0, 1, frames)[:, None, None, None]
     return np.rint((1 - weight) * first + weight * last).astype(np.uint8)
 
@@ -177,7 +180,7 @@ def tune(strengths: Sequence[float], count: int) -> list[dict[str, float]]:
     z = model.encode(truth)
     rows = []
     for strength in strengths:
-        lora.set_scale(model.parts.transformer, "pusa", strength)
+        runtime.set_scale(model.parts.transformer, "pusa", strength)
         made, plain = model.decode(model.sample(captions, z, [0])), model.decode(model.sample(captions))
         row = {"strength": strength, "i2v_db": pooled_psnr(made, truth, slice(1, None))}
         row |= {"i2v_motion": rates(made, scenes)["motion"], "t2v_motion": rates(plain, scenes)["motion"]}
@@ -208,7 +211,7 @@ def curve(runs: Sequence[Path], count: int) -> list[dict[str, float]]:
     for run in runs:
         settings = yaml.safe_load((run / "config.yaml").read_text())["train"]
         for folder in sorted((run / "checkpoints").iterdir()):
-            lora.load(model.parts.transformer, folder / "lora.safetensors", embedded.STRENGTH, name="pusa")
+            runtime.load(model.parts.transformer, folder / "lora.safetensors", embedded.STRENGTH, name="pusa")
             step = int(folder.name.removeprefix("step_"))
             points.append(point(settings["seed"], step * settings["batch"] * settings["accumulate"]))
     return points

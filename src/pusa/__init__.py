@@ -18,28 +18,28 @@ if TYPE_CHECKING:
     from pusa.errors import Cancelled as Cancelled
     from pusa.errors import InputError as InputError
     from pusa.errors import PusaError as PusaError
-    from pusa.generation.conditions import Clip as Clip
-    from pusa.generation.conditions import Image as Image
-    from pusa.generation.extension import extend as extend
-    from pusa.generation.extension import transition as transition
     from pusa.generation.pipeline import Pipeline as Pipeline
+    from pusa.generation.pipeline import extend as extend
     from pusa.generation.pipeline import load as load
-    from pusa.models.lora import LoraFile as LoraFile
+    from pusa.generation.pipeline import transition as transition
+    from pusa.generation.request import Clip as Clip
+    from pusa.generation.request import Image as Image
+    from pusa.models.lora.runtime import LoraFile as LoraFile
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Cancelled": "pusa.errors",
-    "Clip": "pusa.generation.conditions",
-    "Image": "pusa.generation.conditions",
+    "Clip": "pusa.generation.request",
+    "Image": "pusa.generation.request",
     "InputError": "pusa.errors",
-    "LoraFile": "pusa.models.lora",
+    "LoraFile": "pusa.models.lora.runtime",
     "Pipeline": "pusa.generation.pipeline",
     "PusaError": "pusa.errors",
     "TimestepMatrix": "pusa.core.timesteps",
-    "extend": "pusa.generation.extension",
+    "extend": "pusa.generation.pipeline",
     "load": "pusa.generation.pipeline",
-    "transition": "pusa.generation.extension",
+    "transition": "pusa.generation.pipeline",
 }
 __all__ = [*_HOMES, "__version__"]
 

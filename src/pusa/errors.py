@@ -1,7 +1,6 @@
-"""One family of exceptions, each saying in one sentence what is wrong, where, and what to do.
+"""The exceptions of this project. Each message is one sentence: what is wrong, where, and what to do.
 
-Messages are written for the person at the keyboard: the command line prints them bare, without a traceback, and exits
-with the `exit_code` of the class.
+The command line prints the message without a traceback and exits with the `exit_code` of the class.
 """
 
 from __future__ import annotations
@@ -11,29 +10,29 @@ from contextlib import contextmanager
 
 
 class PusaError(Exception):
-    """Something failed that the user may need to know about."""
+    """A failure that the user has to know about."""
 
     exit_code = 1
 
 
 class InputError(PusaError, ValueError):
-    """What the user gave is wrong, or names a place that cannot be written (a full disk, a read-only folder).
+    """The user's input is wrong, or it names a place that cannot be written (a full disk, a read-only folder).
 
-    The message says which thing, why, and what would be accepted.
+    The message says which input, why, and what is accepted instead.
     """
 
     exit_code = 2
 
 
 class Cancelled(PusaError):
-    """A callback asked to stop, or Ctrl-C did where work was first brought to a good end."""
+    """A callback requested a stop, or Ctrl-C stopped work that then ended in a consistent state."""
 
     exit_code = 130
 
 
 @contextmanager
 def needing(extra: str) -> Iterator[None]:
-    """For the block, a library that is not installed is a sentence that says how to install the extra it belongs to."""
+    """If a library is missing in the block, raise an InputError that says how to install the extra that contains it."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,12 +1,13 @@
-"""Files that are read and files that are written, and one sentence for whatever is wrong with one.
+"""Read and write files, and turn what is wrong with a file into one sentence.
 
-Writing is atomic: every file is made beside its destination and renamed, so an interrupted or failed write leaves what
-was there before and nothing else.
+Writing is atomic: a new file is written next to its destination and then renamed. If writing is interrupted or fails,
+the old file stays and nothing else is left.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -19,9 +20,14 @@ from typing import Any
 
 from pusa.errors import InputError, PusaError
 
+_STEM = 40
+"""characters of a file's stem that the name of its part begins with"""
+_DIGIT = "\0"
+_DIGITS = 8 * _DIGIT
+
 
 def existing_file(path: str | Path) -> Path:
-    """The path, if there is a file with something in it; InputError says what there is instead."""
+    """The path of a file that exists and is not empty. Otherwise InputError says what is wrong with the path."""
     path = Path(path)
     try:
         if path.is_dir():
@@ -38,18 +44,19 @@ def existing_file(path: str | Path) -> Path:
 
 
 def unreadable(path: Path, kind: str, error: Exception) -> InputError:
-    """What to raise when reading `path` as a `kind`, such as "picture", failed with `error`."""
+    """The error to raise when `error` occurred while a file was read. kind: what it should be, such as "picture"."""
     if isinstance(error, PermissionError):
-        return InputError(f"{path} may not be read; change its permissions")
+        return InputError(f"{path} cannot be read; change its permissions")
     return InputError(f"{path} is damaged, cut off or not a {kind} ({_reason(error)}); save or copy it again")
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give the path of a new file beside `path`, with its suffix, that takes its place when the block ends well.
+    """Yield the path of a new file next to `path`, with the same suffix; it replaces `path` when the block ends.
 
-    However the block ends otherwise (an error, Ctrl-C), the new file is removed and `path` is as it was. Raises
-    InputError when `path` cannot take a file (missing or read-only folder, full disk), PusaError on other write errors.
+    If the block raises an error or is interrupted (Ctrl-C), the new file is removed and `path` stays as it was. Raises
+    InputError if no file can be written at `path` (missing or read-only folder, full disk), PusaError on other write
+    errors.
     """
     path = Path(path)
     part = _new_beside(path)
@@ -58,7 +65,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield part
         part.chmod(mode)  # some writers, such as safetensors, make their files private
         os.replace(part, path)
-    except PusaError as error:  # of a writer that was given `part` and knows no other name
+    except PusaError as error:  # the writer only knows the name `part`
         raise type(error)(str(error).replace(str(part), str(path))) from error
     except Exception as error:
         raise (_unwritable(path, system) if (system := _of_the_system(error)) else error) from error
@@ -68,12 +75,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def building(path: str | Path) -> Iterator[Path]:
-    """`replacing` for a folder: an empty one beside `path`, which takes its place when the block ends well.
+    """Yield an empty folder next to `path`; it replaces `path` when the block ends. The counterpart of `replacing`.
 
-    Folders above it are made. What is at `path` may be an empty folder only.
+    Missing folders above `path` are made. If `path` exists, it must be an empty folder. Raises the errors of
+    `replacing`.
     """
     path = Path(path)
-    part = path.absolute().with_name(f".{path.absolute().name[:40]}-{secrets.token_hex(4)}.part")
+    part = path.absolute().with_name(f".{path.absolute().name[:_STEM]}-{secrets.token_hex(4)}.part")
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         part.mkdir()
@@ -88,25 +96,79 @@ def building(path: str | Path) -> Iterator[Path]:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raise now what `replacing` would raise at its start, so that long work does not end in a read-only folder."""
+    """Raise now the error that `replacing` would raise at its start. Call it before long work."""
     path = Path(path)
     _remove(_new_beside(path))
     try:
-        path.lstat()  # the new file's name is short, so that only this sees a name that is too long
+        path.lstat()  # the new file has a short name, so only this call detects a name that is too long
     except FileNotFoundError:
         pass
     except OSError as error:
         raise _unwritable(path, error) from error
 
 
+def part_prefix(path: Path) -> Path:
+    """The start of the names of a file's parts. Files with the same prefix cannot be told apart by their parts."""
+    return path.with_name(path.stem[:_STEM])
+
+
+def remove_parts(path: Path) -> None:
+    """Remove the parts that killed processes left of `path`, and of other files with its stem, such as a sidecar.
+
+    Call it only while no process writes these files or another file with the same `part_prefix`.
+    """
+    part = f".{path.stem[:_STEM]}-{_DIGITS}.part"
+    of_a_part = f".{part[:_STEM]}-{_DIGITS}.part"  # if a writer uses `replacing` on the file that it was given
+    names = "|".join(re.escape(name).replace(_DIGIT, "[0-9a-f]") for name in (part, of_a_part))
+    pattern = re.compile(rf"(?:{names})(?:\.\w+)?")
+    with suppress(OSError):
+        for file in path.parent.iterdir():
+            if pattern.fullmatch(file.name):
+                _remove(file)
+
+
+def make_folder(folder: Path, contents: str) -> None:
+    """Make a folder and the folders above it; InputError if that fails.
+
+    contents: what the folder is for, such as "the cache".
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable_folder(folder, contents, error) from error
+
+
+def unwritable_folder(folder: Path, contents: str, error: OSError) -> InputError:
+    """The error to raise when `error` occurred while a file was written into a folder. contents: see `make_folder`."""
+    above = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            reason, advice = "the disk is full", "free some space, or "
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            reason, advice = f"{above} is read-only for you", ""
+        case errno.EEXIST | errno.ENOTDIR:
+            reason, advice = f"{above} is not a folder", ""
+        case errno.ENOENT:
+            reason, advice = f"no folder can be made in {above}", ""
+        case _:
+            reason, advice = f"{error.strerror}", ""
+    return InputError(f"cannot write {contents} into {folder}: {reason}; {advice}choose another folder for it.")
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Write text as UTF-8."""
+    """Write a text file in UTF-8."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: str | Path, data: Any) -> None:
-    """Write JSON, indented; NaN and infinity, which JSON has not, are a ValueError."""
+    """Write an indented JSON file. Raises ValueError for NaN and infinity, which JSON does not have."""
     write_text_atomic(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -114,7 +176,7 @@ def _new_beside(path: Path) -> Path:
     try:
         if path.is_dir():
             raise InputError(f"cannot write {path}: it is a folder; give a file name")
-        part = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(4)}.part{path.suffix}")
+        part = path.with_name(f".{path.stem[:_STEM]}-{secrets.token_hex(4)}.part{path.suffix}")
         part.open("xb").close()
     except OSError as error:
         raise _unwritable(path, error) from error
@@ -127,7 +189,7 @@ def _remove(path: Path) -> None:
 
 
 def _of_the_system(error: Exception) -> OSError | None:
-    """What the system said: also where safetensors, which raises errors of its own, only quotes it."""
+    """The system's error: an OSError, or the one that safetensors quotes in an error of its own."""
     if isinstance(error, OSError):
         return error
     quoted = re.search(r"\(os error (\d+)\)", str(error))

@@ -1,8 +1,7 @@
-"""Pictures: from files into arrays, to another size, beside each other on a sheet, and back into files.
+"""Read, resize, arrange and write pictures.
 
-A picture is uint8 RGB [H, W, 3], a clip uint8 RGB [N, H, W, 3]. Reading is strict: a file that is missing, cut off or
-of the wrong kind is an `InputError` that names it. Transparency is laid over white; embedded colour profiles are not
-applied.
+A picture is uint8 RGB [H, W, 3]; a clip is uint8 RGB [N, H, W, 3]. If a file is missing, truncated or of the wrong
+kind, an `InputError` names it. Transparent pictures are put on white. Embedded colour profiles are not applied.
 """
 
 from __future__ import annotations
@@ -30,17 +29,17 @@ Frames = NDArray[np.uint8]
 Fit = Literal["crop", "pad", "stretch"]
 
 MAX_SIDE = 16_384
-"""pixels; the widest and highest picture that is read"""
+"""the largest width and height of a picture that is read, in pixels"""
 
 _ANIMATIONS = ("GIF", "PNG", "WEBP")
 _TEXT_DEMUXERS = {"tty", "bin", "srt", "webvtt", "ass"}
 
 
 def read_image(path: str | Path) -> Image:
-    """Read one picture in any format that Pillow knows, upright and as uint8 RGB [H, W, 3].
+    """Read one picture of any format that Pillow reads, in upright orientation, as uint8 RGB [H, W, 3].
 
-    Greyscale, palette, CMYK, 16-bit (scaled to 8) and transparent (over white) pictures work; EXIF rotation is
-    applied. Raises InputError for anything that is not exactly one picture of at most 16,384 pixels a side.
+    Greyscale, palette, CMYK, 16-bit (scaled to 8 bits) and transparent pictures (put on white) are accepted. EXIF
+    rotation is applied. Raises InputError if the file is not exactly one picture of at most 16,384 pixels a side.
     """
     path = existing_file(path)
     try:
@@ -51,7 +50,7 @@ def read_image(path: str | Path) -> Image:
         raise InputError(f"{path} has too many pixels to be read safely; scale it down first") from error
     except UnidentifiedImageError as error:
         if _is_video(path):
-            raise InputError(f"{path} is a video where a picture is needed; save one of its frames as PNG") from error
+            raise InputError(f"{path} is a video, but a picture is needed; save one of its frames as PNG") from error
         raise InputError(f"{path} is not a picture that can be read; convert it to PNG or JPEG") from error
     except Exception as error:
         raise unreadable(path, "picture", error) from error
@@ -59,11 +58,11 @@ def read_image(path: str | Path) -> Image:
         count = int(getattr(picture, "n_frames", 1))
         if count > 1:
             also = ", or give it as a video" if picture.format in _ANIMATIONS else ""
-            raise InputError(f"{path} holds {count} pictures where one is needed; save one of them as PNG{also}")
+            raise InputError(f"{path} contains {count} pictures, but one is needed; save one of them as PNG{also}")
         width, height = picture.size
         if max(width, height) > MAX_SIDE:
             raise InputError(
-                f"{path} is {width} x {height} pixels and the limit is {MAX_SIDE} a side; scale it down first"
+                f"{path} has {width} x {height} pixels; the limit is {MAX_SIDE} a side; scale it down first"
             )
         try:
             return to_rgb(picture)
@@ -74,15 +73,15 @@ def read_image(path: str | Path) -> Image:
 
 
 def to_rgb(picture: PILImage.Image) -> Image:
-    """Turn an opened Pillow picture upright and into uint8 RGB [H, W, 3], by the rules of `read_image`."""
+    """Convert an opened Pillow picture to upright uint8 RGB [H, W, 3], by the rules of `read_image`."""
     picture.load()
     picture = ImageOps.exif_transpose(picture)
     if picture.mode == "F":
-        raise InputError("the picture stores floating-point pixels, whose range is unknown; convert it to 8 or 16 bits")
+        raise InputError("the picture has floating-point pixels of unknown range; convert it to 8 or 16 bits")
     if picture.mode.startswith("I"):
         grey = np.asarray(picture).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65_535:
-            raise InputError("the picture stores 32-bit pixels, whose range is unknown; convert it to 8 or 16 bits")
+            raise InputError("the picture has 32-bit pixels of unknown range; convert it to 8 or 16 bits")
         return np.repeat(((grey + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
     if picture.has_transparency_data:
         return over_white(np.asarray(picture.convert("RGBA")))
@@ -90,10 +89,11 @@ def to_rgb(picture: PILImage.Image) -> Image:
 
 
 def fit(frames: NDArray[np.uint8], size: tuple[int, int], mode: Fit = "crop") -> NDArray[np.uint8]:
-    """Bring a clip [N, H, W, 3] or a picture [H, W, 3] to `size` = (width, height) pixels, antialiased (Lanczos).
+    """Resize a clip [N, H, W, 3] or a picture [H, W, 3] to `size` = (width, height) in pixels, with a Lanczos filter.
 
-    crop: scaled until it covers the size, the middle kept. pad: scaled until it fits inside, on black. stretch: each
-    side on its own. What has the size already is returned untouched. Raises InputError for a size below 1 pixel.
+    mode: "crop" scales until the picture covers the size and keeps its centre; "pad" scales until the picture fits into
+    the size and puts it on black; "stretch" scales each side independently. If the size is right already, the input is
+    returned. Raises InputError for a size below 1 pixel or an unknown mode.
     """
     width, height = size
     if min(width, height) < 1:
@@ -126,10 +126,11 @@ def fit(frames: NDArray[np.uint8], size: tuple[int, int], mode: Fit = "crop") ->
 def contact_sheet(
     frames: Frames | Sequence[Image], columns: int | None = None, labels: bool | Sequence[str] = False, gap: int = 2
 ) -> Image:
-    """Lay frames of one size out in rows on white, `gap` pixels apart; about square unless `columns` is given.
+    """Arrange frames of one size in rows on white, `gap` pixels apart; nearly square, unless `columns` is given.
 
-    `labels` puts a line of text above each frame: its number (True) or the given strings, one per frame. A text may run
-    on above the frames of its row that follow with an empty one.
+    labels: the text above each frame: its number (True), or one string per frame. If the next labels in the row are
+    empty, a text extends over their frames. Raises InputError if there are no frames, no columns, or not one label per
+    frame.
     """
     clip = np.stack(list(frames)) if len(frames) else np.zeros((0, 1, 1, 3), np.uint8)
     check_frames(clip)
@@ -160,7 +161,7 @@ def contact_sheet(
 
 
 def write_image(path: str | Path, image: Image) -> None:
-    """Write uint8 RGB [H, W, 3] as PNG, JPEG (quality 95) or WebP (lossless), by the name's suffix."""
+    """Write uint8 RGB [H, W, 3] as PNG, JPEG (quality 95) or WebP (lossless); the suffix decides."""
     path = Path(path)
     check_frames(image[None])
     options: dict[str, dict[str, Any]] = {
@@ -176,7 +177,7 @@ def write_image(path: str | Path, image: Image) -> None:
 
 
 def moving_frames(path: Path) -> int:
-    """How many frames an animated picture has; 1 for a still one and for what is no picture."""
+    """The number of frames of an animated picture; 1 for a still picture and for any other file."""
     try:
         with PILImage.open(path) as picture:
             return int(getattr(picture, "n_frames", 1)) if picture.format in _ANIMATIONS else 1
@@ -185,27 +186,29 @@ def moving_frames(path: Path) -> int:
 
 
 def over_white(rgba: NDArray[np.uint8]) -> Image:
-    """[H, W, 4] to [H, W, 3]."""
+    """Put a transparent picture on white: uint8 [H, W, 4] to [H, W, 3]."""
     alpha = rgba[..., 3:].astype(np.uint32)
     over = rgba[..., :3] * alpha + 255 * (255 - alpha)
     return ((over + 127) // 255).astype(np.uint8)
 
 
 def check_frames(frames: NDArray[Any]) -> None:
-    """Raise InputError unless these are `Frames`, and not empty."""
+    """Raise InputError unless the array is uint8 [N, H, W, 3] and not empty."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-        raise InputError(f"frames are {frames.dtype} {list(frames.shape)}; they must be uint8 [N, H, W, 3], none empty")
+        raise InputError(
+            f"frames are {frames.dtype} {list(frames.shape)}; they must be uint8 [N, H, W, 3] and not empty"
+        )
 
 
 def kind_of(container: InputContainer) -> Literal["picture", "text", "video"]:
-    """What FFmpeg takes an opened file for; sound without pictures counts as a video."""
+    """What FFmpeg recognises in an opened file; sound without pictures counts as "video"."""
     if container.format.name.endswith("_pipe") or container.format.name in ("image2", "ico"):
         return "picture"
     return "text" if container.format.name in _TEXT_DEMUXERS else "video"
 
 
 def plain_name(path: Path) -> str:
-    """A name that FFmpeg cannot take for an address, as it would `12:30.mp4`."""
+    """The absolute path, so that FFmpeg does not take a name such as `12:30.mp4` for a URL."""
     return str(path.absolute())
 
 

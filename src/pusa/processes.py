@@ -1,7 +1,7 @@
-"""The processes that a launcher started for one command: which one this is, meeting the others, acting as one.
+"""The processes that a launcher started for one command: the rank of this process, and communication between them.
 
-`torchrun` and `accelerate launch` set RANK, WORLD_SIZE and the meeting point; without them everything here is the
-identity. Process 0, the chief, alone writes files and speaks.
+`torchrun` and `accelerate launch` set RANK, WORLD_SIZE and the address. Without a launcher, every function here is the
+identity. Only rank 0 writes files and prints.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class World:
-    """This process (`rank`) among `size` of them. The chief, rank 0, alone writes files."""
+class ProcessGroup:
+    """This process (`rank`, from 0) among `size` processes."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def chief(self) -> bool:
+    def is_rank_zero(self) -> bool:
         return self.rank == 0
 
 
-def present() -> World:
-    """The processes that have met; this one alone before `join`."""
-    return World(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else World()
+def current_group() -> ProcessGroup:
+    """The initialised process group; before `join`, this process alone."""
+    return ProcessGroup(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ProcessGroup()
 
 
 def local_device() -> torch.device:
-    """The device of this process: the GPU of its LOCAL_RANK, the only GPU, or the CPU."""
+    """The device of this process: the GPU of its LOCAL_RANK, or the only GPU, or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 @contextmanager
-def join() -> Iterator[World]:
-    """Meet the other processes that the launcher started, for the block; alone without a launcher.
+def join() -> Iterator[ProcessGroup]:
+    """Initialise the process group for the block. Without a launcher, the group is this process alone.
 
-    A process group that is already there is used and left in place. Raises InputError when the launcher set half of
-    what is needed, or started more processes on this machine than it has GPUs.
+    If a process group exists already, it is used and not destroyed. Raises InputError if the launcher did not set all
+    variables, or if it started more processes on this machine than there are GPUs.
     """
     if dist.is_initialized():
-        yield present()
+        yield current_group()
         return
     if int(os.environ.get("WORLD_SIZE", 1)) <= 1:
-        yield World()
+        yield ProcessGroup()
         return
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         raise InputError(
@@ -71,43 +71,46 @@ def join() -> Iterator[World]:
             )
         torch.cuda.set_device(local_device())
     try:
-        yield present()
-    except Cancelled:  # all have agreed to stop
+        yield current_group()
+    except Cancelled:  # all processes have agreed to stop
         dist.destroy_process_group()
         raise
-    # Not after another error: some may be waiting in the middle of an exchange, and taking leave of them would hang.
+    # Not after another error: other processes may wait in a collective call, and then destroying the group would hang.
     dist.destroy_process_group()
 
 
 def first_to_fail(code: int) -> int | None:
-    """Report a failure with this exit code; None when it is the first of all processes, else the first one's code.
+    """Report a failure with this exit code: None for the first process that fails, for the others its exit code.
 
-    So that one failure, which often makes the other processes fail as well, is said once and has one exit code.
+    One failure often makes the other processes fail, too. So it is printed once, and all processes exit with one code.
     """
     if not dist.is_initialized():
         return None
     try:
         store = dist.distributed_c10d._get_default_store()
         first = store.compare_set("pusa/failed", "", f"{dist.get_rank()} {code}").decode()
-    except RuntimeError:  # the process that keeps the store has ended
+    except RuntimeError:  # the process of the store has ended
         return code
     rank, said = map(int, first.split())
     return None if rank == dist.get_rank() else said
 
 
-def from_chief(world: World, work: Callable[[], T]) -> T:
-    """Do `work` on process 0 and return its result (picklable) everywhere; if it fails, every process fails."""
+def from_rank_zero(group: ProcessGroup, work: Callable[[], T]) -> T:
+    """Call `work` in rank 0 and return its result, which must be picklable, in every process.
+
+    If `work` fails, every process raises an error.
+    """
     outcome: list[Any] = [None, None]
-    if world.chief:
+    if group.is_rank_zero:
         try:
             outcome[0] = work()
         except Exception as error:
-            if world.size == 1:
+            if group.size == 1:
                 raise
-            outcome[1] = error if isinstance(error, PusaError) else PusaError(f"process 0 failed: {error!r}")
+            outcome[1] = error if isinstance(error, PusaError) else PusaError(f"rank 0 failed: {error!r}")
             dist.broadcast_object_list(outcome, 0)
             raise
-    if world.size > 1:
+    if group.size > 1:
         dist.broadcast_object_list(outcome, 0)
     if outcome[1] is not None:
         raise outcome[1]
@@ -115,37 +118,37 @@ def from_chief(world: World, work: Callable[[], T]) -> T:
     return result
 
 
-def agree(world: World, what: str) -> bool:
-    """Whether every process says the same. Every process must call it."""
-    return len(set(everyones_words(world, [what]))) == 1
+def all_agree(group: ProcessGroup, what: str) -> bool:
+    """Whether `what` is the same in every process. Every process must call it."""
+    return len(set(gather_words(group, [what]))) == 1
 
 
-def chiefs(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors that process 0 has in the place of these, of the same shapes, types and kind of device."""
+def broadcast(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of the tensors of rank 0. In the other processes, `tensors` give the shapes, types and devices."""
     copies = [tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors]
     for copy in copies:
         dist.broadcast(copy, 0)
     return copies
 
 
-def everyones(world: World, values: Tensor) -> Tensor:
-    """[...] of each process -> [size, ...] on every process, in the order of ranks."""
-    if world.size == 1:
+def gather(group: ProcessGroup, values: Tensor) -> Tensor:
+    """[...] in each process -> [size, ...] in every process, ordered by rank."""
+    if group.size == 1:
         return values[None]
-    parts = [torch.empty_like(values) for _ in range(world.size)]
+    parts = [torch.empty_like(values) for _ in range(group.size)]
     dist.all_gather(parts, values)
     return torch.stack(parts)
 
 
-def anyone(world: World, flag: bool) -> bool:
-    """Whether it is so on any process. Every process must call it."""
-    return bool(everyones(world, torch.tensor(flag)).any())
+def any_rank(group: ProcessGroup, flag: bool) -> bool:
+    """Whether `flag` is true in any process. Every process must call it."""
+    return bool(gather(group, torch.tensor(flag)).any())
 
 
-def everyones_words(world: World, words: list[str]) -> list[str]:
-    """The words of every process, in the order of ranks."""
-    if world.size == 1:
+def gather_words(group: ProcessGroup, words: list[str]) -> list[str]:
+    """The words of every process, ordered by rank. Every process must call it."""
+    if group.size == 1:
         return words
-    parts: list[list[str]] = [[] for _ in range(world.size)]
+    parts: list[list[str]] = [[] for _ in range(group.size)]
     dist.all_gather_object(parts, words)
     return [word for part in parts for word in part]

@@ -1,11 +1,10 @@
-"""Videos in and out of arrays, so that nothing above this file touches a codec.
+"""Read and write videos as arrays. The rest of the project uses no codec.
 
-A clip is uint8 RGB [N, H, W, 3]. Reading is strict: a file that is missing, cut off or of the wrong kind is an
-`InputError` that names it.
+A clip is uint8 RGB [N, H, W, 3]. If a file is missing, truncated or of the wrong kind, an `InputError` names it.
 
-Videos are converted with the matrix that they are tagged with. Ours are BT.709, limited range, with chroma where H.264
-expects it: the codec library's default conversion darkens a clip by half a grey level and shifts its colours by half a
-pixel every time it goes round.
+A video is converted with the colour matrix that its file states. Videos that are written here are BT.709, limited
+range, with the chroma position of H.264. The default conversion of the codec library would darken a clip by half a grey
+level and shift its colours by half a pixel each time it is written and read.
 """
 
 from __future__ import annotations
@@ -41,20 +40,21 @@ _EXACT = (
 )
 _BT709 = 1
 _LIMITED = 1
-# Macroblock-tree lookahead gives other bytes from run to run, even on one thread; without it they are the same.
+# With macroblock-tree lookahead, the bytes differ from run to run, even on one thread. Without it they are equal.
 _X264 = {"threads": "1", "x264-params": "mbtree=0"}
 
 
 def read_video(path: str | Path, fps: float | None = None) -> tuple[Frames, float]:
-    """Read every frame of a video or animated picture as uint8 RGB [N, H, W, 3], and its rate in frames per second.
+    """Read all frames of a video or animated picture: uint8 RGB [N, H, W, 3], and the frame rate.
 
-    Frames come upright and with square pixels; GIF, PNG and WebP may be animated.
+    Frames are upright and have square pixels. GIF, PNG and WebP files may be animated.
 
-    With `fps`, frame k of the result is the frame whose timestamp is nearest to k / fps seconds, for every k up to the
-    last timestamp: a slower rate drops frames, a faster one repeats them, none is blended or invented. Without it the
-    frames are returned as stored; a variable frame rate is made constant in the same way, at its average.
+    fps: resample to this rate. Frame k of the result is the frame whose timestamp is nearest to k / fps seconds, for
+    every k up to the last timestamp. A lower rate drops frames and a higher rate repeats frames; frames are never
+    blended. Without `fps`, the frames are returned as stored; if the frame rate varies, they are resampled to its
+    average.
 
-    Raises InputError when the file is no video, is damaged or cut off, or is larger than 4 GiB in memory.
+    Raises InputError if the file is not a video, is damaged or truncated, or needs more than 4 GiB of memory.
     """
     path = existing_file(path)
     if fps is not None and not (math.isfinite(fps) and fps > 0):
@@ -73,10 +73,10 @@ def read_video(path: str | Path, fps: float | None = None) -> tuple[Frames, floa
 
 
 def write_video(path: str | Path, frames: Frames, fps: float, *, crf: int = 12) -> None:
-    """Write uint8 RGB [N, H, W, 3] as an H.264 mp4 that every browser plays from its first bytes on.
+    """Write uint8 RGB [N, H, W, 3] as an H.264 mp4 that browsers can play while it loads.
 
-    yuv420p, BT.709; `crf` from 0 (best) to 51. The same frames give the same bytes with the same codec version: one
-    encoder thread, no dates. Raises InputError for an odd width or height, a rate outside (0, 1000] or another suffix.
+    The pixel format is yuv420p, BT.709. crf: 0 (best) to 51 (smallest). Equal frames give equal bytes with the same
+    version of the codec. Raises InputError for an odd width or height, a rate outside (0, 1000], or another suffix.
     """
     path = Path(path)
     check_frames(frames)
@@ -108,7 +108,10 @@ def write_video(path: str | Path, frames: Frames, fps: float, *, crf: int = 12) 
 
 
 def rate_of(times: NDArray[np.float64], stated: float) -> tuple[bool, float]:
-    """Whether ascending frame times [N], in seconds, are evenly spaced, and their rate (`stated` where it fits)."""
+    """Whether ascending frame times [N], in seconds, are evenly spaced, and the frame rate.
+
+    stated: the rate that the file states, 0 if none; it is returned if it agrees with the times.
+    """
     span = times[-1] - times[0]
     own = float((len(times) - 1) / span) if span > 0 else stated or 1.0
     if stated and abs(stated - own) < 0.01 * own:
@@ -118,7 +121,7 @@ def rate_of(times: NDArray[np.float64], stated: float) -> tuple[bool, float]:
 
 
 def nearest(times: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The number of the frame nearest to each of `wanted` seconds [N] after the first frame; of two, the earlier."""
+    """The index of the frame nearest to each of `wanted` seconds [N] after the first frame; of two, the earlier."""
     if len(times) == 1:
         return np.zeros(len(wanted), np.int64)
     wanted = times[0] + wanted
@@ -127,7 +130,7 @@ def nearest(times: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[
 
 
 def _decode(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
-    """All frames, their times in seconds (ascending) and the rate that the file states (0 if none)."""
+    """All frames, their times in seconds (ascending), and the rate that the file states (0 if none)."""
     with av.open(plain_name(path)) as container:
         if kind_of(container) == "picture":
             return decode_animation(path)
@@ -165,20 +168,20 @@ def _decode(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
 
 
 def picture_track(path: Path, container: InputContainer) -> VideoStream:
-    """The video track of an opened file, not its cover picture; InputError when it has none."""
+    """The video track of an opened file, not its cover picture; InputError if there is none."""
     if kind_of(container) == "text":
-        raise InputError(f"{path} is text where a video is needed; give an mp4, mov, mkv, webm or gif")
+        raise InputError(f"{path} is text, but a video is needed; give an mp4, mov, mkv, webm or gif file")
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not streams:
-        raise InputError(f"{path} has no picture track (sound only?); give a video")
+        raise InputError(f"{path} has no video track (sound only?); give a video")
     return streams[0]
 
 
 def decode_animation(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
-    """`_decode` for a file of pictures, which moves only when they have durations (0 is 100 ms, as in browsers)."""
+    """`_decode` for an animated picture. Durations of 0 count as 100 ms, as in browsers; the stated rate is 0."""
     count = moving_frames(path)
     if count == 1:
-        raise InputError(f"{path} is a picture where a video is needed; give it as an image")
+        raise InputError(f"{path} is a picture, but a video is needed; give it as an image")
     with PILImage.open(path) as picture:
         if count * picture.width * picture.height * 3 > MAX_CLIP_BYTES:
             raise _too_large(path)
@@ -195,12 +198,15 @@ def decode_animation(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
 
 
 def is_animated(path: Path) -> bool:
-    """Whether Pillow finds a picture that moves."""
+    """Whether Pillow finds more than one frame in the file."""
     return moving_frames(path) > 1
 
 
 def upright(frame: VideoFrame, squeeze: float) -> Image:
-    """One decoded frame as RGB, turned as its metadata says, pixels `squeeze` times as wide as high made square."""
+    """One decoded frame as RGB [H, W, 3]: rotated as its metadata states, with square pixels.
+
+    squeeze: the width of a pixel divided by its height.
+    """
     if any(component.is_alpha for component in frame.format.components) or frame.format.has_palette:
         picture = over_white(np.asarray(frame.to_ndarray(format="rgba"), np.uint8))
     else:
@@ -216,7 +222,7 @@ def _too_large(path: Path) -> InputError:
 
 @contextmanager
 def _errors_of_the_system() -> Iterator[None]:
-    """FFmpeg's errors as what they are, so that a full disk is one for everybody."""
+    """Raise FFmpeg's errors as OSError, so that `replacing` recognises a full disk."""
     try:
         yield
     except av.FFmpegError as error:
@@ -224,7 +230,10 @@ def _errors_of_the_system() -> Iterator[None]:
 
 
 def _to_yuv420p(picture: Image) -> NDArray[np.uint8]:
-    """BT.709 limited range, planes below one another [3H/2, W]; chroma between rows, on even columns (as in H.264)."""
+    """RGB [H, W, 3] to BT.709 limited range, the three planes below one another, [3H/2, W].
+
+    Chroma is sampled between rows and on even columns, as in H.264.
+    """
     r, g, b = (picture[..., i].astype(np.float32) / 255 for i in range(3))
     luma = 0.2126 * r + 0.7152 * g + 0.0722 * b
     planes = [16 + 219 * luma]

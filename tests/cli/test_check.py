@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pusa import videos
 from pusa.cli import main
-from pusa.models import checkpoints
+from pusa.models.loading import checkpoints
 
 Frames = Callable[..., NDArray[np.uint8]]
 

@@ -105,13 +105,13 @@ def test_a_clip_of_ours_is_compared_with_what_its_recipe_says(tmp_path: Path, as
     _, found = ask(tmp_path / "made", out="more")
     notes = {Path(clip["clip"]).name: clip["notes"] for clip in found["clips"]}
     assert notes["clip.mp4"] == []
-    assert notes["other.mp4"] == ["other.json is of another clip, so it is not believed"]
-    assert notes["broken.mp4"] == ["broken.json is damaged, so what the clip was made from is not known"]
+    assert notes["other.mp4"] == ["other.json describes another clip, so it is ignored"]
+    assert notes["broken.mp4"] == ["broken.json is damaged, so the given frames are unknown"]
     assert sum("given" in clip for clip in found["clips"]) == 1
     (tmp_path / "start.png").unlink()
     _, found = ask(tmp_path / "made" / "clip.mp4", out="again")
     assert "given" not in found["clips"][0]
-    assert "is gone or has changed" in found["clips"][0]["notes"][0]
+    assert "is missing or has changed" in found["clips"][0]["notes"][0]
 
 
 def test_pictures_and_joins_may_be_said(folder: Path, tmp_path: Path, ask: Ask) -> None:
@@ -154,7 +154,7 @@ def test_of_a_short_clip_it_is_said_what_cannot_be_measured(tmp_path: Path, ask:
     code, found = ask(tmp_path / "short.mp4")
     assert code == 0
     assert "measures" not in found["clips"][0]
-    assert "nothing of motion is measured below 5" in found["clips"][0]["notes"][0]
+    assert "no motion is measured below 5" in found["clips"][0]["notes"][0]
 
 
 def test_a_damaged_clip_fails_alone_and_is_tried_again(folder: Path, ask: Ask) -> None:
@@ -173,7 +173,7 @@ def test_a_damaged_clip_fails_alone_and_is_tried_again(folder: Path, ask: Ask) -
     [
         ((), "there is no clip to measure"),
         (("nowhere",), "no file or folder nowhere"),
-        (("EMPTY",), "holds no clip"),
+        (("EMPTY",), "contains no clip"),
         (("CLIP", "--given", "photo.png"), "give a picture and its frame"),
         (("CLIP", "--given", "gone.png@0"), "there is no file gone.png"),
         (("CLIP", "--given", "CLIP@first"), "'first' is no frame"),
@@ -185,7 +185,7 @@ def test_a_damaged_clip_fails_alone_and_is_tried_again(folder: Path, ask: Ask) -
         (("CLIP", "--world", "tiny"), "asks models and not clips"),
         (("--world", "tiny", "--tasks", "juggling"), "no task 'juggling'"),
         (("--world", "+x.safetensors"), "no model stands before"),
-        (("--world", "tiny", "--world", "tiny"), "named twice"),
+        (("--world", "tiny", "--world", "tiny"), "given twice"),
     ],
 )
 def test_bad_input_is_one_sentence(

@@ -27,7 +27,7 @@ def wans(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def about(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("pusa.models.weights.read", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("pusa.models.weight_files.read", lambda *_: pytest.fail("weights were read"))
 
     def ask(path: Path | str, code: int = 0) -> dict[str, Any]:
         capsys.readouterr()

@@ -16,11 +16,11 @@ import pytest
 from numpy.typing import NDArray
 
 from pusa.cli import main
-from pusa.cli.terminal import Terminal
-from pusa.models.checkpoints import load
-from pusa.training import clips
-from pusa.training.cache import Cached
-from pusa.training.fingerprints import fingerprint
+from pusa.cli.shared.terminal import Terminal
+from pusa.models.loading.checkpoints import load
+from pusa.training.data import samples
+from pusa.training.data.cache import Cached
+from pusa.training.data.fingerprints import fingerprint
 from pusa.videos import write_video
 
 Pusa = Callable[..., dict[str, Any]]
@@ -62,7 +62,7 @@ def test_the_cache_it_makes_is_the_one_that_is_read(prepare: Pusa, tiny_folder: 
     assert (first["data"], first["cache"], first["buckets"]) == ("data", "runs/cache", {"32x32x5": 4})
     assert first["bytes"] == sum(path.stat().st_size for path in Path("runs/cache").rglob("*.safetensors"))
     assert numbers(prepare()) == (0, 0, 4, 0, 0)
-    plan = clips.survey("data", [clips.Bucket(32, 32, 5)], 8)
+    plan = samples.survey("data", [samples.Bucket(32, 32, 5)], 8)
     cached = Cached(plan, fingerprint(load(str(tiny_folder), device="cpu"), 8), Path("runs/cache"))
     assert [sample.caption for sample in cached] == [f"clip number {i}" for i in range(4)]
 
@@ -90,7 +90,9 @@ def test_it_needs_no_transformer(
 
 @pytest.mark.parametrize("place", ["/proc/nope", "data/0.mp4", "data/0.mp4/deeper", "n" * 300])
 def test_a_cache_that_cannot_be_is_one_sentence(prepare: Pusa, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pusa.models.checkpoints.load_encoders", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(
+        "pusa.models.loading.checkpoints.load_encoders", lambda *_, **__: pytest.fail("weights were loaded")
+    )
     result = prepare("--cache", place)
     assert result["code"] == 2
     message = result["error"]["message"]

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from pusa.cli import main
-from pusa.evaluation.paper import experiments
-from pusa.evaluation.pieces import TIMES
+from pusa.evaluation.paper import experiments, study
+from pusa.evaluation.paper.study_folder import StudyFolder
+from pusa.evaluation.results_folder import TIMES
 from pusa.images import read_image
 
 
@@ -20,20 +21,20 @@ def filled(folder: Path, letters: str) -> Path:
     rng = np.random.default_rng(0)
     scenes = rng.uniform(100, 900, 32)
     (folder / "scores").mkdir(parents=True)
-    for piece in experiments.Study(folder).pieces(letters):
-        if piece.name.startswith(("clips", "captions")):
-            piece.file.parent.mkdir(exist_ok=True)
-            piece.file.touch()
-    for job in {job for letter in letters for job in experiments.jobs(letter)}:
-        (folder / "runs" / f"{job.method}.{job.seed}").mkdir(parents=True, exist_ok=True)
-        (folder / "runs" / f"{job.method}.{job.seed}" / "done.json").touch()
-        factor = 1 + 1 / job.steps + job.noise + 0.02 * rng.normal(size=32)
+    for unit in study.units(StudyFolder(folder), letters):
+        if unit.name.startswith(("clips", "captions")):
+            unit.file.parent.mkdir(exist_ok=True)
+            unit.file.touch()
+    for one in {one for letter in letters for one in experiments.experiments_of(letter)}:
+        (folder / "runs" / f"{one.method}.{one.seed}").mkdir(parents=True, exist_ok=True)
+        (folder / "runs" / f"{one.method}.{one.seed}" / "done.json").touch()
+        factor = 1 + 1 / one.sampling_steps + one.noise + 0.02 * rng.normal(size=32)
         rows: list[dict[str, Any]] = [
-            {"seed": i, "error": e, "baseline_error": 500.0, "held": 40.0 * (1 + job.noise), "motion": e < 500}
+            {"seed": i, "error": e, "baseline_error": 500.0, "held": 40.0 * (1 + one.noise), "motion": e < 500}
             for i, e in enumerate((scenes * factor).tolist())
         ]
-        (folder / "scores" / f"{job.name}.json").write_text(json.dumps({"rows": rows}))
-    (folder / TIMES).write_text(json.dumps({"piece": experiments.jobs("c")[0].name, "seconds": 7200.0}) + "\n")
+        (folder / "scores" / f"{one.name}.json").write_text(json.dumps({"rows": rows}))
+    (folder / TIMES).write_text(json.dumps({"unit": experiments.experiments_of("c")[0].name, "seconds": 7200.0}) + "\n")
     return folder
 
 
@@ -50,7 +51,7 @@ def test_tables_with_intervals_orderings_figures_and_what_they_took(
     outcomes = {one["claim"]: one["outcome"] for one in found["tables"]["c"]["orderings"]}
     assert outcomes["5 steps are better than 2"] == "holds"
     text = (folder / "paper.md").read_text()
-    assert "## c. Steps of inference" in text
+    assert "## c. Sampling steps" in text
     assert "## g. Noise on the given frame" in text
     assert "## d." not in text
     assert "`pusa reproduce c`" in text

@@ -15,8 +15,8 @@ import pytest
 
 from pusa.cli import VERBS, main
 from pusa.cli.train import settings as settings_of_help
-from pusa.training.config import SECTIONS, Config, read
-from pusa.training.presets import PRESETS
+from pusa.training.config.presets import PRESETS
+from pusa.training.config.tree import SECTIONS, Config, read
 
 Ask = Callable[..., tuple[int, str, str]]
 
@@ -211,7 +211,7 @@ def test_clips_that_make_it_diverge_are_named_by_their_files(ask: Ask, common: l
 def test_a_folder_that_cannot_be_is_refused_before_anything_is_encoded(
     ask: Ask, common: list[str], place: str, clips: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pusa.models.checkpoints.load", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("pusa.models.loading.checkpoints.load", lambda *_, **__: pytest.fail("weights were loaded"))
     place = place.replace("FILE", str(clips / "0.txt"))
     for flag, what in (("--out", "the run"), ("--data.cache", "the cache")):
         common[common.index(flag) + 1] = place
@@ -225,7 +225,7 @@ def test_a_folder_that_cannot_be_is_refused_before_anything_is_encoded(
 def test_a_missing_logger_is_said_before_anything_is_encoded(
     ask: Ask, common: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pusa.models.checkpoints.load", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("pusa.models.loading.checkpoints.load", lambda *_, **__: pytest.fail("weights were loaded"))
     monkeypatch.setitem(sys.modules, "wandb", None)
     code, _, err = ask(*common, "--track.loggers", "wandb")
     assert (code, err) == (2, "pusa: wandb is not installed: pip install wandb, or take it out of track.loggers.\n")
@@ -234,9 +234,9 @@ def test_a_missing_logger_is_said_before_anything_is_encoded(
 def test_a_folder_in_use_is_refused_before_anything_is_encoded(
     ask: Ask, common: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pusa.training.state import Run
+    from pusa.training.run_folder import Run
 
-    monkeypatch.setattr("pusa.models.checkpoints.load", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("pusa.models.loading.checkpoints.load", lambda *_, **__: pytest.fail("weights were loaded"))
     with Run.open(tmp_path / "run", {}):
         code, _, err = ask(*common)
     assert code == 2
@@ -245,7 +245,7 @@ def test_a_folder_in_use_is_refused_before_anything_is_encoded(
 
 def test_clips_are_held_out_by_content_and_whole(clips: Path, tmp_path: Path) -> None:
     from pusa.errors import InputError
-    from pusa.training.clips import Bucket, survey
+    from pusa.training.data.samples import Bucket, survey
     from pusa.training.run import hold_out
 
     plan = survey(clips, [Bucket(32, 32, 5)], 8, "slide")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pusa.cli import main, run
-from pusa.cli.terminal import Terminal, pace
+from pusa.cli.shared.terminal import Terminal, pace
 from pusa.generation.clip import GeneratedClip
 from pusa.images import write_image
 from pusa.videos import read_video, write_video

@@ -7,11 +7,12 @@ import pytest
 from PIL import Image, ImageFilter
 
 from pusa.embedded import judge, world
+from pusa.images import Frames
 
 CLIPS = 80
 
 
-def share(key: str, change: Callable[[world.Frames], world.Frames]) -> float:
+def share(key: str, change: Callable[[Frames], Frames]) -> float:
     """How often the judge finds what the caption says, on held-out clips after `change`."""
     right = 0
     for seed in range(CLIPS):
@@ -20,16 +21,16 @@ def share(key: str, change: Callable[[world.Frames], world.Frames]) -> float:
     return right / CLIPS
 
 
-def blurred(clip: world.Frames) -> world.Frames:
+def blurred(clip: Frames) -> Frames:
     blur = ImageFilter.GaussianBlur(1)
     return np.stack([np.asarray(Image.fromarray(f).filter(blur)) for f in clip])
 
 
-def shuffled(clip: world.Frames) -> world.Frames:
+def shuffled(clip: Frames) -> Frames:
     return clip[np.random.default_rng(int(clip[0].sum())).permutation(len(clip))]
 
 
-def recoloured(clip: world.Frames) -> world.Frames:
+def recoloured(clip: Frames) -> Frames:
     return clip[..., [1, 2, 0]]
 
 
@@ -52,7 +53,7 @@ def test_a_slight_blur_changes_little(key: str) -> None:
         ("colour", recoloured, 0.1),
     ],
 )
-def test_controls_are_judged_wrong(key: str, change: Callable[[world.Frames], world.Frames], at_most: float) -> None:
+def test_controls_are_judged_wrong(key: str, change: Callable[[Frames], Frames], at_most: float) -> None:
     assert share(key, change) <= at_most
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.controls import CONTROLS
-from pusa.evaluation import measures, seams
-from pusa.evaluation.flow import Motion
+from pusa.evaluation.clips import measures, seams
+from pusa.evaluation.clips.optical_flow import Motion
 from pusa.images import Frames
 from pusa.videos import read_video
 

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 from pusa.generation.advice import advice
-from pusa.generation.conditions import Image
 from pusa.generation.pipeline import Pipeline, load
+from pusa.generation.request import Image
 from pusa.generation.settings import Settings
-from pusa.models.lora import Lora
-from pusa.models.lora_header import is_distilled, is_per_frame
+from pusa.models.lora.header import is_distilled, is_per_frame
+from pusa.models.lora.runtime import Lora
 
-SETTINGS = Settings(81, (832, 480), 10, 3.0, 5.0)
+SETTINGS = Settings(frames=81, size=(832, 480), steps=10, guidance=3.0, shift=5.0)
 FAST = dataclasses.replace(SETTINGS, steps=4, guidance=1.0)
 
 
@@ -62,7 +62,7 @@ def test_contradictions(loras: list[Lora], settings: Settings, given: bool, expe
 
 def test_a_merged_adapter_is_known_and_wants_no_second_one() -> None:
     def said(loras: list[Lora], *merged: str, two: bool = False) -> list[str]:
-        settings = dataclasses.replace(SETTINGS, guidance_2=3.0) if two else SETTINGS
+        settings = dataclasses.replace(SETTINGS, guidance_2=3.0, boundary=0.875) if two else SETTINGS
         return advice("/models/wan", loras, settings, given=True, merged=merged)
 
     assert said([], "transformer") == []

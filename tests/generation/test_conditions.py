@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 
 from pusa.errors import InputError
-from pusa.generation.conditions import Clip, Image, Target, place, resolve
+from pusa.generation.conditions import Target, place, resolve
+from pusa.generation.request import Clip, Image
 from pusa.images import fit, write_image
-from pusa.models.latents import frames_of
+from pusa.models.wan.latents import frames_of
 from pusa.videos import write_video
 
 
@@ -63,7 +64,7 @@ def test_a_clip_at_the_beginning_is_one_video(noise_frames, tiny_pipe, target):
 def test_the_end_of_a_video_keeps_its_own_context(noise_frames, tiny_pipe, target):
     """Completion: the last frames of the very clip that is to be completed get the latents they have in it."""
     video = noise_frames(17)
-    known, _ = resolve([Clip(video, at=-8, start=-8)], target)
+    known, _ = resolve([Clip(video, at=-1, start=-8)], target)
     assert sorted(known) == [3, 4]
     assert torch.equal(torch.cat([known[3][0], known[4][0]], 2), tiny_pipe.encode(video)[:, :, 3:])
 
@@ -89,7 +90,7 @@ def test_a_clip_is_placed_exactly_or_refused(at, count, tiny_pipe):
 
 def test_paper_example_of_completion(tiny_pipe, noise_frames):
     target = Target(81, (32, 32), 16, "crop", tiny_pipe.vae)
-    conditions = [Clip(noise_frames(9)), Clip(noise_frames(12), at=-12)]
+    conditions = [Clip(noise_frames(9)), Clip(noise_frames(12), at=-1)]
     assert sorted(slots(conditions, target)) == [0, 1, 2, 18, 19, 20]
 
 
@@ -157,11 +158,11 @@ class TestGeneratedClips:
         (lambda p, v: [Image(p, 17)], "frame 17 is outside the clip, which has 17 frames: 0 to 16, -17 to -1"),
         (lambda p, v: [Image(p, -18)], "frame -18 is outside"),
         (lambda p, v: [Image(p, "2.1s")], "frame 2.1s is outside .* 0s to 2s"),
-        (lambda p, v: [Image(p, "soon")], "'soon' is no frame"),
-        (lambda p, v: [Image(p, 1.5)], "1.5 is no frame"),
-        (lambda p, v: [Image(p, noise=1.1)], "noise 1.1 is outside 0 to 1"),
-        (lambda p, v: [Image(p, noise=float("nan"))], "noise nan is outside 0 to 1"),
-        (lambda p, v: [Image(p, encoding="double")], "'double' is unknown; choose single or repeat"),
+        (lambda p, v: [Image(p, "soon")], "'soon' is not a frame"),
+        (lambda p, v: [Image(p, 1.5)], "frame is 1.5|1.5 is not a frame"),
+        (lambda p, v: [Image(p, noise=1.1)], "noise is 1.1: give a number from 0 to 1; 0 keeps"),
+        (lambda p, v: [Image(p, noise=float("nan"))], "noise is nan: give a number from 0 to 1"),
+        (lambda p, v: [Image(p, encoding="double")], "'double' is unknown: choose single or repeat"),
         (lambda p, v: [Image(p, 13), Image(p, -1)], r"frame 13 and .* frame -1 fall into .* \(frames 13 to 16\)"),
         (lambda p, v: [Image(p, 0), Clip(v)], "fall into the same latent frame .frame 0"),
         (lambda p, v: [Image(p.astype(float))], "must be uint8"),
@@ -174,13 +175,17 @@ class TestGeneratedClips:
         (lambda p, v: [Clip(v[:3], at=9)], "takes 4n: give a longer clip"),
         (lambda p, v: [Clip(v[:7], at=9, start=1)], "use 4 of them"),
         (lambda p, v: [Clip(v[:4], at=10)], "put it at frame 9 or 13"),
-        (lambda p, v: [Clip(v[:5], at=-5)], "put it at frame 9."),
+        (
+            lambda p, v: [Clip(v[:5], at=-1)],
+            "a multiple of four frames, not 5; use frames=4 .*, or start=-4",
+        ),
         (lambda p, v: [Clip(v, at=13)], "end at frame 29, outside the clip of 17"),
-        (lambda p, v: [Clip(v, frames=21)], "21 frames from frame 0 on were asked for, but the clip has 17"),
+        (lambda p, v: [Clip(v, frames=21)], "21 frames from frame 0 on were requested, but the clip has 17"),
         (lambda p, v: [Clip(v, start=20)], "the start of the given clip: frame 20 is outside"),
         (lambda p, v: [Clip(v, noise=[0, 1])], "2 noise multipliers for 5 latent frames"),
-        (lambda p, v: [Clip(v, noise=-0.1)], "noise -0.1 is outside"),
-        (lambda p, v: [p], "not a ndarray"),
+        (lambda p, v: [Clip(v, noise=-0.1)], "noise is -0.1: give a number from 0 to 1"),
+        (lambda p, v: [Clip(v[:4], at=-2)], "ends with a group of 4; let it end at frame -5 or -1"),
+        (lambda p, v: [Clip(v, at=-9)], "begin before the clip of 17 frames"),
     ],
 )
 def test_what_does_not_fit_is_a_sentence(conditions, sentence, picture, noise_frames, target):

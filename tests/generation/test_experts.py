@@ -10,11 +10,11 @@ from diffusers import WanTransformer3DModel
 
 from pusa.core import schedules, sigmas
 from pusa.errors import InputError
-from pusa.generation.conditions import Image
 from pusa.generation.pipeline import Pipeline, load
 from pusa.generation.provenance import regenerate
-from pusa.models import profiles
-from pusa.models.lora import LoraFile
+from pusa.generation.request import Image
+from pusa.models.lora.runtime import LoraFile
+from pusa.models.memory import profiles
 from tests.models.lora_files import truth, written
 
 PROMPT = "a red circle moves left on a black background"
@@ -39,7 +39,7 @@ def files(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 def alone(folder: Path, which: str) -> Pipeline:
     """One of the experts as a model of its own."""
-    from pusa.models import checkpoints
+    from pusa.models.loading import checkpoints
 
     return Pipeline(checkpoints.load(folder, expert=which, device="cpu"))  # type: ignore[arg-type]
 
@@ -81,7 +81,7 @@ def test_the_boundary_and_both_guidances(experts_folder: Path, pipe: Pipeline) -
     for wrong in ({"guidance_2": float("nan")}, {"boundary": 1.5}):
         with pytest.raises(InputError, match=f"{next(iter(wrong))} is"):
             pipe.generate(PROMPT, **wrong)
-    with pytest.raises(InputError, match="has one transformer, and guidance_2 and boundary are for two experts"):
+    with pytest.raises(InputError, match="has one transformer, and guidance_2 is for two experts"):
         high.generate(PROMPT, guidance_2=2.0)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
 import math
 import shutil
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -14,9 +15,21 @@ from diffusers import WanPipeline
 from pusa.core import schedules, sigmas
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import Cancelled, InputError
-from pusa.generation.conditions import Clip, Image, Target, resolve
+from pusa.generation.conditions import Target, resolve
 from pusa.generation.pipeline import load
-from pusa.generation.settings import Options, Settings
+from pusa.generation.request import (
+    Clip,
+    Extend,
+    ExtendOptions,
+    Generate,
+    GenerateOptions,
+    Image,
+    Sampling,
+    SamplingOptions,
+    Transition,
+    TransitionOptions,
+)
+from pusa.generation.settings import Settings
 
 PROMPT = "a red circle moves left"
 
@@ -39,7 +52,7 @@ def tasks(picture, noise_frames):
             [Image(picture(1), 3), Image(picture(2), "1s"), Image(picture(3), 16, encoding="single")],
             [1, 2, 4],
         ),
-        "completion": ([Clip(video, frames=5), Clip(video, at=-4, start=-4)], [0, 1, 4]),
+        "completion": ([Clip(video, frames=5), Clip(video, at=-1, start=-4)], [0, 1, 4]),
         "everything known": ([Clip(video)], [0, 1, 2, 3, 4]),
     }
 
@@ -113,7 +126,7 @@ def test_noise_on_a_condition_is_mixed_once_with_its_own_noise(tiny_pipe, pictur
 
 
 def test_the_initial_noise_is_torchs_own(tiny_pipe):
-    noise = tiny_pipe.noise(0, Settings(81, (1280, 720), 10, 3.0, 5.0))
+    noise = tiny_pipe.noise(0, Settings(frames=81, size=(1280, 720), steps=10, guidance=3.0, shift=5.0))
     assert noise.shape == (1, 16, 21, 90, 160)
     assert noise[0, 0, 0, 0, :4].tolist() == pytest.approx([-1.1258398, -1.1523602, -0.2505786, -0.4338788])
     assert noise[0, 0, 20, 0, :3].tolist() == pytest.approx([-0.3647546, -0.3775772, -2.3820398])
@@ -170,7 +183,7 @@ def test_your_own_matrix_decides(tiny_pipe, picture):
         tiny_pipe.generate(PROMPT, matrix=matrix, frames=17)
     with pytest.raises(InputError, match="has 5 steps but steps=4"):
         tiny_pipe.generate(PROMPT, matrix=matrix, steps=4)
-    with pytest.raises(InputError, match="no shift or strength"):
+    with pytest.raises(InputError, match="leave shift, schedule and strength out"):
         tiny_pipe.generate(PROMPT, matrix=matrix, shift=3.0)
     with pytest.raises(InputError, match="starts latent frame 0 at σ = 0, so something must be known"):
         tiny_pipe.generate(PROMPT, matrix=matrix)
@@ -193,9 +206,15 @@ def test_a_callback_sees_every_step_and_may_stop(tiny_pipe):
         tiny_pipe.generate(PROMPT, steps=3, callback=lambda step: False)
 
 
-def test_the_typed_options_are_the_keywords(tiny_pipe):
-    keywords = inspect.signature(tiny_pipe.generate).parameters.keys() - {"prompt", "conditions"}
-    assert set(Options.__annotations__) == keywords
+def test_the_options_for_type_checkers_are_the_fields():
+    for request, options in (
+        (Sampling, SamplingOptions),
+        (Generate, GenerateOptions),
+        (Extend, ExtendOptions),
+        (Transition, TransitionOptions),
+    ):
+        keywords = {one.name for one in dataclasses.fields(request) if one.kw_only}
+        assert get_type_hints(options).keys() == keywords
 
 
 def test_one_frame_is_a_picture(tiny_pipe, picture):
@@ -217,7 +236,7 @@ def test_encode_and_decode_are_public(tiny_pipe, noise_frames):
         ({"size": (40, 32)}, "size 40x32 .* multiples of 16, as in 32x32"),
         ({"size": (0, 32)}, "size 0x32"),
         ({"steps": 0}, "steps is 0"),
-        ({"steps": 1001}, "steps is 1001: give at most 1000"),
+        ({"steps": 1001}, "steps is 1001: give a whole number from 1 to 1000"),
         ({"guidance": math.nan}, "guidance is nan"),
         ({"guidance": math.inf}, "guidance is inf"),
         ({"shift": 0.0}, "shift is 0"),
@@ -226,11 +245,11 @@ def test_encode_and_decode_are_public(tiny_pipe, noise_frames):
         ({"solver": "heun"}, "'heun' is unknown"),
         ({"strength": 0.5}, "needs a clip to edit"),
         ({"fit": "zoom", "conditions": [Image(np.zeros((5, 4, 3), np.uint8))]}, "'zoom' is unknown"),
-        ({"negative_prompt": None}, "not None"),
+        ({"negative_prompt": None}, "negative_prompt is None: give a text"),
         ({"init": Clip(np.zeros((5, 32, 32, 3), np.uint8)), "strength": 0.0}, "strength is 0"),
-        ({"init": Clip(np.zeros((6, 32, 32, 3), np.uint8))}, "5 or 9"),
+        ({"init": Clip(np.zeros((6, 32, 32, 3), np.uint8))}, "6 frames cannot be edited.* with frames=5"),
         ({"init": Clip(np.zeros((5, 32, 32, 3), np.uint8), at=4)}, "all of the new clip"),
-        ({"init": Clip(np.zeros((5, 32, 32, 3), np.uint8)), "frames": 9}, "9 frames from frame 0 on were asked for"),
+        ({"init": Clip(np.zeros((5, 32, 32, 3), np.uint8)), "frames": 9}, "9 frames from frame 0 on were requested"),
         ({"conditions": ["cat.png"]}, "not a str"),
     ],
 )
@@ -248,12 +267,12 @@ def test_prompts_are_texts(prompt, tiny_pipe):
 def test_loading_with_loras(tiny_folder, tmp_path):
     from peft import LoraConfig
 
-    from pusa.models import lora
+    from pusa.models.lora import runtime
 
     pipe = load(tiny_folder, device="cpu")
     plain = pipe.generate(PROMPT).latents
     pipe.transformer.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"], init_lora_weights=False))
-    lora.save(pipe.transformer, tmp_path / "a.safetensors")
+    runtime.save(pipe.transformer, tmp_path / "a.safetensors")
     both = load(tiny_folder, lora=[tmp_path / "a.safetensors"], lora_scale=[0.5], device="cpu")
     assert not torch.equal(both.generate(PROMPT).latents, plain)
     (record,) = both.generate(PROMPT).recipe["loras"]
@@ -265,7 +284,7 @@ def test_loading_with_loras(tiny_folder, tmp_path):
     (tmp_path / "b").mkdir()
     for weight in (p for n, p in pipe.transformer.named_parameters() if ".lora_B" in n):
         weight.data.mul_(2)
-    lora.save(pipe.transformer, tmp_path / "b" / "a.safetensors")
+    runtime.save(pipe.transformer, tmp_path / "b" / "a.safetensors")
     namesakes = load(tiny_folder, lora=[tmp_path / "a.safetensors", tmp_path / "b" / "a.safetensors"], device="cpu")
     assert [x.name for x in namesakes.components.loras] == ["a", "a_2"]
     shutil.copy(tmp_path / "a.safetensors", tmp_path / "copy.safetensors")

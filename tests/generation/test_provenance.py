@@ -15,12 +15,11 @@ from safetensors import safe_open
 from pusa import embedded
 from pusa.core import schedules, sigmas
 from pusa.errors import InputError
-from pusa.generation.conditions import Clip, Image
-from pusa.generation.extension import extend, transition
-from pusa.generation.pipeline import load
+from pusa.generation.pipeline import extend, load, transition
 from pusa.generation.provenance import read, regenerate
+from pusa.generation.request import Clip, Image
 from pusa.images import write_image
-from pusa.models import lora
+from pusa.models.lora import runtime
 from pusa.videos import write_video
 
 PROMPT = "a red circle moves left"
@@ -60,7 +59,7 @@ def test_every_task_is_remade_bit_for_bit(tiny_pipe, files):
         "keyframe": tiny_pipe.generate(PROMPT, [Image(str(files / "start.png"), "1s", encoding="single")], frames=9),
         "completion": tiny_pipe.generate(
             PROMPT,
-            [Clip(files / "video.mp4", at=-8, start=-8, noise=[0, 0.2])],
+            [Clip(files / "video.mp4", at=-1, start=-8, noise=[0, 0.2])],
             frames=9,
             negative_prompt="blurry",
             steps=3,
@@ -85,7 +84,7 @@ def test_the_model_and_its_loras_are_loaded_again(tiny_folder, tmp_path):
     pipe.transformer.add_adapter(
         LoraConfig(r=2, lora_alpha=2, target_modules=["to_q"], init_lora_weights=False), "mine"
     )
-    lora.save(pipe.transformer, tmp_path / "mine.safetensors")
+    runtime.save(pipe.transformer, tmp_path / "mine.safetensors")
     pipe.load_lora(tmp_path / "mine.safetensors", 1.4, "mine")
     clip = pipe.generate(PROMPT)
     path = clip.save(tmp_path / "clip.mp4")

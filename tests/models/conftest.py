@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from pusa.models.wan import VectorWanTransformer3DModel
+from pusa.models.wan.transformer import VectorWanTransformer3DModel
 from tests.models.wan_small import build
 
 

@@ -34,7 +34,7 @@ def build(folder: Path, tiny: Path, *, wan22: bool = False, **changes: Any) -> P
     """Write the diffusers folder: heads of 128, an autoencoder of four stages, and the text encoder of `tiny`."""
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-    from pusa.models.recognise import wan22_vae
+    from pusa.models.wan.recognise import wan22_vae
 
     torch.manual_seed(3)
     shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns("transformer", "vae"))

@@ -16,8 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pusa.errors import InputError
-from pusa.models import checkpoints, export, lora
-from pusa.models.wan import VectorWanTransformer3DModel
+from pusa.files import sha256
+from pusa.models import export
+from pusa.models.loading import checkpoints
+from pusa.models.lora import runtime
+from pusa.models.wan.transformer import VectorWanTransformer3DModel
 
 NAMES = {
     "attn1.to_q": "self_attn.q",
@@ -49,7 +52,7 @@ def transformer(folder: Path) -> WanTransformer3DModel:
 
 @pytest.fixture(scope="module")
 def layers(tiny_folder):
-    return lora.linears(transformer(tiny_folder))
+    return runtime.linears(transformer(tiny_folder))
 
 
 def factors(layers, modules, rank=RANK, dtype=torch.float32, seed=1):
@@ -99,7 +102,7 @@ def run(model):
 def with_lora(tiny_folder, path, scale=1.0):
     """What pusa says with the file loaded at run time."""
     model = VectorWanTransformer3DModel.upgrade(transformer(tiny_folder))
-    lora.load(model, path, scale)
+    runtime.load(model, path, scale)
     return run(model)
 
 
@@ -273,8 +276,8 @@ def test_a_lower_rank_in_a_file(layers, tiny_folder, tmp_path):
         assert metadata(tmp_path / "b.safetensors")["pusa.kept_energy"] == f"{done.energy.total:.6f}"
     done = export.convert(source, tmp_path / "b.safetensors", "comfy", rank=3)
     assert done.ranks == (2, 3)
-    products = {module: (up @ down).double() for module, (down, up) in lora.read(source)[0].items()}
-    cut = {module: (up @ down).double() for module, (down, up) in lora.read(done.path)[0].items()}
+    products = {module: (up @ down).double() for module, (down, up) in runtime.read(source)[0].items()}
+    cut = {module: (up @ down).double() for module, (down, up) in runtime.read(done.path)[0].items()}
     lost = sum((products[m] - cut[m]).square().sum().item() for m in products)
     all_of_it = sum(p.square().sum().item() for p in products.values())
     assert math.isclose(1 - lost / all_of_it, done.energy.total, rel_tol=1e-5)
@@ -312,7 +315,7 @@ def test_a_merged_checkpoint_is_the_lora_at_run_time(scale, layers, tiny_folder,
     assert all(torch.equal(mine[key], stock[key]) for key in mine)
     close(run(ours.transformer), run(pipe.transformer))  # mapped weights may be unaligned and round otherwise
     assert ours.defaults == checkpoints.defaults_of(tiny_folder)
-    assert lora.sha256(source) in (tmp_path / "merged" / "README.md").read_text()
+    assert sha256(source) in (tmp_path / "merged" / "README.md").read_text()
     before, after = (
         load_file(f / "transformer" / "diffusion_pytorch_model.safetensors") for f in (tiny_folder, done.path)
     )

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pusa.errors import InputError
-from pusa.models import hub, lora_header
+from pusa.models import hub
+from pusa.models.lora import header
 from tests.models.hub_server import Hub, serving
 
 NAME = "someone/wan"
@@ -152,7 +153,7 @@ def test_a_file_of_a_repository(server, fetch, tmp_path, monkeypatch):
         hub.file(f"{NAME}/c.safetensors")
     with pytest.raises(InputError, match="no file of a hub repository"):
         hub.file("b.safetensors")
-    assert lora_header.file_of(f"{NAME}/transformer/b.safetensors").suffix == ".safetensors"
+    assert header.file_of(f"{NAME}/transformer/b.safetensors").suffix == ".safetensors"
     (tmp_path / "here").mkdir()
     with pytest.raises(InputError, match="does not exist"):
-        lora_header.file_of(tmp_path / "here" / "x.safetensors")
+        header.file_of(tmp_path / "here" / "x.safetensors")

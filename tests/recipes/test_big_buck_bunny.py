@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pusa.training.dataset import find
+from pusa.training.data.dataset import find
 from pusa.videos import read_video, write_video
 from recipes.big_buck_bunny import dataset
 

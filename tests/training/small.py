@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel
 
-from pusa.models.wan import VectorWanTransformer3DModel
-from pusa.training.config import Config
+from pusa.models.wan.transformer import VectorWanTransformer3DModel
+from pusa.training.config.tree import Config
 
 CHANNELS, TEXT = 4, 16
 

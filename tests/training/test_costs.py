@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from pusa.models.wan import VectorWanTransformer3DModel
+from pusa.models.wan.transformer import VectorWanTransformer3DModel
 from pusa.training.costs import Costs, StepCounter, matmul_rate, peak_memory, scaled
 
 aten = torch.ops.aten

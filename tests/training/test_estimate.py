@@ -10,8 +10,10 @@ import torch
 from diffusers import WanTransformer3DModel
 from peft import LoraConfig
 
-from pusa.training.clips import Bucket
+from pusa.adapters.full import AllWeights
+from pusa.adapters.lora import Lora
 from pusa.training.costs import StepCounter
+from pusa.training.data.samples import Bucket
 from pusa.training.estimate import Model, estimate
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
@@ -30,7 +32,9 @@ def test_parameters_are_exact(tiny_folder: Path) -> None:
     assert model.parameters == sum(p.numel() for p in network.parameters())
     network.requires_grad_(False)
     network.add_adapter(LoraConfig(r=5, target_modules=list(TARGETS)))
-    assert model.adapter(5) == sum(p.numel() for p in network.parameters() if p.requires_grad)
+    assert Lora(5, TARGETS).extra_parameters(model.layers) == sum(
+        p.numel() for p in network.parameters() if p.requires_grad
+    )
 
 
 @pytest.mark.parametrize("rank", [0, 8])
@@ -46,7 +50,8 @@ def test_operations_agree_with_the_count_over_layers(rank: int) -> None:
     tokens, frames = model.tokens(bucket), bucket.slots
     assert tokens == 9 * 20 * 12
     counted = StepCounter(network)(1, tokens, frames).model
-    assert model.step(bucket, rank, False) == pytest.approx(counted, rel=0.1)
+    adapter = Lora(rank, TARGETS) if rank else AllWeights()
+    assert model.step(bucket, adapter, False) == pytest.approx(counted, rel=0.1)
 
 
 def test_longer_samples_and_checkpointing(tiny_folder: Path) -> None:

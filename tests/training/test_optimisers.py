@@ -8,8 +8,8 @@ from torch import nn
 
 from pusa.errors import InputError
 from pusa.training import optimisers
+from pusa.training.config.sections import TrainSettings
 from pusa.training.optimisers import learning_rate
-from pusa.training.sections import TrainSettings
 
 
 def rates(schedule: str, steps: int = 100, warmup: int = 10) -> list[float]:

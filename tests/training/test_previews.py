@@ -13,12 +13,13 @@ from peft import LoraConfig
 from torch import Tensor
 
 from pusa import images, videos
+from pusa.adapters.lora import without_lora
 from pusa.core.objectives import flow_matching_loss
 from pusa.errors import InputError
-from pusa.models import checkpoints, latents
-from pusa.models.checkpoints import Components
+from pusa.models.loading import checkpoints
+from pusa.models.loading.checkpoints import Components
+from pusa.models.wan import latents
 from pusa.training import previews
-from pusa.training.validation import without_adapter
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def test_the_same_model_makes_the_same_previews_and_a_changed_one_others(
     settings = Settings(tasks=("image-to-video",), guidance=1.0)
     one, again = (previews.make(parts, held[:1], s, tmp_path, settings)[0].frames for s in (1, 2))
     assert np.array_equal(one, again)
-    with without_adapter(parts.transformer):
+    with without_lora(parts.transformer):
         base = previews.make(parts, held[:1], 3, tmp_path, settings)[0].frames
     assert not np.array_equal(one, base)
 

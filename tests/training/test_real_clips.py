@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pusa import film, images, videos
+from pusa import images, video_probe, videos
 from pusa.cli import main
-from pusa.training import clips
-from pusa.training.clips import Bucket
+from pusa.training.data import samples
+from pusa.training.data.samples import Bucket
 
 CAPTIONS = {
     "bigbuckbunny": "an animated scene of Big Buck Bunny",
@@ -65,7 +65,7 @@ def test_every_frame_is_read(name: str, frames: int, size: tuple[int, int], rate
 
 
 def test_samples_are_the_frames_of_the_film_at_their_times(folder: Path) -> None:
-    plan = clips.survey(folder, [BUCKET], FPS, "uniform")
+    plan = samples.survey(folder, [BUCKET], FPS, "uniform")
     assert not plan.problems
     counts = {name: sum(cut.file.path.stem == name for cut in plan.cuts) for name in CAPTIONS}
     assert counts == {"bigbuckbunny": 2, "bikes": 4, "carphone_pristine": 1, "carphone_distorted": 1}
@@ -74,7 +74,7 @@ def test_samples_are_the_frames_of_the_film_at_their_times(folder: Path) -> None
         whole, _ = videos.read_video(cut.file.path, FPS)
         first = round(cut.start * FPS)
         expected = images.fit(whole[first : first + BUCKET.frames], (BUCKET.width, BUCKET.height))
-        assert np.array_equal(clips.read(cut, FPS), expected), cut
+        assert np.array_equal(samples.read(cut, FPS), expected), cut
 
 
 def test_check_prepare_train_generate(
@@ -107,7 +107,7 @@ def test_check_prepare_train_generate(
         "train", "--data", str(folder), "--out", "run", *(word for pair in settings.items() for word in pair)
     )
     assert trained["steps"] == 2
-    images.write_image("first.png", film.read(folder / "bikes.mp4", np.zeros(1), (64, 64))[0])
+    images.write_image("first.png", video_probe.read(folder / "bikes.mp4", np.zeros(1), (64, 64))[0])
     words = ["generate", CAPTIONS["bikes"], "--image", "first.png", "--out", "clip.mp4", "--steps", "2"]
     made = pusa(*words, "--model", str(tiny_folder), "--lora", trained["output"])
     frames, _ = videos.read_video(made["clips"][0]["path"])

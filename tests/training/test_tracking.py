@@ -19,14 +19,14 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 
 from pusa.errors import InputError
-from pusa.models.wan import VectorWanTransformer3DModel
+from pusa.models.wan.transformer import VectorWanTransformer3DModel
+from pusa.processes import ProcessGroup
 from pusa.training import tracking, validation
 from pusa.training.costs import Costs, StepCounter
-from pusa.training.parallel import World
-from pusa.training.state import Run
+from pusa.training.monitoring import Watch
+from pusa.training.run_folder import Run
 from pusa.training.tracking import Tracker
 from pusa.training.trainer import train
-from pusa.training.watching import Watch
 from tests.training import small
 
 
@@ -334,7 +334,7 @@ def test_a_real_trackio_run(tmp_path: Path, model: Any, monkeypatch: pytest.Monk
 
 def watched(out: Path, config: Any, **options: Any) -> tuple[Any, Costs | None]:
     components, samples, held_out = small.components(), small.Samples(), list(small.Samples(2))
-    with Watch(config, out, components, samples, held_out, World(0, 1), quiet=True) as watch:
+    with Watch(config, out, components, samples, held_out, ProcessGroup(0, 1), quiet=True) as watch:
         result = train(
             config, out, components=components, samples=samples, tracker=watch.tracker,
             hooks=watch.hooks, **options,

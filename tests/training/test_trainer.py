@@ -20,11 +20,11 @@ from torch import Tensor
 
 from pusa.core.objectives import bell, flow_matching_loss
 from pusa.errors import Cancelled, InputError, PusaError
-from pusa.models import lora
-from pusa.models.wan import VectorWanTransformer3DModel
-from pusa.training import draws
-from pusa.training.batches import indices
-from pusa.training.state import Run, read
+from pusa.models.lora import runtime
+from pusa.models.wan.transformer import VectorWanTransformer3DModel
+from pusa.training import random_draws
+from pusa.training.data.batches import indices
+from pusa.training.run_folder import Run, read
 from pusa.training.trainer import Hook, Result, train
 from tests.training import small
 
@@ -58,9 +58,15 @@ def curve(out: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key != "seconds"} for record in log(out)]
 
 
+def player(checkpoint: Path) -> dict[str, Any]:
+    """The state of the only player in a checkpoint."""
+    (state,) = read(checkpoint).state()["players"].values()
+    return state
+
+
 def weights(out: Path) -> dict[str, Tensor]:
     """The trained numbers in the newest checkpoint."""
-    return read(max((out / "checkpoints").iterdir())).state()["weights"]
+    return player(max((out / "checkpoints").iterdir()))["weights"]
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -85,15 +91,15 @@ def test_the_first_loss_is_the_methods_mean_over_passes(tmp_path: Path) -> None:
     for lane in range(3):
         clips = [samples[i] for i in indices(0, lane, 3, 2, samples.buckets, 7)]
         x0 = torch.stack([clip.latents for clip in clips])
-        silent = draws.dropped(0, lane, 2, 0.5, 7)
+        silent = random_draws.dropped(0, lane, 2, 0.5, 7)
         context = torch.stack([torch.zeros(4, 16) if s else c.context for s, c in zip(silent, clips, strict=True)])
-        sigma = draws.sigmas_of(0, lane, 2, 3, config.sigma, 7).sigma
+        sigma = random_draws.sigmas_of(0, lane, 2, 3, config.sigma, 7).sigma
         with torch.no_grad():
             losses.append(
                 flow_matching_loss(
                     lambda x, s, c: base(x, 1000 * s, c, return_dict=False)[0],
                     x0,
-                    draws.noise_of(0, lane, x0.shape, 7),
+                    random_draws.noise_of(0, lane, x0.shape, 7),
                     sigma,
                     context,
                     weight=bell(sigma),
@@ -170,7 +176,7 @@ def test_the_lora_file_says_what_the_trained_model_says(rslora: bool, tmp_path: 
     result = run(tmp_path, components=trained, lora=settings, train={"ema": None}, sigma=tasks)
     assert result.output == tmp_path / "lora.safetensors"
     before = says(fresh)
-    loaded = lora.load(fresh, result.output)
+    loaded = runtime.load(fresh, result.output)
     assert (loaded.ranks, loaded.modules) == ((4,), 4)
     torch.testing.assert_close(says(fresh), says(trained.transformer), atol=1e-6, rtol=1e-5)
     assert (says(fresh) - before).abs().max() > 1e-4
@@ -204,7 +210,7 @@ def test_full_fine_tuning_writes_what_stock_diffusers_loads(tmp_path: Path) -> N
 
 def test_with_an_average_the_average_is_handed_out(tmp_path: Path) -> None:
     result = run(tmp_path, train={"ema": 0.9})
-    average = read(tmp_path / "checkpoints" / "step_000012").state()["averages"]["ema"]
+    average = player(tmp_path / "checkpoints" / "step_000012")["averages"]["ema"]
     written = load_file(result.output)["diffusion_model.blocks.1.self_attn.q.lora_A.weight"]
     assert torch.equal(written, average["blocks.1.attn1.to_q.lora_A.pusa.weight"])
     assert not torch.equal(written, weights(tmp_path)["blocks.1.attn1.to_q.lora_A.pusa.weight"])
@@ -237,7 +243,7 @@ def test_hooks_see_what_would_be_handed_out_and_the_log_what_was_measured(tmp_pa
         (12, tmp_path / "a"),
     ]
     fresh = small.components().transformer
-    lora.load(fresh, result.output)
+    runtime.load(fresh, result.output)
     torch.testing.assert_close(seen[-1][2], says(fresh), atol=1e-6, rtol=1e-5)
     assert {record["clips/s"] for record in log(tmp_path / "a")} == {1.5}
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
@@ -253,11 +259,15 @@ def refused(match: str, out: Path, **options: Any) -> None:
 
 
 def test_a_lora_that_would_train_nothing(tmp_path: Path) -> None:
-    for targets, hint in ((["to_q", "to_w"], "did you mean 'to_"), (["qkv"], "there are .*ffn.net.2"), (["attn1"], "")):
+    for targets, hint in (
+        (["to_q", "to_w"], "did you mean 'to_"),
+        (["qkv"], "choose from .*ffn.net.2"),
+        (["attn1"], ""),
+    ):
         refused(f"would train nothing at '{targets[-1]}'.*{hint}", tmp_path, lora={"targets": targets})
     loaded = small.components()
     run(tmp_path / "a", components=loaded)
-    refused("already carries the LoRA pusa", tmp_path / "b", components=loaded)
+    refused("has the LoRA pusa already", tmp_path / "b", components=loaded)
     refused("no clip", tmp_path / "c", samples=small.Samples(0))
     refused("clip0 is held out", tmp_path / "d", options={"held_out": small.Samples(1)})
 
@@ -304,7 +314,7 @@ def test_changed_settings_are_refused_by_name_unless_forced(tmp_path: Path) -> N
 
 def test_other_weights_cannot_be_forced(tmp_path: Path) -> None:
     run(tmp_path, train={"steps": 4})
-    refused("trained on other weights", tmp_path, lora={"targets": ["to_k"]}, options={"force": True})
+    refused("has other trained weights", tmp_path, lora={"targets": ["to_k"]}, options={"force": True})
     refused("averages", tmp_path, train={"ema": None}, options={"force": True})
 
 
@@ -313,7 +323,37 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
         refused(f"in use by process {os.getpid()}", tmp_path)
 
 
+def test_other_players_cannot_be_forced(tmp_path: Path) -> None:
+    run(tmp_path, train={"steps": 4})
+    state = state_of(tmp_path / "checkpoints" / "step_000004")
+    state["players"]["critic"] = state["players"]["model"]
+    write_state(tmp_path, state)
+    refused("has the players model, critic, and this training has model", tmp_path, options={"force": True})
+
+
 # ------------------------------------------------------------------------------------------------------------- ending
+
+
+def state_of(checkpoint: Path) -> dict[str, Any]:
+    return read(checkpoint).state()
+
+
+def write_state(out: Path, state: dict[str, Any]) -> None:
+    """Replace the newest checkpoint by one of the same step and facts with this state."""
+    checkpoint = read(max((out / "checkpoints").iterdir()))
+    with Run.open(out, checkpoint.facts) as opened:
+        opened.save(checkpoint.step, state, lambda folder: None, keep=None)
+
+
+def test_a_checkpoint_from_before_there_were_players_is_resumed(tmp_path: Path) -> None:
+    for name in "ab":
+        run(tmp_path / name, train={"steps": 5, "schedule": "constant"})
+    state = state_of(tmp_path / "a" / "checkpoints" / "step_000005")
+    write_state(tmp_path / "a", {**state["players"]["model"], "skipped_in_a_row": state["skipped_in_a_row"]})
+    for name in "ab":
+        assert run(tmp_path / name, train={"steps": 9, "schedule": "constant"}).first == 5
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert curve(tmp_path / "a") == curve(tmp_path / "b")
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
@@ -364,7 +404,7 @@ def test_interrupted_it_ends_the_step_and_goes_on_to_the_same_weights(
     assert len(log(tmp_path / "a")) == 6
     assert run(tmp_path / "a", options={"tracker": Signals(12, number)}, **settings).first == 6, "the last step counts"
     run(tmp_path / "b", **settings)
-    a, b = (read(tmp_path / name / "checkpoints" / "step_000012").state() for name in "ab")
+    a, b = (player(tmp_path / name / "checkpoints" / "step_000012") for name in "ab")
     assert same(a["weights"], b["weights"])
     assert [str(a[kind]) for kind in ("averages", "optimiser")] == [str(b[kind]) for kind in ("averages", "optimiser")]
     assert curve(tmp_path / "a") == curve(tmp_path / "b")
@@ -398,7 +438,7 @@ def check_killed(tmp_path: Path, settings: dict[str, Any], kills: list[float | s
     assert len({str(reached) for _, reached in deaths}) > 2, "the kills hit different stages"
     assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
     for kind in ("weights", "averages", "optimiser"):
-        a, b = (read(max((tmp_path / n / "checkpoints").iterdir())).state()[kind] for n in ("killed", "whole"))
+        a, b = (player(max((tmp_path / n / "checkpoints").iterdir()))[kind] for n in ("killed", "whole"))
         assert str(a) == str(b)
     assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
     assert same(*(load_file(tmp_path / name / "lora.safetensors") for name in ("killed", "whole")))

@@ -19,12 +19,13 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
+from pusa.adapters.lora import without_lora
 from pusa.core.objectives import Velocity
 from pusa.errors import InputError
-from pusa.models.wan import VectorWanTransformer3DModel
+from pusa.models.wan.transformer import VectorWanTransformer3DModel
 from pusa.training import validation
-from pusa.training.draws import LEAST_FRAMES, generator
-from pusa.training.validation import given, questions, undisturbed, validate, without_adapter
+from pusa.training.random_draws import LEAST_FRAMES, generator
+from pusa.training.validation import given, questions, undisturbed, validate
 from tests.models.wan_small import build
 
 
@@ -58,7 +59,7 @@ def adapted() -> VectorWanTransformer3DModel:
 
 def both(model: Any, samples: list[Held], **options: Any) -> validation.Validation:
     def base(x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
-        with without_adapter(model, "pusa"):
+        with without_lora(model, "pusa"):
             return velocity_of(model)(x, sigma, context)
 
     return validate(velocity_of(model), samples, base=base, **options)
@@ -94,7 +95,8 @@ def test_a_changed_adapter_is_not_the_base(adapted: Any) -> None:
 def world() -> tuple[Any, list[Held]]:
     """The embedded model with its trained adapter, and held-out clips of its world."""
     from pusa.embedded import world
-    from pusa.models import checkpoints, latents
+    from pusa.models.loading import checkpoints
+    from pusa.models.wan import latents
 
     parts = checkpoints.load("tiny", device="cpu")
     samples = []
@@ -240,7 +242,7 @@ def test_bad_questions_are_refused(adapted: Any) -> None:
         validate(model, clips(1), sigmas=[0.5, 0.0])
     with pytest.raises(InputError, match="no held-out clip"):
         validate(model, [])
-    with pytest.raises(InputError, match="no adapter"), without_adapter(build(num_layers=1)):
+    with pytest.raises(InputError, match="no LoRA to disable"), without_lora(build(num_layers=1)):
         pass
 
 
@@ -269,9 +271,9 @@ def test_leaving_an_adapter_out_does_not_change_what_is_trained(adapted: Any) ->
     x, sigma, context = torch.randn(1, 4, 5, 8, 8), torch.rand(1, 5), torch.randn(1, 7, 16)
     with torch.no_grad():
         full = velocity_of(model)(x, sigma, context)
-        with without_adapter(model, "pusa"):
+        with without_lora(model, "pusa"):
             some = velocity_of(model)(x, sigma, context)
-        with without_adapter(model):
+        with without_lora(model):
             none = velocity_of(model)(x, sigma, context)
         assert velocity_of(model)(x, sigma, context).equal(full)
     assert not full.equal(some)

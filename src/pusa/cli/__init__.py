@@ -16,9 +16,9 @@ from cyclopts import App, CycloptsError
 from cyclopts.exceptions import RepeatArgumentError, UnusedCliTokensError
 
 from pusa import __version__
-from pusa.cli.habits import translate
-from pusa.cli.terminal import Report, printable
-from pusa.cli.together import first_to_fail, together
+from pusa.cli.shared.flag_aliases import renamed, translate
+from pusa.cli.shared.ranks import first_to_fail, together
+from pusa.cli.shared.terminal import Report, printable
 from pusa.errors import PusaError
 
 VERBS = {
@@ -30,7 +30,8 @@ VERBS = {
     "prepare": "Encode the clips and captions of a folder once, for training.",
     "train": "Train an adapter from a folder of clips.",
     "export": "Write a LoRA for other programs, at a lower rank, or merged into a model.",
-    "evaluate": "Measure clips, or what models can do on the synthetic world.",
+    "evaluate": "Measure clips of any program.",
+    "benchmark": "Score models on every task of the synthetic world.",
     "inspect": "Look inside a model: attention between frames, and how far weights moved.",
     "reproduce": "Train and score the paper's comparisons on the embedded model.",
     "vbench": "VBench-I2V: make its videos, run the official scorer, add its results up.",
@@ -64,7 +65,11 @@ def run(tokens: Sequence[str]) -> Report | None:
 
     Raises what went wrong instead of printing it: `PusaError`, or `CycloptsError` for wrong usage.
     """
-    result: Report | None = app(translate(tokens), exit_on_error=False, print_error=False, result_action="return_value")
+    tokens, notes = renamed(translate(tokens))
+    if not {"--json", "--quiet", "-q"} & set(tokens):
+        for note in notes:
+            print(f"pusa: {note}", file=sys.stderr)
+    result: Report | None = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     return result
 
 

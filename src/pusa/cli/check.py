@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from pusa.cli.arguments import number
-from pusa.cli.options import MODEL, Many, Talk, Whole, of_model
-from pusa.cli.terminal import Report, Terminal
+from pusa.cli.shared.arguments import number
+from pusa.cli.shared.options import MODEL, Many, Talk, Whole, of_model
+from pusa.cli.shared.terminal import Report, Terminal
 from pusa.errors import InputError
 
 if TYPE_CHECKING:
-    from pusa.training.clips import Bucket, Plan
+    from pusa.training.data.samples import Bucket, Plan
     from pusa.training.estimate import Estimate
 
 SAMPLES = Group.create_ordered("Samples")
@@ -30,13 +30,17 @@ CROPPED = 0.1
 def check(
     data: str,
     *,
-    buckets: Annotated[tuple[str, ...], Many, Parameter(group=SAMPLES, metavar="WxHxF...", consume_multiple=True)] = (),
-    fps: Annotated[float | None, Parameter(group=SAMPLES, show_default=of_model)] = None,
-    cut: Annotated[Literal["head", "uniform", "slide"], Parameter(group=SAMPLES)] = "head",
-    model: Annotated[str, Parameter(group=MODEL)] = "tiny-base",
-    steps: Annotated[int, Whole, Parameter(group=RUN)] = 900,
-    batch: Annotated[int, Whole, Parameter(group=RUN)] = 1,
-    rank: Annotated[int, Whole, Parameter(group=RUN)] = 32,
+    buckets: Annotated[
+        tuple[str, ...],
+        Many,
+        Parameter(name="--data.buckets", group=SAMPLES, metavar="WxHxF...", consume_multiple=True),
+    ] = (),
+    fps: Annotated[float | None, Parameter(name="--data.fps", group=SAMPLES, show_default=of_model)] = None,
+    cut: Annotated[Literal["head", "uniform", "slide"], Parameter(name="--data.cut", group=SAMPLES)] = "head",
+    model: Annotated[str, Parameter(name="--model.source", group=MODEL)] = "tiny-base",
+    steps: Annotated[int, Whole, Parameter(name="--train.steps", group=RUN)] = 900,
+    batch: Annotated[int, Whole, Parameter(name="--train.batch", group=RUN)] = 1,
+    rank: Annotated[int, Whole, Parameter(name="--lora.rank", group=RUN)] = 32,
     price: Annotated[float | None, Parameter(group=RUN)] = None,
     talk: Talk = Talk(),
 ) -> Report:
@@ -67,27 +71,27 @@ def check(
         Money for one hour of this machine.
     """
     terminal = Terminal(talk.talkative)
-    for flag, value, least in (("--steps", steps, 1), ("--batch", batch, 1), ("--rank", rank, 0)):
+    for flag, value, least in (("--train.steps", steps, 1), ("--train.batch", batch, 1), ("--lora.rank", rank, 0)):
         if value < least:
             raise InputError(f"{flag} {value}: give {least} or more.")
-    if fps is not None and not 0 < number(str(fps), "--fps", "frame rate") <= 1000:
-        raise InputError(f"--fps {fps:g}: give a rate above 0 and at most 1000.")
+    if fps is not None and not 0 < number(str(fps), "--data.fps", "frame rate") <= 1000:
+        raise InputError(f"--data.fps {fps:g}: give a rate above 0 and at most 1000.")
     if price is not None and number(str(price), "--price", "price") < 0:
         raise InputError(f"--price {price:g}: give 0 or more.")
     with terminal.status("Starting"):
         import torch
 
-        from pusa.models import checkpoints
-        from pusa.training import clips
+        from pusa.models.loading import checkpoints, sources
         from pusa.training.costs import device_name, matmul_rate
+        from pusa.training.data import samples
         from pusa.training.estimate import estimate, sizes_for
 
-        name, folder = checkpoints.find(model, parts=())
+        name, folder = sources.find(model, parts=())
         checkpoints.check(name, folder)
         defaults = checkpoints.defaults_of(folder)
         shape, sizes = sizes_for(name, folder, buckets)
     with terminal.counting() as progress:
-        plan = clips.survey(
+        plan = samples.survey(
             data,
             sizes,
             fps or defaults.fps,
@@ -102,9 +106,11 @@ def check(
     counts = {bucket: plan.buckets.get(bucket, 0) for bucket in dict.fromkeys(sizes)}
     record = _record(name, plan, counts, cut, run, device_name(device))
     attention = any(problem.kind not in HARMLESS for problem in plan.problems) or not plan.cuts
-    from pusa.cli import findings
+    from pusa.cli.shared import check_report
 
-    text = f"{findings.share(_used(plan), plan.found)} used" if talk.quiet else findings.render(record, plan, run)
+    text = (
+        f"{check_report.share(_used(plan), plan.found)} used" if talk.quiet else check_report.render(record, plan, run)
+    )
     return Report({**record, "attention": attention}, text, exit_code=int(attention))
 
 
@@ -164,7 +170,7 @@ def _range(values: list[Any]) -> list[Any] | None:
 
 def _cropped(plan: Plan) -> list[dict[str, Any]]:
     """Per bucket, the clips of which more than `CROPPED` is cropped away: how many, the shares, and the worst."""
-    from pusa.training.clips import kept
+    from pusa.training.data.samples import kept
 
     lost: dict[Bucket, dict[str, float]] = {}
     for cut in plan.cuts:

@@ -1,4 +1,4 @@
-"""`pusa evaluate`: what clips are like, or with --world, what models can do."""
+"""`pusa evaluate`: scores of clips of any program."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Annotated
 
 from cyclopts import Group, Parameter
 
-from pusa.cli.options import OUTPUT, SAMPLING, File, Many, Talk, Whole, of_model
-from pusa.cli.terminal import Report, Terminal, count
+from pusa.cli.shared.options import OUTPUT, File, Many, Talk, Whole
+from pusa.cli.shared.terminal import Report, Terminal, count
 from pusa.errors import InputError
 
 COMPARED = Group.create_ordered("What clips are compared with")
-WORLD = Group.create_ordered("Models on the synthetic world, instead of clips")
 
 
 def evaluate(
@@ -21,15 +20,8 @@ def evaluate(
     truth: Annotated[Path | None, File, Parameter(group=COMPARED)] = None,
     given: Annotated[tuple[str, ...], Many, Parameter(group=COMPARED, metavar="PICTURE@FRAME")] = (),
     join: Annotated[tuple[str, ...], Many, Parameter(group=COMPARED, metavar="FRAME")] = (),
-    world: Annotated[tuple[str, ...], Many, Parameter(group=WORLD, metavar="MODEL[+LORA:SCALE]")] = (),
-    lora: Annotated[tuple[str, ...], Many, Parameter(group=WORLD, metavar="PATH[:SCALE]")] = (),
-    tasks: Annotated[tuple[str, ...], Many, Parameter(group=WORLD, metavar="TASK...", consume_multiple=True)] = (),
-    scenes: Annotated[int | None, Whole, Parameter(group=WORLD, show_default=lambda _: "64")] = None,
-    steps: Annotated[int | None, Whole, Parameter(group=SAMPLING, show_default=of_model)] = None,
-    guidance: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
-    shift: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
     out: Annotated[Path, File, Parameter(group=OUTPUT)] = Path("outputs/evaluation"),
-    jobs: Annotated[int, Whole, Parameter(group=OUTPUT)] = 1,
+    workers: Annotated[int, Whole, Parameter(group=OUTPUT)] = 1,
     talk: Talk = Talk(),
 ) -> Report:
     """Measure clips, of any program, without a network: fidelity, joins, colour, flicker, motion, sharpness, camera.
@@ -47,52 +39,17 @@ def evaluate(
         A picture that they were made from, and the frame it belongs to: photo.png@0, @-1 or @1.5s. Repeatable.
     join
         The first frame after a join, likewise. Repeatable.
-    world
-        A model, and LoRAs after a +, that is asked every task of the synthetic world. Repeatable, to compare.
-    lora
-        A LoRA that all of these models get.
-    tasks
-        Some of the world's tasks, such as image-to-video extension; by default all.
-    scenes
-        Held-out scenes of each task.
-    steps
-        Sampling steps.
-    guidance
-        Classifier-free guidance scale.
-    shift
-        Timestep shift.
     out
-        Folder for scores, report.html or the world's table.
-    jobs
+        Folder for the scores and report.html.
+    workers
         Processes that work at the same time.
     """
     terminal = Terminal(talk.talkative)
-    if jobs < 1:
-        raise InputError(f"--jobs {jobs}: give 1 or more.")
-    if world:
-        if clips or truth or given or join:
-            raise InputError("--world asks models and not clips; leave clips, --truth, --given and --join out.")
-        from pusa.cli.world import compare
-
-        return compare(
-            world,
-            lora,
-            tasks=tasks,
-            scenes=64 if scenes is None else scenes,
-            steps=steps,
-            guidance=guidance,
-            shift=shift,
-            out=out,
-            jobs=jobs,
-            terminal=terminal,
-        )
-    if lora or tasks or any(option is not None for option in (scenes, steps, guidance, shift)):
-        raise InputError(
-            "--lora, --tasks, --scenes, --steps, --guidance and --shift are for models; give them with --world."
-        )
+    if workers < 1:
+        raise InputError(f"--workers {workers}: give 1 or more.")
     if not clips:
-        raise InputError("there is no clip to measure; give files or folders, or --world and a model.")
-    return _clips([Path(clip) for clip in clips], truth, given, join, out, jobs, terminal)
+        raise InputError("there is no clip to measure; give files or folders.")
+    return _clips([Path(clip) for clip in clips], truth, given, join, out, workers, terminal)
 
 
 def _clips(
@@ -101,7 +58,7 @@ def _clips(
     given: tuple[str, ...],
     joins: tuple[str, ...],
     out: Path,
-    jobs: int,
+    workers: int,
     terminal: Terminal,
 ) -> Report:
     with terminal.status("Starting"):
@@ -111,19 +68,20 @@ def _clips(
         from pusa.files import write_json
 
         with needing("eval"):
-            from pusa.evaluation import clips, pieces, report
+            from pusa.evaluation import results_folder
+            from pusa.evaluation.clips import report, scoring
 
     for text in joins:
         _check_frame(text, "--join")
-    found, others = clips.find(paths)
+    found, others = scoring.find(paths)
     if others:
         terminal.note(f"left alone: {', '.join(other.name for other in others[:4])}" + ("…" if others[4:] else ""))
-    wanted = clips.tasks(found, truth=truth, images=_images(given), joins=list(dict.fromkeys(joins)))
-    evaluation = clips.Evaluation(out, wanted)
+    wanted = scoring.tasks(found, truth=truth, images=_images(given), joins=list(dict.fromkeys(joins)))
+    evaluation = scoring.Evaluation(out, wanted)
     evaluation.begin()
     with terminal.counting() as progress:
-        work = evaluation.pieces()
-        pieces.make_with(jobs, partial(clips.make, out, wanted), work, "Measuring clips", progress)
+        job = partial(scoring.make, out, wanted)
+        results_folder.make_in_processes(workers, job, evaluation.units(), "Measuring clips", progress)
     records = evaluation.records()
     page = report.write(evaluation, records, out / "report.html")
     scores = out / "scores.json"
@@ -153,6 +111,6 @@ def _images(given: tuple[str, ...]) -> dict[str, Path]:
 
 def _check_frame(text: str, what: str) -> None:
     """InputError unless it is a frame or a time; which a clip has is for each clip to say."""
-    from pusa.generation.conditions import frame_index
+    from pusa.generation.request import frame_index
 
     frame_index(text, sys.maxsize, 1.0, what)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from pusa.cli.arguments import number
-from pusa.cli.options import OUTPUT, File, Switch, Whole
-from pusa.cli.terminal import Report, Terminal
+from pusa.cli.shared.arguments import number
+from pusa.cli.shared.options import OUTPUT, File, Switch, Whole
+from pusa.cli.shared.terminal import Report, Terminal
 from pusa.errors import InputError
 
 if TYPE_CHECKING:
@@ -93,11 +93,11 @@ def export(
     with TemporaryDirectory(prefix="pusa-") as scratch:
         source, average, called = lora, None, None
         if ema is not None:
-            from pusa.training import posthoc
+            from pusa.training import posthoc_average
 
             source = Path(scratch) / f"{lora.resolve().name}_ema{ema:g}.safetensors"
             with terminal.status(f"Averaging {lora.name}"):
-                average = posthoc.write(lora, source, ema, step)
+                average = posthoc_average.write(lora, source, ema, step)
             called = f"average of relative length {ema:g} at step {average.step} of the run {lora.resolve().name}"
         elif (lora / LORA_FILE).is_file():
             source = lora / LORA_FILE

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from pusa.cli.arguments import multiplier
-from pusa.cli.arguments import size as read_size
-from pusa.cli.making import check, check_wishes, make, open_pipeline
-from pusa.cli.options import CLIP, File, Model, Output, Sampling, Switch, Whole, of_model, with_preset
-from pusa.cli.terminal import Report, Terminal
+from pusa.cli.shared.arguments import size as read_size
+from pusa.cli.shared.clip_jobs import limits_of, make, open_pipeline, opened
+from pusa.cli.shared.options import CLIP, File, Model, Output, Sampling, Switch, Whole, of_model, values_of, with_preset
+from pusa.cli.shared.terminal import Report, Terminal
+from pusa.generation.request import Extend
 
 
 def extend(
@@ -55,32 +56,20 @@ def extend(
     """
     terminal = Terminal(output.talk.talkative)
     model, sampling, noise = with_preset(model, sampling, noise)
-    multiplier(str(noise), "--noise")
-    shape = None if size is None else read_size(size)
+    request = Extend(
+        clip,
+        prompt,
+        direction="backward" if backward else "forward",
+        frames=frames,
+        overlap=overlap,
+        noise=noise,
+        size=None if size is None else read_size(size),
+        fit=fit,
+        **values_of(sampling),
+    )
     output.check()
     path = output.path(f"{clip.stem}_{'preceded' if backward else 'extended'}_{sampling.seed}")
-    check(terminal, videos=[clip])
-    check_wishes(model, sampling, terminal, size=shape)
-    pipe = open_pipeline(model, terminal, size=shape, guidance=sampling.guidance)
-
-    from pusa.generation import extension
-
-    return make(
-        {
-            path: lambda callback: extension.extend(
-                pipe,
-                clip,
-                prompt,
-                direction="backward" if backward else "forward",
-                frames=frames,
-                overlap=overlap,
-                noise=noise,
-                size=shape,
-                fit=fit,
-                callback=callback,
-                **sampling.arguments(),
-            )
-        },
-        output,
-        terminal,
-    )
+    request = opened(request, terminal)
+    request.check(limits_of(model, terminal))
+    pipe = open_pipeline(model, terminal, size=request.size, guidance=request.guidance)
+    return make({path: partial(request.run, pipe)}, output, terminal)

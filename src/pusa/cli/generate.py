@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from pusa.cli.arguments import default_name
-from pusa.cli.making import check, check_shares, limits_of, make, open_pipeline
-from pusa.cli.options import (
+from pusa.cli.shared.arguments import default_name
+from pusa.cli.shared.arguments import size as read_size
+from pusa.cli.shared.clip_jobs import check_shares, limits_of, make, open_pipeline, opened
+from pusa.cli.shared.flags import request_of
+from pusa.cli.shared.options import (
     CLIP,
     CONDITIONS,
     MANY,
     OFFICIAL,
+    SAMPLING,
     File,
     Many,
     Model,
@@ -22,10 +26,10 @@ from pusa.cli.options import (
     Sampling,
     Whole,
     of_model,
+    values_of,
     with_preset,
 )
-from pusa.cli.request import Request
-from pusa.cli.terminal import Report, Terminal
+from pusa.cli.shared.terminal import Report, Terminal
 from pusa.errors import InputError
 
 
@@ -49,6 +53,7 @@ def generate(
     ray: Annotated[str | None, Parameter(group=MANY, metavar="ADDRESS")] = None,
     workers: Annotated[int | None, Whole, Parameter(group=MANY, show_default=lambda _: "one per GPU")] = None,
     from_: Annotated[Path | None, File, Parameter(name="--from", group=CLIP, metavar="CLIP.json")] = None,
+    matrix: Annotated[Path | None, File, Parameter(group=SAMPLING, metavar="FILE.json", show_default=False)] = None,
     sampling: Sampling = Sampling(),
     model: Model = Model(),
     output: Output = Output(),
@@ -96,6 +101,8 @@ def generate(
         Share them over a Ray cluster: its address, auto, or local to start one on this machine.
     workers
         Number of processes with --ray.
+    matrix
+        Timestep matrix of your own, in place of steps, shift, schedule and noise. pusa info --matrix draws it.
     from_
         Remake the clip that this sidecar describes.
     image_paths
@@ -107,67 +114,74 @@ def generate(
     """
     terminal = Terminal(output.talk.talkative)
     if from_ is not None:
-        asked = (prompt, image, last_image, keyframe, video, edit, frames, size, image_paths, cond_position, prompts)
-        if any(asked) or count != 1 or sampling != Sampling() or model != Model():
+        given = (prompt, image, last_image, keyframe, video, edit, frames, size, image_paths, cond_position, prompts)
+        if any(given) or matrix is not None or count != 1 or sampling != Sampling() or model != Model():
             raise InputError("--from makes a clip again exactly as it was made; give only --out with it.")
         return _again(from_, output, terminal)
-    asked_noise = noise
+    typed_noise = noise
     model, sampling, noise = with_preset(model, sampling, noise)
     options: dict[str, Any] = {
+        **values_of(sampling),
         "prompt": prompt,
+        "strength": strength,
+        "frames": frames,
+        "size": None if size is None else read_size(size),
+        "fit": fit,
+        "matrix": matrix,
+    }
+    flags: dict[str, Any] = {
         "image": image,
         "last_image": last_image,
         "keyframe": keyframe,
         "video": video,
         "edit": edit,
-        "strength": strength,
         "noise": noise,
-        "frames": frames,
-        "size": size,
-        "fit": fit,
-        "sampling": sampling,
     }
     if prompts is not None:
         if image_paths or cond_position or noise_multipliers or count != 1:
             raise InputError("--prompts has a line for each clip; leave --count and the official scripts' flags out.")
-        from pusa.cli.batch import make_all
+        from pusa.cli.shared.batch import make_all
 
-        return make_all(prompts, options, model, output, terminal, ray=ray, workers=workers)
+        return make_all(prompts, flags, options, model, output, terminal, ray=ray, workers=workers)
     if ray is not None or workers is not None:
         raise InputError("--ray and --workers share the clips of --prompts; give it too.")
-    request = Request.of(
-        **options, image_paths=image_paths, cond_position=cond_position, noise_multipliers=noise_multipliers
+    request = request_of(
+        **flags,
+        image_paths=image_paths,
+        cond_position=cond_position,
+        noise_multipliers=noise_multipliers,
+        options=options,
     )
-    if asked_noise and not request.given:
+    if typed_noise and not request.conditions:
         also = "; how much of --edit may change is its --strength" if edit else ""
         raise InputError(f"--noise {noise:g} says how firmly pictures and clips are held and none is given{also}.")
     if count < 1:
         raise InputError(f"--count {count}: give 1 or more.")
+    several = [replace(request, seed=request.seed + i) for i in range(count)]
     output.check()
-    check(terminal, frames=frames, pictures=request.pictures, videos=request.videos)
-    request.check(limits_of(model, terminal), count)
-    if request.editing is None:
-        check_shares(model, request.shape, frames)
-    pipe = open_pipeline(model, terminal, size=request.shape, frames=frames, guidance=sampling.guidance)
-    settings, job = request.job(pipe)
-    seeds = range(sampling.seed, sampling.seed + count)
-    jobs = {
-        output.path(default_name(prompt, seed, settings.frames, settings.size), seed=seed if count > 1 else None): (
-            partial(job, seed)
-        )
-        for seed in seeds
-    }
+    request = opened(request, terminal)
+    request.check(limits_of(model, terminal))
+    if request.init is None:
+        check_shares(model, request.size, request.frames)
+    pipe = open_pipeline(model, terminal, size=request.size, frames=request.frames, guidance=request.guidance)
+    request = pipe.opened(request)
+    settings = request.check(pipe.limits)
+    jobs = {}
+    for seed in (one.seed for one in several):
+        name = default_name(prompt, seed, settings.frames, settings.size)
+        path = output.path(name, seed=seed if count > 1 else None)
+        jobs[path] = partial(replace(request, seed=seed).run, pipe)
     return make(jobs, output, terminal)
 
 
 def _again(recipe: Path, output: Output, terminal: Terminal) -> Report:
     with terminal.status("Starting"):
         from pusa.generation.provenance import read, regenerate
-        from pusa.processes import present
+        from pusa.processes import current_group
 
     old = read(recipe)
     output.check()
     path = output.path(default_name(old["prompt"], old["seed"], old["frames"], old["size"]))
-    shared = present().size > 1
+    shared = current_group().size > 1
     job = partial(regenerate, recipe, share_tokens=shared)
     return make({path: lambda callback: job(callback=callback)}, output, terminal)

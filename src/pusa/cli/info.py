@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from pusa.cli.arguments import size as read_size
-from pusa.cli.options import OUTPUT, Many, Model, Switch, Whole, of_model
-from pusa.cli.terminal import Report
+from pusa.cli.shared.arguments import size as read_size
+from pusa.cli.shared.options import OUTPUT, File, Many, Model, Switch, Whole, of_model
+from pusa.cli.shared.terminal import Report
 from pusa.errors import InputError
 
 if TYPE_CHECKING:
-    from pusa.models.recognise import Family
-    from pusa.models.weights import Stored
+    from pusa.models.wan.recognise import Family
+    from pusa.models.weight_files import Stored
 
+MATRIX = Group.create_ordered("Timestep matrix")
 MEMORY = Group.create_ordered("Memory")
 
 
@@ -25,11 +26,18 @@ def info(
     model: str | None = None,
     *,
     presets: Annotated[bool, Switch] = False,
-    memory: Annotated[bool, Switch, Parameter(group=MEMORY)] = False,
+    schedule: Annotated[str | None, Parameter(group=MATRIX, metavar="NAME[,KEY=N ...]")] = None,
+    matrix: Annotated[Path | None, File, Parameter(group=MATRIX, metavar="FILE.json")] = None,
+    steps: Annotated[int | None, Whole, Parameter(group=MATRIX, show_default=of_model)] = None,
+    shift: Annotated[float | None, Parameter(group=MATRIX, show_default=of_model)] = None,
+    out: Annotated[Path | None, File, Parameter(group=MATRIX, metavar="FILE", show_default=False)] = None,
+    memory: Annotated[
+        Literal["all", "auto", "none", "80gb", "48gb", "24gb", "16gb", "12gb", "8gb", "cpu"] | None,
+        Parameter(group=MEMORY, show_default=False),
+    ] = None,
     size: Annotated[str | None, Parameter(group=MEMORY, metavar="WxH", show_default=of_model)] = None,
     frames: Annotated[int | None, Whole, Parameter(group=MEMORY, show_default=of_model)] = None,
     guidance: Annotated[float | None, Parameter(group=MEMORY, show_default=of_model)] = None,
-    profile: Annotated[str | None, Parameter(group=MEMORY, metavar="NAME")] = None,
     dtype: Annotated[Literal["auto", "bfloat16", "float32"], Parameter(group=MEMORY)] = "auto",
     rate: Annotated[float | None, Parameter(group=MEMORY, metavar="TFLOPS")] = None,
     vae: Annotated[str | None, Parameter(group=MEMORY, metavar="PATH")] = None,
@@ -47,16 +55,24 @@ def info(
         tiny, tiny-base, a folder, a .safetensors or .gguf file, or a hub id; or a LoRA, or the folder of one.
     presets
         List what each --preset of generate, extend and transition sets.
+    schedule
+        Print and draw the timestep matrix of a schedule, such as staircase,block=3,delay=5.
+    matrix
+        Print and draw a timestep matrix of your own.
+    steps
+        Sampling steps of the schedule.
+    shift
+        Timestep shift of the schedule.
+    out
+        Write the matrix as a heat map (.png) or as a file for --matrix (.json).
     memory
-        Say what a clip will take in memory and time instead, under each memory profile.
+        Say how much memory and time a clip needs, under one memory profile, or under all.
     size
         Width and height of the clip.
     frames
         Length of the clip: 4n+1.
     guidance
         Guidance scale; 1 asks the model once a step.
-    profile
-        Only this memory profile: 80gb, 48gb, 24gb, 16gb, 12gb, 8gb or cpu.
     dtype
         What transformer and text encoder compute in; auto is bfloat16 on a GPU and float32 on a CPU.
     rate
@@ -75,27 +91,34 @@ def info(
         Show the traceback of an error.
     """
     if presets:
-        if model is not None or memory:
+        if model is not None or memory or schedule or matrix:
             raise InputError("--presets lists the presets; give it alone.")
         return _presets()
+    if schedule is not None or matrix is not None:
+        from pusa.cli.shared.matrix_report import matrix_report
+
+        return matrix_report(model or "tiny", schedule, matrix, frames=frames, steps=steps, shift=shift, out=out)
+    if any(option is not None for option in (steps, shift, out)):
+        raise InputError("--steps, --shift and --out belong to --schedule or --matrix; give one of them too.")
     if memory:
-        from pusa.cli.memory import outlook
+        from pusa.cli.shared.memory_report import outlook
 
         chosen = Model(
             model=model, vae=vae, text_encoder=text_encoder, transformer_2=transformer_2, lora=lora, dtype=dtype
         )
         shape = None if size is None else read_size(size)
-        return outlook(chosen, size=shape, frames=frames, guidance=guidance, profile=profile, rate=rate)
-    given = (size, frames, guidance, profile, rate, vae, text_encoder, transformer_2)
+        chosen_profile = None if memory == "all" else memory
+        return outlook(chosen, size=shape, frames=frames, guidance=guidance, profile=chosen_profile, rate=rate)
+    given = (size, frames, guidance, rate, vae, text_encoder, transformer_2)
     if any(option is not None for option in given) or lora or dtype != "auto":
-        raise InputError("Size, frames, guidance, profile, types, rate and parts belong to --memory; give it too.")
+        raise InputError("Size, frames, guidance, types, rate and parts belong to --memory; give it too.")
     record = _machine() if model is None else _lora(Path(model)) or _model(model)
     width = max(len(name) for name in record)
     return Report(record, "\n".join(f"{name:{width}}  {_plain(value)}" for name, value in record.items()))
 
 
 def _presets() -> Report:
-    from pusa.models.presets import PRESETS
+    from pusa.models.loading.presets import PRESETS
 
     lines = []
     for name, preset in PRESETS.items():
@@ -136,16 +159,16 @@ def _machine() -> dict[str, Any]:
 
 def _lora(path: Path) -> dict[str, Any] | None:
     """What a LoRA is; None when the path is none."""
-    from pusa.models import dialects, lora_header
+    from pusa.models.lora import dialects, header
 
     if not dialects.is_lora(path):
         return None
-    file = lora_header.file_of(path)
+    file = header.file_of(path)
     changes = dialects.read(file)
     ranks = sorted({len(down) for down, _ in changes.factors.values()})
     queries = [down.shape[1] for module, (down, _) in changes.factors.items() if module.endswith("attn1.to_q")]
     width = queries[0] if queries else None
-    expert = lora_header.expert_for(file)
+    expert = header.expert_for(file)
     told = {key.removeprefix("pusa."): value for key, value in changes.metadata.items() if key.startswith("pusa.")}
     return {
         "lora": str(file.resolve()),
@@ -155,16 +178,17 @@ def _lora(path: Path) -> dict[str, Any] | None:
         **({"whole": f"{len(changes.differences)} parameters"} if changes.differences else {}),
         **({} if width is None else {"for": f"{dialects.made_for(width) or 'a model'}, {width} wide"}),
         **({} if expert is None else {"expert": f"{expert} noise"}),
-        "per frame": "yes" if lora_header.is_per_frame(file) else "not known to be",
-        **({"distilled": "by its name"} if lora_header.is_distilled(file) else {}),
+        "per frame": "yes" if header.is_per_frame(file) else "not known to be",
+        **({"distilled": "by its name"} if header.is_distilled(file) else {}),
         **told,
     }
 
 
 def _model(source: str) -> dict[str, Any]:
-    from pusa.models import checkpoints, recognise, sources
+    from pusa.models.loading import checkpoints, sources
+    from pusa.models.wan import recognise
 
-    name, path = checkpoints.find(source, parts=())
+    name, path = sources.find(source, parts=())
     config, refused, lacking = None, None, []
     try:
         sources.check_transformer(name, path)
@@ -174,7 +198,7 @@ def _model(source: str) -> dict[str, Any]:
     except InputError as error:
         refused = str(error)
     with suppress(InputError):
-        config = checkpoints.config(name, path, "transformer")
+        config = sources.config(name, path, "transformer")
     parts = sources.contents(path)
     if refused and config is None and not any(parts.values()):
         raise InputError(refused)
@@ -191,7 +215,7 @@ def _model(source: str) -> dict[str, Any]:
         **({"adapter": own} if own else {}),
         **{part: _weights(tensors) for part, tensors in parts.items()},
         "files": {_within(file, path): _size(file) for file in _files(parts)},
-        "licence": "Apache-2.0" if name in (checkpoints.TINY, checkpoints.TINY_BASE) else _licence(family),
+        "licence": "Apache-2.0" if name in (sources.TINY, sources.TINY_BASE) else _licence(family),
         **({} if config is None else _wishes(path)),
         **({"needs": ", ".join(f"--{kind.replace('_', '-')}" for kind in lacking)} if lacking else {}),
         **({"refused": f"generate refuses it: {refused}"} if refused else {}),
@@ -203,7 +227,7 @@ def _licence(family: Family | None) -> str:
 
 
 def _wishes(path: Path) -> dict[str, Any]:
-    from pusa.models import checkpoints
+    from pusa.models.loading import checkpoints
 
     wishes = checkpoints.defaults_of(path)
     return {

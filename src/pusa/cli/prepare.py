@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from pusa.cli.arguments import number
 from pusa.cli.check import HARMLESS, SAMPLES
-from pusa.cli.options import MODEL, OUTPUT, File, Many, Talk, Whole, of_model
-from pusa.cli.terminal import Report, Terminal, clock, count, printable
+from pusa.cli.shared.arguments import number
+from pusa.cli.shared.options import MODEL, OUTPUT, File, Many, Talk, Whole, of_model
+from pusa.cli.shared.terminal import Report, Terminal, clock, count, printable
 from pusa.errors import InputError
 
 if TYPE_CHECKING:
-    from pusa.training.cache import Prepared
-    from pusa.training.clips import Plan
+    from pusa.training.data.cache import Prepared
+    from pusa.training.data.samples import Plan
 
 MACHINES = Group.create_ordered("Several machines")
 
@@ -25,11 +25,15 @@ MACHINES = Group.create_ordered("Several machines")
 def prepare(
     data: str,
     *,
-    buckets: Annotated[tuple[str, ...], Many, Parameter(group=SAMPLES, metavar="WxHxF...", consume_multiple=True)] = (),
-    fps: Annotated[float | None, Parameter(group=SAMPLES, show_default=of_model)] = None,
-    cut: Annotated[Literal["head", "uniform", "slide"], Parameter(group=SAMPLES)] = "head",
-    model: Annotated[str, Parameter(group=MODEL)] = "tiny-base",
-    cache: Annotated[Path, File, Parameter(group=OUTPUT)] = Path("runs/cache"),
+    buckets: Annotated[
+        tuple[str, ...],
+        Many,
+        Parameter(name="--data.buckets", group=SAMPLES, metavar="WxHxF...", consume_multiple=True),
+    ] = (),
+    fps: Annotated[float | None, Parameter(name="--data.fps", group=SAMPLES, show_default=of_model)] = None,
+    cut: Annotated[Literal["head", "uniform", "slide"], Parameter(name="--data.cut", group=SAMPLES)] = "head",
+    model: Annotated[str, Parameter(name="--model.source", group=MODEL)] = "tiny-base",
+    cache: Annotated[Path, File, Parameter(name="--data.cache", group=OUTPUT)] = Path("runs/cache"),
     ray: Annotated[str | None, Parameter(group=MACHINES, metavar="ADDRESS")] = None,
     workers: Annotated[int | None, Whole, Parameter(group=MACHINES)] = None,
     talk: Talk = Talk(),
@@ -60,23 +64,23 @@ def prepare(
     """
     rank, world = _place()
     terminal = Terminal(rank == 0 and talk.talkative)
-    if fps is not None and not 0 < number(str(fps), "--fps", "frame rate") <= 1000:
-        raise InputError(f"--fps {fps:g}: give a rate above 0 and at most 1000.")
+    if fps is not None and not 0 < number(str(fps), "--data.fps", "frame rate") <= 1000:
+        raise InputError(f"--data.fps {fps:g}: give a rate above 0 and at most 1000.")
     if workers is not None and (ray is None or workers < 1):
         raise InputError(f"--workers {workers}: it takes a number of 1 or more, and --ray with it.")
     if ray is not None and world > 1:
         raise InputError("--ray starts its own processes: run it without torchrun.")
     with terminal.status("Starting"):
-        from pusa.models import checkpoints
-        from pusa.training import clips
+        from pusa.files import make_folder
+        from pusa.models.loading import checkpoints, sources
+        from pusa.training.data import samples
         from pusa.training.estimate import sizes_for
-        from pusa.training.store import make_folder
 
-        name, folder = checkpoints.find(model, parts=())
+        name, folder = sources.find(model, parts=())
         checkpoints.check(name, folder)
         wishes, (_, sizes) = checkpoints.defaults_of(folder), sizes_for(name, folder, buckets)
     with terminal.counting() as progress:
-        plan = clips.survey(
+        plan = samples.survey(
             data,
             sizes,
             fps or wishes.fps,
@@ -88,7 +92,7 @@ def prepare(
         make_folder(cache, "the cache")
         prepared = _here(plan, model, cache, terminal, rank, world)
     else:
-        from pusa.training import cluster
+        from pusa.training.data import cluster
 
         with terminal.counting() as progress:
             prepared = cluster.prepare(plan, name, cache, ray, workers=workers, progress=progress)
@@ -104,8 +108,8 @@ def _here(plan: Plan, model: str, folder: Path, terminal: Terminal, rank: int, w
     with terminal.status(f"Loading {model}", line=True):
         import torch
 
-        from pusa.models import checkpoints
-        from pusa.training import cache
+        from pusa.models.loading import checkpoints
+        from pusa.training.data import cache
 
         local = os.environ.get("LOCAL_RANK")
         device = f"cuda:{local}" if local is not None and torch.cuda.is_available() else None

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from cyclopts import Group, Parameter
 
-from pusa.cli.options import OUTPUT, File, Talk, Whole
-from pusa.cli.terminal import Report, Terminal, clock
+from pusa.cli.shared.options import OUTPUT, File, Talk, Whole
+from pusa.cli.shared.terminal import Report, Terminal, clock
 from pusa.errors import InputError
 
 RUN = Group.create_ordered("Run")
@@ -17,7 +17,7 @@ RUN = Group.create_ordered("Run")
 def reproduce(
     *tables: str,
     out: Annotated[Path, File, Parameter(group=OUTPUT)] = Path("runs/paper"),
-    jobs: Annotated[int, Whole, Parameter(group=RUN)] = 1,
+    workers: Annotated[int, Whole, Parameter(group=RUN)] = 1,
     talk: Talk = Talk(),
 ) -> Report:
     """Train and score the paper's comparisons on the embedded model, and write each table beside the paper's own.
@@ -33,7 +33,7 @@ def reproduce(
         inside the models.
     out
         Folder of trainings, scores and tables; paper.md and paper.json are written there.
-    jobs
+    workers
         Processes that work at the same time, each with its share of the cores.
     """
     from pusa.evaluation.paper import experiments
@@ -41,24 +41,25 @@ def reproduce(
     letters = list(dict.fromkeys(letter for word in tables for letter in word)) or list(experiments.TABLES)
     if odd := [letter for letter in letters if letter not in experiments.TABLES]:
         raise InputError(f"There is no table {odd[0]!r}: give letters from {', '.join(experiments.TABLES)}.")
-    if jobs < 1:
-        raise InputError(f"--jobs {jobs}: give 1 or more.")
+    if workers < 1:
+        raise InputError(f"--workers {workers}: give 1 or more.")
     terminal = Terminal(talk.talkative)
     with terminal.status("Starting"):
         from functools import partial
 
         from pusa.errors import needing
-        from pusa.evaluation import pieces
+        from pusa.evaluation import results_folder
 
         with needing("eval"):
-            from pusa.evaluation.paper import report
+            from pusa.evaluation.paper import report, study
+            from pusa.evaluation.paper.study_folder import StudyFolder
 
-    study = experiments.Study(out)
-    wanted = study.pieces(letters)
+    folder = StudyFolder(out)
+    units = study.units(folder, letters)
     with terminal.counting() as progress:
-        work = partial(experiments.make, out, tuple(letters))
-        pieces.make_with(jobs, work, wanted, "Training and scoring", progress)
+        job = partial(study.make, out, tuple(letters))
+        results_folder.make_in_processes(workers, job, units, "Training and scoring", progress)
     with terminal.status("Writing the tables", line=True):
-        files, record = report.write(study, letters, pieces.seconds(wanted, out))
+        files, record = report.write(folder, letters, results_folder.seconds(units, out))
     took = f"All of it took {clock(record['seconds'])} of one thread."
     return Report(record, "\n".join([*map(str, files), took]))

@@ -1,7 +1,7 @@
 """`pusa train`: an adapter from a folder of clips.
 
-Every setting of `pusa.training.sections` is an option here, `--train.lr` for lr in the section train. Their help is
-read from the text of that file, because importing it would take longer than a help may.
+Every setting of `pusa.training.config.sections` is an option here: `--train.lr` sets lr in the section train. The help
+is read from the text of that file, because importing it takes too long for `--help`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Annotated
 
 from cyclopts import Group, Parameter
 
-from pusa.cli.options import OUTPUT, File, Switch, Talk
-from pusa.cli.terminal import Report, Terminal
+from pusa.cli.shared.options import OUTPUT, File, Switch, Talk
+from pusa.cli.shared.terminal import Report, Terminal
 from pusa.errors import Cancelled, InputError
 
-SECTIONS = Path(__file__).parents[1] / "training" / "sections.py"
+SECTIONS = Path(__file__).parents[1] / "training" / "config" / "sections.py"
 SEPARATOR = "__"
 """Stands for the dot of an option in the name of a parameter."""
 
@@ -133,7 +133,7 @@ def train(
     out: Annotated[
         Path | None, File, Parameter(group=OUTPUT, show_default=lambda _: "runs/ and the name of CONFIG or preset")
     ] = None,
-    force: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
+    overwrite: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
     talk: Talk = Talk(),
     **typed: str | None,
 ) -> Report | None:
@@ -154,18 +154,18 @@ def train(
         A folder of clips with captions, a table of them, or the hub id of a dataset.
     out
         Folder of the run.
-    force
-        Go on in a folder that was trained with other settings.
+    overwrite
+        Continue in a folder that was trained with other settings.
     """
     if presets:
         return _presets()
-    chief = os.environ.get("RANK", "0") == "0"
-    terminal = Terminal(chief and talk.talkative)
+    is_rank_zero = os.environ.get("RANK", "0") == "0"
+    terminal = Terminal(is_rank_zero and talk.talkative)
     overrides = {label.rstrip("_").replace(SEPARATOR, "."): text for label, text in typed.items() if text is not None}
     if data is not None and overrides.setdefault("data.path", data) != data:
         raise InputError("--data and --data.path are the same and name two places; give one of them.")
     with terminal.status("Starting"):
-        from pusa.training.config import read
+        from pusa.training.config.tree import read
 
         chosen = read(config, preset, overrides)
         if chosen.data.path is None:
@@ -174,12 +174,12 @@ def train(
         from pusa.training.run import run
     name = config.stem if config else preset or "tiny-base"
     try:
-        outcome = run(chosen, out or Path("runs") / name, force=force, terminal=terminal)
+        outcome = run(chosen, out or Path("runs") / name, force=overwrite, terminal=terminal)
     except Cancelled as error:
-        if chief:
+        if is_rank_zero:
             raise
         raise SystemExit(error.exit_code) from error
-    if not chief:
+    if not is_rank_zero:
         return None
     result = outcome.result
     record = {
@@ -197,7 +197,7 @@ def train(
 
 
 def _presets() -> Report:
-    from pusa.training.presets import PRESETS
+    from pusa.training.config.presets import PRESETS
 
     record = {
         name: {"memory": preset.memory, "time": preset.time, "note": preset.note} for name, preset in PRESETS.items()

@@ -1,17 +1,17 @@
-"""A tiny trained Wan pipeline in the standard diffusers layout, its adapter, and the synthetic world it comes from.
+"""A tiny trained Wan pipeline in the diffusers layout, its adapter, and the synthetic world that it was trained on.
 
-`folder()` is an ordinary text-to-video model, trained with one timestep per clip, that stock diffusers loads;
-`adapter()` is the LoRA that vectorized timestep adaptation put on top. `recipes/embedded/` remakes both.
+`folder()` is a text-to-video model that was trained with one timestep per clip; stock diffusers loads it. `adapter()`
+is a LoRA for it, trained by vectorized timestep adaptation. `recipes/embedded/` makes both.
 """
 
 from pathlib import Path
 
 STRENGTH = 1.6
-"""At which `tiny` runs the adapter, by `recipes/embedded/measure.py --tune` on scenes of their own."""
+"""the strength of the adapter in the model `tiny`; `recipes/embedded/measure.py --tune` chose it, on separate scenes"""
 
 
 def folder() -> Path:
-    """The diffusers folder of the plain text-to-video base."""
+    """The diffusers folder of the text-to-video base model."""
     return Path(__file__).parent / "tiny"
 
 

@@ -1,8 +1,8 @@
-"""What a clip of the world shows, measured from its pixels alone: colour, shape, motion, direction and speed.
+"""Measure what a clip of the synthetic world shows, from its pixels alone: colour, shape, motion, direction and speed.
 
-The backgrounds are grey and the shapes are not, so saturation separates them. The judge never sees the caption. It was
-calibrated on rendered clips (tests hold its accuracy there, and on blurred, noisy, frozen and shuffled controls) before
-any model existed.
+Backgrounds are grey and shapes are coloured, so saturation separates them. The judge does not use the caption. It was
+calibrated on rendered clips before any model existed; tests check its accuracy there, and on blurred, noisy, frozen and
+shuffled controls.
 """
 
 from __future__ import annotations
@@ -15,19 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pusa.embedded import world
+from pusa.images import Frames
 
 Array = NDArray[Any]
-"""of float64"""
+"""float64"""
 
 SATURATION = 40.0
-"""max - min over RGB, of 255, from which a pixel half belongs to the shape"""
+"""max − min over RGB, of 255, at which half a pixel counts as part of the shape"""
 MINIMUM_AREA = 30.0
-"""pixels below which a frame shows no shape"""
+"""the area in pixels below which a frame shows no shape"""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`colour`, `shape`, `motion` are words of the world, None where no shape is seen. `speed` is in pixels a frame."""
+    """What a clip shows.
+
+    colour, shape, motion: names in `world`, or None if no shape is visible. speed: pixels per frame.
+    """
 
     colour: str | None
     shape: str | None
@@ -35,8 +39,8 @@ class Verdict:
     speed: float
 
 
-def judge(clip: world.Frames) -> Verdict:
-    """The verdict on a shape clip: uint8 [N, 64, 64, 3], N >= 5, at the world's frame rate."""
+def judge(clip: Frames) -> Verdict:
+    """The verdict on a shape clip, uint8 [N, 64, 64, 3] with N >= 5, at the frame rate of the world."""
     pixels = clip.astype(np.float64)
     masks = mask(pixels)
     areas = masks.sum(axis=(1, 2))
@@ -49,14 +53,17 @@ def judge(clip: world.Frames) -> Verdict:
 
 
 def mask(pixels: Array) -> Array:
-    """How much each pixel belongs to a coloured shape: [N, H, W] in [0, 1] of float pixels [N, H, W, 3] in [0, 255]."""
+    """The share of each pixel that belongs to a coloured shape, [N, H, W] in [0, 1].
+
+    pixels: float [N, H, W, 3] in [0, 255].
+    """
     saturation = pixels.max(-1) - pixels.min(-1)
     belongs: Array = np.clip((saturation - 0.5 * SATURATION) / SATURATION, 0, 1)
     return belongs
 
 
 def _centres(masks: Array, areas: Array) -> Array:
-    """Centroids (x, y) of each frame: [N, 2], in pixels."""
+    """The centroids (x, y) of the masks, [N, 2], in pixels."""
     along = np.arange(masks.shape[-1]) + 0.5
     area = np.maximum(areas, 1e-6)
     return np.stack([(masks * along).sum((1, 2)) / area, (masks * along[:, None]).sum((1, 2)) / area], axis=1)
@@ -81,7 +88,7 @@ SYMMETRY = {"square": 4, "triangle": 3, "cross": 4}
 
 
 def _shape(one: Array, centre: Array, area: float) -> str:
-    """The upright template of the same area and centroid that overlaps most (intersection over union)."""
+    """The shape whose upright template of the same area and centroid has the largest intersection over union."""
 
     def overlap(name: str) -> float:
         radius = float(np.sqrt(area / AREA_OF_UNIT[name]))
@@ -95,7 +102,7 @@ def _shape(one: Array, centre: Array, area: float) -> str:
 
 
 def _angles(masks: Array, centres: Array, fold: int) -> Array:
-    """Orientation of each frame in degrees, unwrapped, from the mask's moment of order `fold`."""
+    """The orientation of each frame in degrees, unwrapped, [N]: the angle of the mask's moment of order `fold`."""
     along = np.arange(masks.shape[-1]) + 0.5
     dx = along[None, None, :] - centres[:, 0, None, None]
     dy = along[None, :, None] - centres[:, 1, None, None]
@@ -105,7 +112,11 @@ def _angles(masks: Array, centres: Array, fold: int) -> Array:
 
 
 def _motion(masks: Array, centres: Array, areas: Array, shape: str) -> tuple[str, float]:
-    """The motion whose path from the first frame fits the centroids best, unless the size or the angle changes."""
+    """The motion of a shape, and its speed in pixels per frame.
+
+    If the shape moves, the motion is the direction whose path from the first centroid fits best. Otherwise the size and
+    then the angle decide.
+    """
     last = len(areas) - 1
     third = max(1, len(areas) // 3)
     growth = np.median(areas[-third:]) / max(np.median(areas[:third]), 1e-6)
@@ -130,7 +141,7 @@ def _motion(masks: Array, centres: Array, areas: Array, shape: str) -> tuple[str
 
 
 def _path_error(centres: Array, motion: str, radius: float) -> float:
-    """Mean distance of the centroids to the path of a shape that left the first one in this direction."""
+    """The mean distance of the centroids to the path of a shape that moves from the first centroid in a direction."""
     dx, dy = world.DIRECTIONS[motion]
     low, high = radius, world.SIZE - radius
     if low >= high:
@@ -146,11 +157,11 @@ def _path_error(centres: Array, motion: str, radius: float) -> float:
 # --- cameras --------------------------------------------------------------------------------------------------------
 
 
-def judge_camera(clip: world.Frames) -> str:
-    """The camera motion that best explains a clip: a word of `world.CAMERA_MOTIONS`, or "still".
+def judge_camera(clip: Frames) -> str:
+    """The camera motion that explains a clip best: a name in `world.CAMERA_MOTIONS`, or "still".
 
-    Each hypothesis moves the first frame as that camera would; the one whose overlap with the later frames has the
-    smallest mean squared error wins.
+    Each candidate motion moves the first frame as that camera would. The motion with the smallest mean squared error
+    against the later frames, where they overlap, is returned.
     """
     grey = clip.astype(np.float64).mean(-1)
     later = list(range(4, len(clip), 4))
@@ -161,7 +172,7 @@ def judge_camera(clip: world.Frames) -> str:
 
 
 def _camera_error(grey: Array, motion: str, t: int) -> float:
-    """Mean squared difference between frame t and frame 0 seen through the moved viewport, where both are known."""
+    """The mean squared difference of frame t and the moved frame 0, where both are known."""
     centre, last = world.SIZE / 2, len(grey) - 1
     start = world.viewport(motion, centre, centre, 0, last + 1)
     now = world.viewport(motion, centre, centre, t, last + 1)
@@ -175,7 +186,7 @@ def _camera_error(grey: Array, motion: str, t: int) -> float:
 
 
 def _bilinear(image: Array, x: Array, y: Array) -> tuple[Array, NDArray[np.bool_]]:
-    """`image` at the grid of x and y (pixel centres at .5), and where that lies inside it."""
+    """The values of `image` at a grid of x and y (pixel centres at .5), and whether each position is inside it."""
     size = image.shape[0]
     fx, fy = np.clip(x - 0.5, 0, size - 1), np.clip(y - 0.5, 0, size - 1)
     x0, y0 = np.minimum(fx.astype(int), size - 2), np.minimum(fy.astype(int), size - 2)

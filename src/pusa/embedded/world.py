@@ -1,9 +1,9 @@
-"""The synthetic world that the embedded base was trained on: captioned clips, each a pure function of a seed.
+"""The synthetic world of the embedded base model: captioned clips, each a function of a seed.
 
-Two kinds of clip. A *shape* clip shows one coloured shape that moves over a grey background; its first frame and its
-caption determine every later frame, so a prediction can be compared with the truth pixel by pixel. A *camera* clip
-moves a viewport over a picture (a photograph or a procedural texture), so that the tiny model can also move a real
-picture. Everything is measured in pixels of a 64 x 64 canvas and frames of an 8 fps clip; y grows downwards.
+There are two kinds of clip. A *shape* clip shows one coloured shape that moves over a grey background. Its first frame
+and its caption determine all later frames, so a generated clip can be compared with the truth pixel by pixel. A
+*camera* clip moves a viewport over a picture (a photograph or a procedural texture), so that the tiny model can also
+move a real picture. Lengths are in pixels of the 64 x 64 canvas, times in frames of an 8 fps clip; y points down.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
+from pusa.images import Frames
+
 Split = Literal["train", "heldout"]
-Frames = NDArray[np.uint8]
-"""[N, H, W, 3]"""
 
 SIZE = 64
 FRAMES = 17
@@ -56,15 +56,15 @@ CAMERA_MOTIONS: dict[str, str] = {
 DIRECTIONS: dict[str, tuple[float, float]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 SPEED = 1.5
-"""pixels a frame of a moving shape; walls reflect it"""
+"""pixels per frame of a moving shape; the borders reflect it"""
 GROWTH = 0.04
-"""a growing radius is r (1 + GROWTH t); a shrinking one is its inverse"""
+"""a growing shape has the radius r (1 + GROWTH t), a shrinking shape r / (1 + GROWTH t)"""
 SPIN = 6.0
-"""degrees a frame, clockwise as seen"""
+"""degrees per frame, clockwise on the screen"""
 PAN = 1.0
-"""pixels a frame of a panning camera"""
+"""pixels per frame of a panning camera"""
 ZOOM = 0.02
-"""a camera that zooms in shows a window of SIZE / (1 + ZOOM t)"""
+"""a zooming camera shows a window of SIZE / (1 + ZOOM t) pixels"""
 
 CAMERA_SHARE = 0.3
 """the share of camera clips in `sample`"""
@@ -72,7 +72,7 @@ CAMERA_SHARE = 0.3
 
 @dataclass(frozen=True)
 class ShapeScene:
-    """One shape on a grey background. `x`, `y` (centre) and `radius` in pixels, at frame 0."""
+    """One shape on a grey background. x, y (centre) and radius: in pixels, at frame 0."""
 
     shape: str
     colour: str
@@ -89,7 +89,7 @@ class ShapeScene:
 
 @dataclass(frozen=True)
 class CameraScene:
-    """A viewport over a picture whose short side is scaled to `scale` pixels; `x`, `y` are its centre at frame 0."""
+    """A viewport over a picture. scale: the short side of the scaled picture in pixels. x, y: the centre at frame 0."""
 
     picture: str
     motion: str
@@ -107,7 +107,7 @@ Scene = ShapeScene | CameraScene
 
 
 def sample(seed: int, split: Split = "train", kind: Literal["any", "shape", "camera"] = "any") -> Scene:
-    """The scene of `seed` (any integer >= 0). The splits share no seed stream and no photograph."""
+    """The scene of a seed, an integer >= 0. The two splits have no random stream and no photograph in common."""
     rng = np.random.default_rng([seed, 0 if split == "train" else 1])
     camera = rng.random() < CAMERA_SHARE
     if kind == "camera" or (kind == "any" and camera):
@@ -116,7 +116,7 @@ def sample(seed: int, split: Split = "train", kind: Literal["any", "shape", "cam
 
 
 def render(scene: Scene, frames: int = FRAMES) -> Frames:
-    """The clip of a scene: uint8 [frames, 64, 64, 3]."""
+    """The clip of a scene, uint8 [frames, 64, 64, 3]."""
     if isinstance(scene, ShapeScene):
         return np.stack([_draw_shape(scene, t) for t in range(frames)])
     return np.stack([_draw_camera(scene, t) for t in range(frames)])
@@ -127,7 +127,7 @@ def render(scene: Scene, frames: int = FRAMES) -> Frames:
 
 def _sample_shape(rng: np.random.Generator) -> ShapeScene:
     motion = str(rng.choice(list(MOTIONS)))
-    # A spinning circle cannot be told from a still one.
+    # A spinning circle looks like a still one.
     shape = str(rng.choice([s for s in SHAPES if motion != "spin" or s != "circle"]))
     low, high = {"grow": (7, 10), "shrink": (14, 18)}.get(motion, (9, 14))
     radius = float(rng.uniform(low, high))
@@ -146,14 +146,14 @@ def _sample_shape(rng: np.random.Generator) -> ShapeScene:
 
 
 def bounce(position: float, low: float, high: float) -> float:
-    """Where a point that started in [low, high] and walked to `position` is, when both ends reflect it."""
+    """The place of a point that starts in [low, high] and moves to `position`, if both ends reflect it."""
     span = high - low
     folded = (position - low) % (2 * span)
     return low + (folded if folded <= span else 2 * span - folded)
 
 
 def pose(scene: ShapeScene, t: float) -> tuple[float, float, float, float]:
-    """Centre x, centre y, radius (pixels) and angle (degrees, clockwise) of the shape at frame `t`."""
+    """The centre x, centre y, radius (pixels) and angle (degrees, clockwise) of the shape at frame `t`."""
     x, y, radius, angle = scene.x, scene.y, scene.radius, 0.0
     if scene.motion in DIRECTIONS:
         dx, dy = DIRECTIONS[scene.motion]
@@ -176,7 +176,10 @@ def _grid() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def coverage(shape: str, x: float, y: float, radius: float, angle: float = 0.0) -> NDArray[np.float64]:
-    """How much of each pixel the shape covers: [64, 64] in [0, 1], from its signed distance."""
+    """The share of each pixel that a shape covers, [64, 64] in [0, 1], from its signed distance.
+
+    Raises ValueError for an unknown shape.
+    """
     gx, gy = _grid()
     a = np.deg2rad(angle)
     dx, dy = gx - x, gy - y
@@ -198,7 +201,7 @@ def coverage(shape: str, x: float, y: float, radius: float, angle: float = 0.0) 
 
 @lru_cache(maxsize=len(BACKGROUNDS))
 def background(name: str) -> NDArray[np.float64]:
-    """Grey background: [64, 64, 1] in [0, 255]."""
+    """A grey background, [64, 64, 1] in [0, 255]. ValueError for an unknown name."""
     x, y = _grid()
     if name == "black":
         grey = np.full_like(x, 20.0)
@@ -230,7 +233,7 @@ PHOTOGRAPHS: dict[Split, tuple[str, ...]] = {
     ),
     "heldout": ("chelsea", "coffee", "rocket"),
 }
-"""The photographs inside the scikit-image wheel, split so that no held-out one was ever trained on."""
+"""photographs in the scikit-image wheel; no held-out photograph was used in training"""
 TEXTURES = 4096
 
 
@@ -249,7 +252,7 @@ def _picture(name: str) -> PILImage.Image:
 
 
 def _texture(seed: int) -> Frames:
-    """Coloured noise with a 1/f^a spectrum, as natural pictures have: uint8 [128, 128, 3]."""
+    """Coloured noise with a 1/f^a spectrum, like natural pictures, uint8 [128, 128, 3]."""
     rng = np.random.default_rng([seed, 2])
     size = 2 * SIZE
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
@@ -290,7 +293,7 @@ def _sample_camera(rng: np.random.Generator, split: Split) -> CameraScene:
 
 
 def viewport(motion: str, x: float, y: float, t: float, frames: int = FRAMES) -> tuple[float, float, float, float]:
-    """The window (left, top, right, bottom) that a camera at (x, y) shows at frame `t`."""
+    """The window (left, top, right, bottom) of a camera at (x, y) at frame `t`, in pixels of the picture."""
     dx, dy = DIRECTIONS.get(motion, (0.0, 0.0))
     step = {"in": t, "out": frames - 1 - t}.get(motion, 0.0)
     half = SIZE / 2 / (1 + ZOOM * step)
@@ -305,7 +308,7 @@ def _draw_camera(scene: CameraScene, t: float) -> Frames:
 
 
 def contact_sheet(clips: Sequence[Frames], columns: int = 9) -> Frames:
-    """Clips as rows of evenly spaced frames: uint8 [rows * H, columns * W, 3]."""
+    """The clips as rows of evenly spaced frames, uint8 [rows * H, columns * W, 3]."""
     rows = []
     for clip in clips:
         picked = np.linspace(0, len(clip) - 1, columns).round().astype(int)

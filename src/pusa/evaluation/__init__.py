@@ -1,1 +1,1 @@
-"""How good a clip, or a model, is: exact where the truth is known, by well-kept libraries where it is not."""
+"""Measure the quality of clips and models: exactly where the truth is known, otherwise with established libraries."""

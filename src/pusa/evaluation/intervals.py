@@ -1,7 +1,7 @@
-"""How far a score may be from what more clips would give: percentile bootstrap (Efron 1979), by groups of clips.
+"""Confidence intervals of scores by the percentile bootstrap (Efron 1979), over groups of clips.
 
-Samples of one prompt are no independent clips, and neither are clips made by one trained model; what is drawn again and
-again with replacement is therefore the group.
+Clips of one prompt are not independent, and neither are clips of one trained model. So the bootstrap resamples whole
+groups.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 RESAMPLES = 2000
+"""draws of one bootstrap"""
 FEWEST = 5
-"""groups below which nothing is said of a spread"""
+"""the number of groups below which no interval is given"""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A score, and the ends of its interval."""
+    """A score and its interval; low and high are NaN if there is no interval."""
 
     value: float
     low: float
     high: float
 
     def record(self) -> dict[str, float | None]:
-        """As JSON, which has no NaN: ends that are not known are None."""
+        """As JSON, where None stands for NaN."""
         ends = {"value": self.value, "low": self.low, "high": self.high}
         return {name: None if np.isnan(number) else number for name, number in ends.items()}
 
     def text(self, digits: int = 2, scale: float = 1.0) -> str:
-        """`0.93 (0.41 to 1.44)`, or without the ends where they are not known."""
+        """`0.93 (0.41 to 1.44)`, or only the value if there is no interval."""
         value, low, high = (f"{scale * x:.{digits}f}" for x in (self.value, self.low, self.high))
         return value if np.isnan(self.low) else f"{value} ({low} to {high})"
 
@@ -47,11 +48,11 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """The interval of `statistic(values)`, where values are [n] or [n, ...], one row for each clip.
+    """The interval of `statistic(values)` for values [n] or [n, ...], one row for each clip.
 
-    groups: what row i belongs to; whole groups are drawn. The same seed draws the same groups, so that
-    scores on the same clips may be compared draw by draw. Fewer than `FEWEST` groups have no interval, and where a
-    statistic is NaN it has none: the ends are NaN.
+    groups: the group of each row, [n]; whole groups are drawn, with replacement. By default each row is a group. The
+    same seed draws the same groups, so that scores of the same clips can be compared draw by draw. There is no interval
+    if there are fewer than `FEWEST` groups, or if the statistic is NaN.
     """
     rows = np.asarray(values, dtype=np.float64)
     if not len(rows):
@@ -71,7 +72,7 @@ def bootstrap(
     return Interval(value, float(low), float(high))
 
 
-def crossed(
+def bootstrap_crossed(
     values: Array,
     statistic: Callable[[Array], float] = lambda rows: float(np.mean(rows)),
     *,
@@ -79,11 +80,11 @@ def crossed(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """The interval of `statistic(values)` for values [trainings, clips, ...]: both trainings and clips are drawn.
+    """The interval of `statistic(values)` for values [trainings, clips, ...]; trainings and clips are both drawn.
 
-    Every training made the same clips. With one training only clips are drawn. With few trainings the interval is too
-    narrow rather than too wide: three can be drawn in ten ways. The same seed draws the same, so that
-    `statistic` may be of a difference between two arrays laid side by side.
+    Every training must have made the same clips. With one training, only the clips are drawn. With few trainings, the
+    interval is too narrow, not too wide: three trainings can be drawn in ten ways. The same seed gives the same draws,
+    so that the statistic can be the difference of two arrays that are stacked.
     """
     rows = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(seed)

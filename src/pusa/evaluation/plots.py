@@ -1,6 +1,6 @@
-"""Figures in one style: small multiples on white, thin lines, eight colours that colour-blind people can tell apart.
+"""Figures in one style: white background, thin lines, and eight colours that colour-blind people can tell apart.
 
-Every function writes one file, PNG or SVG by its suffix, and returns its path. Colours: Okabe and Ito (2008).
+Each function writes one file, PNG or SVG by its suffix, and returns its path. Colours: Okabe and Ito (2008).
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ STYLE: dict[str, Any] = {
     "savefig.facecolor": "white",
 }
 HEAT = "magma_r"
-"""pale is little, dark is much, as in a timestep matrix pale is clean and dark is noise"""
+"""light is low and dark is high, as in pictures of a timestep matrix, where clean is light and noise is dark"""
 Series = Mapping[str, Sequence[Interval | float]]
 
 
 @contextmanager
 def _figure(path: Path, width: float, height: float, **grid: Any) -> Iterator[Any]:
-    """Axes [rows, columns] in the style, written to `path` at the end."""
+    """Axes [rows, columns] in the style; the figure is written to `path` at the end of the block."""
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(squeeze=False, **grid)
@@ -66,7 +66,7 @@ def _ends(values: Sequence[Interval | float]) -> tuple[Any, Any, Any]:
 def lines(
     path: Path, x: Sequence[float], series: Series, *, xlabel: str, ylabel: str, log: bool = False, title: str = ""
 ) -> Path:
-    """Named series over x, intervals as bands. log: a logarithmic x with the given places as ticks."""
+    """Named series over x, with intervals as bands. log: a logarithmic x axis whose ticks are the values of x."""
     with _figure(path, 4.8, 3.2) as axes:
         axis = axes[0, 0]
         for colour, (name, values) in zip(cycle(COLOURS), series.items(), strict=False):
@@ -87,7 +87,7 @@ def lines(
 def bars(
     path: Path, values: Mapping[str, Interval | float], *, xlabel: str, title: str = "", zero: bool = True
 ) -> Path:
-    """Lying bars, or with zero=False points, one for each name from the top, with their intervals."""
+    """Horizontal bars with intervals, one for each name from the top; with zero=False, points instead of bars."""
     with _figure(path, 6.0, 0.5 + 0.26 * len(values)) as axes:
         axis = axes[0, 0]
         middle, low, high = _ends(list(values.values()))
@@ -107,9 +107,9 @@ def bars(
 def grouped_bars(
     path: Path, groups: Mapping[str, Mapping[str, Interval | float]], *, xlabel: str, log: bool = False
 ) -> Path:
-    """Lying bars of several names in each group, intervals as whiskers; a name that a group lacks has no bar there.
+    """Horizontal bars of several names in each group, with intervals; a group need not have every name.
 
-    log: a logarithmic axis, on which nothing is at its left end.
+    log: a logarithmic axis; a bar of 0 is at its left end.
     """
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     with _figure(path, 6.0, 0.6 + 0.17 * len(groups) * (len(names) + 0.7)) as axes:
@@ -135,7 +135,7 @@ def grouped_bars(
 
 
 def heat(path: Path, maps: Mapping[tuple[str, str], ArrayLike], *, label: str, xlabel: str, ylabel: str) -> Path:
-    """Small heat maps of shares, one for each (row, column), on one scale; percents in the cells of small ones."""
+    """Small heat maps on one colour scale, one for each (row, column). Maps of at most 64 cells show percentages."""
     rows, columns = (list(dict.fromkeys(key[i] for key in maps)) for i in (0, 1))
     most = max(float(np.max(np.asarray(values))) for values in maps.values())
     with _figure(path, 1.0 + 1.9 * len(columns), 0.5 + 1.75 * len(rows), nrows=len(rows), ncols=len(columns)) as axes:
@@ -174,7 +174,7 @@ def matrix(path: Path, matrices: Mapping[str, TimestepMatrix]) -> Path:
 
 
 def table(path: Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Path:
-    """A table as a figure: the first column to the left, the others to the right, thin rules above and below."""
+    """A table as a figure: the first column is left-aligned, the others right-aligned, between thin lines."""
     widths = [max(len(row[i]) for row in [head, *rows]) + 2 for i in range(len(head))]
     total = sum(widths)
     with _figure(path, 0.085 * total + 0.2, 0.24 * (len(rows) + 1) + 0.2) as axes:
@@ -193,11 +193,12 @@ def table(path: Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Pat
 
 
 def training(path: Path, runs: Mapping[str, Path], window: int = 50) -> Path:
-    """Curves of trainings from their log.jsonl: loss and its mean over `window` steps; then the loss by noise level.
+    """Curves of trainings, from their log.jsonl: the loss by step and the loss by noise level.
 
-    runs: each run's folder. The second panel is over the last quarter of the steps, weighed by frames; the loss of a
-    level depends on how much of a frame is noise, so only the same levels compare. Raises InputError for a log that is
-    missing or damaged.
+    runs: the folder of each training, by name. The first panel shows the loss and its mean over `window` steps. The
+    second panel shows the mean over the last quarter of the steps, weighted by frames. The loss of a noise level
+    depends on the share of noise in a frame, so compare only equal noise levels. Raises InputError if a log is missing
+    or damaged.
     """
     with _figure(path, 8.4, 3.2, ncols=2) as axes:
         over, by_level = axes[0]
@@ -215,7 +216,7 @@ def training(path: Path, runs: Mapping[str, Path], window: int = 50) -> Path:
 
 
 def _logged(log: Path) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Steps [n], loss [n], and the mean loss by noise level [10] over the last quarter."""
+    """Steps [n], loss [n], and the mean loss of ten noise levels [10] over the last quarter of the steps."""
     text = existing_file(log).read_text(encoding="utf-8")
     try:
         rows = [json.loads(line) for line in text.splitlines()]
@@ -225,13 +226,15 @@ def _logged(log: Path) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[
         weight = np.array([row["frames_by_sigma"] for row in late], dtype=np.float64)
         each = np.array([[0.0 if one is None else one for one in row["loss_by_sigma"]] for row in late])
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{log} is damaged or no log of a training; give the folder of a run.") from error
+        raise InputError(
+            f"{log} is damaged, or it is not the log of a training; give the folder of a training."
+        ) from error
     with np.errstate(invalid="ignore"):
         return steps, loss, (weight * each).sum(axis=0) / weight.sum(axis=0)
 
 
 def _running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """The mean of the last `window` values at each, of fewer at the beginning."""
+    """The mean of the last `window` values at each position, and of fewer values at the beginning."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     starts = (ends - window).clip(min=0)
@@ -240,5 +243,5 @@ def _running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float6
 
 
 def _few(count: int) -> range:
-    """Places of at most nine ticks for `count` cells."""
+    """Positions of at most nine ticks for `count` cells."""
     return range(0, count, -(-count // 9))

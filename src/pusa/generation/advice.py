@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pusa.generation.settings import Settings
-from pusa.models.lora import Lora
-from pusa.models.lora_header import is_distilled, is_per_frame
-from pusa.models.recognise import Expert
+from pusa.models.lora.header import is_distilled, is_per_frame
+from pusa.models.lora.runtime import Lora
+from pusa.models.wan.recognise import Expert
 
 FEW_STEPS = 12
 """Steps up to which a few-step model is not told that it has too many."""
@@ -27,10 +27,9 @@ def advice(
     frame without a LoRA, as `Defaults.per_frame`.
     """
     found = []
-    guidances = {value for value in (settings.guidance, settings.guidance_2) if value is not None}
     running = [lora for lora in loras if lora.scale]
     if distilled := next((lora for lora in running if is_distilled(lora.path)), None):
-        wrong = [f"guidance is {value:g}" for value in sorted(guidances - {1.0})]
+        wrong = [f"guidance is {value:g}" for value in sorted(settings.guidances - {1.0})]
         wrong += [f"there are {settings.steps} steps"] * (settings.steps > FEW_STEPS)
         if wrong:
             found.append(
@@ -49,7 +48,7 @@ def advice(
                 f"{own_base}."
             )
     if given and "pusa" not in Path(source).name.lower():
-        two = settings.guidance_2 is not None or any(lora.expert for lora in loras)
+        two = settings.boundary is not None or any(lora.expert for lora in loras)
         experts: set[Expert | None] = {"high", "low"} if two else {None}
         lacking = experts - own - {lora.expert for lora in running if is_per_frame(lora.path)}
         if lacking:

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
-from pusa.files import replacing, write_json
+from pusa.files import replacing, sha256, write_json
 from pusa.images import Frames
-from pusa.models.lora import sha256
 from pusa.videos import write_video
 
 

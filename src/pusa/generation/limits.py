@@ -5,21 +5,24 @@ No weight is needed, so that a command can refuse a clip before it loads 30 GB f
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from pusa.core import sigmas
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
-from pusa.generation.settings import MAX_STEPS, Settings, Solver
-from pusa.models import checkpoints, latents, recognise, sources
-from pusa.models.defaults import Defaults
+from pusa.generation.options import options_of
+from pusa.generation.request import Sampling, SamplingOptions, Size
+from pusa.generation.schedule import Schedule
+from pusa.generation.settings import Settings
+from pusa.models.loading import checkpoints, sources
+from pusa.models.wan import latents, recognise
+from pusa.models.wan.defaults import Defaults
 
 if TYPE_CHECKING:
-    from pusa.models.checkpoints import Components
-    from pusa.models.sources import Beside
+    from pusa.models.loading.checkpoints import Components
+    from pusa.models.loading.sources import Beside
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,12 @@ class Limits:
 
         An autoencoder that is neither there nor given is taken to be Wan's own.
         """
-        transformer = checkpoints.config(name, folder, "transformer")
+        transformer = sources.config(name, folder, "transformer")
         if "vae" in sources.lacking(folder) and not beside.get("vae"):
             large = transformer.get("in_channels") == 48
             autoencoder = recognise.wan22_vae() if large else recognise.wan21_vae()
         else:
-            autoencoder = checkpoints.config(name, folder, "vae", beside)
+            autoencoder = sources.config(name, folder, "vae", beside)
         return cls(
             name,
             checkpoints.defaults_of(folder, transformer_2=beside.get("transformer_2")),
@@ -72,20 +75,44 @@ class Limits:
         self,
         *,
         frames: int | None = None,
-        size: tuple[int, int] | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-        guidance_2: float | None = None,
-        boundary: float | None = None,
-        shift: float | None = None,
-        solver: Solver = "euler",
+        size: Size | None = None,
         strength: float = 1.0,
         matrix: TimestepMatrix | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Settings:
-        """Fill what is None with the model's defaults (or the matrix's shape) and check everything."""
-        wishes = self.defaults
+        """Fill each option that is None with the model's default, or the matrix's shape, and check all of them.
+
+        options: the fields of `Sampling`. Raises InputError for what the model cannot make.
+        """
+        sampling = Sampling(**options)
+        if matrix is not None and sampling.steps not in (None, matrix.steps):
+            raise InputError(f"The matrix has {matrix.steps} steps but steps={sampling.steps}: leave steps out.")
+        values = sampling.sampling()
+        for name, (_, option) in options_of(Sampling).items():
+            if option.experts and not self.experts:
+                if values[name] is not None:
+                    raise InputError(
+                        f"{self.source} has one transformer, and {name} is for two experts: leave it out, and a preset "
+                        "that sets it."
+                    )
+            elif values[name] is None and name == "steps" and matrix is not None:
+                values[name] = matrix.steps
+            elif values[name] is None and option.falls_back_to:
+                values[name] = values[option.falls_back_to]
+            elif values[name] is None and option.of_model:
+                values[name] = getattr(self.defaults, name)
+        for name in ("guidance", "shift"):  # a `pusa.json` may say 5 for 5.0
+            values[name] = float(values[name])
+        frames = self._frames(frames, matrix)
+        settings = Settings(frames=frames, size=self.check_size(size), strength=float(strength), **values)
+        if matrix is None and sampling.schedule is not None:
+            grid = sigmas.grid(settings.steps, settings.shift, settings.strength)
+            Schedule.parse(sampling.schedule).matrix(grid, latents.latent_frames(frames))
+        return settings
+
+    def _frames(self, frames: int | None, matrix: TimestepMatrix | None) -> int:
         if frames is None:
-            frames = wishes.frames if matrix is None else latents.pixel_frames(matrix.frames)
+            frames = self.defaults.frames if matrix is None else latents.pixel_frames(matrix.frames)
         slots = latents.latent_frames(_whole("frames", frames))
         if slots > self.positions:
             raise InputError(
@@ -95,45 +122,34 @@ class Limits:
         if matrix is not None and matrix.frames != slots:
             raise InputError(
                 f"The matrix has {matrix.frames} latent frames but {frames} frames have {slots}: make it for {slots}, "
-                f"or ask for {latents.pixel_frames(matrix.frames)} frames."
+                f"or give {latents.pixel_frames(matrix.frames)} frames."
             )
-        if matrix is not None and steps not in (None, matrix.steps):
-            raise InputError(f"The matrix has {matrix.steps} steps but steps={steps}: leave steps out.")
-        steps = _whole("steps", (wishes.steps if matrix is None else matrix.steps) if steps is None else steps)
-        guidance = wishes.guidance if guidance is None else guidance
-        shift = wishes.shift if shift is None else shift
-        if self.experts:
-            guidance_2 = guidance if guidance_2 is None else guidance_2
-            boundary = wishes.boundary if boundary is None else boundary
-        elif (guidance_2, boundary) != (None, None):
+        return frames
+
+    def window(self, added: int | None, overlap: int | None, *, clips: int) -> tuple[int, int]:
+        """(overlap, added frames) of an extension of one clip, or of a transition between two.
+
+        By default the overlap is a quarter of the model's clip, at most 13 frames, and the window is as long as the
+        model's clip. Raises InputError unless the overlap has 4m+1 frames and 4n are added.
+        """
+        group = latents.FRAMES_PER_SLOT
+        if overlap is None:
+            overlap = min(3 * group + 1, self.defaults.frames // (4 * group) * group + 1)
+        elif overlap < group + 1 or overlap % group != 1:
+            examples = ", ".join(str(n * group + 1) for n in (1, 2))
             raise InputError(
-                f"{self.source} has one transformer, and guidance_2 and boundary are for two experts: leave them out, "
-                "and a preset that sets them."
+                f"overlap is {overlap} frames: give {group}m+1 of them, such as {examples} or {3 * group + 1}."
             )
-        for name, value in (("guidance", guidance), ("guidance_2", guidance_2)):
-            if value is not None and not (_is_number(value) and math.isfinite(value)):
-                raise InputError(f"{name} is {value}: give a finite number, 1 for none.")
-        if boundary is not None and not (_is_number(boundary) and 0 <= boundary <= 1):
-            raise InputError(f"boundary is {boundary}: give a noise level from 0 to 1, such as 0.875.")
-        if solver not in ("euler", "dpm++2m"):
-            raise InputError(f"The solver {solver!r} is unknown: choose euler or dpm++2m.")
-        if matrix is None and steps > MAX_STEPS:
-            raise InputError(f"steps is {steps}: give at most {MAX_STEPS}, as many as the model has timesteps.")
-        for name, value in (("shift", shift), ("strength", strength)):
-            if not _is_number(value):
-                raise InputError(f"{name} is {value!r}: give a number.")
-        sigmas.grid(steps, shift, strength)
-        return Settings(
-            frames,
-            self.check_size(size),
-            steps,
-            float(guidance),
-            float(shift),
-            solver,
-            float(strength),
-            None if guidance_2 is None else float(guidance_2),
-            boundary,
-        )
+        if added is None:
+            added = max(group, self.defaults.frames - clips * overlap + clips - 1)
+        if added < group or added % group:
+            below = max(group, added // group * group)
+            raise InputError(f"{added} frames cannot be added: give a multiple of {group}, {below} or {below + group}.")
+        return overlap, added
+
+    def latent_frames(self, frames: int) -> int:
+        """The number of latent frames of a clip of `frames` pixel frames."""
+        return latents.latent_frames(frames)
 
     def check_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
         """(width, height) in pixels, the model's default for None; InputError unless the model can make it."""
@@ -156,7 +172,3 @@ def _whole(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InputError(f"{name} is {value!r}: give a whole number.")
     return value
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

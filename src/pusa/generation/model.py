@@ -28,11 +28,16 @@ from pusa.errors import InputError
 from pusa.generation.clip import vae_fingerprint
 from pusa.generation.limits import Limits
 from pusa.images import Frames
-from pusa.models import checkpoints, latents, lora, lora_header, parallel, profiles
-from pusa.models.checkpoints import Components, Defaults
-from pusa.models.recognise import Expert
-from pusa.models.wan import VectorWanTransformer3DModel
-from pusa.processes import World
+from pusa.models import context_parallel
+from pusa.models.loading import checkpoints
+from pusa.models.loading.checkpoints import Components
+from pusa.models.lora import header, runtime
+from pusa.models.memory import profiles
+from pusa.models.wan import latents
+from pusa.models.wan.defaults import Defaults
+from pusa.models.wan.recognise import Expert
+from pusa.models.wan.transformer import VectorWanTransformer3DModel
+from pusa.processes import ProcessGroup
 
 
 class Model:
@@ -42,7 +47,7 @@ class Model:
         self.components = components
         self.limits = Limits.loaded(components)
         self.profile = profiles.PLAIN
-        self.world = World()
+        self.group = ProcessGroup()
         self._device = torch.device(components.transformer.device)
         self._disk: TemporaryDirectory[str] | None = None
 
@@ -62,9 +67,9 @@ class Model:
         After the model is laid out. Every process then has to make the same calls, and gets the same clips. Raises
         InputError when the attention heads do not divide by the number of processes.
         """
-        world = processes.present()
-        parallel.enable(list(self._experts(None).values()), world.size)
-        self.world = world
+        group = processes.current_group()
+        context_parallel.enable(list(self._experts(None).values()), group.size)
+        self.group = group
 
     @property
     def transformer(self) -> VectorWanTransformer3DModel:
@@ -125,13 +130,13 @@ class Model:
         return encoded.to(self.device, self.transformer.dtype)
 
     @property
-    def loras(self) -> tuple[lora.Lora, ...]:
+    def loras(self) -> tuple[runtime.Lora, ...]:
         """The LoRAs that run, with their strengths, in the order in which they are added up."""
         return self.components.loras
 
     def load_lora(
         self, path: str | Path, scale: float = 1.0, name: str | None = None, expert: Expert | None = None
-    ) -> lora.Lora:
+    ) -> runtime.Lora:
         """Add a LoRA at a strength: a file of any dialect, or the folder of a PEFT adapter.
 
         name: what `set_lora` and `remove_lora` know it by; a LoRA that has it is replaced. By default it is the file's
@@ -142,15 +147,15 @@ class Model:
         """
         self._check_changeable()
         places = self._experts(expert)
-        if self.transformer_2 is not None and (made_for := lora_header.expert_for(path)) not in (None, expert):
+        if self.transformer_2 is not None and (made_for := header.expert_for(path)) not in (None, expert):
             raise InputError(
                 f"The LoRA {path} is for the {made_for}-noise expert: give it with --lora-{made_for} "
                 f"(expert={made_for!r})."
             )
-        name = lora.choose_name([x for x in self.loras if x.expert in places], path, name)
+        name = runtime.choose_name([x for x in self.loras if x.expert in places], path, name)
         for which, transformer in places.items():
-            with parallel.aside(transformer):
-                added = dataclasses.replace(lora.load(transformer, path, scale, name), expert=which)
+            with context_parallel.aside(transformer):
+                added = dataclasses.replace(runtime.load(transformer, path, scale, name), expert=which)
             others = [x for x in self.loras if (x.name, x.expert) != (name, which)]
             self.components.loras = (*others, added)
         return self.loras[-1]
@@ -161,7 +166,7 @@ class Model:
         expert: on that one of two only.
         """
         for present in self._named(name, expert):
-            lora.set_scale(self._experts(present.expert)[present.expert], name, scale)
+            runtime.set_scale(self._experts(present.expert)[present.expert], name, scale)
             changed = dataclasses.replace(present, scale=scale)
             self.components.loras = tuple(changed if x is present else x for x in self.loras)
 
@@ -169,7 +174,7 @@ class Model:
         """Take a LoRA off the model, or off one of two experts, bit for bit, and free its memory."""
         self._check_changeable()
         for gone in self._named(name, expert):
-            lora.remove(self._experts(gone.expert)[gone.expert], name)
+            runtime.remove(self._experts(gone.expert)[gone.expert], name)
             self.components.loras = tuple(x for x in self.loras if x is not gone)
 
     def _experts(self, expert: Expert | None) -> dict[Expert | None, VectorWanTransformer3DModel]:
@@ -192,7 +197,7 @@ class Model:
         """For the block, running out of memory is one sentence with what to try next."""
         return profiles.explained(self.profile.name, on_cpu=self.device.type == "cpu", size=size, frames=frames)
 
-    def _named(self, name: str, expert: Expert | None) -> list[lora.Lora]:
+    def _named(self, name: str, expert: Expert | None) -> list[runtime.Lora]:
         if found := [x for x in self.loras if x.name == name and expert in (None, x.expert)]:
             return found
         there = ", ".join(dict.fromkeys(x.name for x in self.loras)) or "none"
@@ -261,7 +266,7 @@ class Model:
                 for x in parts.loras
             ],
             "versions": versions(),
-            **({"processes": self.world.size} if self.world.size > 1 else {}),
+            **({"processes": self.group.size} if self.group.size > 1 else {}),
         }
 
 

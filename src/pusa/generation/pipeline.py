@@ -10,36 +10,50 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Unpack, overload
+from typing import Any, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from pusa import processes
 from pusa.core import sampler, schedules, sigmas
+from pusa.core.sampler import Step
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
+from pusa.generation import plans
 from pusa.generation.advice import advice
 from pusa.generation.clip import GeneratedClip
-from pusa.generation.conditions import Clip, Image, Known, Placed, Target, frame_index, place, resolve
-from pusa.generation.footage import open_footage
+from pusa.generation.conditions import Known
 from pusa.generation.model import Model
-from pusa.generation.settings import (
-    EDIT_STRENGTH,
+from pusa.generation.plans import Plan
+from pusa.generation.request import (
     SEEDS,
-    Callback,
-    Options,
-    Settings,
-    Solver,
-    check_prompts,
-    check_seed,
+    VERSION,
+    Clip,
+    Extend,
+    ExtendOptions,
+    Generate,
+    GenerateOptions,
+    Image,
+    Request,
+    Transition,
+    TransitionOptions,
 )
-from pusa.images import Fit
-from pusa.models import checkpoints, latents, lora_header, parallel, profiles
-from pusa.models.lora import LoraFile
-from pusa.models.recognise import Expert
+from pusa.generation.schedule import DEFAULT, Schedule
+from pusa.generation.settings import Settings
+from pusa.models import context_parallel
+from pusa.models.loading import checkpoints, sources
+from pusa.models.lora import header
+from pusa.models.lora.runtime import LoraFile
+from pusa.models.memory import profiles
+from pusa.models.wan import latents
+from pusa.models.wan.recognise import Expert
+
+AnyRequest = Generate | Extend | Transition
+Callback = Callable[[Step], bool | None]
 
 
 class Pipeline(Model):
@@ -47,117 +61,97 @@ class Pipeline(Model):
 
     @overload
     def generate(
-        self, prompt: str, conditions: Sequence[Image | Clip] = (), **options: Unpack[Options]
+        self,
+        prompt: str = "",
+        conditions: Sequence[Image | Clip] = (),
+        *,
+        callback: Callback | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> GeneratedClip: ...
     @overload
     def generate(
-        self, prompt: list[str], conditions: Sequence[Image | Clip] = (), **options: Unpack[Options]
+        self,
+        prompt: list[str],
+        conditions: Sequence[Image | Clip] = (),
+        *,
+        callback: Callback | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> list[GeneratedClip]: ...
 
     def generate(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] = "",
         conditions: Sequence[Image | Clip] = (),
         *,
-        negative_prompt: str = "",
-        frames: int | None = None,
-        size: tuple[int, int] | None = None,
-        fit: Fit = "crop",
-        steps: int | None = None,
-        guidance: float | None = None,
-        guidance_2: float | None = None,
-        boundary: float | None = None,
-        shift: float | None = None,
-        seed: int = 0,
-        init: Clip | None = None,
-        strength: float | None = None,
-        matrix: TimestepMatrix | None = None,
-        solver: Solver = "euler",
         callback: Callback | None = None,
+        **options: Unpack[GenerateOptions],
     ) -> GeneratedClip | list[GeneratedClip]:
         """Make a clip from a prompt, or one from each of several prompts, and from what is known of its frames.
 
         Args:
-            prompt: what to show; may be empty. A list makes clip i with seed + i.
-            conditions: pictures and clips at their frames; none is text-to-video.
-            negative_prompt: what guidance moves away from.
-            frames: pixel frames, 4n+1. size: (width, height), multiples of 16 (32 for Wan2.2-5B). By default what the
-                model likes, as are steps, guidance (1 is none and halves the time) and shift.
-            guidance_2, boundary: for a model with two experts, the guidance of the one for low noise (by default the
-                same), and the noise level in [0, 1] of the noisiest frame from which on the other one is asked.
-            fit: how a picture of another shape is brought to the size: crop, pad or stretch.
-            init: a whole clip to edit; it is noised to `strength` in (0, 1] (0.6 if not given) and denoised from there.
-            matrix: your own timestep matrix; it then decides everything that steps, shift and the conditions' noise
-                would, and a frame that starts below σ = 1 must have a condition or `init` to start from.
-            solver: "euler" or "dpm++2m".
+            prompt: what the clip shows; it may be empty. A list makes clip i with seed + i.
+            conditions: pictures and clips at their frames; without any it is text-to-video.
             callback: called with a `Step` after each step of each clip; returning False raises Cancelled.
+            options: the fields of `pusa.generation.request.Generate`, which explains them.
 
-        Raises InputError when the arguments do not fit together or a source cannot be used, before the model runs.
+        Raises InputError when the options do not fit together or a source cannot be used, before the model runs.
         """
-        prompts = check_prompts(prompt, negative_prompt)
-        check_seed(seed, len(prompts))
-        target_size = self.limits.check_size(size)
-        edited: Placed | None = None
-        if init is not None:
-            frames, edited = self._place_init(init, frames, target_size, fit)
-        elif strength is not None:
-            raise InputError(f"A strength ({strength}) needs a clip to edit: give init=pusa.Clip(...).")
-        if matrix is not None and (shift is not None or strength is not None):
-            raise InputError("A matrix of your own decides where it starts and how it descends: no shift or strength.")
-        settings = self.limits.settings(
-            frames=frames,
-            size=target_size,
-            steps=steps,
-            guidance=guidance,
-            guidance_2=guidance_2,
-            boundary=boundary,
-            shift=shift,
-            solver=solver,
-            strength=1.0 if init is None else EDIT_STRENGTH if strength is None else strength,
-            matrix=matrix,
-        )
-        target = Target(settings.frames, target_size, self.defaults.fps, fit, self.vae)
-        known, records = resolve(conditions, target)
-        self.advise(settings, given=bool(known))
-        start = None if edited is None else edited.encode()
-        walked = matrix or self.matrix(settings, known)
-        guides = {settings.guidance, settings.guidance_2} - {1, None}
-        texts = self.encode_text([*prompts, negative_prompt] if guides else prompts)
-
-        clips = []
-        for i, text in enumerate(prompts):
-            z = self.sample(
-                walked,
-                (texts[i : i + 1], texts[-1:]),
-                settings,
-                known=known,
-                init=start,
-                seed=seed + i,
-                callback=callback,
-            )
-            recipe = {
-                "task": "generate",
-                **self.recipe(),
-                "prompt": text,
-                "negative_prompt": negative_prompt,
-                "conditions": records,
-                "init": None if edited is None else edited.record,
-                **settings.record(),
-                "fit": fit,
-                "seed": seed + i,
-                "matrix": walked.to_dict(),
-                "own_matrix": matrix is not None,
-            }
-            clips.append(GeneratedClip(self.decode(z), z, self.defaults.fps, walked, recipe, text))
+        prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
+        if not prompts:
+            raise InputError("There is no prompt: give a text, which may be empty, or a list of texts.")
+        first = Generate(prompts[0], conditions, **options)  # type: ignore[arg-type]
+        requests = [replace(first, prompt=text, seed=first.seed + i) for i, text in enumerate(prompts)]
+        clips = self._make(first, requests, callback)
         return clips[0] if isinstance(prompt, str) else clips
 
-    # ------------------------------------------------------------------------------- the parts that extension shares
+    def opened(self, request: Generate) -> Generate:
+        """The request with its pictures decoded and its clips read, so that several clips of it read them once.
+
+        Its `frames` then say how long an edited clip is.
+        """
+        return plans.opened(self, request)
+
+    def make(self, request: Request, callback: Callback | None = None) -> GeneratedClip:
+        """Make the clip of a request of any task; see `Request.run`."""
+        assert isinstance(request, AnyRequest)
+        return self._make(request, [request], callback)[0]
+
+    def _make(
+        self, first: AnyRequest, requests: Sequence[AnyRequest], callback: Callback | None
+    ) -> list[GeneratedClip]:
+        """The clips of requests that differ from the first one by prompt and seed only."""
+        plan = PLANS[first.task](self, first)
+        self.advise(plan.settings, given=bool(plan.known))
+        walked = plan.matrix or self.matrix(plan.settings, plan.known)
+        negative = [first.negative_prompt] if plan.settings.guidances - {1} else []
+        texts = self.encode_text([*(request.prompt for request in requests), *negative])
+        clips = []
+        for i, request in enumerate(requests):
+            context = texts[i : i + 1], texts[-1:]
+            z = self.sample(
+                walked, context, plan.settings, known=plan.known, init=plan.init, seed=request.seed, callback=callback
+            )
+            z = plan.join(z)
+            recipe = {
+                "version": VERSION,
+                "task": request.task,
+                **self.recipe(),
+                "prompt": request.prompt,
+                "negative_prompt": request.negative_prompt,
+                **plan.settings.record(),
+                "fit": request.fit,
+                "seed": request.seed,
+                "matrix": walked.to_dict(),
+                **plan.record,
+            }
+            clips.append(GeneratedClip(self.decode(z), z, self.defaults.fps, walked, recipe, request.prompt))
+        return clips
 
     def matrix(self, settings: Settings, known: Known) -> TimestepMatrix:
-        """All frames together from σ = shift(strength) down, the known ones scaled by their noise multipliers."""
+        """The schedule from σ = shift(strength) down, with the columns of known frames scaled by their multipliers."""
         grid = sigmas.grid(settings.steps, settings.shift, settings.strength)
-        together = schedules.synchronous(grid, latents.latent_frames(settings.frames))
-        return schedules.conditioned(together, {slot: multiplier for slot, (_, multiplier) in known.items()})
+        free = Schedule.parse(settings.schedule or DEFAULT).matrix(grid, latents.latent_frames(settings.frames))
+        return schedules.conditioned(free, {slot: multiplier for slot, (_, multiplier) in known.items()})
 
     def noise(self, seed: int, settings: Settings) -> Tensor:
         """The initial noise of a seed, float32 [1, C, F, h, w] on the CPU."""
@@ -199,10 +193,10 @@ class Pipeline(Model):
                         "give a condition or init for it, or start it at 1."
                     )
         x = sampler.add_noise(clean, noise, begin[None])
-        if self.world.size > 1:
-            if not processes.agree(self.world, f"{matrix.to_dict()} {settings} {seed} {callback is None}"):
+        if self.group.size > 1:
+            if not processes.all_agree(self.group, f"{matrix.to_dict()} {settings} {seed} {callback is None}"):
                 raise InputError("The processes were asked for different clips: make the same calls in each of them.")
-            x, prompt, negative = processes.chiefs([x, *text])
+            x, prompt, negative = processes.broadcast([x, *text])
             text = prompt, negative
             callback = callback and self._heard_by_all(callback)
 
@@ -226,11 +220,11 @@ class Pipeline(Model):
         width, height = (side // self.components.multiple for side in settings.size)
         heads = int(self.transformer.config.num_attention_heads)
         for slots in {int(row.sum()) for row in matrix.visible}:
-            parallel.check_tokens(slots, width * height, heads, self.world.size)
+            context_parallel.check_tokens(slots, width * height, heads, self.group.size)
 
     def _heard_by_all(self, callback: Callback) -> Callback:
         """The callback, whose False on one process stops every process after the same step."""
-        return lambda step: not processes.anyone(self.world, callback(step) is False)
+        return lambda step: not processes.any_rank(self.group, callback(step) is False)
 
     def advise(self, settings: Settings, *, given: bool) -> None:
         """A UserWarning for each way in which the settings contradict the LoRAs; given: frames have conditions."""
@@ -239,20 +233,49 @@ class Pipeline(Model):
         ):
             warnings.warn(sentence, stacklevel=4)
 
-    def _place_init(self, init: Clip, frames: int | None, size: tuple[int, int], fit: Fit) -> tuple[int, Placed]:
-        """The number of frames of a clip to edit, and the clip, checked and not encoded yet."""
-        footage = open_footage(init.src, self.defaults.fps, self.vae)
-        start = frame_index(init.start, footage.count, self.defaults.fps, f"the start of {footage.label}")
-        count = frames or init.frames or footage.count - start
-        latents.latent_frames(count)
-        if init.at != 0 or init.noise != 0.0 or init.frames not in (None, count):
-            raise InputError("The clip to edit is all of the new clip: init takes no at, no noise and no other frames.")
-        whole = Clip(footage, frames=count, start=start)
-        return count, place(whole, Target(count, size, self.defaults.fps, fit, self.vae))
+
+PLANS: Mapping[str, Callable[[Pipeline, Any], Plan]] = {
+    "generate": plans.generate,
+    "extend": plans.extend,
+    "transition": plans.transition,
+}
+
+
+def extend(
+    pipe: Pipeline,
+    clip: Any,
+    prompt: str = "",
+    *,
+    callback: Callback | None = None,
+    **options: Unpack[ExtendOptions],
+) -> GeneratedClip:
+    """Continue a clip, or make what came before it; returns the given clip and the new frames as one.
+
+    clip: a generated clip, a video file (with its latents where they were saved), or uint8 [N, H, W, 3]. options: the
+    fields of `pusa.generation.request.Extend`. Raises InputError when they do not fit together.
+    """
+    return Extend(clip, prompt, **options).run(pipe, callback)  # type: ignore[arg-type]
+
+
+def transition(
+    pipe: Pipeline,
+    a: Any,
+    b: Any,
+    prompt: str = "",
+    *,
+    callback: Callback | None = None,
+    **options: Unpack[TransitionOptions],
+) -> GeneratedClip:
+    """Join two clips by new frames; returns a, the new frames and b as one clip of len(a) + frames + len(b) - 1.
+
+    The last new frame stands for b's first one. a, b: as `clip` of `extend`. options: the fields of
+    `pusa.generation.request.Transition`. Raises InputError when they do not fit together.
+    """
+    return Transition(a, b, prompt, **options).run(pipe, callback)
 
 
 def load(
-    source: str | Path = checkpoints.TINY,
+    source: str | Path = sources.TINY,
     *,
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
@@ -270,12 +293,12 @@ def load(
     files or folders for those parts, where the source lacks them; transformer_2: the expert for low noise, where the
     source is a file of the one for high. lora: LoRA files to add, each at its lora_scale; a `LoraFile` says itself at
     which strength and, of two experts, on which. dtype, device: see `checkpoints.load`, as for the rest. memory: a
-    profile of `pusa.models.profiles`; by default everything lies on the device. share_tokens: the processes that have
-    met (`pusa.processes.join`) make each clip together, see `Model.share_tokens`. Raises InputError for what cannot be
-    loaded.
+    profile of `pusa.models.memory.profiles`; by default everything lies on the device. share_tokens: the processes that
+    have met (`pusa.processes.join`) make each clip together, see `Model.share_tokens`. Raises InputError for what
+    cannot be loaded.
     """
     if share_tokens:
-        parallel.check_model(source, processes.present().size)
+        context_parallel.check_model(source, processes.current_group().size)
     wanted = _lora_files([lora] if isinstance(lora, (str, Path, LoraFile)) else list(lora), lora_scale)
     profile = profiles.PLAIN if memory is None else profiles.named(memory)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -287,11 +310,11 @@ def load(
         )
     )
     for one in wanted:
-        file = lora_header.file_of(one.path).absolute()
+        file = header.file_of(one.path).absolute()
         if own := next((x for x in pipe.loras if x.path == file and x.expert in (None, one.expert)), None):
             raise InputError(
                 f"{source} runs the LoRA {one.path} at strength {own.scale:g} by itself: leave it out, or give it to "
-                f"{checkpoints.TINY_BASE} at the strength it should have."
+                f"{sources.TINY_BASE} at the strength it should have."
             )
         pipe.load_lora(one.path, one.scale, expert=one.expert)
     if profile != profiles.PLAIN:
@@ -311,7 +334,7 @@ def _lora_files(given: Sequence[str | Path | LoraFile], scales: float | Sequence
     ]
     seen: list[tuple[Path, Expert | None]] = []
     for one in wanted:
-        file = Path(os.path.normpath(lora_header.file_of(one.path).absolute()))
+        file = Path(os.path.normpath(header.file_of(one.path).absolute()))
         if any(file == other and (one.expert == expert or None in (one.expert, expert)) for other, expert in seen):
             raise InputError(f"The LoRA {one.path} is given twice: give it once, at the strength it should have.")
         seen.append((file, one.expert))

@@ -14,18 +14,21 @@ import torch
 
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
+from pusa.files import sha256
 from pusa.generation.clip import GeneratedClip, latents_hash, latents_path, read_latents
-from pusa.generation.conditions import Clip, Image
-from pusa.generation.extension import extend, transition
 from pusa.generation.model import versions
-from pusa.generation.pipeline import Pipeline, load
-from pusa.generation.settings import Callback
-from pusa.models import lora, profiles
-from pusa.models.lora import sha256
+from pusa.generation.pipeline import Callback, Pipeline, load
+from pusa.generation.request import Request
+from pusa.models.lora import runtime
+from pusa.models.memory import profiles
 
-_SAMPLING = ("negative_prompt", "fit", "steps", "guidance", "shift", "seed", "solver")
-_OF_EXPERTS = ("guidance_2", "boundary")
-_NEEDED = ("task", "prompt", "model", "loras", "versions", "size", "frames", *_SAMPLING)
+_NEEDED = ("task", "prompt", "model", "loras", "versions", "size", "frames", "steps", "seed", "matrix")
+_ENTRIES = {
+    "generate": ("conditions", "init", "own_matrix"),
+    "extend": ("clip", "direction", "overlap", "noise"),
+    "transition": ("a", "b", "overlap", "noise"),
+}
+"""The entries of each task's own."""
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -72,31 +75,17 @@ def regenerate(
     """
     recipe = read(path)
     try:
+        if recipe["task"] not in _ENTRIES:
+            raise InputError(f"{path} is the recipe of a {recipe['task']!r}, which this version cannot make.")
+        for key in _ENTRIES[recipe["task"]]:
+            _ = recipe[key]
         for record in _sources(recipe):
             _check_file(record)
         for record in recipe["loras"]:
             _check_lora(record)
         pipe = _pipeline(recipe, share_tokens) if pipe is None else pipe
         _check_model(recipe, pipe)
-        options: Any = {key: recipe[key] for key in _SAMPLING} | {"size": tuple(recipe["size"]), "callback": callback}
-        options |= {key: recipe[key] for key in _OF_EXPERTS if key in recipe}
-        if recipe["task"] == "generate":
-            if init := recipe["init"]:
-                options |= {"init": Clip(init["path"], start=init["start"]), "strength": recipe["strength"]}
-            if recipe["own_matrix"]:
-                own = TimestepMatrix.from_dict(recipe["matrix"])
-                options |= {"matrix": own, "shift": None, "strength": None}
-            conditions = [_condition(record) for record in recipe["conditions"]]
-            clip: GeneratedClip = pipe.generate(recipe["prompt"], conditions, frames=recipe["frames"], **options)
-            return _as_recorded(clip, recipe, path)
-        if recipe["task"] not in ("extend", "transition"):
-            raise InputError(f"{path} is the recipe of a {recipe['task']!r}, which this version cannot make.")
-        options |= {key: recipe[key] for key in ("frames", "overlap", "noise")}
-        if recipe["task"] == "extend":
-            clip = extend(pipe, recipe["clip"]["path"], recipe["prompt"], direction=recipe["direction"], **options)
-        else:
-            clip = transition(pipe, recipe["a"]["path"], recipe["b"]["path"], recipe["prompt"], **options)
-        return _as_recorded(clip, recipe, path)
+        return _as_recorded(Request.from_dict(recipe).run(pipe, callback), recipe, path)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{path} is a damaged recipe ({what}).") from error
@@ -105,7 +94,7 @@ def regenerate(
 def _as_recorded(clip: GeneratedClip, recipe: dict[str, Any], path: str | Path) -> GeneratedClip:
     """The clip; a UserWarning when it did not come out as the recipe says it did."""
     result = recipe.get("result", {})
-    if clip.matrix.to_dict() != recipe["matrix"]:
+    if clip.matrix != TimestepMatrix.from_dict(recipe["matrix"]):
         own = '; set "own_matrix" to true in it to walk the matrix' if recipe["task"] == "generate" else ""
         warnings.warn(
             f"{path} holds another timestep matrix than its settings give, and these were followed{own}.",
@@ -149,7 +138,7 @@ def _check_lora(record: dict[str, Any]) -> None:
     path = Path(record["path"])
     if not path.is_file():
         raise InputError(f"The LoRA {path}, which the clip was made with, is not there any more: put it back.")
-    if lora.fingerprint(path) != record["sha256"]:
+    if runtime.fingerprint(path) != record["sha256"]:
         raise InputError(f"The LoRA {path} has changed since the clip was made with it: put the old one back.")
 
 
@@ -182,18 +171,12 @@ def _check_model(recipe: dict[str, Any], pipe: Pipeline) -> None:
     if then_on != now_on:
         raise InputError("The loaded LoRAs are not those that the clip was made with.")
     count = recipe.get("processes", 1)
-    if count != pipe.world.size:
+    if count != pipe.group.size:
         warnings.warn(
-            f"The clip was made by {count} process{'es' * (count > 1)} and this one by {pipe.world.size}, so they may "
+            f"The clip was made by {count} process{'es' * (count > 1)} and this one by {pipe.group.size}, so they may "
             "differ a little.",
             stacklevel=3,
         )
     other = [f"{k} {v} (here {versions()[k]})" for k, v in recipe["versions"].items() if versions().get(k, v) != v]
     if other:
         warnings.warn(f"The clip was made with {', '.join(other)}; this one may differ from it.", stacklevel=3)
-
-
-def _condition(record: dict[str, Any]) -> Image | Clip:
-    if record["type"] == "image":
-        return Image(record["path"], record["frame"], record["noise"], record["encoding"])
-    return Clip(record["path"], record["at"], record["frames"], record["noise"], record["start"])

@@ -25,9 +25,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pusa.errors import InputError
-from pusa.files import building, check_writable, replacing, write_json, write_text_atomic
-from pusa.models import checkpoints, lora, lora_header, sources
-from pusa.models.recognise import Expert
+from pusa.files import building, check_writable, replacing, sha256, write_json, write_text_atomic
+from pusa.models.loading import checkpoints, sources
+from pusa.models.lora import header, runtime
+from pusa.models.wan.recognise import Expert
+from pusa.models.wan.weight_names import original_name
 
 Dialect = Literal["diffusers", "comfy", "kohya"]
 DType = Literal["float32", "bfloat16", "float16"]
@@ -107,7 +109,7 @@ def convert(
             f"{target} would be read with the alpha of the adapter_config.json beside it: choose another name."
         )
     check_writable(target)
-    factors, metadata = lora.read(source)
+    factors, metadata = runtime.read(source)
     factors, energy = _prepare(source, factors, rank, dtype)
     tensors = {key: value for module, pair in factors.items() for key, value in _named(module, *pair, to).items()}
     stale = tuple(key for key in metadata if key in _STALE and key != "format")
@@ -144,12 +146,12 @@ def merge(
         raise InputError(
             f"The strength of the LoRA {source} is {scale}: give a finite number, 1 is the trained strength."
         )
-    if str(base) == checkpoints.TINY:
+    if str(base) == sources.TINY:
         raise InputError("The model tiny runs tiny-base with an adapter: give tiny-base as the base of a merged model.")
     _check_apart(source, target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists already and a merged model needs an empty folder: give another one.")
-    name, folder = checkpoints.find(base)
+    name, folder = sources.find(base)
     checkpoints.check(name, folder)
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
@@ -157,12 +159,12 @@ def merge(
         raise InputError(f"{name} is incomplete: there is no folder {missing[0]} in it; copy or download it again.")
     kinds = sources.transformers_of(name, folder, only=expert)
     files = {kind: _weight_files(name, folder / kind) for kind in kinds}
-    if sources.experts_of(folder) and (made_for := lora_header.expert_for(source)) not in (None, expert):
+    if sources.experts_of(folder) and (made_for := header.expert_for(source)) not in (None, expert):
         raise InputError(f"The LoRA {source} is for the {made_for}-noise expert: give --expert {made_for}.")
 
     with torch.device("meta"):
         skeleton = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder / kinds[0]))
-    factors, metadata = lora.read(source, lora.linears(skeleton))
+    factors, metadata = runtime.read(source, runtime.linears(skeleton))
     factors, energy = _prepare(source, factors, rank, None)
 
     with building(target) as new:
@@ -177,18 +179,18 @@ def merge(
             for file in files[kind]:
                 with safe_open(str(file), "pt") as weights:
                     tensors = {key: weights.get_tensor(key) for key in weights.keys()}  # noqa: SIM118
-                    header = weights.metadata() or {"format": "pt"}
+                    metadata = weights.metadata() or {"format": "pt"}
                 for key, weight in tensors.items():
                     module = key.removesuffix(".weight")
                     if module in factors:
                         tensors[key] = _sum(name, key, weight, *factors[module], scale)
                         waiting.discard(module)
                     tensors[key] = _stored(name, key, tensors[key], weight.dtype, dtype)
-                save_file(tensors, str(new / kind / file.name), metadata=header)
+                save_file(tensors, str(new / kind / file.name), metadata=metadata)
             if waiting:
                 raise InputError(f"{name} is incomplete: its {kind} has no {min(waiting)}.weight; copy it again.")
-        adapter = called or f"{source.name}, sha256 {lora.sha256(source)}"
-        if lora_header.is_per_frame(source):
+        adapter = called or f"{source.name}, sha256 {sha256(source)}"
+        if header.is_per_frame(source):
             wishes = sources.read_json(new / WISHES) if (new / WISHES).exists() else {}
             write_json(new / WISHES, wishes | {"per_frame": sorted({*wishes.get("per_frame", ()), *kinds})})
         place = f" of its {expert}-noise expert" if expert else " of both experts" if kinds[1:] else ""
@@ -257,10 +259,10 @@ def _named(module: str, down: Tensor, up: Tensor, to: Dialect) -> dict[str, Tens
     """One layer's tensors under the names of a dialect."""
     down, up = down.contiguous(), up.contiguous()
     if to == "kohya":
-        stem = "lora_unet_" + lora.original_name(module).replace(".", "_")
+        stem = "lora_unet_" + original_name(module).replace(".", "_")
         alpha = torch.tensor(float(len(down)))
         return {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": alpha}
-    stem = f"transformer.{module}" if to == "diffusers" else f"diffusion_model.{lora.original_name(module)}"
+    stem = f"transformer.{module}" if to == "diffusers" else f"diffusion_model.{original_name(module)}"
     return {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
 
 

@@ -30,7 +30,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from pusa.files import write_json
-from pusa.models.latents import TEXT_TOKENS
+from pusa.models.wan.latents import TEXT_TOKENS
 
 PAPER: Mapping[str, Any] = {"clips": 3860, "samples": 7200, "steps": 900, "money": 500.0, "currency": "USD"}
 """arXiv 2507.16116: 900 steps of 8 clips on a set of 3,860, for about $500."""

@@ -23,9 +23,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from pusa.models import checkpoints
-from pusa.models.latents import TEXT_TOKENS
-from pusa.training.clips import Bucket
+from pusa.adapters.base import Adapter
+from pusa.adapters.full import AllWeights
+from pusa.adapters.lora import Lora
+from pusa.models.loading import checkpoints, sources
+from pusa.models.wan.latents import TEXT_TOKENS
+from pusa.training.config.sections import TARGETS
+from pusa.training.data.samples import Bucket
 
 EFFICIENCY = (0.3, 0.7)
 """The share of a machine's rate for large matrices that a training step reaches, at worst and at best."""
@@ -36,7 +40,7 @@ def sizes_for(name: str, folder: Path, texts: Sequence[str]) -> tuple[Model, lis
 
     Raises InputError for a size that it cannot take; `name` is what the model is called then.
     """
-    model = Model.of(*(checkpoints.config(name, folder, part) for part in ("transformer", "vae")))
+    model = Model.of(*(sources.config(name, folder, part) for part in ("transformer", "vae")))
     wishes = checkpoints.defaults_of(folder)
     buckets = [Bucket.parse(text) for text in texts] or [Bucket(*wishes.size, wishes.frames)]
     for bucket in buckets:
@@ -83,23 +87,26 @@ class Model:
         time = self.frequencies * d + d + d * d + d + 6 * (d * d + d)
         return self.blocks * block + ends + time + self.text * d + d + d * d + d
 
-    def adapter(self, rank: int) -> int:
-        """Parameters of a LoRA on every attention and feed-forward layer."""
-        return self.blocks * rank * (16 * self.width + 2 * (self.width + self.ffn))
+    @property
+    def layers(self) -> dict[str, tuple[int, int]]:
+        """{name: (inputs, outputs)} of the linear layers of the blocks."""
+        square = [f"{part}.{name}" for part in ("attn1", "attn2") for name in ("to_q", "to_k", "to_v", "to_out.0")]
+        block = dict.fromkeys(square, (self.width, self.width))
+        block |= {"ffn.net.0.proj": (self.width, self.ffn), "ffn.net.2": (self.ffn, self.width)}
+        return {f"blocks.{i}.{name}": size for i in range(self.blocks) for name, size in block.items()}
 
     def tokens(self, bucket: Bucket) -> int:
         """Tokens of one sample."""
         return bucket.slots * (bucket.width // self.scale) * (bucket.height // self.scale)
 
-    def step(self, bucket: Bucket, rank: int, checkpointing: bool) -> float:
-        """Floating-point operations of forward and backward for one sample; rank 0 is full fine-tuning."""
+    def step(self, bucket: Bucket, adapter: Adapter, checkpointing: bool) -> float:
+        """Return the floating-point operations of the forward and backward pass of one sample."""
         d, tokens, text = self.width, self.tokens(bucket), TEXT_TOKENS
         linear = self.blocks * (2 * (6 * d * d + 2 * d * self.ffn) * tokens + 4 * d * d * text)
         attention = self.blocks * (4 * d * tokens * tokens + 4 * d * tokens * text)
+        passes = 2 if adapter.keeps_base else 3  # weights that do not change need no gradient
         again = linear + attention if checkpointing else 0
-        if not rank:
-            return float(3 * (linear + attention) + again)
-        return float(2 * linear + 3 * attention + 6 * self.adapter(rank) * tokens + again)
+        return float(passes * linear + 3 * attention + 6 * adapter.extra_parameters(self.layers) * tokens + again)
 
     def activations(self, bucket: Bucket, checkpointing: bool) -> int:
         """Numbers that one sample keeps for the backward pass."""
@@ -160,12 +167,13 @@ def estimate(
     count = sum(buckets.values())
     if not count:
         return None
+    adapter: Adapter = Lora(rank, TARGETS) if rank else AllWeights()
     largest = max(buckets, key=model.tokens)
     plain, checkpointed = (
-        sum(model.step(bucket, rank, again) * share for bucket, share in buckets.items()) / count * batch
+        sum(model.step(bucket, adapter, again) * share for bucket, share in buckets.items()) / count * batch
         for again in (False, True)
     )
-    trained = model.adapter(rank) if rank else model.parameters
+    trained = adapter.extra_parameters(model.layers) + (0 if adapter.keeps_base else model.parameters)
     seconds = plain * steps / rate / EFFICIENCY[1], checkpointed * steps / rate / EFFICIENCY[0]
     return Estimate(
         parameters=model.parameters,
@@ -174,7 +182,7 @@ def estimate(
         samples=steps * batch,
         epochs=steps * batch / count,
         flops_per_step=plain,
-        weights=model.parameters * number if rank else 0,
+        weights=model.parameters * number if adapter.keeps_base else 0,
         optimiser=16 * trained,
         activations=batch * model.activations(largest, False) * number,
         activations_checkpointed=batch * model.activations(largest, True) * number,

@@ -1,193 +1,172 @@
-"""One step of vectorized timestep adaptation, and all that the next step depends on.
-
-For a micro-batch of clips x0 with captions c (arXiv 2507.16116, eq. 5–11):
-
-    σ[B, F] ~ the settings' pattern and law        ε ~ N(0, I)        c ← the empty caption, now and then
-    L = mean_f w(σ_f) ‖v_θ((1 − σ) x0 + σ ε, σ, c) − (ε − x0)‖²
-"""
+"""One optimiser step of a training, whatever its objective, and the state that the next step depends on."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pusa.core.objectives import WEIGHTINGS, flow_matching_loss
+from pusa import processes
 from pusa.errors import InputError, PusaError
-from pusa.training import draws, optimisers, parallel
-from pusa.training.adaptation import Adaptation
-from pusa.training.averages import Averages
-from pusa.training.batches import Batch
-from pusa.training.config import Config
-from pusa.training.parallel import World
+from pusa.processes import ProcessGroup
+from pusa.training import distributed
+from pusa.training.config.tree import TrainSettings
+from pusa.training.data.batches import Batch
+from pusa.training.objectives.base import BatchLosses, Objective, Player
 
-SIGMA_BINS = 10
-NAMED = 4
-"""So many clips without a finite loss are named; the rest is counted."""
+MOST_NAMED = 4
+"""An error names so many clips without a finite loss, and counts the others."""
 MAX_SKIPPED = 20
-"""So many steps in a row without a finite loss end a training that skips them: it has diverged."""
+"""If so many consecutive steps have no finite loss, the training has diverged and ends, even if it may skip steps."""
 
 
 class Learner:
-    """Trained numbers, optimiser and averages. `model` is what is called: the transformer, or what is wrapped round it.
+    """Takes the steps of a training. Every process must call each method."""
 
-    empty_context: [512, D], what stands in for a dropped caption. On several processes every method is called by all.
-    """
-
-    def __init__(
-        self, config: Config, adaptation: Adaptation, model: nn.Module, empty_context: Tensor, world: World
-    ) -> None:
-        self.config, self.adaptation, self.model, self.world = config, adaptation, model, world
-        self.empty_context = empty_context
-        self.parameters = adaptation.parameters
-        self.optimiser = optimisers.build(self.parameters, config.train, sharded=parallel.is_sharded(model))
-        self.averages = Averages(self.parameters, config.train.ema)
+    def __init__(self, settings: TrainSettings, objective: Objective, group: ProcessGroup) -> None:
+        self.settings, self.objective, self.group = settings, objective, group
         self.skipped_in_a_row = 0
+
+    @property
+    def main(self) -> Player:
+        """The player whose weights the training writes."""
+        return next(iter(self.objective.players.values()))
 
     def step(self, step: int, batches: Sequence[Batch]) -> dict[str, Any]:
-        """Learn from this process's micro-batches of one optimiser step; the record of the step is the same for all."""
-        settings = self.config.train
-        rate = optimisers.learning_rate(step, settings.steps, settings.lr, settings.warmup, settings.schedule)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.zero_grad(set_to_none=True)
-        rows = []
-        for i, batch in enumerate(batches):
-            with parallel.accumulating(self.model, more=i + 1 < len(batches)):
-                loss, facts = self.loss(batch)
-                torch.autograd.backward(loss / len(batches))
-            rows.append(torch.cat([loss.detach()[None], facts]).double().cpu())
-        lanes = parallel.everyones(self.world, torch.stack(rows)).transpose(0, 1).flatten(0, 1)
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = parallel.whole(nn.utils.get_total_norm(gradients))
-        record = _record(step + 1, lanes, float(norm), rate)
+        """Learn from the micro-batches that this process has in `step` (from 0).
 
-        if not (math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"])):
-            record["skipped"] = self._skip(step, batches, lanes)
+        Returns the record of the step for the log, which is the same on every process. Raises InputError or PusaError
+        if a loss or a gradient is not finite and the step may not be skipped.
+        """
+        players = self.objective.players
+        rates = {name: player.begin(step) for name, player in players.items()}
+        learning = {name: player for name, player in players.items() if player.learns(step)}
+        rows: list[Tensor] = []
+        figures: Mapping[str, Tensor] = {}
+        for i, batch in enumerate(batches):
+            with ExitStack() as stack:
+                for player in learning.values():
+                    stack.enter_context(distributed.accumulating(player.model, more=i + 1 < len(batches)))
+                found = self._losses(batch, step, list(learning))
+                for name in learning:
+                    torch.autograd.backward(found.by_player[name] / len(batches))
+            figures = found.figures
+            rows.append(_row([*(found.by_player[name] for name in learning), *figures.values()]))
+        lanes = processes.gather(self.group, torch.stack(rows)).transpose(0, 1).flatten(0, 1)
+        norms = {name: player.gradient_norm() for name, player in learning.items()}
+
+        losses = {name: float(lanes[:, i].mean()) for i, name in enumerate(learning)}
+        lengths = {name: float(norm) for name, norm in norms.items()}
+        each = {name: {"loss": losses.get(name), "lr": rates[name], "grad_norm": lengths.get(name)} for name in players}
+        main, *others = each
+        sums = _unflattened(lanes[:, len(learning) :].sum(dim=0), figures)
+        record = {"step": step + 1, **each[main], **self.objective.record(sums)}
+        if others:
+            record["players"] = {name: each[name] for name in others}
+
+        if not all(math.isfinite(x) for x in (*losses.values(), *lengths.values())):
+            record["skipped"] = self._skip(step, batches, lanes[:, : len(learning)])
             return record
         self.skipped_in_a_row = 0
-        if settings.clip is not None:
-            nn.utils.clip_grads_with_norm_(list(self.parameters.values()), settings.clip, norm)
-        self.optimiser.step()
-        self.averages.update(self.parameters, step + 1)
+        for name, player in learning.items():
+            player.update(step, norms[name])
         return record
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The loss of one micro-batch, and [clips, tokens, summed squared error by σ, frames by σ] for its record."""
-        config, seed = self.config, self.config.train.seed
-        device = self.adaptation.transformer.device
-        clips, _, frames, _, _ = batch.latents.shape
-        noise = draws.noise_of(batch.step, batch.lane, batch.latents.shape, seed)
-        sigma, _ = draws.sigmas_of(batch.step, batch.lane, clips, frames, config.sigma, seed)
-        silent = draws.dropped(batch.step, batch.lane, clips, config.train.caption_dropout, seed)
-        context = torch.where(silent[:, None, None], self.empty_context, batch.context)
-        x0, noise, sigma, context = (t.to(device) for t in (batch.latents.float(), noise, sigma, context))
-        predicted: Tensor = x0
+    def _losses(self, batch: Batch, step: int, learning: list[str]) -> BatchLosses:
+        found = self.objective.losses(batch, step)
+        if set(found.by_player) != set(learning):
+            raise PusaError(
+                f"The objective gave losses for {', '.join(found.by_player) or 'no player'} in step {step + 1}, in "
+                f"which {', '.join(learning) or 'no player'} should learn."
+            )
+        return found
 
-        def velocity(x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
-            nonlocal predicted
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-                answer: Tensor = self.model(x, 1000 * sigma, context, return_dict=False)[0]
-            predicted = answer.detach()
-            return answer
+    def _skip(self, step: int, batches: Sequence[Batch], losses: Tensor) -> list[str]:
+        """Return the names of the clips without a finite loss, or raise. losses: [lanes, players].
 
-        weight = WEIGHTINGS[config.sigma.weighting](sigma)
-        loss = flow_matching_loss(velocity, x0, noise, sigma, context, weight=weight)
-        errors = (predicted.float() - (noise - x0)).square().mean(dim=(1, 3, 4))
-        bins = (sigma * SIGMA_BINS).long().clamp(max=SIGMA_BINS - 1).flatten()
-        by_sigma = errors.new_zeros(2, SIGMA_BINS)
-        by_sigma[0].index_add_(0, bins, errors.flatten())
-        by_sigma[1].index_add_(0, bins, torch.ones_like(errors).flatten())
-        patch = math.prod(self.adaptation.transformer.config.patch_size)
-        size = torch.tensor([len(x0), x0[:, 0].numel() // patch], device=device)
-        return loss, torch.cat([size, by_sigma.flatten()])
-
-    def _skip(self, step: int, batches: Sequence[Batch], lanes: Tensor) -> list[str]:
-        """Name the clips that gave no finite loss (all of the step's, when only the gradient is not finite) or stop."""
-        mine = [not math.isfinite(loss) for loss in lanes[self.world.rank :: self.world.size, 0].tolist()]
-        if bool(torch.isfinite(lanes[:, 0]).all()):
+        If only a gradient is not finite, these are all clips of the step.
+        """
+        finite = torch.isfinite(losses).all(dim=1)
+        mine = [not ok for ok in finite[self.group.rank :: self.group.size].tolist()]
+        if bool(finite.all()):
             mine = [True] * len(batches)
         named = [name for bad, batch in zip(mine, batches, strict=True) if bad for name in _names(batch)]
-        clips = parallel.everyones_words(self.world, named)
+        clips = processes.gather_words(self.group, named)
         self.skipped_in_a_row += 1
         several = list(dict.fromkeys(clips))
-        more = f" and {len(several) - NAMED} more" if len(several) > NAMED else ""
-        where = f"Step {step + 1} gave no finite loss or gradient on {', '.join(several[:NAMED])}{more}"
-        if self.config.train.on_nan == "stop":
+        more = f" and {len(several) - MOST_NAMED} more" if len(several) > MOST_NAMED else ""
+        where = f"Step {step + 1} gave no finite loss or gradient on {', '.join(several[:MOST_NAMED])}{more}"
+        if self.settings.on_nan == "stop":
             raise InputError(
-                f"{where}: look at these clips, lower train.lr, or go on without them with train.on_nan = skip."
+                f"{where}: check these clips, lower train.lr, or set train.on_nan to skip to train without them."
             )
         if self.skipped_in_a_row >= MAX_SKIPPED:
             raise PusaError(
-                f"{where}, and neither did the {MAX_SKIPPED - 1} steps before: it diverged; lower train.lr."
+                f"{where}, and the {MAX_SKIPPED - 1} steps before it gave none either: the training has diverged; "
+                "lower train.lr."
             )
         return clips
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next step depends on, whole, on process 0."""
-        averages = {name: parallel.collect(kept, self.world) for name, kept in self.averages.values.items()}
+        """Return everything that the next step depends on; tensors are whole, and on rank 0 only."""
         return {
-            "weights": parallel.collect(self.parameters, self.world),
-            "optimiser": parallel.optimiser_state(self.optimiser, self.parameters, self.world),
-            "averages": averages,
+            "players": {name: player.state(self.group) for name, player in self.objective.players.items()},
+            "objective": self.objective.state(),
             "skipped_in_a_row": self.skipped_in_a_row,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Become what `state` described; process 0 brings it, the others an empty dict."""
-        kept = state.get("averages", {})
-        if odd := parallel.from_chief(self.world, lambda: sorted(set(self.parameters) ^ set(state["weights"]))):
+        """Set what `state` returned. Rank 0 gives it; the other processes give an empty dictionary.
+
+        Raises InputError if the checkpoint has other players, weights or averages.
+        """
+        players = self.objective.players
+        state = _with_players(state, next(iter(players)))
+        if (names := processes.from_rank_zero(self.group, lambda: list(state["players"]))) != list(players):
             raise InputError(
-                f"The checkpoint was trained on other weights (such as {odd[0]}): set lora back, or begin a new folder."
+                f"The checkpoint has the players {', '.join(names)}, and this training has {', '.join(players)}: "
+                "choose another folder."
             )
-        if parallel.from_chief(self.world, lambda: list(kept)) != list(self.averages.values):
-            raise InputError("The checkpoint has other averages of the weights: set train.ema back.")
-        parallel.spread(state.get("weights", {}), self.parameters, self.world)
-        parallel.restore_optimiser(self.optimiser, self.parameters, state.get("optimiser", {}), self.world)
-        for name, average in self.averages.values.items():
-            parallel.spread(kept.get(name, {}), average, self.world)
-        self.skipped_in_a_row = parallel.from_chief(self.world, lambda: int(state["skipped_in_a_row"]))
+        for name, player in players.items():
+            player.restore(state["players"][name] if self.group.is_rank_zero else {}, self.group)
+        self.objective.restore(processes.from_rank_zero(self.group, lambda: dict(state["objective"])))
+        self.skipped_in_a_row = processes.from_rank_zero(self.group, lambda: int(state["skipped_in_a_row"]))
 
     def best(self) -> dict[str, Tensor]:
-        """The weights that a run hands out, whole, on process 0."""
-        return parallel.collect(self.averages.best(self.parameters), self.world)
+        """Return the weights that the training writes, whole, on rank 0."""
+        return distributed.collect(self.main.best(), self.group)
 
     @contextmanager
-    @torch.no_grad()
     def showing_best(self) -> Iterator[None]:
-        """For the block, the transformer has the weights that a run hands out."""
-        if not self.averages.values:
+        """Give the model of the main player the weights that the training writes, inside the block."""
+        with self.main.showing_best():
             yield
-            return
-        best = self.averages.best(self.parameters)
-        trained = {name: p.detach().clone() for name, p in self.parameters.items()}
-        for name, p in self.parameters.items():
-            p.copy_(best[name])
-        try:
-            yield
-        finally:
-            for name, p in self.parameters.items():
-                p.copy_(trained[name])
+
+
+def _with_players(state: dict[str, Any], main: str) -> dict[str, Any]:
+    """Return the state of a checkpoint; those written before there were players hold one, at the top."""
+    if "weights" not in state:
+        return state
+    player = {key: state[key] for key in ("weights", "optimiser", "averages")}
+    return {"players": {main: player}, "objective": {}, "skipped_in_a_row": state["skipped_in_a_row"]}
+
+
+def _row(numbers: Sequence[Tensor]) -> Tensor:
+    """Return all the numbers one after the other, float64 [N], on the CPU."""
+    if not numbers:
+        return torch.zeros(0, dtype=torch.float64)
+    return torch.cat([each.detach().flatten().float() for each in numbers]).double().cpu()
+
+
+def _unflattened(values: Tensor, figures: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the concatenated `values` [N] under the names and in the shapes of `figures`."""
+    parts = torch.split(values, [each.numel() for each in figures.values()])
+    return {name: part.reshape(each.shape) for (name, each), part in zip(figures.items(), parts, strict=True)}
 
 
 def _names(batch: Batch) -> list[str]:
     return [f"{origin} ({caption[:60]})" for origin, caption in zip(batch.origins, batch.captions, strict=True)]
-
-
-def _record(step: int, lanes: Tensor, norm: float, rate: float) -> dict[str, Any]:
-    """lanes [L, 3 + 2 bins]: loss, clips, tokens, then squared error and number of frames by σ."""
-    error, frames = lanes[:, 3:].sum(dim=0).reshape(2, SIGMA_BINS).tolist()
-    return {
-        "step": step,
-        "loss": float(lanes[:, 0].mean()),
-        "lr": rate,
-        "grad_norm": norm,
-        "clips": int(lanes[:, 1].sum()),
-        "tokens": int(lanes[:, 2].sum()),
-        "loss_by_sigma": [e / n if n else None for e, n in zip(error, frames, strict=True)],
-        "frames_by_sigma": [int(n) for n in frames],
-    }

@@ -23,10 +23,10 @@ from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
 from pusa.generation.pipeline import Pipeline
 from pusa.images import Frames, write_image
-from pusa.models import latents
-from pusa.models.checkpoints import Components
-from pusa.models.latents import frames_of, pixel_frames
-from pusa.training.draws import LEAST_FRAMES
+from pusa.models.loading.checkpoints import Components
+from pusa.models.wan import latents
+from pusa.models.wan.latents import frames_of, pixel_frames
+from pusa.training.random_draws import LEAST_FRAMES
 from pusa.training.validation import Sample, given, undisturbed
 from pusa.videos import write_video
 

@@ -13,19 +13,21 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from pusa import processes
 from pusa.errors import InputError
-from pusa.models import checkpoints
-from pusa.training import clips, loggers, parallel
-from pusa.training.cache import Cache, Cached, prepare
-from pusa.training.clips import Bucket, Cut, Plan
-from pusa.training.config import Config
-from pusa.training.dataset import Problem
+from pusa.files import make_folder
+from pusa.models.loading import checkpoints, sources
+from pusa.training import loggers
+from pusa.training.config.tree import Config
+from pusa.training.data import samples
+from pusa.training.data.cache import Cache, Cached, prepare
+from pusa.training.data.dataset import Problem
+from pusa.training.data.fingerprints import fingerprint
+from pusa.training.data.samples import Bucket, Cut, Plan
 from pusa.training.estimate import sizes_for
-from pusa.training.fingerprints import fingerprint
-from pusa.training.state import take
-from pusa.training.store import make_folder
+from pusa.training.monitoring import Watch
+from pusa.training.run_folder import take
 from pusa.training.trainer import Result, train
-from pusa.training.watching import Watch
 
 MOST_HELD_OUT = 16
 NOTED = 5
@@ -58,25 +60,25 @@ def run(config: Config, out: Path, *, force: bool = False, terminal: Terminal) -
     Clips that cannot be used are named on the terminal and in the outcome, and the others are trained on. Raises
     InputError when none is left, and for everything that `trainer.train` and `checkpoints.load` refuse.
     """
-    with parallel.join() as world:
-        parallel.from_chief(world, lambda: loggers.check(list(config.track.loggers)))
+    with processes.join() as group:
+        processes.from_rank_zero(group, lambda: loggers.check(list(config.track.loggers)))
         with terminal.status("Looking at the model"):
-            name, folder = checkpoints.find(config.model.source, parts=())
+            name, folder = sources.find(config.model.source, parts=())
             kinds = checkpoints.check(name, folder, expert=config.model.expert)
             if len(kinds) > 1:
                 raise InputError(f"{name} has two experts, trained one at a time: set model.expert to high or low.")
             wishes, (_, buckets) = checkpoints.defaults_of(folder), sizes_for(name, folder, config.data.buckets or ())
-        plan = parallel.from_chief(world, lambda: survey(config, buckets, wishes.fps, terminal))
-        parallel.from_chief(world, lambda: _writable(config.data.cache, out))
+        plan = processes.from_rank_zero(group, lambda: survey(config, buckets, wishes.fps, terminal))
+        processes.from_rank_zero(group, lambda: _writable(config.data.cache, out))
         with terminal.status(f"Loading {config.model.source}", line=True):
             components = checkpoints.load(
-                config.model.source, expert=config.model.expert, device=parallel.local_device()
+                config.model.source, expert=config.model.expert, device=processes.local_device()
             )
         with terminal.counting() as progress:
-            made = prepare(plan, components, config.data.cache, progress=progress, rank=world.rank, world=world.size)
+            made = prepare(plan, components, config.data.cache, progress=progress, rank=group.rank, world=group.size)
         key = fingerprint(components, plan.fps)
-        plan = parallel.from_chief(
-            world, lambda: without(plan, Cache(config.data.cache, key).missing(plan), made.failed)
+        plan = processes.from_rank_zero(
+            group, lambda: without(plan, Cache(config.data.cache, key).missing(plan), made.failed)
         )
         _note(plan, terminal)
         learnt, kept_apart = hold_out(plan, config.data.held_out)
@@ -90,7 +92,7 @@ def run(config: Config, out: Path, *, force: bool = False, terminal: Terminal) -
             components.vae.to("cpu")
             components.text_encoder.to("cpu")
         samples, others = (Cached(part, key, config.data.cache) for part in (learnt, kept_apart))
-        with Watch(config, out, components, samples, others, world, quiet=not terminal.talkative) as watch:
+        with Watch(config, out, components, samples, others, group, quiet=not terminal.talkative) as watch:
             result = train(
                 config,
                 out,
@@ -118,7 +120,7 @@ def survey(config: Config, buckets: Sequence[Bucket], fps: float, terminal: Term
         raise InputError("There is no data to train on; give --data FOLDER, or data.path in the settings.")
     with terminal.counting() as progress:
         looking = partial(progress, "Looking at the clips")
-        plan = clips.survey(source, buckets, config.data.fps or fps, config.data.cut, progress=looking)
+        plan = samples.survey(source, buckets, config.data.fps or fps, config.data.cut, progress=looking)
     _something_left(plan)
     return plan
 

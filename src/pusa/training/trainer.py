@@ -18,17 +18,20 @@ from typing import Any, Protocol
 
 import torch
 
+from pusa import adapters, processes
+from pusa.adapters.base import Attached
 from pusa.errors import Cancelled, InputError
-from pusa.models.checkpoints import Components
-from pusa.models.wan import VectorWanTransformer3DModel
-from pusa.training import interruption, parallel
-from pusa.training.adaptation import Adaptation, adapt
-from pusa.training.averages import write_snapshot
-from pusa.training.batches import Batches
-from pusa.training.config import Config
+from pusa.models.loading.checkpoints import Components
+from pusa.models.wan.transformer import VectorWanTransformer3DModel
+from pusa.processes import ProcessGroup
+from pusa.training import interruption
+from pusa.training.config.tree import Config
+from pusa.training.data.batches import Batches
 from pusa.training.learner import Learner
-from pusa.training.parallel import World
-from pusa.training.state import Run, writing
+from pusa.training.objectives.base import MakeObjective, Setup
+from pusa.training.objectives.flow_matching import FlowMatching
+from pusa.training.run_folder import Run, writing
+from pusa.training.weight_averages import write_snapshot
 
 
 class Tracker(Protocol):
@@ -75,6 +78,7 @@ def train(
     held_out: Any = (),
     tracker: Tracker | None = None,
     hooks: Sequence[Hook] = (),
+    objective: MakeObjective = FlowMatching,
     force: bool = False,
 ) -> Result:
     """Train `components.transformer` on `samples` into the folder `out`, going on where its last checkpoint was.
@@ -91,62 +95,64 @@ def train(
     if held_out and (leaked := sorted({*samples.keys} & {*held_out.keys})):
         raise InputError(f"{leaked[0]} is held out for validation and would be trained on too: keep it in one of them.")
     out, steps = Path(out), config.train.steps
-    with parallel.join() as world, ExitStack() as stack:
+    with processes.join() as group, ExitStack() as stack:
         run: Run | None = None  # on process 0
 
         def begin() -> int:
             nonlocal run
-            run = stack.enter_context(Run.open(out, facts_of(config, world, components, samples), force=force))
+            run = stack.enter_context(Run.open(out, facts_of(config, group, components, samples), force=force))
             config.write(out / "config.yaml")
             return run.resumed.step if run.resumed else 0
 
-        first = parallel.from_chief(world, begin)
+        first = processes.from_rank_zero(group, begin)
         if first > steps:
             raise InputError(f"{out} is trained up to step {first} already, past train.steps = {steps}: raise it.")
-        adaptation = stack.enter_context(prepared(components.transformer, config))
-        model = parallel.wrap(adaptation.transformer, config.train.parallel, world)
-        learner = Learner(config, adaptation, model, samples.empty_context, world)
-        keeper = Keeper(config, components.source, out, run, learner)
+        trained = stack.enter_context(prepared(components.transformer, config))
+        learner = Learner(
+            config.train, objective(Setup(config, components, trained, samples.empty_context, group)), group
+        )
+        writer = Writer(config, components.source, out, run, trained, learner)
         if first:
             learner.restore(run.resumed.state() if run and run.resumed else {})
 
-        batches = stack.enter_context(Batches(samples, config.train, first=first, world=world))
-        heard = stack.enter_context(interruption.listening(answer=world.chief))
+        batches = stack.enter_context(Batches(samples, config.train, first=first, group=group))
+        interrupted = stack.enter_context(interruption.listening(answer=group.is_rank_zero))
         loss, skipped = None, []
         for step in range(first, steps):
             began, done = time.perf_counter(), step + 1
             record = learner.step(step, [next(batches) for _ in range(config.train.accumulate)])
             record["seconds"] = time.perf_counter() - began
-            loss = record["loss"]
+            loss = loss if record["loss"] is None else record["loss"]
             skipped += [done] * ("skipped" in record)
-            keeper.note(record, tracker)
-            stop = done < steps and parallel.anyone(world, heard())
+            writer.log(record, tracker)
+            stop = done < steps and processes.any_rank(group, interrupted())
             for hook in () if stop else hooks:
                 if done % hook.every == 0 or done == steps:
                     with learner.showing_best():
-                        hook.call(done, adaptation.transformer, out)
-            stop = done < steps and parallel.anyone(world, heard())
+                        hook.call(done, components.transformer, out)
+            stop = done < steps and processes.any_rank(group, interrupted())
             due = done % config.save.every == 0 or done == steps
             if due or stop:
-                keeper.save(done, snapshot=due)
+                writer.save(done, snapshot=due)
             if stop:
                 raise Cancelled(
                     f"interrupted after step {done} of {steps}, with a checkpoint; the same command goes on from there."
                 )
-        return Result(out, keeper.hand_out(), first, steps, loss, tuple(skipped))
+        return Result(out, writer.finish(), first, steps, loss, tuple(skipped))
 
 
 @dataclass(frozen=True)
-class Keeper:
+class Writer:
     """What is written of a training. Every process calls these methods; process 0, which has the `run`, writes."""
 
     config: Config
     base: str
     folder: Path
     run: Run | None
+    trained: Attached
     learner: Learner
 
-    def note(self, record: dict[str, Any], tracker: Tracker | None) -> None:
+    def log(self, record: dict[str, Any], tracker: Tracker | None) -> None:
         """One line of the log."""
         if self.run:
             if tracker:
@@ -156,32 +162,33 @@ class Keeper:
     def save(self, step: int, *, snapshot: bool) -> None:
         """A checkpoint, and with `snapshot` and post-hoc averaging a snapshot, which is kept for good."""
         state, best = self.learner.state(), self.learner.best()
+        main = next(iter(state["players"]))
 
         def write() -> None:
             assert self.run
-            if snapshot and self.learner.averages.kind == "post-hoc":
+            if snapshot and self.learner.main.averages.kind == "post-hoc":
                 path = self.folder / "snapshots" / f"step_{step:06d}.safetensors"
                 with writing(str(path)):
                     path.parent.mkdir(exist_ok=True)
-                    write_snapshot(path, state["averages"], step)
+                    write_snapshot(path, state["players"][main]["averages"], step)
             about = metadata_of(self.config, self.base, step)
-            weights = partial(self.learner.adaptation.write, weights=best, metadata=about)
+            weights = partial(self.trained.save, weights=best, metadata=about)
             self.run.save(step, state, weights, self.config.save.keep)
 
-        parallel.from_chief(self.learner.world, write)
+        processes.from_rank_zero(self.learner.group, write)
 
-    def hand_out(self) -> Path:
+    def finish(self) -> Path:
         """The finished weights, in the folder itself."""
         best, about = self.learner.best(), metadata_of(self.config, self.base, self.config.train.steps)
 
         def write() -> Path:
             with writing(f"the weights into {self.folder}"):
-                return self.learner.adaptation.write(self.folder, best, about)
+                return self.trained.save(self.folder, best, about)
 
-        return parallel.from_chief(self.learner.world, write)
+        return processes.from_rank_zero(self.learner.group, write)
 
 
-def facts_of(config: Config, world: World, components: Components, samples: Any) -> dict[str, Any]:
+def facts_of(config: Config, group: ProcessGroup, components: Components, samples: Any) -> dict[str, Any]:
     """What decides the weights, and so must be the same when a run is resumed.
 
     Of passes and processes only the product counts, and sharding only divides the same numbers differently: a run may
@@ -190,7 +197,7 @@ def facts_of(config: Config, world: World, components: Components, samples: Any)
     """
     decisive = config.decisive()
     del decisive["train.accumulate"], decisive["train.parallel"], decisive["data.path"]
-    passes = {"train.accumulate x processes": config.train.accumulate * world.size}
+    passes = {"train.accumulate x processes": config.train.accumulate * group.size}
     clips = f"{len(samples)} samples with hash {samples.fingerprint[:16]}"
     return {**decisive, **passes, "model": components.fingerprint, "clips": clips}
 
@@ -210,12 +217,12 @@ def metadata_of(config: Config, base: str, step: int) -> dict[str, Any]:
 
 
 @contextmanager
-def prepared(transformer: VectorWanTransformer3DModel, config: Config) -> Iterator[Adaptation]:
+def prepared(transformer: VectorWanTransformer3DModel, config: Config) -> Iterator[Attached]:
     """The transformer made trainable for the block; afterwards it is frozen and in evaluation mode, as it came.
 
     In bf16 the time embedding stays exact: rounded to bf16, neighbouring timesteps would become one.
     """
-    adaptation = adapt(transformer, config.lora, config.train.seed)
+    trained = adapters.from_settings(config.lora).attach(transformer, config.train.seed)
     if config.train.precision == "fp32":
         for p in transformer.parameters():
             p.data = p.data.float() if p.is_floating_point() else p.data
@@ -225,7 +232,7 @@ def prepared(transformer: VectorWanTransformer3DModel, config: Config) -> Iterat
         transformer.enable_gradient_checkpointing()
     transformer.train()
     try:
-        yield adaptation
+        yield trained
     finally:
         del embedder.forward
         transformer.disable_gradient_checkpointing()

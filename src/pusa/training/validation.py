@@ -23,14 +23,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from pusa.core import schedules
 from pusa.core.objectives import Velocity, interpolate
 from pusa.errors import InputError
 from pusa.files import replacing, write_text_atomic
-from pusa.training.draws import LEAST_FRAMES
+from pusa.training.random_draws import LEAST_FRAMES
 
 TASKS = ("text-to-video", "image-to-video", "start-end", "extension", "independent")
 LEVELS = tuple(round(0.05 + 0.1 * i, 2) for i in range(10))
@@ -295,22 +294,6 @@ def undisturbed(*modules: nn.Module) -> Iterator[None]:
             part.training = mode
         random.setstate(python)
         np.random.set_state(numpy)
-
-
-@contextmanager
-def without_adapter(transformer: nn.Module, name: str | None = None) -> Iterator[None]:
-    """For the block the adapter `name` (default: every one) has no effect; what is trained stays what it was."""
-    layers = [layer for layer in transformer.modules() if isinstance(layer, LoraLayer)]
-    if not layers:
-        raise InputError("The model has no adapter that could be left out: measure the base before it is trained.")
-    active = [layer._active_adapter for layer in layers]
-    try:
-        for layer in layers:  # PEFT's own switch would also change which weights are trained
-            layer._active_adapter = [a for a in layer.active_adapters if name is not None and a != name]
-        yield
-    finally:
-        for layer, names in zip(layers, active, strict=True):
-            layer._active_adapter = names
 
 
 # ---------------------------------------------------------------------------------------------------------- in pictures

@@ -12,14 +12,16 @@ import torch
 from safetensors.torch import load_file
 
 import pusa
-from pusa.evaluation.paper import experiments, tables, training
-from pusa.evaluation.paper.experiments import Study
-from pusa.evaluation.paper.methods import METHODS
+from pusa.evaluation.paper import experiments, study, tables, training
+from pusa.evaluation.paper.experiments import Experiment
 from pusa.evaluation.paper.networks import Network, with_image_channels
-from pusa.evaluation.paper.scoring import Job, Maker
+from pusa.evaluation.paper.scoring import ClipMaker
+from pusa.evaluation.paper.study_folder import StudyFolder
 from pusa.evaluation.paper.tables import Ordering
-from pusa.evaluation.world import TASKS, Entry
-from pusa.models import checkpoints, latents
+from pusa.evaluation.paper.training_methods import METHODS
+from pusa.evaluation.synthetic.tasks import TASKS, SceneTask
+from pusa.models.loading import checkpoints
+from pusa.models.wan import latents
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -72,50 +74,49 @@ def test_each_method_trains_and_an_interrupted_run_ends_with_the_same_weights(
 
 
 def test_clips_made_together_are_those_of_the_pipeline(tmp_path: Path) -> None:
-    job = Job("base", 0, 0, steps=2, scenes=range(2))
-    together = Maker(tmp_path).make(job)
+    experiment = Experiment("base", 0, 0, sampling_steps=2, scenes=range(2))
+    together = ClipMaker(tmp_path).make(experiment)
     pipe = pusa.load("tiny-base")
-    for seed, clip in zip(job.scenes, together, strict=True):
-        entry = Entry("image-to-video", seed)
+    for seed, clip in zip(experiment.scenes, together, strict=True):
+        entry = SceneTask("image-to-video", seed)
         conditions = TASKS["image-to-video"].conditions(entry.truth())
         alone = pipe.generate(entry.scene.caption, conditions, steps=2, seed=seed).frames
         assert np.abs(alone.astype(int) - clip).max() <= 2
 
 
-def test_every_table_asks_only_for_jobs_that_are_made(tmp_path: Path) -> None:
-    study = Study(tmp_path)
+def test_every_table_needs_only_experiments_that_are_made(tmp_path: Path) -> None:
     for letter, build in tables.TABLES.items():
         table = build()
-        asked = {job for row in table.rows for job in row.jobs}
-        asked |= {job for o in table.orderings for job in (*o.better, *o.worse)}
-        assert asked <= set(experiments.jobs(letter)), letter
-        assert all(job.trained in experiments.saved(job.method) for job in asked if job.method != "base")
-    names = [piece.name for piece in study.pieces(list(experiments.TABLES))]
+        needed = {experiment for row in table.rows for experiment in row.experiments}
+        needed |= {experiment for o in table.orderings for experiment in (*o.better, *o.worse)}
+        assert needed <= set(experiments.experiments_of(letter)), letter
+        trained = [experiment for experiment in needed if experiment.method != "base"]
+        assert all(one.training_steps in experiments.checkpoint_steps(one.method) for one in trained)
+    names = [unit.name for unit in study.units(StudyFolder(tmp_path), list(experiments.TABLES))]
     assert len(names) == len(set(names))
 
 
-def study_of(folder: Path, errors: dict[Job, np.ndarray]) -> Study:
+def study_of(folder: Path, errors: dict[Experiment, np.ndarray]) -> StudyFolder:
     """A study whose scores are these squared errors."""
-    study = Study(folder)
     (folder / "scores").mkdir()
-    for job, values in errors.items():
+    for experiment, values in errors.items():
         rows = [{"seed": i, "error": float(e), "baseline_error": 400.0, "held": 1.0} for i, e in enumerate(values)]
-        (folder / "scores" / f"{job.name}.json").write_text(json.dumps({"rows": rows}))
-    return study
+        (folder / "scores" / f"{experiment.name}.json").write_text(json.dumps({"rows": rows}))
+    return StudyFolder(folder)
 
 
 def test_an_ordering_holds_is_reversed_or_is_undecided(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     scenes = rng.uniform(50, 900, 32)
-    good = [Job("vta", seed, 400) for seed in range(3)]
-    bad = [Job("i2v", seed, 400) for seed in range(3)]
-    like = [Job("ptss-0.8", seed, 400) for seed in range(3)]
-    errors = {job: scenes * rng.uniform(0.9, 1.1, 32) for job in (*good, *like)}
-    errors |= {job: 1.4 * scenes * rng.uniform(0.9, 1.1, 32) for job in bad}
-    study = study_of(tmp_path, errors)
+    good = [Experiment("vta", seed, 400) for seed in range(3)]
+    bad = [Experiment("i2v", seed, 400) for seed in range(3)]
+    like = [Experiment("ptss-0.8", seed, 400) for seed in range(3)]
+    errors = {one: scenes * rng.uniform(0.9, 1.1, 32) for one in (*good, *like)}
+    errors |= {one: 1.4 * scenes * rng.uniform(0.9, 1.1, 32) for one in bad}
+    folder = study_of(tmp_path, errors)
 
-    def judged(better: list[Job], worse: list[Job]) -> str:
-        return tables.outcome(tables.difference(study, Ordering("", tuple(better), tuple(worse))))
+    def judged(better: list[Experiment], worse: list[Experiment]) -> str:
+        return tables.outcome(tables.difference(folder, Ordering("", tuple(better), tuple(worse))))
 
     assert judged(good, bad) == "holds"
     assert judged(bad, good) == "reversed"
@@ -123,9 +124,9 @@ def test_an_ordering_holds_is_reversed_or_is_undecided(tmp_path: Path) -> None:
 
 
 def test_what_reaches_the_adapter_is_read_off_the_curve(tmp_path: Path) -> None:
-    target = {Job("vta", seed, 400, strength=1.7): np.full(32, 100.0) for seed in range(3)}
-    errors = dict(zip(experiments.LONG, (400.0, 200.0, 50.0), strict=True))
-    curve = {Job("i2v-long", seed, n): np.full(32, e) for n, e in errors.items() for seed in range(3)}
+    target = {Experiment("vta", seed, 400, strength=1.7): np.full(32, 100.0) for seed in range(3)}
+    errors = dict(zip(experiments.LONG_CHECKPOINTS, (400.0, 200.0, 50.0), strict=True))
+    curve = {Experiment("i2v-long", seed, n): np.full(32, e) for n, e in errors.items() for seed in range(3)}
     steps, found = tables.reached_at(study_of(tmp_path, target | curve))
     assert steps == pytest.approx(800 * 2**0.5, rel=1e-3)
-    assert [n for n, _ in found] == list(experiments.LONG)
+    assert [n for n, _ in found] == list(experiments.LONG_CHECKPOINTS)

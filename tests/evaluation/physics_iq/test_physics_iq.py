@@ -13,7 +13,7 @@ import pytest
 
 from pusa.cli import main
 from pusa.evaluation.physics_iq import measures, scores
-from pusa.evaluation.physics_iq.measures import Likeness
+from pusa.evaluation.physics_iq.measures import Similarity
 from pusa.images import Frames
 from pusa.videos import read_video, write_video
 from tests.evaluation.physics_iq.conftest import COUNT, FPS, VIEWS, clip
@@ -51,7 +51,7 @@ def test_overlaps_by_hand() -> None:
     one[1, 0, 0] = one[2, 0, :] = True  # 1 pixel, then 2
     other[1, 0, 0] = other[2, 1, 0] = True  # the same, then another
     frames = np.zeros((3, 2, 2, 3), np.uint8)
-    found = measures.likeness(measures.Seen(frames, one), measures.Seen(frames + 51, other))
+    found = measures.similarity(measures.ComparedVideo(frames, one), measures.ComparedVideo(frames + 51, other))
     assert found.spatial == pytest.approx(1 / 3)  # {(0,0), (0,1)} and {(0,0), (1,0)}
     assert found.spatiotemporal == pytest.approx((1 + 1 + 0) / 3)  # nothing, the same, apart
     assert found.weighted == pytest.approx((1 / 3) / (2 / 3 + 1 / 3 + 1 / 3))
@@ -105,12 +105,12 @@ def test_each_error_is_found_by_its_own_measure(score: Callable[..., dict[str, A
 
 
 def test_original_and_verified_by_hand() -> None:
-    def view(scene: str, video: Likeness, takes: Likeness) -> scores.View:
+    def view(scene: str, video: Similarity, takes: Similarity) -> scores.View:
         return scores.View(scene, "perspective-left", "Optics", video, takes)
 
-    takes = Likeness(spatial=0.8, spatiotemporal=0.5, weighted=0.4, mse=0.01)
-    good = view("a", Likeness(0.4, 0.5, 0.6, 0.02), takes)
-    bad = view("b", Likeness(0.0, 0.0, 0.1, 0.04), takes)
+    takes = Similarity(spatial=0.8, spatiotemporal=0.5, weighted=0.4, mse=0.01)
+    good = view("a", Similarity(0.4, 0.5, 0.6, 0.02), takes)
+    bad = view("b", Similarity(0.0, 0.0, 0.1, 0.04), takes)
     assert good.parts() == pytest.approx({"spatial": 0.5, "spatiotemporal": 1, "weighted": 1, "mse": 0.5})
     found = scores.summarise([good, bad])
     assert found.verified.value == pytest.approx(((0.5 + 1 + 1 + 0.5) / 4 + (0 + 0 + 0.25 + 0.25) / 4) / 2)
@@ -205,7 +205,7 @@ def test_the_embedded_model_makes_a_track_that_can_be_scored(
     assert made[0].stat().st_mtime_ns == when
     code, found = ask("generate", descriptions, flags=(*fast, "--seed", "1"))
     assert code == 2
-    assert "begun with seed 0 and not 1" in found["error"]["message"]
+    assert "were made with seed 0, not 1" in found["error"]["message"]
     code, found = ask("score", tmp_path / "run" / "videos", flags=("--descriptions", descriptions))
     assert (code, found["compared"]) == (0, 4)
     assert 0 <= found["verified"]["value"] < 0.8
@@ -215,7 +215,7 @@ def test_bad_input_is_one_sentence(dataset: Path, ask: Ask, tmp_path: Path) -> N
     (tmp_path / "odd.csv").write_text("a,b\n1,2\n")
     flags = ("--out", tmp_path / "run", "--model", "tiny")
     code, found = ask("generate", tmp_path / "odd.csv", flags=flags)
-    assert (code, "has not the columns" in found["error"]["message"]) == (2, True)
+    assert (code, "does not have the columns" in found["error"]["message"]) == (2, True)
     code, found = ask("score", tmp_path / "nowhere", flags=("--descriptions", dataset / "descriptions.csv"))
     assert (code, "There is no folder" in found["error"]["message"]) == (2, True)
     text = (dataset / "descriptions.csv").read_text().replace("square-slides", "circle-slides")

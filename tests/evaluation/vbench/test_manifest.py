@@ -92,7 +92,7 @@ def test_a_size_gets_the_nearest_crop_or_a_sentence(width: int, height: int) -> 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
         ("[]", "is not the list of VBench-I2V"),
         ('[{"prompt_en": "a", "dimension": ["color"], "image_name": "a.jpg"}]', "is not the list of VBench-I2V"),
         ('[{"prompt_en": "a"}]', "is not the list of VBench-I2V"),
@@ -102,7 +102,7 @@ def test_another_file_is_refused(tmp_path: Path, text: str, sentence: str) -> No
     (tmp_path / "info.json").write_text(text)
     with pytest.raises(InputError, match=sentence):
         manifest.build(tmp_path / "info.json")
-    with pytest.raises(InputError, match="is no manifest"):
+    with pytest.raises(InputError, match="is not a manifest"):
         manifest.read(tmp_path / "info.json")
 
 
@@ -113,7 +113,7 @@ def test_an_altered_manifest_is_refused(info: Path, tmp_path: Path) -> None:
     row = json.loads(rows[0])
     for key, value in (("file", "holiday.mp4"), ("seed", 1), ("index", 1)):
         path.write_text("\n".join([head, json.dumps({**row, key: value}), *rows[1:]]))
-        with pytest.raises(InputError, match="line 2: file or seed do not follow"):
+        with pytest.raises(InputError, match="line 2: the file or the seed does not match"):
             manifest.read(path)
     path.write_text("\n".join([head, rows[0], *rows]))
     with pytest.raises(InputError, match=r"-0\.mp4 twice"):

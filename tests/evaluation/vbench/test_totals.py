@@ -101,7 +101,7 @@ def test_percent_fractions_and_official_files_agree(write: Callable[..., Path]) 
     whole = totals.read([write("official.json", official(fractions(row)))])
     assert percent.values == pytest.approx(plain.values)
     assert whole.values == pytest.approx(plain.values)
-    found = totals.verdict(whole)
+    found = totals.run_scores(whole)
     assert found.scores is not None
     assert 100 * found.scores.total == pytest.approx(86.86, abs=TOLERANCE)
     interval = found.intervals["total"]
@@ -112,7 +112,7 @@ def test_samples_of_one_prompt_count_once_in_the_interval(write: Callable[..., P
     values = fractions(named("Wan-I2V"))
     many = totals.read([write("many.json", official(values, samples=5))])
     more = totals.read([write("more.json", official(values, samples=1))])
-    wide, narrow = (totals.verdict(one).intervals["i2v_subject"] for one in (many, more))
+    wide, narrow = (totals.run_scores(one).intervals["i2v_subject"] for one in (many, more))
     assert wide.high - wide.low == pytest.approx(narrow.high - narrow.low)
 
 
@@ -128,7 +128,7 @@ def test_what_was_measured_on_one_video_is_drawn_together(write: Callable[..., P
         return abs(opposed(name, e)) * (-1) ** e
 
     for spread, still in ((opposed, True), (alike, False)):
-        one = totals.verdict(totals.read([write("a.json", official(values, spread=spread))])).intervals
+        one = totals.run_scores(totals.read([write("a.json", official(values, spread=spread))])).intervals
         assert one["i2v_subject"].high - one["i2v_subject"].low > 0.001
         assert (one["total"].high - one["total"].low < 1e-9) == still
 
@@ -137,9 +137,9 @@ def test_a_part_of_the_videos_has_no_total_of_the_benchmark(write: Callable[...,
     values = fractions(named("Wan-I2V"))
     whole = totals.read([write("whole.json", official(values))])
     part = totals.read([write("part.json", official(values, samples=1))])
-    found = totals.verdict(part)
+    found = totals.run_scores(part)
     assert (found.scores, found.without_camera) == (None, None)
-    assert found.part == totals.verdict(whole).scores
+    assert found.part == totals.run_scores(whole).scores
     assert found.short["camera_motion"] == (763, 3815)
     with pytest.raises(InputError, match="compare runs of one suite"):
         totals.contributions(whole, part)
@@ -156,10 +156,10 @@ def test_the_zip_for_the_leaderboard_holds_the_official_results(write: Callable[
     assert {name: result[0] for name, result in found.items()} == pytest.approx(run.values)
     assert totals.read([write("again.json", found)]).videos == run.videos
     for lacking in (official(fractions(named("Wan-I2V")), samples=4), fractions(named("Wan-I2V"))):
-        with pytest.raises(InputError, match="takes official results of all videos, and i2v_subject has"):
+        with pytest.raises(InputError, match="needs official results of all videos, but i2v_subject has"):
             totals.submit(totals.read([write("b.json", lacking)]), tmp_path / "no.zip")
     assert not (tmp_path / "no.zip").exists()
-    for path, why in ((tmp_path / "run.zip", "is there already"), (tmp_path / "a.json", "is there already"),
+    for path, why in ((tmp_path / "run.zip", "exists"), (tmp_path / "a.json", "exists"),
                       (tmp_path / "c.json", r"does not end in \.zip")):  # fmt: skip
         with pytest.raises(InputError, match=why):
             totals.submit(run, path)
@@ -173,19 +173,19 @@ def test_official_results_of_videos_in_two_folders_are_two_runs(write: Callable[
     for result in second.values():
         for row in result[-1]:
             row["video_path"] = row["video_path"].replace("videos/", "other/")
-    with pytest.raises(InputError, match=r"is of videos in videos and .* of those in other"):
+    with pytest.raises(InputError, match=r"is of videos in videos, and .* of videos in other"):
         totals.read([write("a.json", first), write("b.json", second)])
 
 
 def test_an_incomplete_set_has_no_total(write: Callable[..., Path]) -> None:
     values = fractions(named("Wan-I2V"))
     del values["camera_motion"]
-    found = totals.verdict(totals.read([write("a.json", values)]))
+    found = totals.run_scores(totals.read([write("a.json", values)]))
     assert found.scores is None
     assert found.missing == ["camera_motion"]
     assert found.without_camera is not None
     del values["imaging_quality"]
-    found = totals.verdict(totals.read([write("b.json", values)]))
+    found = totals.run_scores(totals.read([write("b.json", values)]))
     assert (found.scores, found.without_camera) == (None, None)
     assert found.missing == ["camera_motion", "imaging_quality"]
 
@@ -199,17 +199,17 @@ def test_what_is_unavailable_is_missing_and_not_zero(write: Callable[..., Path])
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        ("{", "is no JSON"),
-        ([1], "holds no object"),
-        ({}, "a value for no dimension"),
-        ({"i2v_subjekt": 0.9}, "'i2v_subjekt', which is no dimension"),
+        ("{", "is not JSON"),
+        ([1], "does not contain an object"),
+        ({}, "does not have a value for any dimension"),
+        ({"i2v_subjekt": 0.9}, "'i2v_subjekt', which is not a dimension"),
         ({"i2v_subject": "0.9"}, "i2v_subject is '0.9'"),
         ({"i2v_subject": True}, "i2v_subject is True"),
         ({"i2v_subject": 96.9, "dynamic_degree": 0.52}, "percent and fractions may be mixed"),
         ({"i2v_subject": 969}, "i2v_subject is 969"),
         ({"i2v_subject": -0.1}, "i2v_subject is -0.1"),
-        ({"i2v_subject": [0.9, [{"path": "a.mp4"}]]}, "are not as the official code writes them"),
-        ({"i2v_subject": [0.9, []]}, "are not as the official code writes them"),
+        ({"i2v_subject": [0.9, [{"path": "a.mp4"}]]}, "do not have the form of the official code"),
+        ({"i2v_subject": [0.9, []]}, "do not have the form of the official code"),
         ({"imaging_quality": [0.7, [{"video_path": "a.mp4", "video_results": 0.7}]]}, "have a mean of 0.007"),
     ],
 )

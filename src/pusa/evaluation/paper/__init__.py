@@ -1,5 +1,7 @@
-"""The paper in miniature (arXiv 2507.16116, sections 3.2 to 3.4): its comparisons on the embedded base and world.
+"""The paper in miniature (arXiv 2507.16116, sections 3.2 to 3.4): its comparisons on the embedded base model and world.
 
-`methods.py` says what is compared, `training.py` trains it, `networks.py` is what is trained, `scoring.py` makes and
-scores clips, `experiments.py` lists what each table needs, `tables.py` writes them beside the paper's own.
+`training_methods.py` defines the methods, `training.py` trains them and `networks.py` is the network that they train.
+`experiments.py` lists the experiments of each table and `scoring.py` makes and scores their clips. `inspection.py`
+looks into the trained models. `study.py` turns all this into units of work in a `study_folder.py`. `tables.py` computes
+the tables with the paper's numbers, `figures.py` draws them, and `report.py` writes them.
 """

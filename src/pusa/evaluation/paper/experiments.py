@@ -1,133 +1,114 @@
-"""What every table needs: which trainings, and which clips; two tables share what both need."""
+"""The experiments of each table: the model, its sampling, the task, the scenes. Tables share experiments."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Iterable, Sequence
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pusa.errors import InputError
-from pusa.evaluation.paper import inside
-from pusa.evaluation.paper.methods import METHODS, SEEDS, STRENGTH, STRENGTHS
-from pusa.evaluation.paper.scoring import Job, Maker, is_lora
-from pusa.evaluation.paper.training import STEPS, load, parts, prepare, prepare_texts, train
-from pusa.evaluation.pieces import Piece, Told, make_all, untold
+from pusa.evaluation.paper.training_methods import METHODS, SEEDS, STEPS, STRENGTH, STRENGTHS
 
-SAVED = (50, 100, 200, 400)
-LONG = (400, 800, 1600)
+CHECKPOINTS = (50, 100, 200, 400)
+"""training steps after which weights are kept"""
+LONG_CHECKPOINTS = (400, 800, 1600)
+"""the same for the method that is trained longer"""
 NOISES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 ZERO_SHOT = ("start-end", "extension", "completion", "transition")
+"""tasks that no method is trained for"""
 PTSS = ("ptss-0.2", "ptss-0.5", "ptss-0.8")
 RANKS = ("rank-4", "rank-16", "vta", "rank-64")
+SAMPLING_STEPS = 10
 TABLES: dict[str, str] = {
-    "a": "ways of training, at equal steps",
-    "b": "steps of training × strength of the LoRA",
-    "c": "steps of inference",
-    "d": "rank",
-    "e": "text to video before and after",
-    "f": "tasks that were not trained for",
+    "a": "training methods, at equal steps",
+    "b": "training steps × LoRA strength",
+    "c": "sampling steps",
+    "d": "LoRA rank",
+    "e": "text-to-video before and after training",
+    "f": "tasks that no method is trained for",
     "g": "noise on the given frame",
-    "h": "noise levels in training: even, or the official code's",
-    "i": "what training with image channels needs to reach the adapter",
-    "j": "inside: who looks at the first frame, which weights moved",
+    "h": "noise levels in training: uniform, or those of the official code",
+    "i": "training with image channels until it reaches the adapter",
+    "j": "attention to the first frame, and weight drift",
 }
 
 
-def saved(method: str) -> Sequence[int]:
-    """The steps after which a method's weights are kept."""
-    return LONG if METHODS[method].constant else SAVED
+@dataclass(frozen=True)
+class Experiment:
+    """Clips of one task on some scenes, made by one trained model with one setting of the sampler.
+
+    method, seed, training_steps: the training and its checkpoint; the method "base" is the base model, untrained.
+    strength: of the LoRA; 1 for a method that trains all weights. noise: the noise multiplier of every condition.
+    scenes: seeds of held-out scenes.
+    """
+
+    method: str
+    seed: int
+    training_steps: int
+    task: str = "image-to-video"
+    strength: float = 1.0
+    sampling_steps: int = SAMPLING_STEPS
+    noise: float = 0.0
+    scenes: range = range(32)
+
+    @property
+    def name(self) -> str:
+        """The name of its files; it contains everything that decides the result."""
+        model = f"{self.method}.{self.seed}.{self.training_steps:06d}"
+        sampling = f"s{self.strength:g}.n{self.sampling_steps}.m{self.noise:g}"
+        return f"{model}.{self.task}.{sampling}.{self.scenes.start}-{self.scenes.stop}"
 
 
-def jobs(table: str) -> list[Job]:
-    """The clips that a table is made of."""
-    full = Job("vta", 0, STEPS, strength=STRENGTH)
-    ours = [dataclasses.replace(full, seed=seed) for seed in SEEDS]
-    base = Job("base", 0, 0)
+def scalable(method: str) -> bool:
+    """Whether the strength of what a method trained can be chosen. The method "base" trains nothing."""
+    return method in METHODS and METHODS[method].adapter.scalable
 
-    def with_seeds(method: str, strengths: Iterable[float] = STRENGTHS[:3], trained: int = STEPS) -> list[Job]:
-        every = tuple(strengths) if is_lora(method) else (1.0,)
-        return [Job(method, seed, trained, strength=s) for seed in SEEDS for s in every]
+
+def checkpoint_steps(method: str) -> Sequence[int]:
+    """The training steps after which a method's weights are kept."""
+    return LONG_CHECKPOINTS if METHODS[method].constant else CHECKPOINTS
+
+
+def over_seeds(
+    method: str, strength: float = 1.0, training_steps: int = STEPS, **changes: Any
+) -> tuple[Experiment, ...]:
+    """The experiments of all trainings of a method, on the same scenes. changes: other fields of `Experiment`."""
+    strength = strength if scalable(method) else 1.0
+    return tuple(Experiment(method, seed, training_steps, strength=strength, **changes) for seed in SEEDS)
+
+
+def experiments_of(table: str) -> list[Experiment]:
+    """The experiments that a table is computed from. Raises InputError if there is no such table."""
+    ours = over_seeds("vta", STRENGTH)
+    base = Experiment("base", 0, 0)
+
+    def at_strengths(
+        method: str, strengths: Iterable[float] = STRENGTHS[:3], training_steps: int = STEPS
+    ) -> list[Experiment]:
+        every = tuple(strengths) if scalable(method) else (1.0,)
+        return [Experiment(method, seed, training_steps, strength=s) for seed in SEEDS for s in every]
 
     if table == "a":
         methods = ("vta", "vta-full", "first-clean", *PTSS, "i2v")
-        return [base, *(job for method in methods for job in with_seeds(method))]
+        return [base, *(one for method in methods for one in at_strengths(method))]
     if table == "b":
-        return [base, *(job for step in SAVED for job in with_seeds("vta", STRENGTHS, step))]
+        return [base, *(one for steps in CHECKPOINTS for one in at_strengths("vta", STRENGTHS, steps))]
     if table == "c":
-        return [dataclasses.replace(job, steps=n) for job in ours for n in (2, 5, 10, 20)]
+        return [replace(one, sampling_steps=n) for one in ours for n in (2, 5, 10, 20)]
     if table == "d":
-        return [job for method in RANKS for job in with_seeds(method)]
+        return [one for method in RANKS for one in at_strengths(method)]
     if table == "e":
-        weak = [dataclasses.replace(job, strength=1.0) for job in ours]
-        return [dataclasses.replace(job, task="text-to-video") for job in (base, *weak, *ours)]
+        weak = [replace(one, strength=1.0) for one in ours]
+        return [replace(one, task="text-to-video") for one in (base, *weak, *ours)]
     if table == "f":
-        clean = [dataclasses.replace(job, method="first-clean") for job in ours]
-        return [dataclasses.replace(job, task=task) for task in ZERO_SHOT for job in (base, *ours, *clean)]
+        clean = [replace(one, method="first-clean") for one in ours]
+        return [replace(one, task=task) for task in ZERO_SHOT for one in (base, *ours, *clean)]
     if table == "g":
-        return [dataclasses.replace(job, noise=m) for job in ours for m in NOISES]
+        return [replace(one, noise=m) for one in ours for m in NOISES]
     if table == "h":
-        return [job for method in ("vta", "vta-shifted") for job in with_seeds(method)]
+        return [one for method in ("vta", "vta-shifted") for one in at_strengths(method)]
     if table == "i":
-        return [*ours, *(job for step in LONG for job in with_seeds("i2v-long", trained=step))]
+        return [*ours, *(one for n in LONG_CHECKPOINTS for one in at_strengths("i2v-long", training_steps=n))]
     if table == "j":
         return []
     raise InputError(f"There is no table {table!r}: choose among {', '.join(TABLES)}.")
-
-
-class Study:
-    """One folder of trainings and scores."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.texts = folder / "clips" / "texts.safetensors"
-        self._maker: Maker | None = None
-
-    def pieces(self, tables: Sequence[str]) -> list[Piece]:
-        """All that the tables need, each once, in an order that can be followed."""
-        wanted = list(dict.fromkeys(job for table in tables for job in jobs(table)))
-        looked = [job for method in inside.COMPARED for job in inside.jobs(method)] if "j" in tables else []
-        runs = list(dict.fromkeys((job.method, job.seed) for job in [*wanted, *looked] if job.method != "base"))
-        trainings = [self._training(method, seed) for method, seed in runs]
-        clips = [Piece(f"clips {part.stem}", part, partial(prepare, part)) for part in parts(self.texts.parent)]
-        texts = Piece("captions", self.texts, partial(prepare_texts, self.texts))
-        last = inside.pieces(self) if looked else []
-        return [*clips, texts, *trainings, *map(self._scoring, wanted), *last]
-
-    def run(self, method: str, seed: int) -> Path:
-        """The folder of a training."""
-        return self.folder / "runs" / f"{method}.{seed}"
-
-    def _training(self, method: str, seed: int) -> Piece:
-        folder = self.run(method, seed)
-
-        def make() -> None:
-            train(METHODS[method], seed, load(self.texts), folder, checkpoints_at=saved(method))
-
-        return Piece(f"training {folder.name}", folder / "done.json", make, (self.texts, *parts(self.texts.parent)))
-
-    def _scoring(self, job: Job) -> Piece:
-        file = self.folder / "scores" / f"{job.name}.json"
-
-        def make() -> None:
-            self._maker = self._maker or Maker(self.folder / "runs")
-            self._maker.run(job, file)
-
-        return Piece(job.name, file, make, self.needs(job))
-
-    def needs(self, job: Job) -> tuple[Path, ...]:
-        """What must be there before a job can begin."""
-        return () if job.method == "base" else (self.run(job.method, job.seed) / "done.json",)
-
-    def rows(self, job: Job) -> list[dict[str, Any]]:
-        """The rows of a job that is done."""
-        found = json.loads((self.folder / "scores" / f"{job.name}.json").read_text(encoding="utf-8"))
-        rows: list[dict[str, Any]] = found["rows"]
-        return rows
-
-
-def make(folder: Path, tables: Sequence[str], told: Told = untold) -> None:
-    """Make what the tables need and is missing, beside other processes that do the same in the folder."""
-    make_all(Study(folder).pieces(tables), folder, told)

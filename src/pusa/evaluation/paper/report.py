@@ -1,4 +1,4 @@
-"""The tables as Markdown, JSON and figures."""
+"""Write the tables as Markdown and JSON, with figures."""
 
 from __future__ import annotations
 
@@ -8,69 +8,70 @@ from typing import Any
 
 from pusa.embedded import world
 from pusa.evaluation.intervals import Interval
-from pusa.evaluation.paper import experiments, figures, inside
-from pusa.evaluation.paper.experiments import Study
-from pusa.evaluation.paper.methods import METHODS, SEEDS
-from pusa.evaluation.paper.scoring import Job
+from pusa.evaluation.paper import figures, inspection
+from pusa.evaluation.paper.experiments import LONG_CHECKPOINTS, Experiment
+from pusa.evaluation.paper.study_folder import StudyFolder
 from pusa.evaluation.paper.tables import (
     SHOWN,
     TABLES,
     Table,
     cell,
+    cell_text,
     difference,
     outcome,
     reached_at,
     values,
-    written,
 )
-from pusa.evaluation.paper.training import BATCH, CLIPS, STEPS, network
+from pusa.evaluation.paper.training import CLIPS, network
+from pusa.evaluation.paper.training_methods import BATCH, METHODS, SEEDS, STEPS
 from pusa.files import write_json, write_text_atomic
 
 
-def write(study: Study, letters: Sequence[str], seconds: float) -> tuple[list[Path], dict[str, Any]]:
-    """Write paper.md and paper.json into the study's folder; the files, and what the JSON holds.
+def write(folder: StudyFolder, letters: Sequence[str], seconds: float) -> tuple[list[Path], dict[str, Any]]:
+    """Write paper.md, paper.json and the figures into the folder; returns the files, and the tables as JSON.
 
-    seconds: that the trainings and clips took, added up over processes.
+    seconds: the time of all trainings and clips, summed over processes.
     """
     texts, record = [], {}
     for letter in letters:
-        text, record[letter] = _inside(study) if letter == "j" else _table(study, TABLES[letter]())
+        text, record[letter] = _inspection(folder) if letter == "j" else _table(folder, TABLES[letter]())
         texts.append(text)
         if letter == "i":
-            text, record["reached"] = _reached(study)
+            text, record["reached"] = _reached(folder)
             texts.append(text)
-        if picture := figures.draw(study, letter, study.folder / "images" / f"paper_{letter}.png"):
+        if picture := figures.draw(folder, letter, folder.path / "images" / f"paper_{letter}.png"):
             texts.append(f"![Table {letter} as a figure](images/{picture.name})\n")
-    texts.append(f"Trainings and clips of these tables took {seconds / 3600:.1f} hours of one CPU thread.\n")
-    markdown, data = study.folder / "paper.md", study.folder / "paper.json"
+    texts.append(f"The trainings and clips of these tables took {seconds / 3600:.1f} hours of one CPU thread.\n")
+    markdown, data = folder.path / "paper.md", folder.path / "paper.json"
     write_text_atomic(markdown, "\n".join([_head(), _outcomes(record), *texts]))
     write_json(data, record)
     return [markdown, data], {"tables": record, "seconds": seconds, "files": [str(markdown), str(data)]}
 
 
 def _head() -> str:
-    scenes = Job("base", 0, 0).scenes
+    scenes = Experiment("base", 0, 0).scenes
     return f"""# The paper in miniature
 
-Every number here is from the embedded base (4.7 million parameters, clips of {world.FRAMES} frames at {world.SIZE} ×
-{world.SIZE}) and its synthetic world: {len(SEEDS)} trainings of each kind on the same {CLIPS:,} clips, and
-{len(scenes)} held-out scenes for each. `pusa reproduce` makes all of it. PSNR is that of the frames that were not
-given, pooled over all clips; the judge says whether the motion is the caption's. In brackets are 95 % bootstrap
-intervals over trainings and scenes. The paper's numbers are totals of VBench-I2V for Wan2.1-14B: what can be compared
-is the order, not the size.
+Every number here was measured with the embedded base model (4.7 million parameters, clips of {world.FRAMES} frames of
+{world.SIZE} × {world.SIZE} pixels) on its synthetic world: {len(SEEDS)} trainings of each method on the same {CLIPS:,}
+clips, and {len(scenes)} held-out scenes for each training. `pusa reproduce` makes all of it. PSNR is that of the frames
+that were not given, pooled over all clips. The judge decides whether the motion is that of the caption. Brackets
+contain 95 % bootstrap intervals over trainings and scenes. The paper's numbers are VBench-I2V totals of Wan2.1-14B, so
+only the order of the rows can be compared, not the numbers.
 """
 
 
 def _outcomes(record: dict[str, Any]) -> str:
-    """The orderings by what became of them here."""
+    """The orderings, grouped by their outcome here."""
     judged = [
         (f"({letter}) {claim}", one["outcome"])
         for letter, found in record.items()
-        for claim, one in zip(_whole(found.get("orderings", ())), found.get("orderings", ()), strict=True)
+        for claim, one in zip(_whole_claims(found.get("orderings", ())), found.get("orderings", ()), strict=True)
     ]
     lines = [
         "## Which orderings hold here\n",
-        "The paper's, and some that it suggests: each judged by the interval of the difference on the same scenes.\n",
+        "Most are claims of the paper; the others follow from it. Each is tested by the interval of the difference "
+        "on the same scenes.\n",
     ]
     for result, title in (("holds", "Hold"), ("reversed", "Are reversed"), ("undecided", "Are undecided")):
         claims = [claim for claim, outcome_here in judged if outcome_here == result]
@@ -78,8 +79,8 @@ def _outcomes(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _whole(orderings: Sequence[dict[str, Any]]) -> list[str]:
-    """The claims, those that begin with … from the beginning of the last whole one, up to its "better"."""
+def _whole_claims(orderings: Sequence[dict[str, Any]]) -> list[str]:
+    """The claims, where "… than X" continues the last whole claim after its "better"."""
     claims: list[str] = []
     for claim in (one["claim"] for one in orderings):
         more = claim.startswith("…")
@@ -87,99 +88,103 @@ def _whole(orderings: Sequence[dict[str, Any]]) -> list[str]:
     return claims
 
 
-def _table(study: Study, table: Table) -> tuple[str, dict[str, Any]]:
-    shown = [m for m in table.measures if any(values(study, row.jobs, m) is not None for row in table.rows)]
+def _table(folder: StudyFolder, table: Table) -> tuple[str, dict[str, Any]]:
+    shown = [m for m in table.measures if any(values(folder, row.experiments, m) is not None for row in table.rows)]
     heads = ["", *(SHOWN[measure][0] for measure in shown), *([f"the paper: {table.paper}"] if table.paper else [])]
     lines = [f"## {table.key}. {table.title}\n", *(f"{note}\n" for note in table.notes)]
     lines += [_line(heads), _line(["---", *("---:" for _ in heads[1:])])]
     rows = []
     for row in table.rows:
-        cells = {measure: cell(study, row, measure) for measure in shown}
-        texts = [row.label, *(written(cells[measure], measure) for measure in shown)]
+        cells = {measure: cell(folder, row, measure) for measure in shown}
+        texts = [row.label, *(cell_text(cells[measure], measure) for measure in shown)]
         lines.append(_line([*texts, row.paper] if table.paper else texts))
         rows.append({"label": row.label, "paper": row.paper, **{m: _plain(found) for m, found in cells.items()}})
     orderings = []
     if table.orderings:
         lines += ["", _line(["ordering", "difference", "here"]), _line(["---", "---:", "---"])]
     for ordering in table.orderings:
-        found = difference(study, ordering)
-        lines.append(_line([ordering.claim, written(found, ordering.measure), f"**{outcome(found)}**"]))
+        found = difference(folder, ordering)
+        lines.append(_line([ordering.claim, cell_text(found, ordering.measure), f"**{outcome(found)}**"]))
         orderings.append({"claim": ordering.claim, "difference": _plain(found), "outcome": outcome(found)})
     lines.append(f"\n`pusa reproduce {table.key}`\n")
     return "\n".join(lines), {"title": table.title, "rows": rows, "orderings": orderings}
 
 
-def _reached(study: Study) -> tuple[str, dict[str, Any]]:
-    """How many steps training with image channels takes to the adapter's score, as a ratio."""
+def _reached(folder: StudyFolder) -> tuple[str, dict[str, Any]]:
+    """The steps after which training with image channels reaches the adapter's scores, as text and as JSON."""
     lines, record = [], {}
     measures = {"db": "PSNR", "motion": "share of right motions", "held_db": "PSNR of the given frame"}
     for measure, what in measures.items():
-        steps, curve = reached_at(study, measure)
+        steps, curve = reached_at(folder, measure)
         record[measure] = {"steps": steps, "curve": curve, "ratio": None if steps is None else steps / STEPS}
         if steps is None:
             most = curve[-1][0]
-            text = f"is not reached in {most:,} steps, {most / STEPS:g} times the adapter's"
-        elif steps <= experiments.LONG[0]:
-            text = f"is reached within {experiments.LONG[0]:,} steps, no more than the adapter's"
+            text = f"is not reached in {most:,} steps, {most / STEPS:g} times those of the adapter"
+        elif steps <= LONG_CHECKPOINTS[0]:
+            text = f"is reached within {LONG_CHECKPOINTS[0]:,} steps, not more than those of the adapter"
         else:
             text = (
-                f"is reached after about {steps:,.0f} steps of {BATCH} clips, {steps / STEPS:.1f} times the adapter's"
+                f"is reached after about {steps:,.0f} steps of {BATCH} clips, {steps / STEPS:.1f} times those of the "
+                "adapter"
             )
         lines.append(f"The adapter's {what} {text}.")
     lines.append(
-        f"A step of all weights takes {_operations():.2f} times the operations of one of the adapter: 6 for each "
-        "weight and token, against 4 for a frozen weight and 6 for one of the LoRA."
+        f"A training step of all weights takes {_operations():.2f} times the operations of a step of the adapter: for "
+        "each token, 6 for each trained weight and 4 for each frozen weight."
     )
     return "\n\n".join(lines) + "\n", record
 
 
 def _operations() -> float:
-    """Operations of a training step of all weights over those of a step of the adapter."""
+    """The operations of a training step of all weights, divided by those of a step of the adapter."""
     model, adapted = network(METHODS["vta"], 0)
     trained = sum(p.numel() for p in adapted.parameters.values())
     frozen = sum(p.numel() for p in model.parameters()) - trained
     return 6 * frozen / (4 * frozen + 6 * trained)
 
 
-def _inside(study: Study) -> tuple[str, dict[str, Any]]:
-    """Attention to the first frame and the drift of weights, beside what the paper says."""
-    shares = {name: {step: inside.share(study, name, step) for step in inside.AT_STEPS} for name in inside.COMPARED}
-    last = {name: {step: inside.share(study, name, step, [-1]) for step in inside.AT_STEPS} for name in shares}
+def _inspection(folder: StudyFolder) -> tuple[str, dict[str, Any]]:
+    """Attention to the first frame and weight drift, with what the paper says, as text and as JSON."""
+    shares = {
+        name: {step: inspection.share(folder, name, step) for step in inspection.AT_STEPS} for name in inspection.TITLES
+    }
+    last = {name: {step: inspection.share(folder, name, step, [-1]) for step in inspection.AT_STEPS} for name in shares}
     more = {
-        name: {step: inside.more_than_base(study, name, step) for step in inside.AT_STEPS}
+        name: {step: inspection.more_than_base(folder, name, step) for step in inspection.AT_STEPS}
         for name in shares
         if name != "base"
     }
-    moved = {name: inside.moved(study, name) for name in shares if name != "base"}
-    heads = ["", *(f"step {step}" for step in inside.AT_STEPS)]
+    drift = {name: inspection.drift(folder, name) for name in shares if name != "base"}
+    heads = ["", *(f"step {step}" for step in inspection.AT_STEPS)]
     lines = [
-        "## j. Inside\n",
-        f"The share of the later frames' attention that goes to the given frame: {inside.SCENES} scenes, image to "
-        "video, 10 steps. Exact means over tokens and heads.\n",
+        "## j. Attention to the first frame, and weight drift\n",
+        f"The share of the later frames' attention that goes to the given frame: image-to-video, {inspection.SCENES} "
+        "scenes, 10 sampling steps. The means over tokens and heads are exact.\n",
     ]
     for title, found in (("last block", last), ("mean of all blocks", shares)):
         lines += [_line([title, *heads[1:]]), _line(["---", *("---:" for _ in heads[1:])])]
         for name, steps in found.items():
-            lines.append(_line([inside.COMPARED[name], *(one.text(1, 100) + " %" for one in steps.values())]))
+            lines.append(_line([inspection.TITLES[name], *(one.text(1, 100) + " %" for one in steps.values())]))
         lines.append("")
     lines += [_line(["more than the base, last block", *heads[1:]]), _line(["---", *("---:" for _ in heads[1:])])]
     for name, steps in more.items():
         cells = (f"{one.text(1, 100)} % **{outcome(one)}**" for one in steps.values())
-        lines.append(_line([inside.COMPARED[name], *cells]))
+        lines.append(_line([inspection.TITLES[name], *cells]))
     lines += [
-        "\nThe paper (figure 5, last block): its adapter strengthens the first frame's column at all steps, Wan-I2V at "
-        "the first only. Its figure 6: Wan-I2V's weights moved over ten times as far as the adapter's, mostly in text "
-        "embedding and cross-attention; the adapter's almost only in self-attention.\n",
-        _line(["‖ΔW‖ / ‖W‖", *(inside.COMPARED[name] for name in moved)]),
-        _line(["---", *("---:" for _ in moved)]),
+        "\nThe paper (figure 5, last block): with its adapter, attention to the first frame is stronger at all "
+        "steps; with Wan-I2V, only at the first step. Its figure 6: the weights of Wan-I2V drift more than ten times "
+        "as far as the adapter's, mostly in the text embedding and in cross-attention; those of the adapter almost "
+        "only in self-attention.\n",
+        _line(["‖ΔW‖ / ‖W‖", *(inspection.TITLES[name] for name in drift)]),
+        _line(["---", *("---:" for _ in drift)]),
     ]
-    for component in next(iter(moved.values())):
-        lines.append(_line([component, *(f"{100 * each[component]:.2f} %" for each in moved.values())]))
+    for component in next(iter(drift.values())):
+        lines.append(_line([component, *(f"{100 * each[component]:.2f} %" for each in drift.values())]))
     lines.append("\n`pusa reproduce j`\n")
     record = {
         "last_block": {name: {str(s): _plain(one) for s, one in steps.items()} for name, steps in last.items()},
         "more_than_base": {name: {str(s): _plain(one) for s, one in steps.items()} for name, steps in more.items()},
-        "drift": moved,
+        "drift": drift,
     }
     return "\n".join(lines), record
 

@@ -1,123 +1,93 @@
-"""Make clips of held-out scenes with a trained method, sixteen at a time, and score them.
+"""Make clips of held-out scenes with a trained model, sixteen at a time, and score them.
 
-What a task is and how a clip of it is scored is `evaluation.world`'s. The noise of a scene is the pipeline's own for
-that seed, so `pusa generate` with the same weights makes the same clips up to rounding.
+The tasks and their scores are those of `evaluation.synthetic`. The noise of a scene is the pipeline's noise for its
+seed, so `pusa generate` with the same weights makes the same clips, up to rounding.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from pusa.core import sampler
 from pusa.core.sampler import add_noise
 from pusa.embedded import world
-from pusa.evaluation.paper.methods import METHODS
+from pusa.evaluation.paper.experiments import Experiment
 from pusa.evaluation.paper.networks import Network
-from pusa.evaluation.world import TASKS, Entry, score
+from pusa.evaluation.paper.training_methods import METHODS
+from pusa.evaluation.synthetic.tasks import TASKS, SceneTask, score
 from pusa.files import write_json
 from pusa.generation.conditions import Target, resolve
 from pusa.generation.pipeline import Pipeline, load
-from pusa.models import checkpoints
-from pusa.models.wan import VectorWanTransformer3DModel
+from pusa.images import Frames
+from pusa.models.loading import sources
 
-TOGETHER = 16
-INFERENCE_STEPS = 10
+BATCH = 16
+"""clips that are sampled at once"""
 
 
-@dataclass(frozen=True)
-class Job:
-    """Clips of one task on the scenes of `seeds`, made by one trained model in one way.
+class ClipMaker:
+    """Makes the clips of experiments: the base model, on which the LoRAs take turns, or a model with trained weights.
 
-    method, seed, trained: a method's run and the step of its checkpoint; "base" is the untouched model. strength: of a
-    LoRA. steps: of sampling. noise: the multiplier of every condition.
+    runs: the folder of the trainings.
     """
-
-    method: str
-    seed: int
-    trained: int
-    task: str = "image-to-video"
-    strength: float = 1.0
-    steps: int = INFERENCE_STEPS
-    noise: float = 0.0
-    scenes: range = range(32)
-
-    @property
-    def name(self) -> str:
-        """Its file's name, which says everything that decides its result."""
-        return (
-            f"{self.method}.{self.seed}.{self.trained:06d}.{self.task}.s{self.strength:g}.n{self.steps}."
-            f"m{self.noise:g}.{self.scenes.start}-{self.scenes.stop}"
-        )
-
-
-def is_lora(method: str) -> bool:
-    """Whether a method has a strength."""
-    return method in METHODS and METHODS[method].rank is not None
-
-
-class Maker:
-    """The loaded base, on which the trained models take turns."""
 
     def __init__(self, runs: Path) -> None:
         self.runs = runs
-        self.pipe: Pipeline = load(checkpoints.TINY_BASE)
+        self.pipe: Pipeline = load(sources.TINY_BASE)
         self.base = self.pipe.transformer
-        self._known = lru_cache(maxsize=None)(self._encoded)
+        self._known_latents = lru_cache(maxsize=None)(self._encode_conditions)
 
-    def run(self, job: Job, file: Path) -> None:
-        """Make and score the clips of a job, and write its rows."""
-        frames = self.make(job)
-        entries = [Entry(job.task, seed) for seed in job.scenes]
+    def score(self, experiment: Experiment, file: Path) -> None:
+        """Make the clips of an experiment, score them, and write one row for each scene."""
+        frames = self.make(experiment)
+        entries = [SceneTask(experiment.task, seed) for seed in experiment.scenes]
         rows = [score(entry, clip) for entry, clip in zip(entries, frames, strict=True)]
-        write_json(file, {"job": dataclasses.asdict(job) | {"scenes": list(job.scenes)}, "rows": rows})
+        about = dataclasses.asdict(experiment) | {"scenes": list(experiment.scenes)}
+        write_json(file, {"experiment": about, "rows": rows})
 
     @torch.no_grad()
-    def make(self, job: Job) -> list[world.Frames]:
-        """The clips of a job, uint8 [17, 64, 64, 3] each."""
-        network = self.network(job)
-        try:
-            clips: list[world.Frames] = []
-            for first in range(job.scenes.start, job.scenes.stop, TOGETHER):
-                seeds = range(first, min(first + TOGETHER, job.scenes.stop))
-                clips += [self.pipe.decode(z[None]) for z in self.sample(network, job, seeds)]
-            return clips
-        finally:
-            if is_lora(job.method):
-                self.pipe.remove_lora("trained")
+    def make(self, experiment: Experiment) -> list[Frames]:
+        """The clips of an experiment, uint8 [17, 64, 64, 3] each."""
+        clips: list[Frames] = []
+        scenes = experiment.scenes
+        with self.network(experiment) as network:
+            for first in range(scenes.start, scenes.stop, BATCH):
+                seeds = range(first, min(first + BATCH, scenes.stop))
+                clips += [self.pipe.decode(z[None]) for z in self.sample(network, experiment, seeds)]
+        return clips
 
-    def folder(self, job: Job) -> Path:
-        """Where the weights of a job are."""
-        return self.runs / f"{job.method}.{job.seed}" / f"step_{job.trained:06d}"
+    def weights(self, experiment: Experiment) -> Path:
+        """The folder of the weights that an experiment uses."""
+        return self.runs / f"{experiment.method}.{experiment.seed}" / f"step_{experiment.training_steps:06d}"
 
-    def network(self, job: Job) -> Network:
-        """The trained model of a job; a LoRA lies on the base until it is taken off."""
-        if job.method == "base":
-            return Network(self.base)
-        folder = self.folder(job)
-        if is_lora(job.method):
-            self.pipe.load_lora(folder / "lora.safetensors", job.strength, name="trained")
-            return Network(self.base)
-        trained = WanTransformer3DModel.from_pretrained(folder / "transformer")
-        return Network(VectorWanTransformer3DModel.upgrade(trained).eval())
+    @contextmanager
+    def network(self, experiment: Experiment) -> Iterator[Network]:
+        """The model of an experiment. It may be the base model with an adapter, which is removed after the block."""
+        if experiment.method == "base":
+            yield Network(self.base)
+            return
+        adapter = METHODS[experiment.method].adapter
+        with adapter.applied(self.base, self.weights(experiment), experiment.strength) as trained:
+            yield Network(trained)
 
     @torch.no_grad()
-    def sample(self, network: Network, job: Job, seeds: Sequence[int]) -> Tensor:
-        """Latents of a clip for each scene, [B, C, 5, 8, 8]."""
-        settings = self.pipe.limits.settings(steps=job.steps)
-        each = [self._known(job.task, seed) for seed in seeds]
+    def sample(self, network: Network, experiment: Experiment, seeds: Sequence[int]) -> Tensor:
+        """The latents of one clip for each scene, [B, C, 5, 8, 8]."""
+        task = experiment.task
+        settings = self.pipe.limits.settings(steps=experiment.sampling_steps)
+        each = [self._known_latents(task, seed) for seed in seeds]
         slots = sorted(each[0])
         first = torch.cat([known.get(0, torch.zeros(1)) for known in each]) if slots else torch.zeros(len(seeds))
         if network.takes_image_channels:
             slots = []
-        template = {slot: (torch.zeros(0), job.noise) for slot in slots}
+        template = {slot: (torch.zeros(0), experiment.noise) for slot in slots}
         matrix = self.pipe.matrix(settings, template)
         noise = torch.cat([self.pipe.noise(seed, settings) for seed in seeds])
         clean = torch.zeros_like(noise)
@@ -125,13 +95,13 @@ class Maker:
             for slot in slots:
                 clean[i, :, slot] = known[slot][0, :, 0]
         x = add_noise(clean, noise, matrix.state[0].float().expand(len(seeds), -1))
-        captions = [Entry(job.task, seed).scene.caption for seed in seeds]
+        captions = [SceneTask(task, seed).scene.caption for seed in seeds]
         text, empty = self.pipe.encode_text(captions), self.pipe.encode_text([""]).expand(len(seeds), -1, -1)
         velocity = sampler.guided(network, settings.guidance)
         return sampler.sample(velocity, x, matrix, ((text, first), (empty, first)))
 
-    def _encoded(self, task: str, seed: int) -> dict[int, Tensor]:
-        """The latents that a scene's task gives, by slot."""
+    def _encode_conditions(self, task: str, seed: int) -> dict[int, Tensor]:
+        """The latents of the frames that the task gives of a scene, [1, C, 1, 8, 8] each, by latent frame."""
         target = Target(world.FRAMES, (world.SIZE, world.SIZE), float(world.FPS), "crop", self.pipe.vae)
-        conditions = TASKS[task].conditions(Entry(task, seed).truth())
+        conditions = TASKS[task].conditions(SceneTask(task, seed).truth())
         return {slot: latent for slot, (latent, _) in resolve(conditions, target)[0].items()}

@@ -1,8 +1,9 @@
-"""The tables of the paper in miniature, each beside the paper's own numbers, and which of its orderings hold here.
+"""The tables of the paper in miniature with the paper's own numbers, and which of its orderings hold here.
 
-A cell is a mean over three trainings and all scenes with a 95 % interval over both. An ordering is judged on the same
-clips: it holds when the interval of the difference lies above zero, is reversed when it lies below, and is undecided
-otherwise. The paper's numbers are VBench-I2V totals of other models on other clips: only orderings can be compared.
+A cell is the mean over three trainings and all scenes, with a 95 % interval over both. An ordering is tested on the
+same scenes: it holds if the interval of the difference is above zero, it is reversed if the interval is below zero, and
+otherwise it is undecided. The paper's numbers are VBench-I2V totals of other models on other clips, so only the
+orderings can be compared.
 """
 
 from __future__ import annotations
@@ -15,13 +16,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pusa.evaluation.intervals import Interval, crossed
-from pusa.evaluation.paper import experiments
-from pusa.evaluation.paper.experiments import NOISES, PTSS, RANKS, SAVED, ZERO_SHOT, Study
-from pusa.evaluation.paper.methods import METHODS, SEEDS, STRENGTH, STRENGTHS
-from pusa.evaluation.paper.scoring import Job, is_lora
-from pusa.evaluation.paper.training import BATCH, STEPS
-from pusa.evaluation.world import MEASURES, TASKS, columns
+from pusa.evaluation.intervals import Interval, bootstrap_crossed
+from pusa.evaluation.paper.experiments import (
+    CHECKPOINTS,
+    LONG_CHECKPOINTS,
+    NOISES,
+    PTSS,
+    RANKS,
+    ZERO_SHOT,
+    Experiment,
+    over_seeds,
+    scalable,
+)
+from pusa.evaluation.paper.study_folder import StudyFolder
+from pusa.evaluation.paper.training_methods import BATCH, METHODS, STEPS, STRENGTH, STRENGTHS
+from pusa.evaluation.synthetic.tasks import MEASURES, TASKS, columns
 
 Array = NDArray[Any]
 SHOWN: dict[str, tuple[str, float, int, str]] = {
@@ -32,31 +41,31 @@ SHOWN: dict[str, tuple[str, float, int, str]] = {
     "shape": ("shape right", 100.0, 0, " %"),
     "held_db": ("given frame", 1.0, 1, " dB"),
 }
-"""How a measure is called and written: name, scale, digits, unit."""
+"""How a measure is printed: name, scale, digits, unit."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: the jobs of all trainings, and what the paper has for it."""
+    """A row of a table: the experiments of all trainings, and the paper's number."""
 
     label: str
-    jobs: tuple[Job, ...]
+    experiments: tuple[Experiment, ...]
     paper: str = ""
 
 
 @dataclass(frozen=True)
 class Ordering:
-    """A claim of the paper about two lines: the first is better."""
+    """A claim about two rows: one is better than the other by a measure."""
 
     claim: str
-    better: tuple[Job, ...]
-    worse: tuple[Job, ...]
+    better: tuple[Experiment, ...]
+    worse: tuple[Experiment, ...]
     measure: str = "db"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table, before its numbers are looked up. measures: the columns. paper: what the paper's column is."""
+    """A table without its numbers. measures: the columns. paper: the head of the column with the paper's numbers."""
 
     key: str
     title: str
@@ -67,16 +76,10 @@ class Table:
     notes: tuple[str, ...] = field(default=())
 
 
-def over_seeds(method: str, strength: float = 1.0, trained: int = STEPS, **changes: Any) -> tuple[Job, ...]:
-    """The job of each training of a method, on the same scenes."""
-    strength = strength if is_lora(method) else 1.0
-    return tuple(Job(method, seed, trained, strength=strength, **changes) for seed in SEEDS)
+BASE = (Experiment("base", 0, 0),)
 
 
-BASE = (Job("base", 0, 0),)
-
-
-def _ways() -> Table:
+def _training_methods() -> Table:
     totals = {
         "vta": ("81.78", "87.69", "86.93"),
         "first-clean": ("73.27", "72.54", "72.42"),
@@ -86,14 +89,14 @@ def _ways() -> Table:
         "vta-full": ("84.06",),
         "i2v": ("73.21",),
     }
-    rows = [Row("the untouched base", BASE)]
+    rows = [Row("the untrained base", BASE)]
     for method in ("vta", "first-clean", *PTSS, "vta-full", "i2v"):
         for strength, total in zip(STRENGTHS[:3], totals[method], strict=False):
-            label = METHODS[method].title + (f" × {strength:g}" if is_lora(method) else "")
+            label = METHODS[method].title + (f" × {strength:g}" if scalable(method) else "")
             rows.append(Row(label, over_seeds(method, strength), total))
     best = STRENGTH
     orderings = [
-        Ordering("this method is better than the untouched base", over_seeds("vta", best), BASE),
+        Ordering("this method is better than the untrained base", over_seeds("vta", best), BASE),
         Ordering(
             "this method is better than a first frame that is always clean",
             over_seeds("vta", best),
@@ -106,7 +109,7 @@ def _ways() -> Table:
         ),
         Ordering("… than training all weights", over_seeds("vta", best), over_seeds("vta-full")),
         Ordering(
-            "this method holds the given frame better than image channels",
+            "this method keeps the given frame better than image channels",
             over_seeds("vta", best),
             over_seeds("i2v"),
             "held_db",
@@ -114,15 +117,16 @@ def _ways() -> Table:
     ]
     return Table(
         "a",
-        "Ways of training, at equal steps",
+        "Training methods, at equal steps",
         tuple(rows),
         ("db", "over_baseline", "motion", "held_db"),
         "total after 900 steps (Tables 5a, 5b)",
         tuple(orderings),
         (
-            f"{STEPS} steps of {BATCH} clips each, the same clips, noise and dropped captions for a seed; three seeds.",
-            "Learning rates: 3e-3 for LoRAs, as the embedded adapter; 1e-3 for all weights and 6e-3 with image "
-            "channels, each the best of four and six rates for one seed on scenes of their own.",
+            f"Each method: {STEPS} steps of {BATCH} clips, three seeds. For a seed, the clips, the noise and the "
+            "dropped captions are the same.",
+            "Learning rates: 3e-3 for LoRAs, as for the embedded adapter; 1e-3 for all weights (the best of four "
+            "rates); 6e-3 with image channels (the best of six). They were chosen for one seed, on other scenes.",
         ),
     )
 
@@ -135,12 +139,12 @@ def _steps_and_strength() -> Table:
         400: "900 steps: 81.78 87.69 86.93 85.91",
     }
     rows = [Row("0", BASE)]
-    for trained in SAVED:
-        numbers = totals[trained].split()
+    for steps in CHECKPOINTS:
+        numbers = totals[steps].split()
         for strength, total in zip(STRENGTHS, numbers[2:], strict=True):
             paper = f"{total} ({numbers[0]})"
-            rows.append(Row(f"{trained} × {strength:g}", over_seeds("vta", strength, trained), paper))
-    few, many = SAVED[0], SAVED[-1]
+            rows.append(Row(f"{steps} × {strength:g}", over_seeds("vta", strength, steps), paper))
+    few, many = CHECKPOINTS[0], CHECKPOINTS[-1]
     orderings = (
         Ordering(
             "after few steps strength 2 is better than 1", over_seeds("vta", 2.0, few), over_seeds("vta", 1.0, few)
@@ -159,24 +163,27 @@ def _steps_and_strength() -> Table:
     )
     return Table(
         "b",
-        "Steps of training × strength",
+        "Training steps × LoRA strength",
         tuple(rows),
         ("db", "motion"),
-        "total at its steps (Table 4c)",
+        "total after the given steps (Table 4c)",
         orderings,
     )
 
 
-def _inference() -> Table:
+def _sampling_steps() -> Table:
     totals = {2: "79.92", 5: "86.03", 10: "87.69", 20: "87.84"}
-    cells = {n: over_seeds("vta", STRENGTH, steps=n) for n in totals}
+    cells = {n: over_seeds("vta", STRENGTH, sampling_steps=n) for n in totals}
     rows = tuple(Row(str(n), cells[n], totals[n]) for n in totals)
     orderings = tuple(
         Ordering(f"{more} steps are better than {fewer}", cells[more], cells[fewer])
         for fewer, more in ((2, 5), (5, 10), (10, 20))
     )
-    note = "PSNR is kind to few steps: what is uncertain stays blurred, nearer to every truth than a sharp mistake."
-    return Table("c", "Steps of inference", rows, ("db", "motion"), "total (Table 4b)", orderings, (note,))
+    note = (
+        "PSNR favours few steps: with few steps, uncertain content stays blurred, and a blurred picture has a smaller "
+        "error than a sharp one at the wrong place."
+    )
+    return Table("c", "Sampling steps", rows, ("db", "motion"), "total (Table 4b)", orderings, (note,))
 
 
 def _ranks() -> Table:
@@ -203,21 +210,26 @@ def _ranks() -> Table:
 def _text_to_video() -> Table:
     task = "text-to-video"
     rows = (
-        Row("the untouched base", (replace(BASE[0], task=task),)),
+        Row("the untrained base", (replace(BASE[0], task=task),)),
         Row("this method × 1", over_seeds("vta", 1.0, task=task)),
         Row(f"this method × {STRENGTH:g}", over_seeds("vta", STRENGTH, task=task)),
     )
     orderings = (
-        Ordering("the base's motion is better than the adapted model's", rows[0].jobs, rows[2].jobs, "motion"),
+        Ordering(
+            "the base's motion is better than the adapted model's", rows[0].experiments, rows[2].experiments, "motion"
+        ),
     )
     return Table(
         "e",
-        "Text to video before and after",
+        "Text-to-video before and after training",
         rows,
         ("motion", "colour", "shape"),
         "",
         orderings,
-        ("The paper says that text-to-video is kept, without numbers: here “undecided” means that no loss is seen.",),
+        (
+            "The paper says, without numbers, that text-to-video stays as good. “undecided” here means: no loss was "
+            "found.",
+        ),
     )
 
 
@@ -238,12 +250,15 @@ def _zero_shot() -> Table:
         ]
     return Table(
         "f",
-        "Tasks that were not trained for",
+        "Tasks that no method is trained for",
         tuple(rows),
         ("db", "over_baseline", "motion"),
         "",
         tuple(orderings),
-        ("The paper shows these as pictures. The baseline is a cross-fade, for extension the last frame repeated.",),
+        (
+            "The paper shows these tasks only as pictures. The baseline is a cross-fade; for extension it is the "
+            "last frame, repeated.",
+        ),
     )
 
 
@@ -252,8 +267,8 @@ def _noise() -> Table:
     rows = tuple(Row(f"{m:g}", cells[m]) for m in NOISES)
     orderings = (
         Ordering("noise 0.2 gives more motion than 0", cells[0.2], cells[0.0], "motion"),
-        Ordering("noise 0 holds the given frame better than 0.2", cells[0.0], cells[0.2], "held_db"),
-        Ordering("noise 0.2 holds the given frame better than 0.6", cells[0.2], cells[0.6], "held_db"),
+        Ordering("noise 0 keeps the given frame better than 0.2", cells[0.0], cells[0.2], "held_db"),
+        Ordering("noise 0.2 keeps the given frame better than 0.6", cells[0.2], cells[0.6], "held_db"),
     )
     return Table(
         "g",
@@ -262,19 +277,19 @@ def _noise() -> Table:
         ("db", "motion", "held_db"),
         "",
         orderings,
-        ("The authors suggest 0.2 for Wan2.2, for motion; the paper's benchmark uses 0.",),
+        ("The authors recommend 0.2 for Wan2.2, for more motion. The paper's benchmark uses 0.",),
     )
 
 
-def _levels() -> Table:
+def _noise_levels() -> Table:
     rows = [
         Row(f"{name} × {strength:g}", over_seeds(method, strength))
-        for method, name in (("vta", "even, the paper"), ("vta-shifted", "shift 5, the official code"))
+        for method, name in (("vta", "uniform, the paper"), ("vta-shifted", "shift 5, the official code"))
         for strength in STRENGTHS[:3]
     ]
     orderings = (
         Ordering(
-            "the official code's levels are better",
+            "the official code's noise levels are better",
             over_seeds("vta-shifted", STRENGTH),
             over_seeds("vta", STRENGTH),
         ),
@@ -286,71 +301,71 @@ def _levels() -> Table:
         ("db", "motion"),
         "",
         orderings,
-        ("The paper draws levels evenly; its code draws them from a grid with shift 5, 36 % of them above 0.9.",),
+        ("The paper draws noise levels uniformly. Its code draws them from a grid with shift 5: 36 % are above 0.9.",),
     )
 
 
 def _long() -> Table:
     reached = over_seeds("vta", STRENGTH)
     rows = [Row(f"this method × {STRENGTH:g}, {STEPS:,} steps", reached)]
-    rows += [Row(f"image channels, {n:,} steps", over_seeds("i2v-long", trained=n)) for n in experiments.LONG]
+    rows += [Row(f"image channels, {n:,} steps", over_seeds("i2v-long", training_steps=n)) for n in LONG_CHECKPOINTS]
     return Table(
         "i",
-        "What image channels need to reach the adapter",
+        "Training with image channels until it reaches the adapter",
         tuple(rows),
         ("db", "motion", "held_db"),
         "",
         (),
         (
-            "All weights with image channels, at a constant rate, averaged over the last 70 steps or so.",
-            "The paper: 1/200 of the cost and 1/2,500 of the clips of Wan-I2V, which it estimates.",
+            "Image channels: all weights are trained at a constant rate and averaged over about the last 70 steps.",
+            "The paper estimates that it needs 1/200 of the cost and 1/2,500 of the clips of Wan-I2V.",
         ),
     )
 
 
 TABLES: dict[str, Callable[[], Table]] = {
-    "a": _ways,
+    "a": _training_methods,
     "b": _steps_and_strength,
-    "c": _inference,
+    "c": _sampling_steps,
     "d": _ranks,
     "e": _text_to_video,
     "f": _zero_shot,
     "g": _noise,
-    "h": _levels,
+    "h": _noise_levels,
     "i": _long,
 }
 
 
-def values(study: Study, jobs: Sequence[Job], measure: str) -> Array | None:
-    """What a measure is computed from: [trainings, scenes, columns]; None where the task does not have it."""
-    each = [columns(study.rows(job), measure) for job in jobs]
+def values(folder: StudyFolder, experiments: Sequence[Experiment], measure: str) -> Array | None:
+    """What a measure is computed from, [trainings, scenes, columns]; None if the task does not have the measure."""
+    each = [columns(folder.rows(one), measure) for one in experiments]
     kept = [one for one in each if one is not None]
     return np.stack(kept) if kept else None
 
 
-def cell(study: Study, row: Row, measure: str) -> Interval | None:
-    """A number with its interval."""
-    found = values(study, row.jobs, measure)
-    return None if found is None else crossed(found, MEASURES[measure][1])
+def cell(folder: StudyFolder, row: Row, measure: str) -> Interval | None:
+    """The number of a cell with its interval; None if the task does not have the measure."""
+    found = values(folder, row.experiments, measure)
+    return None if found is None else bootstrap_crossed(found, MEASURES[measure][1])
 
 
-def difference(study: Study, ordering: Ordering) -> Interval:
-    """How much better the first is, on the same scenes; one training stands beside each of several."""
+def difference(folder: StudyFolder, ordering: Ordering) -> Interval:
+    """How much better the first row is, on the same scenes. One training is compared with each of several."""
     statistic = MEASURES[ordering.measure][1]
-    first, second = (values(study, jobs, ordering.measure) for jobs in (ordering.better, ordering.worse))
+    first, second = (values(folder, experiments, ordering.measure) for experiments in (ordering.better, ordering.worse))
     assert first is not None
     assert second is not None
     count = max(len(first), len(second))
     both = np.stack([np.broadcast_to(one, (count, *one.shape[1:])) for one in (first, second)], axis=-1)
-    return crossed(both, lambda rows: statistic(rows[..., 0]) - statistic(rows[..., 1]))
+    return bootstrap_crossed(both, lambda rows: statistic(rows[..., 0]) - statistic(rows[..., 1]))
 
 
 def outcome(found: Interval) -> str:
-    """`holds`, `reversed` or `undecided`."""
+    """The outcome of an ordering by the interval of its difference: "holds", "reversed" or "undecided"."""
     return "holds" if found.low > 0 else "reversed" if found.high < 0 else "undecided"
 
 
-def written(found: Interval | None, measure: str) -> str:
+def cell_text(found: Interval | None, measure: str) -> str:
     """A cell as text: `20.1 dB (19.4 to 20.9)`."""
     if found is None:
         return "–"
@@ -359,17 +374,18 @@ def written(found: Interval | None, measure: str) -> str:
     return f"{value}{unit} ({low} to {high})"
 
 
-def reached_at(study: Study, measure: str = "db") -> tuple[float | None, list[tuple[int, float]]]:
-    """Steps after which training with image channels has the adapter's score, and its curve; None if it has not.
+def reached_at(folder: StudyFolder, measure: str = "db") -> tuple[float | None, list[tuple[int, float]]]:
+    """The steps after which training with image channels reaches the adapter's score, and its score by steps.
 
-    Between two checkpoints the score is taken as a straight line over the logarithm of the steps.
+    Between two checkpoints, the score is interpolated linearly over the logarithm of the steps. The steps are None if
+    the score is not reached.
     """
     statistic = MEASURES[measure][1]
-    target = values(study, over_seeds("vta", STRENGTH), measure)
+    target = values(folder, over_seeds("vta", STRENGTH), measure)
     assert target is not None
     goal, curve = statistic(target), []
-    for n in experiments.LONG:
-        found = values(study, over_seeds("i2v-long", trained=n), measure)
+    for n in LONG_CHECKPOINTS:
+        found = values(folder, over_seeds("i2v-long", training_steps=n), measure)
         assert found is not None
         curve.append((n, statistic(found)))
     if curve[0][1] >= goal:

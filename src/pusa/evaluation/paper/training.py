@@ -1,14 +1,14 @@
-"""Train one method for one seed: the project's own draws, batches and optimiser, in a loop that every method shares.
+"""Train one method for one seed, with the random draws, the batches and the learner of `pusa train`.
 
-`pusa train` has the same parts and more around them; this loop also trains the Wan-I2V kind, which it does not. A run
-that was interrupted goes on at its last checkpoint and ends with the same weights.
+The objective here also trains models with image channels, as in Wan-I2V, which `pusa train` does not. If a run is
+interrupted, rerun it: it resumes from its last checkpoint and ends with the same weights.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,23 +16,28 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from pusa.adapters.base import Attached
 from pusa.core.objectives import flow_matching_loss
 from pusa.embedded import world
-from pusa.evaluation.paper.methods import Method
+from pusa.errors import InputError
 from pusa.evaluation.paper.networks import Network, with_image_channels
+from pusa.evaluation.paper.training_methods import BATCH, Method
 from pusa.files import replacing, write_json
-from pusa.models import checkpoints, latents
-from pusa.training import adaptation, draws, optimisers
-from pusa.training.averages import Averages
-from pusa.training.batches import Batch, Batches
-from pusa.training.sections import LoraSettings, TrainSettings
+from pusa.models.loading import checkpoints, sources
+from pusa.models.wan import latents
+from pusa.processes import ProcessGroup
+from pusa.training import random_draws
+from pusa.training.config.sections import TrainSettings
+from pusa.training.data.batches import Batch, Batches
+from pusa.training.learner import Learner
+from pusa.training.objectives.base import BatchLosses, Player
 
 CLIPS, PART = 2048, 128
+"""training clips, and how many of them are in one file"""
 FIRST_SEED = 2_000_000
-"""The clips of the embedded adapter's own training; held-out scenes come from another stream."""
-BATCH, STEPS = 8, 400
+"""The training clips are those of the embedded adapter. Held-out scenes have other seeds."""
 CAPTION_DROPOUT = 0.1
 
 
@@ -45,7 +50,11 @@ class _Sample:
 
 
 class Clips:
-    """The training clips, half shapes and half cameras: latents [N, C, 5, 8, 8], and the text of each caption."""
+    """The training clips: half have a moving shape, half a moving camera.
+
+    values: latents, float32 [N, C, 5, 8, 8]. texts: the context of each caption, [captions, 512, D]; the first is that
+    of the empty caption. which: the index of each clip's caption, [N].
+    """
 
     def __init__(self, values: Tensor, texts: Tensor, captions: Sequence[str], which: Sequence[int]) -> None:
         self.values, self.texts, self.captions, self.which = values, texts, captions, which
@@ -60,12 +69,12 @@ class Clips:
 
     @property
     def empty(self) -> Tensor:
-        """The text of the empty caption, [512, D]."""
+        """The context of the empty caption, [512, D]."""
         return self.texts[0]
 
 
 def parts(folder: Path) -> list[Path]:
-    """The files in which the latents of the training clips lie, `PART` clips each."""
+    """The files with the latents of the training clips, `PART` clips each."""
     return [folder / f"{first:05d}.safetensors" for first in range(0, CLIPS, PART)]
 
 
@@ -74,8 +83,8 @@ def _scene(index: int) -> world.Scene:
 
 
 def prepare(file: Path) -> None:
-    """Encode the clips of a part."""
-    vae = checkpoints.load_encoders(checkpoints.TINY_BASE).vae
+    """Encode the clips of one file of `parts`."""
+    vae = checkpoints.load_encoders(sources.TINY_BASE).vae
     first = int(file.stem)
     encoded = [latents.encode(vae, world.render(_scene(index)))[0] for index in range(first, first + PART)]
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -83,9 +92,9 @@ def prepare(file: Path) -> None:
         save_file({"latents": torch.stack(encoded)}, str(part))
 
 
-def prepare_texts(file: Path) -> None:
-    """Encode the captions of all clips, and the empty one."""
-    encoders = checkpoints.load_encoders(checkpoints.TINY_BASE)
+def prepare_captions(file: Path) -> None:
+    """Encode the captions of all clips, and the empty caption."""
+    encoders = checkpoints.load_encoders(sources.TINY_BASE)
     named = [_scene(index).caption for index in range(CLIPS)]
     captions = list(dict.fromkeys(["", *named]))
     texts = latents.encode_text(encoders.text_encoder, encoders.tokenizer, captions)
@@ -96,17 +105,17 @@ def prepare_texts(file: Path) -> None:
         save_file({"texts": texts.contiguous(), "which": which}, str(part), metadata=metadata)
 
 
-def load(texts: Path) -> Clips:
-    """The clips that `prepare` and `prepare_texts` wrote into one folder."""
-    tensors = load_file(texts)
-    with safe_open(texts, "pt") as opened:
+def load(captions_file: Path) -> Clips:
+    """The clips that `prepare` and `prepare_captions` wrote into one folder."""
+    tensors = load_file(captions_file)
+    with safe_open(captions_file, "pt") as opened:
         captions = json.loads(opened.metadata()["captions"])
-    values = torch.cat([load_file(part)["latents"] for part in parts(texts.parent)])
+    values = torch.cat([load_file(part)["latents"] for part in parts(captions_file.parent)])
     return Clips(values, tensors["texts"], captions, tensors["which"].tolist())
 
 
 def settings(method: Method, seed: int, steps: int) -> TrainSettings:
-    """Those of recipes/embedded/adapter.yaml, with the method's learning rate."""
+    """The settings of recipes/embedded/adapter.yaml, with the method's learning rate."""
     return TrainSettings(
         steps=steps,
         batch=BATCH,
@@ -122,24 +131,44 @@ def settings(method: Method, seed: int, steps: int) -> TrainSettings:
     )
 
 
-def network(method: Method, seed: int) -> tuple[Network, adaptation.Adaptation]:
-    """What the method trains, at the base."""
-    transformer = checkpoints.load(checkpoints.TINY_BASE).transformer
+def network(method: Method, seed: int) -> tuple[Network, Attached]:
+    """Return the untrained model of a method, and its adapter."""
+    transformer = checkpoints.load(sources.TINY_BASE).transformer
     if method.image_channels:
         transformer = with_image_channels(transformer)
-    chosen = None if method.rank is None else LoraSettings(rank=method.rank)
-    adapted = adaptation.adapt(transformer, chosen, seed)
-    return Network(transformer), adapted
+    return Network(transformer), method.adapter.attach(transformer, seed)
 
 
-def loss_of(method: Method, model: Network, batch: Batch, empty: Tensor, seed: int) -> Tensor:
-    """The flow-matching loss of a micro-batch; the draws are functions of (seed, lane, step) alone."""
-    size, _, frames, _, _ = batch.latents.shape
-    noise = draws.noise_of(batch.step, batch.lane, batch.latents.shape, seed)
-    sigma, _ = draws.sigmas_of(batch.step, batch.lane, size, frames, method.sigma, seed)
-    silent = draws.dropped(batch.step, batch.lane, size, CAPTION_DROPOUT, seed)
-    text = torch.where(silent[:, None, None], empty, batch.context)
-    return flow_matching_loss(model, batch.latents, noise, sigma, (text, batch.latents[:, :, :1]))
+class MethodObjective:
+    """The flow-matching loss of a method; everything random is a function of the seed, the lane and the step.
+
+    model, trained: as `network` returns them. empty: the text of the empty caption, [512, D].
+    """
+
+    def __init__(self, method: Method, model: Network, trained: Attached, empty: Tensor, chosen: TrainSettings) -> None:
+        self.method, self.model, self.empty, self.seed = method, model, empty, chosen.seed
+        self.players = {"model": Player(model, trained.parameters, chosen)}
+
+    def losses(self, batch: Batch, step: int) -> BatchLosses:
+        """Compute the loss of a micro-batch."""
+        size, _, frames, _, _ = batch.latents.shape
+        noise = random_draws.noise_of(step, batch.lane, batch.latents.shape, self.seed)
+        sigma, _ = random_draws.sigmas_of(step, batch.lane, size, frames, self.method.sigma, self.seed)
+        dropped = random_draws.dropped(step, batch.lane, size, CAPTION_DROPOUT, self.seed)
+        text = torch.where(dropped[:, None, None], self.empty, batch.context)
+        context = text, batch.latents[:, :, :1]
+        return BatchLosses({"model": flow_matching_loss(self.model, batch.latents, noise, sigma, context)})
+
+    def record(self, figures: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return nothing: the log has the loss only."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """Return nothing: the loss has no memory."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Do nothing; see `state`."""
 
 
 def train(
@@ -150,67 +179,35 @@ def train(
     *,
     checkpoints_at: Sequence[int],
 ) -> None:
-    """Train to the last of `checkpoints_at` (steps); `folder` gets the averaged weights of each in step_NNNNNN/."""
+    """Train until the last of `checkpoints_at` (steps). Write the averaged weights of each into folder/step_NNNNNN/."""
     steps = max(checkpoints_at)
     chosen = settings(method, seed, steps)
-    model, adapted = network(method, seed)
-    parameters = adapted.parameters
-    optimiser, averages = optimisers.build(parameters, chosen), Averages(parameters, chosen.ema)
-    first, seconds = _resume(folder / "state.pt", parameters, optimiser, averages)
+    model, trained = network(method, seed)
+    learner = Learner(chosen, MethodObjective(method, model, trained, clips.empty, chosen), ProcessGroup())
+    first, seconds = _resume(folder / "state.pt", learner)
     folder.mkdir(parents=True, exist_ok=True)
     started, log = time.monotonic() - seconds, (folder / "log.jsonl").open("a", encoding="utf-8")
     for batch in Batches(clips, chosen, first=first):
-        step = batch.step + 1
-        for group in optimiser.param_groups:
-            group["lr"] = optimisers.learning_rate(batch.step, steps, chosen.lr, chosen.warmup, chosen.schedule)
-        optimiser.zero_grad(set_to_none=True)
-        loss = loss_of(method, model, batch, clips.empty, seed)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(list(parameters.values()), 1.0)
-        optimiser.step()
-        averages.update(parameters, step)
+        record = learner.step(batch.step, [batch])
+        step = record["step"]
         if step % 10 == 0 or step == steps:
-            print(json.dumps({"step": step, "loss": loss.item()}), file=log, flush=True)
+            print(json.dumps({"step": step, "loss": record["loss"]}), file=log, flush=True)
         if step in checkpoints_at:
-            adapted.write(_made(folder / f"step_{step:06d}"), averages.best(parameters), {"method": folder.name})
-            _keep(folder / "state.pt", step, time.monotonic() - started, parameters, optimiser, averages)
+            target = folder / f"step_{step:06d}"
+            target.mkdir(parents=True, exist_ok=True)
+            trained.save(target, learner.best(), {"method": folder.name})
+            state = {"step": step, "seconds": time.monotonic() - started, "learner": learner.state()}
+            with replacing(folder / "state.pt") as part:
+                torch.save(state, part)
     write_json(folder / "done.json", {"steps": steps, "seconds": round(time.monotonic() - started, 1)})
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _keep(
-    file: Path,
-    step: int,
-    seconds: float,
-    parameters: dict[str, nn.Parameter],
-    optimiser: torch.optim.Optimizer,
-    averages: Averages,
-) -> None:
-    state: dict[str, Any] = {
-        "step": step,
-        "seconds": seconds,
-        "weights": {name: p.detach() for name, p in parameters.items()},
-        "average": averages.values,
-        "optimiser": optimiser.state_dict(),
-    }
-    with replacing(file) as part:
-        torch.save(state, part)
-
-
-def _resume(
-    file: Path, parameters: dict[str, nn.Parameter], optimiser: torch.optim.Optimizer, averages: Averages
-) -> tuple[int, float]:
-    """Where a run goes on: the steps that are done, and the seconds that they took."""
+def _resume(file: Path, learner: Learner) -> tuple[int, float]:
+    """Restore the last checkpoint; return the number of steps that are done, and the seconds that they took."""
     if not file.exists():
         return 0, 0.0
     state = torch.load(file, weights_only=True)
-    with torch.no_grad():
-        for name, p in parameters.items():
-            p.copy_(state["weights"][name])
-    optimiser.load_state_dict(state["optimiser"])
-    averages.values = state["average"]
+    if "learner" not in state:
+        raise InputError(f"{file} was written by an earlier version: remove {file.parent} to train this method again.")
+    learner.restore(state["learner"])
     return int(state["step"]), float(state["seconds"])

@@ -1,9 +1,10 @@
-"""Scores against what nature itself varies: how a video compares with one real take, over how the other take does.
+"""Scores relative to natural variation: the similarity of a video to one real take, divided by that of the other take.
 
-Verified: for each view of each scene the three overlaps over those of the takes, and the takes' squared error over the
-video's; each is cut to [0, 1], their mean is the view's score, and the mean over views the benchmark's.
-Original: the means over all scenes first; (the three ratios) / 3 − (error − the takes' error), cut to [0, 1].
-The best possible score is 1, of a video that differs from a take no more than the other take does.
+Verified: for each view of each scene, the three overlaps divided by those of the two takes, and the squared error of
+the takes divided by that of the video, each clipped to [0, 1]. Their mean is the score of the view; the mean over views
+is that of the benchmark. Original: the means over all scenes first, then (the sum of the three ratios) / 3 − (error −
+error of the takes), clipped to [0, 1]. A video that differs from a take no more than the other take does has the best
+score, 1.
 """
 
 from __future__ import annotations
@@ -19,27 +20,27 @@ from numpy.typing import NDArray
 from pusa.errors import InputError
 from pusa.evaluation.intervals import Interval, bootstrap
 from pusa.evaluation.physics_iq.dataset import SECONDS, Dataset, Scene
-from pusa.evaluation.physics_iq.measures import Likeness, Seen, likeness, size_of
+from pusa.evaluation.physics_iq.measures import ComparedVideo, Similarity, similarity, size_of
 from pusa.videos import read_video
 
 OVERLAPS = ("spatial", "spatiotemporal", "weighted")
 MEASURES = (*OVERLAPS, "mse")
 TINY = 1e-8
-"""keeps a ratio finite, as the official code does"""
+"""keeps a ratio finite, as in the official code"""
 
 
 @dataclass(frozen=True)
 class View:
-    """One view of one scene: the video against the first take, and the takes against each other.
+    """One view of one scene. video: compared with the first take. takes: compared with each other.
 
-    still: no motion is found in either take, so that the overlaps say nothing.
+    still: neither take has any motion, so the overlaps have no meaning.
     """
 
     scene: str
     view: str
     category: str
-    video: Likeness
-    takes: Likeness
+    video: Similarity
+    takes: Similarity
     still: bool = False
 
     def parts(self) -> dict[str, float]:
@@ -55,12 +56,12 @@ class View:
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> View:
         """From JSON."""
-        likenesses = {key: Likeness(**record[key]) for key in ("video", "takes")}
-        return cls(**{**record, **likenesses})
+        similarities = {key: Similarity(**record[key]) for key in ("video", "takes")}
+        return cls(**{**record, **similarities})
 
 
 def compare(scene: Scene, video: Path, dataset: Dataset) -> View:
-    """Read and compare one video; InputError when it is not five seconds long or a real take is not there."""
+    """Read and compare one video. Raises InputError if it is not five seconds long, or if a real take is missing."""
     frames, fps = read_video(video)
     count = round(SECONDS * fps)
     if len(frames) != count:
@@ -70,19 +71,23 @@ def compare(scene: Scene, video: Path, dataset: Dataset) -> View:
     for number in (1, 2):
         path = dataset.take(scene, number, fps)
         if path is None:
-            raise InputError(f"The dataset has no take {number} of {scene.id} ({scene.name}, {scene.view}).")
+            raise InputError(
+                f"The dataset has no take {number} of {scene.id} ({scene.name}, {scene.view}); download all of it."
+            )
         take, _ = read_video(path, fps)
         if len(take) < count:
-            raise InputError(f"{path} has {len(take)} frames at {fps:g} per second and {count} are needed.")
+            raise InputError(
+                f"{path} has {len(take)} frames at {fps:g} per second, but {count} are needed; download it again."
+            )
         real.append(take[:count])
     size = size_of(real[0])
-    first, second, made = (Seen.of(clip, size) for clip in (*real, frames))
+    first, second, made = (ComparedVideo.of(clip, size) for clip in (*real, frames))
     still = not (first.masks.any() or second.masks.any())
-    return View(scene.name, scene.view, scene.category, likeness(first, made), likeness(first, second), still)
+    return View(scene.name, scene.view, scene.category, similarity(first, made), similarity(first, second), still)
 
 
 def _table(views: Sequence[View]) -> NDArray[np.float64]:
-    """[views, 12]: the verified parts, then the video's measures, then the takes'."""
+    """[views, 12]: the verified parts, then the measures of the video, then those of the takes."""
     return np.array(
         [
             [
@@ -96,12 +101,12 @@ def _table(views: Sequence[View]) -> NDArray[np.float64]:
 
 
 def verified(table: NDArray[np.float64]) -> float:
-    """The mean over views of the mean of their parts."""
+    """The Physics-IQ Verified score in [0, 1]: the mean over views of the mean of their parts."""
     return float(table[:, :4].mean())
 
 
 def original(table: NDArray[np.float64]) -> float:
-    """The original Physics-IQ score."""
+    """The original Physics-IQ score in [0, 1]."""
     video, takes = table[:, 4:8].mean(axis=0), table[:, 8:12].mean(axis=0)
     overlaps = (video[:3] / takes[:3]).sum() / 3
     return float(np.clip(overlaps - (video[3] - takes[3]), 0, 1))
@@ -109,7 +114,10 @@ def original(table: NDArray[np.float64]) -> float:
 
 @dataclass(frozen=True)
 class Summary:
-    """Scores in [0, 1] with intervals over scenes. parts: of the verified score; categories: its value in each."""
+    """Scores in [0, 1] with intervals over scenes.
+
+    parts: of the verified score. categories: the verified score of each category.
+    """
 
     verified: Interval
     original: Interval
@@ -118,9 +126,9 @@ class Summary:
 
 
 def summarise(views: Sequence[View]) -> Summary:
-    """All scores; the views of a scene are drawn together."""
+    """All scores. The views of a scene are drawn together. Raises InputError if there are no views."""
     if not views:
-        raise InputError("No video could be compared, so there is no score; see what is missing.")
+        raise InputError("No video could be compared, so there is no score; check the missing videos.")
     table, groups = _table(views), [view.scene for view in views]
     parts = {name: bootstrap(table[:, i], groups=groups) for i, name in enumerate(MEASURES)}
     categories = {}

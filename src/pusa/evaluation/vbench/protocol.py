@@ -1,11 +1,11 @@
-"""The arithmetic of VBench-I2V since August 2024: how nine dimensions are normalised, weighed and added up.
+"""The arithmetic of VBench-I2V since August 2024: how nine dimensions are normalised, weighted and combined.
 
     n = (x − least) / (most − least)
     I2V = (n of I2V subject + n of I2V background + 0.1 · n of camera motion) / 2.1
-    quality = (five dimensions + 0.5 · n of dynamic degree) / 5.5          total = (I2V + quality) / 2
+    quality = (n of five dimensions + 0.5 · n of dynamic degree) / 5.5          total = (I2V + quality) / 2
 
-Temporal flickering is measured by the official code and enters no score. Earlier totals, without camera motion and with
-flickering, are another quantity.
+The official code also measures temporal flickering, which is in no score. Earlier totals were without camera motion and
+with flickering; they cannot be compared with these.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Dimension:
-    """One dimension. group: the score it is part of; least, most: of the normalisation; weight: inside its group.
+    """One dimension. group: the score that it is part of. least, most: the range of the normalisation.
 
-    videos: how many of the 5,590 it is measured on.
+    weight: within its group. videos: the number of the 5,590 videos that it is measured on.
     """
 
     title: str
@@ -30,7 +30,7 @@ class Dimension:
     videos: int
 
     def normalised(self, value: float) -> float:
-        """A value in [0, 1], as the official code reports it, on the scale that is added up."""
+        """The normalised value; value: in [0, 1], as the official code reports it."""
         return (value - self.least) / (self.most - self.least)
 
 
@@ -46,7 +46,7 @@ DIMENSIONS: dict[str, Dimension] = {
     "imaging_quality": Dimension("imaging quality", "quality", 0.0, 1.0, 1.0, 1775),
 }
 UNWEIGHED = "temporal_flickering"
-"""Measured by the official code, part of no score."""
+"""measured by the official code, in no score"""
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ class Total:
 
     @property
     def total(self) -> float:
-        """The mean of both."""
+        """The mean of both scores."""
         return (self.i2v + self.quality) / 2
 
 
 def total(values: Mapping[str, float], *, camera: bool = True) -> Total:
-    """The scores of a complete set of values in [0, 1]; without `camera`, of all but camera motion.
+    """The scores of a complete set of values in [0, 1]; with camera=False, without camera motion.
 
-    A KeyError for a missing dimension: nothing is counted as 0.
+    Raises KeyError for a missing dimension: no dimension counts as 0.
     """
     return Total(_group(values, "i2v", camera), _group(values, "quality", camera))
 
@@ -80,7 +80,7 @@ def _group(values: Mapping[str, float], group: str, camera: bool) -> float:
 
 
 def share_of_total(name: str) -> float:
-    """How much the total moves when a dimension moves by 1: d total / d x."""
+    """The change of the total if a dimension changes by 1: d total / d x."""
     dimension = DIMENSIONS[name]
     weights = sum(other.weight for other in DIMENSIONS.values() if other.group == dimension.group)
     return dimension.weight / weights / (dimension.most - dimension.least) / 2

@@ -1,8 +1,8 @@
-"""Run the user's checkout of the official code on a folder of videos, a dimension at a time, in its own environment.
+"""Run the user's checkout of the official code on a folder of videos, one dimension at a time, in its own environment.
 
-The official code needs other versions of most libraries than this project, and weights that it downloads where it can.
-So it is never imported here: its own `evaluate_i2v.py` runs in its own Python from its own folder, after everything
-that it will look for has been looked for. What cannot run is unavailable, with the reason, and never counted as 0.
+The official code needs other versions of most libraries, and weights that it downloads. So it is never imported here:
+its `evaluate_i2v.py` runs in its own Python from its own folder, after a check of everything that it needs. A dimension
+that cannot run is "unavailable", with the reason; it never counts as 0.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from pusa.errors import InputError
-from pusa.evaluation.vbench import checking
+from pusa.evaluation.vbench import verification
 from pusa.evaluation.vbench.manifest import Manifest
 from pusa.evaluation.vbench.protocol import DIMENSIONS, UNWEIGHED
 from pusa.evaluation.vbench.totals import CONTENT, SETTINGS, official
-from pusa.files import write_json
-from pusa.training.store import make_folder
+from pusa.files import make_folder, write_json
 
 ENTRY = "evaluate_i2v.py"
 INFO = "vbench2_beta_i2v/vbench2_i2v_full_info.json"
@@ -35,7 +34,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     **{name: (f"vbench.{name}",) for name in DIMENSIONS if DIMENSIONS[name].group == "quality"},
     UNWEIGHED: (f"vbench.{UNWEIGHED}",),
 }
-"""What must be importable in the environment."""
+"""the modules that its environment must be able to import"""
 CACHE, HUB, CLIP, MODELS = "cache", "hub", "clip", "models"
 _DINO = ((HUB, "facebookresearch_dino_main/hubconf.py"), (HUB, "checkpoints/dino_vitbase16_pretrain.pth"))
 WEIGHTS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -60,7 +59,7 @@ WEIGHTS: dict[str, tuple[tuple[str, str], ...]] = {
     "aesthetic_quality": ((CLIP, "ViT-L-14.pt"), (CACHE, "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth")),
     "imaging_quality": ((CACHE, "pyiqa_model/musiq_spaq_ckpt-358bb6af.pth"),),
 }
-"""The files that each dimension downloads: in which of its folders the official code looks, and under which name."""
+"""the files that each dimension downloads: the folder in which the official code looks for them, and their names"""
 _PROBE = """
 import importlib, json, sys
 sys.path.insert(0, ".")
@@ -92,13 +91,17 @@ sys.path.insert(0, ".")
 runpy.run_path("evaluate_i2v.py", run_name="__main__")
 """
 TAIL, WIDTH = 3, 200
-"""lines of what the official code said last, and letters of each, in a reason"""
+"""for a reason: how many of the last lines of the official code's output, and how many characters of each"""
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Checkout:
-    """The official code. python: of its environment, a path or a name; download: let it fetch what is missing."""
+    """The official code.
+
+    python: of its environment, a path or a name. download: let the official code download missing files.
+    legacy_antialias: resize without antialiasing, which was the default of older versions of torchvision.
+    """
 
     folder: Path
     python: str
@@ -107,15 +110,17 @@ class Checkout:
 
     @property
     def interpreter(self) -> str:
-        """`python`, so that it is found from another folder. A link is not followed, since it makes the environment."""
+        """`python`, as an absolute path if it is a path. A link is not resolved, because it defines the environment."""
         return str(Path(self.python).absolute()) if os.sep in self.python else self.python
 
     def check(self, manifest: Manifest) -> None:
-        """InputError unless it is the official code with the manifest's list, and the interpreter runs."""
+        """Raise InputError unless this is the official code with the list of the manifest, and its Python runs."""
         if missing := [name for name in (ENTRY, INFO) if not (self.folder / name).is_file()]:
             raise InputError(f"{self.folder} has no {missing[0]}; give a checkout of Vchitect/VBench.")
         if hashlib.sha256((self.folder / INFO).read_bytes()).hexdigest() != manifest.info_sha256:
-            raise InputError(f"{self.folder / INFO} is another list than the manifest's; make the manifest from it.")
+            raise InputError(
+                f"{self.folder / INFO} is not the list that the manifest was made from; make the manifest from it."
+            )
         try:
             subprocess.run([self.interpreter, "-c", ""], check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError) as error:
@@ -124,7 +129,7 @@ class Checkout:
             ) from error
 
     def places(self) -> dict[str, Path]:
-        """The folders in which the official code looks for weights, as its own variables say."""
+        """The folders in which the official code looks for weights, by its environment variables."""
         home = Path.home()
         cache = os.environ.get("VBENCH_CACHE_DIR", home / ".cache/vbench")
         torch_home = os.environ.get("TORCH_HOME", Path(os.environ.get("XDG_CACHE_HOME", home / ".cache")) / "torch")
@@ -136,14 +141,17 @@ class Checkout:
         }
 
     def probe(self, dimensions: Sequence[str]) -> dict[str, Any]:
-        """Which modules its environment can import, and how its torchvision resizes."""
+        """The modules that its environment can import, and how its torchvision resizes."""
         modules = sorted({name for dimension in dimensions for name in MODULES[dimension]})
         done = subprocess.run(
             [self.interpreter, "-c", _PROBE, json.dumps(modules)], cwd=self.folder, capture_output=True, text=True
         )
         lines = [line for line in done.stdout.splitlines() if line.startswith("PUSA")]
         if not lines:
-            raise InputError(f"{self.python} cannot look at the modules of VBench: {_last(done.stderr)}.")
+            raise InputError(
+                f"{self.python} cannot check the modules of VBench ({_last(done.stderr)}); give the Python of VBench's "
+                "environment."
+            )
         found: dict[str, Any] = json.loads(lines[-1].removeprefix("PUSA"))
         return found
 
@@ -151,9 +159,10 @@ class Checkout:
 def preflight(
     checkout: Checkout, manifest: Manifest, dimensions: Sequence[str], there: Container[str]
 ) -> tuple[dict[str, str], list[Any]]:
-    """Why dimensions cannot be scored, by name, and [torchvision's version, its default of antialias].
+    """Find the dimensions that cannot be scored, before any is scored.
 
-    there: the videos that there are.
+    there: the existing videos. Returns the reasons by dimension, and [torchvision's version, its default for
+    antialias].
     """
     found = checkout.probe(dimensions)
     places, reasons = checkout.places(), {}
@@ -170,7 +179,7 @@ def preflight(
         if absent := [file for file in wanted if file not in there]:
             why.append(f"{len(absent)} of its {len(wanted)} videos are missing, such as {absent[0]}")
         if not wanted:
-            why.append(f"no video of the suite {manifest.suite} is for it")
+            why.append(f"the suite {manifest.suite} has no video for it")
         if why:
             reasons[dimension] = "; ".join(why)
     return reasons, found["torchvision"]
@@ -188,15 +197,15 @@ def score(
     dimensions: Sequence[str],
     progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
-    """Score what can be scored; results are kept in `out`/DIMENSION.json, and one that is there is taken as it is.
+    """Score every dimension that can be scored. Results are stored in `out`/DIMENSION.json and reused from there.
 
-    Returns {dimension: a result as the official code writes it, or {"unavailable": reason}}, also of the dimensions
-    that were scored before, and "settings". Raises InputError for videos that are not the manifest's, and for results
-    in `out` of other videos or other settings.
+    Returns {dimension: the official code's result, or {"unavailable": reason}}, also for dimensions that were scored
+    before, and "settings". Raises InputError if a video does not match the manifest, or if `out` contains results of
+    other videos or other settings.
     """
     checkout.check(manifest)
-    run = checking.check_run(folder, manifest)
-    there = checking.contents(manifest, folder, lambda done, total: progress("Reading", done, total))
+    run = verification.check_run(folder, manifest)
+    there = verification.contents(manifest, folder, lambda done, total: progress("Reading", done, total))
     reasons, torchvision = preflight(checkout, manifest, dimensions, there)
     settings = {
         "videos": {key: run.get(key) for key in ("manifest", "suite", "settings")},
@@ -217,15 +226,15 @@ def score(
             try:
                 kept = json.loads(file.read_text(encoding="utf-8"))
             except ValueError as error:
-                raise InputError(f"{file} is damaged; remove it, and the dimension is scored again.") from error
-            if odd := [key for key, value in record.items() if kept.get(key) != value]:
-                what = "from other videos" if odd == [CONTENT] else "otherwise"
-                raise InputError(f"{file} was scored {what}; remove it, or take another --out.")
+                raise InputError(f"{file} is damaged; remove it to score the dimension again.") from error
+            if different := [key for key, value in record.items() if kept.get(key) != value]:
+                what = "from other videos" if different == [CONTENT] else "with other settings"
+                raise InputError(f"{file} was scored {what}; remove it, or choose another --out.")
             results[dimension] = kept[dimension]
         elif dimension in reasons:
             results[dimension] = {"unavailable": reasons[dimension]}
         else:
-            results[dimension] = _run(checkout, manifest, folder / checking.VIDEOS, dimension)
+            results[dimension] = _run(checkout, manifest, folder / verification.VIDEOS, dimension)
             if isinstance(results[dimension], list):
                 write_json(file, {dimension: results[dimension], **record})
     progress("Scoring", len(dimensions), len(dimensions))
@@ -233,7 +242,7 @@ def score(
 
 
 def _run(checkout: Checkout, manifest: Manifest, videos: Path, dimension: str) -> Any:
-    """One dimension by the official code."""
+    """Score one dimension with the official code."""
     with tempfile.TemporaryDirectory(prefix="vbench-") as place:
         program = ["-c", _LEGACY] if checkout.legacy_antialias else [ENTRY]
         flags = ["--videos_path", str(videos.absolute()), "--dimension", dimension, "--ratio", manifest.crop]
@@ -246,7 +255,7 @@ def _run(checkout: Checkout, manifest: Manifest, videos: Path, dimension: str) -
         written = sorted(Path(place).glob("*_eval_results.json"))
         if done.returncode or not written:
             return {"unavailable": f"the official code failed: {_last(done.stderr or done.stdout)}"}
-        # Kinds of camera motion without a video have a NaN, which JSON has not.
+        # A kind of camera motion without a video is NaN, which JSON does not have.
         found = json.loads(written[-1].read_text(encoding="utf-8"), parse_constant=lambda _: None)
     try:
         _, scored = official(dimension, found.get(dimension))
@@ -256,10 +265,10 @@ def _run(checkout: Checkout, manifest: Manifest, videos: Path, dimension: str) -
     if lost := sorted(set(wanted) - set(scored)):
         return {"unavailable": f"{len(lost)} of {len(wanted)} videos were not scored, such as {lost[0]}"}
     if foreign := sorted(set(scored) - set(wanted)):
-        return {"unavailable": f"{len(foreign)} videos of no line of the manifest were scored, such as {foreign[0]}"}
+        return {"unavailable": f"{len(foreign)} videos that are not in the manifest were scored, such as {foreign[0]}"}
     return found[dimension]
 
 
 def _last(text: str) -> str:
     lines = [line.strip()[:WIDTH] for line in text.strip().splitlines()[-TAIL:]]
-    return " / ".join(lines).rstrip(".") or "it said nothing"
+    return " / ".join(lines).rstrip(".") or "it printed nothing"

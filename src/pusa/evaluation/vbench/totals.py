@@ -1,7 +1,8 @@
-"""Results of the official code, or plain numbers, into scores: complete sets only, and never two runs in one.
+"""Turn results of the official code, or plain numbers, into scores.
 
-An official result file has, for a dimension, a list: the score of the set first, a score for each video last. A plain
-one has a number. Percent and fractions are told apart by the file as a whole; one that could be either is refused.
+Only complete sets are scored, and runs are never mixed. In an official result file, each dimension has a list: first
+the score of the set, last a score for each video. In a plain file, each dimension has a number. Whether a file contains
+percent or fractions is decided for the whole file; an ambiguous file is refused.
 """
 
 from __future__ import annotations
@@ -22,17 +23,20 @@ from pusa.evaluation.vbench.protocol import DIMENSIONS, UNWEIGHED, Total, share_
 from pusa.files import existing_file, replacing
 
 SETTINGS, CONTENT = "settings", "content"
-"""Keys under which `pusa vbench score` records how the videos were made and scored, and which files they were."""
+"""keys under which `pusa vbench score` stores how the videos were made and scored, and which files they were"""
 PER_VIDEO = {"imaging_quality": 100.0}
-"""Where the official code gives the score of a video in another unit than the score of the set: its factor."""
+"""the factor between the unit of a video's score and that of the set, where the official code uses two units"""
 AGREE = 0.005
-"""how far a score may be from the mean of its videos; some scores are means over frames"""
+"""the largest difference of a score from the mean of its videos; some scores are means over frames"""
 _SAMPLE = re.compile(r"-(\d+)\.mp4$")
 
 
 @dataclass(frozen=True)
 class Results:
-    """What is known of a run. values: by dimension, in [0, 1]; videos: by dimension and file name; folder: theirs."""
+    """The results of a run.
+
+    values: in [0, 1], by dimension. videos: in [0, 1], by dimension and file name. folder: the folder of the videos.
+    """
 
     name: str
     values: Mapping[str, float]
@@ -42,20 +46,21 @@ class Results:
 
     @property
     def missing(self) -> list[str]:
-        """Dimensions of the total without a value."""
+        """The dimensions of the total that have no value."""
         return [name for name in DIMENSIONS if name not in self.values]
 
     @property
     def short(self) -> dict[str, tuple[int, int]]:
-        """Dimensions that were not measured on all of their videos: on how many, and how many there are."""
+        """The dimensions that were not measured on all their videos: how many were measured, and how many there are."""
         counts = {name: (len(videos), DIMENSIONS[name].videos) for name, videos in self.videos.items()}
         return {name: both for name, both in counts.items() if both[0] != both[1]}
 
 
 def read(paths: Sequence[Path]) -> Results:
-    """The results in one or several files, each of which may hold some dimensions.
+    """Read the results in one or several files; each file may contain some dimensions.
 
-    Raises InputError for what is no result, for a dimension that two files give, and for files of two runs.
+    Raises InputError if a file is not a result, if two files have the same dimension, or if the files are of different
+    runs.
     """
     parts = [_read(path) for path in paths]
     values: dict[str, float] = {}
@@ -64,11 +69,13 @@ def read(paths: Sequence[Path]) -> Results:
     for path, part in zip(paths, parts, strict=True):
         if part.settings != parts[0].settings:
             raise InputError(
-                f"{paths[0]} and {path} are of two runs ({_first_difference(parts[0], part)}); total each."
+                f"{paths[0]} and {path} are of two runs ({_first_difference(parts[0], part)}); total each run on its "
+                "own."
             )
         if part.folder != parts[0].folder and None not in (part.folder, parts[0].folder):
             raise InputError(
-                f"{paths[0]} is of videos in {parts[0].folder} and {path} of those in {part.folder}; total each run."
+                f"{paths[0]} is of videos in {parts[0].folder}, and {path} is of videos in {part.folder}; total each "
+                "run on its own."
             )
         for name in part.values:
             if name in owner:
@@ -79,7 +86,7 @@ def read(paths: Sequence[Path]) -> Results:
         values |= part.values
         videos |= part.videos
     home = paths[0].absolute().parent
-    called = home.parent.name if home.name == "scores" else home.name  # results.json says nothing
+    called = home.parent.name if home.name == "scores" else home.name  # the name results.json does not identify a run
     name = paths[0].stem if len(paths) == 1 and paths[0].stem != "results" else called
     return Results(name, values, videos, parts[0].settings, parts[0].folder)
 
@@ -95,9 +102,9 @@ def _read(path: Path) -> Results:
     try:
         found = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise InputError(f'{path} is no JSON ({error}); give a result file or {{"i2v_subject": 0.97, …}}.') from error
+        raise InputError(f'{path} is not JSON ({error}); give a result file or {{"i2v_subject": 0.97, …}}.') from error
     if not isinstance(found, dict):
-        raise InputError(f'{path} holds no object; give a result file or {{"i2v_subject": 0.97, …}}.')
+        raise InputError(f'{path} does not contain an object; give a result file or {{"i2v_subject": 0.97, …}}.')
     settings, _ = found.pop(SETTINGS, {}), found.pop(CONTENT, None)
     unavailable = {name for name, value in found.items() if isinstance(value, dict) and value.get("unavailable")}
     numbers: dict[str, float] = {}
@@ -107,7 +114,9 @@ def _read(path: Path) -> Results:
         if name in unavailable:
             continue
         if name not in DIMENSIONS and name != UNWEIGHED:
-            raise InputError(f"{path} has {name!r}, which is no dimension; there are {', '.join(DIMENSIONS)}.")
+            raise InputError(
+                f"{path} has {name!r}, which is not a dimension; the dimensions are {', '.join(DIMENSIONS)}."
+            )
         score = value[0] if isinstance(value, list) and value else value
         if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) < 1e9:
             raise InputError(f"{path}: {name} is {score!r}; give a number.")
@@ -119,11 +128,11 @@ def _read(path: Path) -> Results:
             except InputError as error:
                 raise InputError(f"{path}: {error}.") from error
     if len(folders) > 1:
-        raise InputError(f"{path} is of videos in {' and '.join(sorted(folders)[:2])}; total each run.")
+        raise InputError(f"{path} is of videos in {' and '.join(sorted(folders)[:2])}; total each run on its own.")
     numbers.pop(UNWEIGHED, None)
     videos.pop(UNWEIGHED, None)
     if not numbers:
-        raise InputError(f"{path} has a value for no dimension; there are {', '.join(DIMENSIONS)}.")
+        raise InputError(f"{path} does not have a value for any dimension; the dimensions are {', '.join(DIMENSIONS)}.")
     scale = _scale(path, numbers)
     return Results(
         path.stem,
@@ -135,10 +144,10 @@ def _read(path: Path) -> Results:
 
 
 def official(name: str, result: Any) -> tuple[float, dict[str, float]]:
-    """A result as the official code writes it: the score of the set, and scores by the videos' file names, in its unit.
+    """The score of the set, and the scores of the videos by file name, from a result of the official code.
 
-    The result is [score, videos]; that of camera motion has scores by kind of motion between the two. Truth values
-    become 0 and 1. Raises InputError for anything else, and for videos whose mean is not the score.
+    result: [score, videos]; for camera motion, the scores by kind of motion are between the two. Booleans become 0 and
+    1. Raises InputError if the result has another form, or if the mean of the videos is not the score.
     """
     try:
         score, *_, rows = result
@@ -146,7 +155,8 @@ def official(name: str, result: Any) -> tuple[float, dict[str, float]]:
         mean = sum(videos.values()) / len(videos)
     except (TypeError, KeyError, ValueError, ZeroDivisionError) as error:
         raise InputError(
-            f"the videos of {name} are not as the official code writes them (video_path, video_results)"
+            f"the videos of {name} do not have the form of the official code (video_path, video_results); score it "
+            "again"
         ) from error
     if not abs(mean - score) <= AGREE:
         raise InputError(f"{name} is {score:g}, but its videos have a mean of {mean:g}; score it again")
@@ -154,10 +164,10 @@ def official(name: str, result: Any) -> tuple[float, dict[str, float]]:
 
 
 def _scale(path: Path, numbers: Mapping[str, float]) -> float:
-    """1 for fractions, 100 for percent. Values of both kinds in one file could be a slip, and are refused."""
+    """1 for fractions, 100 for percent. A file that seems to contain both is refused."""
     above = [name for name, value in numbers.items() if value > 1]
-    if odd := [name for name, value in numbers.items() if value < 0 or value > 100]:
-        raise InputError(f"{path}: {odd[0]} is {numbers[odd[0]]:g}; give a fraction from 0 to 1, or percent.")
+    if wrong := [name for name, value in numbers.items() if value < 0 or value > 100]:
+        raise InputError(f"{path}: {wrong[0]} is {numbers[wrong[0]]:g}; give a fraction from 0 to 1, or percent.")
     if not above:
         return 1.0
     if below := [name for name, value in numbers.items() if 0 < value <= 1]:
@@ -169,11 +179,11 @@ def _scale(path: Path, numbers: Mapping[str, float]) -> float:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What can be said of a run.
+class RunScores:
+    """The scores of a run.
 
-    scores: None unless all dimensions are there, with all their videos. without_camera: the same of all but camera
-    motion. part: what the dimensions add up to when some have fewer videos, which is no score of the benchmark.
+    scores: None unless all dimensions have values for all their videos. without_camera: the same without camera motion.
+    part: the scores of the existing videos, if some dimensions have too few; this is not a score of the benchmark.
     """
 
     scores: Total | None
@@ -184,7 +194,7 @@ class Verdict:
     short: Mapping[str, tuple[int, int]]
 
     def record(self) -> dict[str, Any]:
-        """As JSON, scores in percent."""
+        """As JSON, with scores in percent."""
         return {
             "total": _percent(self.scores),
             "without_camera": _percent(self.without_camera),
@@ -204,12 +214,12 @@ def _percent(scores: Total | None) -> dict[str, float] | None:
     return {"total": 100 * scores.total, "i2v": 100 * scores.i2v, "quality": 100 * scores.quality}
 
 
-def verdict(results: Results) -> Verdict:
-    """Scores of a complete set, and of one that lacks camera motion alone; the intervals that its videos allow."""
+def run_scores(results: Results) -> RunScores:
+    """The scores of a complete set, or of a set that lacks only camera motion, and the intervals."""
     missing, short = results.missing, results.short
     whole = None if missing else total(results.values)
     without = total(results.values, camera=False) if set(missing) <= {"camera_motion"} else None
-    return Verdict(
+    return RunScores(
         scores=None if short else whole,
         without_camera=None if short else without,
         part=whole if short else None,
@@ -220,10 +230,10 @@ def verdict(results: Results) -> Verdict:
 
 
 def intervals(results: Results) -> dict[str, Interval]:
-    """Of each dimension that has scores for its videos, and of "total" when all have.
+    """The interval of each dimension that has scores of videos, and of "total" if all dimensions have.
 
-    Samples of a prompt are one entry, and whole entries are drawn. For the total an entry is drawn with everything that
-    was measured on it, among entries of its kind (those with a subject, with a background, with a camera).
+    The samples of a prompt are one entry, and whole entries are drawn. For the total, an entry is drawn with all its
+    scores, among the entries of its kind (those that measure a subject, a background or a camera motion).
     """
     found = {}
     entries: dict[str, dict[str, list[float]]] = {}
@@ -238,7 +248,7 @@ def intervals(results: Results) -> dict[str, Interval]:
 
 
 def _of_total(value: float, entries: Sequence[Mapping[str, Sequence[float]]]) -> Interval:
-    """The total is linear in the dimensions, so it is enough to draw how far each is from its mean."""
+    """The total is linear in the dimensions, so only the deviation of each dimension from its mean is drawn."""
     kinds: dict[frozenset[str], list[Mapping[str, Sequence[float]]]] = {}
     for entry in entries:
         kinds.setdefault(frozenset(entry), []).append(entry)
@@ -258,32 +268,32 @@ def _of_total(value: float, entries: Sequence[Mapping[str, Sequence[float]]]) ->
 
 
 def contributions(first: Results, second: Results) -> dict[str, float]:
-    """How much each dimension adds to second − first, in points of the total; their sum is the difference.
+    """The contribution of each dimension to second − first, in points of the total; their sum is the difference.
 
-    Raises InputError where the runs are known to have other videos.
+    Raises InputError if the two runs have different videos.
     """
     shared = [name for name in DIMENSIONS if name in first.values and name in second.values]
     for name in shared:
         if name in first.videos and name in second.videos and first.videos[name].keys() != second.videos[name].keys():
             raise InputError(
                 f"{second.name} has {len(second.videos[name]):,} videos of {name} and {first.name} has "
-                f"{len(first.videos[name]):,}, and not the same ones; compare runs of one suite."
+                f"{len(first.videos[name]):,}, and the videos differ; compare runs of one suite."
             )
     return {name: 100 * share_of_total(name) * (second.values[name] - first.values[name]) for name in shared}
 
 
 def submit(results: Results, path: Path) -> None:
-    """Write the zip that the leaderboard takes: the official results of the nine dimensions, with the videos' names.
+    """Write the zip file for the leaderboard: the official results of the nine dimensions, by video.
 
-    Raises InputError unless every dimension has a score for each of its videos, and when the file is there already.
+    Raises InputError if a dimension does not have a score for each of its videos, or if the file exists.
     """
     if path.exists() or path.suffix != ".zip":
-        why = "is there already" if path.exists() else "does not end in .zip"
+        why = "exists" if path.exists() else "does not end in .zip"
         raise InputError(f"--submission {path} {why}; give another name.")
     for name, dimension in DIMENSIONS.items():
         if (have := len(results.videos.get(name, ()))) != dimension.videos:
             raise InputError(
-                f"--submission takes official results of all videos, and {name} has {have:,} of {dimension.videos:,}."
+                f"--submission needs official results of all videos, but {name} has {have:,} of {dimension.videos:,}."
             )
     found = {}
     for name in DIMENSIONS:

@@ -1,0 +1,185 @@
+"""A LoRA on the linear layers of a frozen base: W + (α / r) · B A, with A [r, in] and B [out, r] trained.
+
+PEFT holds the factors beside the layers. The file is written in the form that ComfyUI, WanVideoWrapper and diffusers
+read, with α / r multiplied into B.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from pusa.adapters.base import Attached, Card, check_bare
+from pusa.errors import InputError
+from pusa.models.lora import dialects, runtime
+
+NAME = "pusa"
+"""The name of the adapter that is trained, for PEFT."""
+FILE = "lora.safetensors"
+_LOADED = "trained"
+"""The name of a LoRA that `Lora.applied` loads."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA. targets: endings of the names of the linear layers that get factors, such as to_q or ffn.net.2.
+
+    rank: r, at least 1. alpha: α, None for α = r. rslora: divide α by √r instead of r (arXiv 2312.03732).
+    """
+
+    rank: int
+    targets: tuple[str, ...]
+    alpha: float | None = None
+    rslora: bool = False
+
+    @property
+    def output(self) -> str:
+        return FILE
+
+    @property
+    def keeps_base(self) -> bool:
+        return True
+
+    @property
+    def standalone(self) -> bool:
+        return True
+
+    @property
+    def scalable(self) -> bool:
+        return True
+
+    @property
+    def card(self) -> Card:
+        return Card(
+            title=f"A rank-{self.rank} LoRA for",
+            relation="adapter",
+            diffusers_classes=("WanPipeline",),
+            diffusers_code=(
+                "pipe = WanPipeline.from_pretrained({base}, torch_dtype=torch.bfloat16)\n"
+                'pipe.load_lora_weights(".", weight_name={file})'
+            ),
+            tags=("lora", "template:diffusion-lora"),
+            rows={"rank": self.rank},
+            lora_file=True,
+        )
+
+    def attach(self, model: ModelMixin, seed: int) -> Attached:
+        """Freeze the model and add the factors. A is drawn from `seed` and B is zero, so the output does not change.
+
+        Raises InputError if the model has a LoRA already, or if a target matches no linear layer.
+        """
+        check_bare(model)
+        model.requires_grad_(False)
+        _check_targets(model, self.targets)
+        config = LoraConfig(
+            r=self.rank, lora_alpha=self._alpha, target_modules=list(self.targets), use_rslora=self.rslora
+        )
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            try:
+                model.add_adapter(config, NAME)
+            except ValueError as error:
+                raise InputError(f"The LoRA cannot be made: {str(error).splitlines()[0].rstrip('.')}.") from error
+        for layer in model.modules():
+            if isinstance(layer, LoraLayer):
+                layer.lora_A[NAME].float()
+                layer.lora_B[NAME].float()
+
+        def save(folder: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
+            self.write(folder / FILE, weights, metadata)
+            return folder / FILE
+
+        return Attached(model, save)
+
+    def disabled(self, model: ModelMixin) -> AbstractContextManager[None]:
+        return without_lora(model, NAME)
+
+    def write(self, path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """Write the factors as a LoRA file. weights: as `Attached.parameters` names them; atomic."""
+        strength = dialects.scaling(self._alpha, self.rank, self.rslora)
+        factors: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, down in weights.items():
+            module, found, _ = name.partition(f".lora_A.{NAME}.weight")
+            if found:
+                up = weights[f"{module}.lora_B.{NAME}.weight"]
+                factors[module] = down, up if strength == 1 else up * strength
+        runtime.write(path, factors, metadata)
+
+    @contextmanager
+    def applied(self, model: ModelMixin, folder: Path, strength: float = 1.0) -> Iterator[ModelMixin]:
+        """Yield `model` with the LoRA on it. Afterwards the model is as before, bit for bit."""
+        runtime.load(model, folder / FILE, strength, _LOADED)
+        try:
+            yield model
+        finally:
+            runtime.remove(model, _LOADED)
+
+    def merged(self, model: ModelMixin, folder: Path, strength: float = 1.0) -> dict[str, Tensor]:
+        """Return W + s · (α / r) · B A of each adapted layer and the other weights as they are; sums are float32."""
+        factors, _ = runtime.read(folder / FILE, runtime.linears(model))
+        weights = {
+            name.replace(".base_layer.", "."): p.detach()
+            for name, p in model.named_parameters()
+            if ".lora_" not in name
+        }
+        for module, (down, up) in factors.items():
+            base = weights[f"{module}.weight"]
+            change = up.float() @ down.float()
+            weights[f"{module}.weight"] = base.float() + strength * change.to(base.device)
+        return weights
+
+    def extra_parameters(self, layers: Mapping[str, tuple[int, int]]) -> int:
+        adapted = (size for name, size in layers.items() if any(_ends_in(name, target) for target in self.targets))
+        return sum(self.rank * (inputs + outputs) for inputs, outputs in adapted)
+
+    @property
+    def _alpha(self) -> float:
+        return self.rank if self.alpha is None else self.alpha
+
+
+@contextmanager
+def without_lora(model: nn.Module, name: str | None = None) -> Iterator[None]:
+    """Compute without the LoRA `name` (default: without any) inside the block. What is trained stays the same.
+
+    Raises InputError if the model has no LoRA.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    if not layers:
+        raise InputError("The model has no LoRA to disable: measure the base before training begins.")
+    active = [layer._active_adapter for layer in layers]
+    try:
+        for layer in layers:  # PEFT's own switch would also change which weights are trained
+            layer._active_adapter = [a for a in layer.active_adapters if name is not None and a != name]
+        yield
+    finally:
+        for layer, names in zip(layers, active, strict=True):
+            layer._active_adapter = names
+
+
+def _ends_in(layer: str, target: str) -> bool:
+    return f".{layer}".endswith(f".{target}")
+
+
+def _check_targets(model: nn.Module, targets: Sequence[str]) -> None:
+    """Raise InputError unless each target is the end of a linear layer's name, beginning at a dot."""
+    if not targets:
+        raise InputError("The LoRA would train nothing: lora.targets is empty; name layers such as to_q or ffn.net.2.")
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for target in targets:
+        if any(_ends_in(name, target) for name in layers):
+            continue
+        endings = {".".join(parts[i:]) for name in layers for parts in [name.split(".")] for i in range(len(parts))}
+        near = difflib.get_close_matches(target, sorted(endings), n=1)
+        usual = sorted({name.split(".", 2)[2] for name in layers if name.startswith("blocks.")})
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(usual)}."
+        raise InputError(f"The LoRA would train nothing at {target!r}: no linear layer has a name that ends so; {hint}")

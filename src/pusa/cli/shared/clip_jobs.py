@@ -1,0 +1,169 @@
+"""What the verbs that make clips have in common: open the model, watch the steps, save the clip, report it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pusa.cli.shared.memory_report import profile_for
+from pusa.cli.shared.options import Model, Output
+from pusa.cli.shared.terminal import Report, Terminal
+from pusa.errors import InputError
+from pusa.generation.request import Request
+
+if TYPE_CHECKING:
+    from pusa.core.sampler import Step
+    from pusa.generation.clip import GeneratedClip
+    from pusa.generation.limits import Limits
+    from pusa.generation.pipeline import Pipeline
+    from pusa.models.wan.recognise import Expert
+
+    Callback = Callable[[Step], None]
+
+AnyRequest = TypeVar("AnyRequest", bound=Request)
+
+
+def open_pipeline(
+    model: Model,
+    terminal: Terminal,
+    *,
+    size: tuple[int, int] | None = None,
+    frames: int | None = None,
+    guidance: float | None = None,
+) -> Pipeline:
+    """The loaded model; a second command of the same process gets the same one.
+
+    size, frames, guidance: of the clip, which --memory is weighed for; None for the model's own.
+    """
+    with terminal.status(f"Loading {model.source}"):
+        if not terminal.drawing:
+            from huggingface_hub.utils.tqdm import disable_progress_bars
+
+            disable_progress_bars()
+        from pusa.processes import current_group, from_rank_zero
+
+        group = current_group()
+        memory = from_rank_zero(group, lambda: profile_for(model, size, frames, guidance))
+        return _open(model.source, tuple(model.beside().items()), model.loras(), model.dtype, memory, group.size > 1)
+
+
+@lru_cache(maxsize=1)
+def _open(
+    source: str,
+    beside: tuple[tuple[str, str | None], ...],
+    loras: tuple[tuple[Path, float, Expert | None], ...],
+    dtype: str,
+    memory: str | None,
+    share_tokens: bool,
+) -> Pipeline:
+    import torch
+
+    from pusa.generation.pipeline import load
+    from pusa.models.lora.runtime import LoraFile
+    from pusa.models.memory.profiles import explained
+
+    parts = dict(beside)
+    with explained(memory, on_cpu=not torch.cuda.is_available()):
+        return load(
+            source,
+            vae=parts["vae"],
+            text_encoder=parts["text_encoder"],
+            transformer_2=parts["transformer_2"],
+            lora=[LoraFile(*one) for one in loras],
+            dtype=None if dtype == "auto" else getattr(torch, dtype),
+            memory=memory,
+            share_tokens=share_tokens,
+        )
+
+
+def opened(request: AnyRequest, terminal: Terminal) -> AnyRequest:
+    """The request with its pictures decoded; InputError for one that cannot be read, or a missing clip."""
+    with terminal.status("Starting"):
+        return request.opened()
+
+
+def limits_of(model: Model, terminal: Terminal) -> Limits:
+    """What the model can be asked for, before it is loaded."""
+    with terminal.status(f"Looking at {model.source}"):
+        from pusa.generation.limits import Limits
+        from pusa.models.loading import sources
+
+        return Limits.of(*sources.find(model.source, ()), model.beside())
+
+
+def check_shares(model: Model, size: tuple[int, int] | None, frames: int | None) -> None:
+    """Under torchrun, refuse a clip that its processes cannot share, before a model is loaded; None is the model's."""
+    from pusa.processes import current_group
+
+    if current_group().size > 1:
+        from pusa.models.context_parallel import check_clip
+
+        check_clip(model.source, model.beside(), size, frames, current_group().size)
+
+
+def make(jobs: Mapping[Path, Callable[[Callback], GeneratedClip]], output: Output, terminal: Terminal) -> Report:
+    """Run the job of each path (it gets the sampler's callback and returns the clip), save and report the clips."""
+    from pusa.processes import current_group, from_rank_zero
+
+    group = current_group()
+    from_rank_zero(group, lambda: _check_places(jobs))
+    clips: list[GeneratedClip] = []
+    records: list[dict[str, Any]] = []
+    for number, (path, job) in enumerate(jobs.items(), 1):
+        started = time.perf_counter()
+        with terminal.steps("Sampling" if len(jobs) == 1 else f"Clip {number} of {len(jobs)}") as callback:
+            clip = job(callback)
+        from_rank_zero(group, partial(_save, clip, path, output))
+        seconds = time.perf_counter() - started
+        clips.append(clip)
+        records.append(record(clip, path, seconds))
+        count, height, width, _ = clip.frames.shape
+        terminal.note(f"{count} frames of {width}x{height} at {clip.fps:g} fps in {seconds:.1f} s")
+    return Report({"clips": records}, "\n".join(str(path) for path in jobs), clips)
+
+
+def _check_places(paths: Iterable[Path]) -> None:
+    """Raise now what saving clips at these paths would."""
+    from pusa.files import check_writable
+    from pusa.generation.clip import latents_path
+
+    for path in paths:
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        if not folder.is_dir():
+            raise InputError(f"--out {path}: {folder} is a file, so nothing can be written in it; choose a folder.")
+        nearest = path if path.parent.is_dir() else folder / path.name
+        check_writable(nearest)
+        check_writable(latents_path(nearest))
+
+
+def _save(clip: GeneratedClip, path: Path, output: Output) -> None:
+    """Save a clip; a SIGTERM meanwhile, as torchrun sends one when another process has died, leaves nothing behind."""
+    output.free(path)
+    main_thread = threading.current_thread() is threading.main_thread()
+    usual = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)) if main_thread else None
+    try:
+        clip.save(path)
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGTERM, usual)
+
+
+def record(clip: GeneratedClip, path: Path, seconds: float) -> dict[str, Any]:
+    """What `--json` says of a clip."""
+    count, height, width, _ = clip.frames.shape
+    return {
+        "path": str(path),
+        "sidecar": str(path.with_suffix(".json")),
+        "prompt": clip.prompt,
+        "seed": clip.recipe["seed"],
+        "frames": count,
+        "size": [width, height],
+        "fps": clip.fps,
+        "seconds": round(seconds, 3),
+    }

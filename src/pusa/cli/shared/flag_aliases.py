@@ -1,0 +1,111 @@
+"""Flags that people type from habit, rewritten to ours before parsing.
+
+The names come from diffusers, the Wan scripts, musubi-tuner, LightX2V and the official Pusa scripts. They stay out of
+`--help`, which shows one name for one thing; `docs/generate.md` lists them. Underscores need no entry: the flags
+`--negative_prompt` and `--negative-prompt` are the same anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+SYNONYMS: dict[str, Sequence[str]] = {
+    "--frames": ("--num-frames", "--frame-num", "--video-length"),
+    "--size": ("--resolution",),
+    "--steps": ("--num-inference-steps", "--infer-steps", "--sample-steps", "--sampling-steps"),
+    "--guidance": ("--cfg", "--cfg-scale", "--guidance-scale", "--sample-guide-scale"),
+    "--guidance-2": ("--guidance-scale-2", "--cfg-2"),
+    "--boundary": ("--boundary-ratio", "--switch-DiT-boundary"),
+    "--shift": ("--flow-shift", "--sample-shift", "--sigma-shift", "--discrete-flow-shift"),
+    "--seed": ("--base-seed",),
+    "--solver": ("--sample-solver", "--scheduler"),
+    "--negative-prompt": ("--n-prompt",),
+    "--image": ("--first-image", "--first-frame", "--start-image", "--image-path"),
+    "--last-image": ("--end-image", "--last-frame"),
+    "--video": ("--video-path",),
+    "--count": ("--num-videos", "--num-outputs"),
+    "--model": ("--base-dir", "--t2v-model-dir", "--ckpt-dir", "--model-path"),
+    "--lora": ("--lora-path", "--lora-weight"),
+    "--lora-high": ("--high-lora-path",),
+    "--lora-low": ("--low-lora-path",),
+    "--lora-scale": ("--lora-alpha", "--lora-strength", "--lora-multiplier"),
+    "--out": ("--output", "--output-path", "--output-dir", "--save-file", "-o"),
+}
+MEMORY_CHOICES = ("all", "auto", "none", "80gb", "48gb", "24gb", "16gb", "12gb", "8gb", "cpu")
+RENAMED: Mapping[str, Mapping[str, str]] = {
+    "check": {
+        "--buckets": "--data.buckets", "--fps": "--data.fps", "--cut": "--data.cut", "--model": "--model.source",
+        "--steps": "--train.steps", "--batch": "--train.batch", "--rank": "--lora.rank",
+    },
+    "prepare": {
+        "--buckets": "--data.buckets", "--fps": "--data.fps", "--cut": "--data.cut", "--cache": "--data.cache",
+        "--model": "--model.source",
+    },
+    "train": {"--force": "--overwrite"},
+    "evaluate": {"--jobs": "--workers"},
+    "physics-iq": {"--jobs": "--workers"},
+    "reproduce": {"--jobs": "--workers"},
+    "info": {"--profile": "--memory"},
+}  # fmt: skip
+"""Former spellings of our own flags, by command. They keep working, and a note says how they are spelled now."""
+OURS = {habit: flag for flag, habits in SYNONYMS.items() for habit in habits}
+
+
+def translate(tokens: Iterable[str]) -> list[str]:
+    """The tokens with habitual flags renamed, and `--width W --height H` joined into `--size WxH`."""
+    renamed: list[str] = []
+    given = iter(tokens)
+    for token in given:
+        if token == "--":
+            renamed += [token, *given]
+            break
+        flag, equals, value = token.partition("=")
+        flag = OURS.get(flag.replace("_", "-"), flag) if flag.startswith("-") else flag
+        renamed.append(flag + equals + value)
+    return _join_size(renamed)
+
+
+def renamed(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The tokens with former spellings of our own flags and commands replaced, and a note for each replacement."""
+    tokens = list(tokens)
+    notes: list[str] = []
+    if not tokens:
+        return tokens, notes
+    end = tokens.index("--") if "--" in tokens else len(tokens)
+    if tokens[0] == "evaluate" and any(token.partition("=")[0] == "--world" for token in tokens[:end]):
+        models = []
+        while (at := next((i for i, x in enumerate(tokens) if x.partition("=")[0] == "--world"), None)) is not None:
+            _, equals, value = tokens.pop(at).partition("=")
+            models.append(value if equals or at >= len(tokens) else tokens.pop(at))
+        tokens = ["benchmark", *models, *tokens[1:]]
+        end = tokens.index("--") if "--" in tokens else len(tokens)
+        notes.append("`pusa evaluate --world MODEL` is now `pusa benchmark MODEL`.")
+    if tokens[0] == "info" and "--memory" in tokens[:end]:
+        after = tokens.index("--memory") + 1
+        if after >= len(tokens) or tokens[after] not in MEMORY_CHOICES:
+            tokens.insert(after, "all")
+            notes.append("`pusa info --memory` without a value is now `--memory all`.")
+            end += 1
+    known = RENAMED.get(tokens[0], {})
+    for i, token in enumerate(tokens[:end]):
+        flag, equals, value = token.partition("=")
+        if new := known.get(flag.replace("_", "-")):
+            tokens[i] = new + equals + value
+            notes.append(f"{flag} is now {new}.")
+    return tokens, notes
+
+
+def _join_size(tokens: list[str]) -> list[str]:
+    kept: list[str] = []
+    sides: dict[str, str] = {}
+    end = tokens.index("--") if "--" in tokens else len(tokens)
+    given = iter(tokens[:end])
+    for token in given:
+        flag, equals, value = token.partition("=")
+        if flag in ("--width", "--height"):
+            sides[flag] = value if equals else next(given, "?")
+        else:
+            kept.append(token)
+    if sides:
+        kept += ["--size", f"{sides.get('--width', '?')}x{sides.get('--height', '?')}"]
+    return kept + tokens[end:]

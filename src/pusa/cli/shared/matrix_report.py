@@ -1,0 +1,86 @@
+"""What `pusa info --schedule` and `--matrix` show of a timestep matrix: a table, its colours, and a file."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pusa.cli.shared.terminal import Report
+from pusa.errors import InputError
+from pusa.generation.request import Sampling
+
+if TYPE_CHECKING:
+    from pusa.core.timesteps import TimestepMatrix
+
+
+def matrix_report(
+    model: str,
+    schedule: str | None,
+    file: Path | None,
+    *,
+    frames: int | None,
+    steps: int | None,
+    shift: float | None,
+    out: Path | None,
+) -> Report:
+    """The matrix of a schedule with the model's defaults, or of a file. out: a .png or .json that is written."""
+    if schedule is not None and file is not None:
+        raise InputError("--schedule and --matrix each name a matrix; give one of them.")
+    if out is not None and out.suffix not in (".png", ".json"):
+        raise InputError(f"--out {out}: a matrix is written as .png or .json; use {out.with_suffix('.png')}.")
+    if file is not None:
+        if (frames, steps, shift) != (None, None, None):
+            raise InputError("--frames, --steps and --shift belong to --schedule; a file decides them itself.")
+        from pusa.generation.own_matrix import own_matrix
+
+        matrix = own_matrix(file)
+    else:
+        sampling = Sampling(schedule=schedule, steps=steps, shift=shift)
+        matrix = _of_schedule(model, sampling, frames)
+    written = [] if out is None else [str(_write(matrix, out))]
+    drawn = _drawn(matrix) if sys.stdout.isatty() else ""
+    text = "\n".join([*([drawn] if drawn else []), str(matrix), *written])
+    return Report({"matrix": matrix.to_dict(), "steps": matrix.steps, "frames": matrix.frames, "files": written}, text)
+
+
+def _of_schedule(model: str, sampling: Sampling, frames: int | None) -> TimestepMatrix:
+    from pusa.core import sigmas
+    from pusa.generation.limits import Limits
+    from pusa.generation.schedule import DEFAULT, Schedule
+    from pusa.models.loading import sources
+
+    limits = Limits.of(*sources.find(model, ()), {})
+    settings = limits.settings(frames=frames, steps=sampling.steps, shift=sampling.shift, schedule=sampling.schedule)
+    grid = sigmas.grid(settings.steps, settings.shift)
+    return Schedule.parse(settings.schedule or DEFAULT).matrix(grid, limits.latent_frames(settings.frames))
+
+
+def _write(matrix: TimestepMatrix, out: Path) -> Path:
+    if out.suffix == ".json":
+        from pusa.files import write_json
+
+        write_json(out, matrix.to_dict())
+    else:
+        from pusa.images import write_image
+
+        write_image(out, matrix.image().numpy())
+    return out
+
+
+def _drawn(matrix: TimestepMatrix) -> str:
+    """Two spaces in the colour of its cell for each latent frame, a line for each step."""
+    from rich.console import Console
+    from rich.text import Text
+
+    colours = matrix.image(cell=4)[1::4, 1::4]
+    console = Console(file=io.StringIO(), force_terminal=True, width=2 * matrix.frames + 1, color_system="truecolor")
+    for row in colours.tolist():
+        line = Text()
+        for red, green, blue in row:
+            line.append("  ", style=f"on rgb({red},{green},{blue})")
+        console.print(line)
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue().rstrip("\n")

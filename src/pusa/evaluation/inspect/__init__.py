@@ -1,0 +1,1 @@
+"""Inspect a model: attention between latent frames, and how far training moved the weights."""

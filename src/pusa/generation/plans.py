@@ -1,0 +1,199 @@
+"""From a request to a plan: what is known of the window that is sampled, and what becomes of its latents.
+
+A clip that is generated is one window. An extension or a transition samples a window in which the overlapping frames of
+the given clips are known, and joins the result in latent space: the latents of the given clips, unchanged, and the new
+ones of the window are decoded together in one causal pass. The given clip does not go through the autoencoder again,
+so colours do not shift at the join.
+
+Groups of four frames (one latent frame) decide the geometry of an extension. Forward, the window begins with frame 4j
+of the clip, which is encoded again alone because the first latent of a clip stands for one frame; the latents of the
+clip follow it. That first latent is context only. Backward, and for the second clip of a transition, the later latents
+of the clip end the window as they are. The first latent of the clip stands for one frame and has no place inside a
+clip: its frame becomes the last one of the group of four that is made before it. The model makes that one frame,
+between known neighbours; all other frames keep their latents. The first frames after such a join also decode
+differently, because the autoencoder now sees four frames before them where it saw one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pusa.core.timesteps import TimestepMatrix
+from pusa.errors import InputError
+from pusa.generation.conditions import Known, Target, place, resolve
+from pusa.generation.model import Model
+from pusa.generation.request import Clip, Extend, Generate, Request, Transition, frame_index
+from pusa.generation.settings import Settings
+from pusa.generation.sources import ClipSource, open_clip
+from pusa.images import fit as fit_frames
+from pusa.models.wan.latents import FRAMES_PER_SLOT
+
+
+def _unchanged(z: Tensor) -> Tensor:
+    return z
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A window that is ready to be sampled.
+
+    Attributes:
+        settings: how it is sampled.
+        known: the latents and noise multipliers of its known latent frames.
+        record: the task's own entries in the sidecar.
+        init: latents of the whole window, float32 [1, C, F, h, w], for editing.
+        matrix: the user's own matrix; None builds it from settings and known.
+        join: from the latents of the window to those of the finished clip.
+    """
+
+    settings: Settings
+    known: Known
+    record: dict[str, Any]
+    init: Tensor | None = None
+    matrix: TimestepMatrix | None = None
+    join: Callable[[Tensor], Tensor] = _unchanged
+
+
+def opened(model: Model, request: Generate) -> Generate:
+    """The request with its pictures decoded, its clips read, and `frames` known for an edited clip."""
+    request = request.opened()
+    conditions = tuple(_opened(model, one) if isinstance(one, Clip) else one for one in request.conditions)
+    request = replace(request, conditions=conditions)
+    if request.init is None:
+        return request
+    init = _opened(model, request.init)
+    start = frame_index(init.start, init.src.count, model.defaults.fps, f"the start of {init.src.label}")
+    count = request.frames or init.frames or init.src.count - start
+    if init.frames not in (None, count):
+        raise InputError(
+            f"The clip to edit is all of the new clip: {init.frames} frames of it are to be used, and frames is "
+            f"{count}; give one of the two."
+        )
+    if (count - 1) % FRAMES_PER_SLOT and (request.frames, request.init.frames) == (None, None):
+        fewer = max(1, (count - 1) // FRAMES_PER_SLOT * FRAMES_PER_SLOT + 1)
+        raise InputError(
+            f"{init.src.label}: {count} frames cannot be edited, a clip has {FRAMES_PER_SLOT}n+1 of them; "
+            f"use the first of them with frames={fewer}."
+        )
+    return replace(request, frames=count, init=replace(init, frames=count, start=start))
+
+
+def _opened(model: Model, clip: Clip) -> Clip:
+    return replace(clip, src=open_clip(clip.src, model.defaults.fps, model.vae))
+
+
+def generate(model: Model, request: Generate) -> Plan:
+    """The plan of a clip from a prompt and conditions."""
+    request = opened(model, request)
+    settings = request.check(model.limits)
+    target = Target(settings.frames, settings.size, model.defaults.fps, request.fit, model.vae)
+    edited = None if request.init is None else place(request.init, target)
+    known, records = resolve(request.conditions, target)
+    matrix = request.own_matrix()
+    record = {
+        "conditions": records,
+        "init": None if edited is None else edited.record,
+        "own_matrix": matrix is not None,
+    }
+    return Plan(settings, known, record, None if edited is None else edited.encode(), matrix)
+
+
+def extend(model: Model, request: Extend) -> Plan:
+    """The plan of a longer clip."""
+    forward = request.direction == "forward"
+    overlap, added = model.limits.window(request.frames, request.overlap, clips=1)
+    source, settings = _open(
+        model, request, request.clip, request.check(model.limits), cut="start" if forward else "end"
+    )
+    condition = (
+        _ending(source, overlap, request.noise)
+        if forward
+        else _beginning(source, overlap, settings.frames, request.noise)
+    )
+    known, _ = resolve([condition], _target(model, settings, request))
+    new = added // FRAMES_PER_SLOT
+
+    def join(z: Tensor) -> Tensor:
+        parts = [_latents(source), z[:, :, -new:]] if forward else [z[:, :, : new + 1], _latents(source)[:, :, 1:]]
+        return torch.cat(parts, dim=2)
+
+    record = {
+        "clip": source.record,
+        "direction": request.direction,
+        "frames": added,
+        "overlap": overlap,
+        "noise": list(request.noise) if isinstance(request.noise, tuple) else request.noise,
+    }
+    return Plan(settings, known, record, join=join)
+
+
+def transition(model: Model, request: Transition) -> Plan:
+    """The plan of a clip that joins two."""
+    overlap, added = model.limits.window(request.frames, request.overlap, clips=2)
+    first, settings = _open(model, request, request.a, request.check(model.limits), cut="start")
+    second, settings = _open(model, replace(request, size=settings.size), request.b, settings, cut="end")
+    conditions = [
+        _ending(first, overlap, request.noise),
+        _beginning(second, overlap, settings.frames, request.noise),
+    ]
+    known, _ = resolve(conditions, _target(model, settings, request))
+    shared = overlap // FRAMES_PER_SLOT
+
+    def join(z: Tensor) -> Tensor:
+        return torch.cat([_latents(first), z[:, :, shared + 1 : -shared], _latents(second)[:, :, 1:]], dim=2)
+
+    record = {"a": first.record, "b": second.record, "frames": added, "overlap": overlap, "noise": request.noise}
+    return Plan(settings, known, record, join=join)
+
+
+def _target(model: Model, settings: Settings, request: Request) -> Target:
+    return Target(settings.frames, settings.size, model.defaults.fps, request.fit, model.vae)
+
+
+def _ending(clip: ClipSource, overlap: int, noise: float | tuple[float, ...]) -> Clip:
+    """The clip's last frames at the beginning of the window."""
+    return Clip(clip, at=0, start=clip.count - overlap, frames=overlap, noise=noise)
+
+
+def _beginning(clip: ClipSource, overlap: int, window: int, noise: float | tuple[float, ...]) -> Clip:
+    """The clip's frames 1 ... overlap - 1 at the end of the window."""
+    return Clip(clip, at=window - overlap + 1, start=1, frames=overlap - 1, noise=noise)
+
+
+def _open(
+    model: Model, request: Extend | Transition, src: Any, settings: Settings, cut: Literal["start", "end"]
+) -> tuple[ClipSource, Settings]:
+    """The source with latents at the size that is made, and the settings with that size."""
+    source = open_clip(src, model.defaults.fps, model.vae)
+    clips = 1 if isinstance(request, Extend) else 2
+    overlap, _ = model.limits.window(request.frames, request.overlap, clips=clips)
+    extra = (source.count - 1) % FRAMES_PER_SLOT
+    if source.count < overlap:
+        longest = source.count - extra
+        better = f"an overlap of at most {longest}" if longest > FRAMES_PER_SLOT else "a clip of 5 frames or more"
+        raise InputError(
+            f"{source.label} has {source.count} frames, fewer than the overlap of {overlap}: give {better}."
+        )
+    if request.size is None and not any(side % model.limits.multiple for side in source.size):
+        settings = replace(settings, size=model.limits.check_size(source.size))
+    if source.latents is not None and settings.size == source.size:
+        return source, settings
+    if extra:
+        warnings.warn(
+            f"{source.label} has {source.count} frames and a clip has 4n+1: {extra} at its {cut} left out.",
+            stacklevel=3,
+        )
+    kept = source.frames[extra:] if cut == "start" else source.frames[: source.count - extra]
+    encoded = model.encode(fit_frames(kept, settings.size, request.fit))
+    return ClipSource(source.label, source.record, model.vae, latents=encoded), settings
+
+
+def _latents(source: ClipSource) -> Tensor:
+    assert source.latents is not None
+    return source.latents

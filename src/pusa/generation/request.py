@@ -1,0 +1,544 @@
+"""Requests: the one place where an option of making a clip is defined.
+
+A flag of `pusa generate`, a key of a batch file, an entry of a sidecar and a keyword of `Pipeline.generate` are
+spellings of one field here. A new sampling option is one new field with its help, and every spelling has it.
+
+Nothing here imports torch. What is wrong by itself is refused when a request is built; what a model cannot make is
+refused by `check`, which needs the model's configuration and not its weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypedDict
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from pusa.errors import InputError
+from pusa.generation import options
+from pusa.generation.options import Option, strict_dataclass
+from pusa.generation.schedule import DEFAULT, Schedule
+
+if TYPE_CHECKING:
+    from pusa.core.sampler import Step
+    from pusa.core.timesteps import TimestepMatrix
+    from pusa.generation.clip import GeneratedClip
+    from pusa.generation.limits import Limits
+    from pusa.generation.pipeline import Pipeline
+    from pusa.generation.settings import Settings
+
+    Callback = Callable[[Step], bool | None]
+
+VERSION = 1
+"""of the format of `Request.to_dict`"""
+SEEDS = 2**63
+"""how many seeds there are"""
+MAX_STEPS = 1000
+"""one step for each timestep that the model was trained on"""
+EDIT_STRENGTH = 0.6
+Fit = Literal["crop", "pad", "stretch"]
+"""as in `pusa.images`, whose import takes longer than a help may"""
+Encoding = Literal["single", "repeat"]
+Solver = Literal["euler", "dpm++2m"]
+Direction = Literal["forward", "backward"]
+Size = tuple[int, int]
+Place = int | str
+
+
+# ----------------------------------------------------------------------------------------------------- what is known
+
+
+def _listed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _place(value: Any) -> Any:
+    if isinstance(value, bool) or not re.fullmatch(r"-?\d+|(\d+\.?\d*|\.\d+)s", str(value).strip()):
+        raise InputError(f"{value!r} is not a frame: give a number, -1 for the last, or a time such as '1.5s'.")
+    return value
+
+
+Source = Annotated[Any, Option("A path.", schema={"type": "string"})]
+Noise = Annotated[float, Ge(0), Le(1)]
+_FRAME = Option("", "give a pixel frame, or a time such as 1.5s", convert=_place)
+_NOISE = "give a number from 0 to 1; 0 keeps it exactly, 1 ignores it"
+
+
+@strict_dataclass
+class Image:
+    """A picture at a pixel frame of the clip.
+
+    Attributes:
+        src: a path, a PIL picture, or uint8 [H, W, 3].
+        frame: a pixel frame, -1 for the last one, or a time such as "1.5s".
+        noise: the noise multiplier in [0, 1]: 0 keeps the picture exactly, 1 ignores it.
+        encoding: how the picture fills a latent frame that stands for several pixel frames. "single" encodes it alone,
+            as the official code does; "repeat" encodes a still clip of it; None is "repeat". At frame 0 both are equal.
+    """
+
+    src: Source
+    frame: Annotated[Place, _FRAME] = 0
+    noise: Annotated[Noise, Option("", _NOISE)] = 0.0
+    encoding: Encoding | None = None
+    type: Literal["image"] = field(default="image", kw_only=True, repr=False)
+
+
+@strict_dataclass
+class Clip:
+    """A part of a video at a place in the clip.
+
+    Attributes:
+        src: a path (read at the model's frame rate), uint8 [N, H, W, 3] at that rate, or a generated clip.
+        at: the pixel frame at which it begins, or a time. With a negative number it ends there: -1 ends with the last
+            frame.
+        frames: how many of its frames are used; None uses all from `start` on.
+        noise: the noise multiplier in [0, 1], one number or one for each latent frame.
+        start: its first frame that is used, negative from its end, or a time.
+    """
+
+    src: Source
+    at: Annotated[Place, _FRAME] = 0
+    frames: Annotated[int | None, Option("", "give a whole number of frames")] = None
+    noise: Annotated[
+        Noise | tuple[Noise, ...],
+        Option("", "give a number from 0 to 1, or one for each latent frame; 0 keeps it exactly", convert=_listed),
+    ] = 0.0
+    start: Annotated[Place, _FRAME] = 0
+    type: Literal["clip"] = field(default="clip", kw_only=True, repr=False)
+
+
+def frame_index(value: Place, count: int, fps: float, what: str) -> int:
+    """The pixel frame that a number, a number from the end, or a time "1.5s" means in a clip of `count` frames."""
+    text = str(_place(value)).strip()
+    frame = round(float(text[:-1]) * fps) if text.endswith("s") else int(text)
+    if not -count <= frame < count:
+        span = f"0 to {count - 1}, -{count} to -1, or 0s to {(count - 1) / fps:g}s"
+        raise InputError(f"{what}: frame {value} is outside the clip, which has {count} frames: {span}.")
+    return frame % count
+
+
+def _conditions(value: Any) -> tuple[Image | Clip, ...]:
+    if isinstance(value, Image | Clip):
+        raise InputError(f"The conditions are {type(value).__name__}(…): give a list of conditions.")
+    found = tuple(_condition(each) if isinstance(each, Mapping) else each for each in value)
+    for each in found:
+        if not isinstance(each, Image | Clip):
+            raise InputError(f"A condition is a pusa.Image or a pusa.Clip, not a {type(each).__name__}.")
+    return found
+
+
+def _condition(record: Mapping[str, Any]) -> Image | Clip:
+    """A condition from its dictionary; a sidecar names the source `path` and adds hashes of it."""
+    kind: type[Image | Clip] = Image if record.get("type") == "image" else Clip
+    values = {key: value for key, value in record.items() if not key.endswith("sha256")}
+    if "path" in values:
+        values["src"] = values.pop("path")
+    return kind(**values)
+
+
+def _edited(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    values = {key: x for key, x in value.items() if key != "noise" or any([x] if isinstance(x, int | float) else x)}
+    return _condition(values)
+
+
+def _source(value: Any) -> Any:
+    return value["path"] if isinstance(value, Mapping) else value
+
+
+# ------------------------------------------------------------------------------------------------------ how it is made
+
+
+def _schedule(value: Any) -> Any:
+    return str(Schedule.parse(value)) if isinstance(value, str) else value
+
+
+def _size(value: Any) -> Any:
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d+)\s*[x×*X]\s*(\d+)", value.strip())):
+        return int(match[1]), int(match[2])
+    if isinstance(value, list | tuple) and len(value) == 2:
+        return tuple(value)
+    if value is not None:
+        raise InputError(f"size is {value!r}: give (width, height), or a text such as '832x480'.")
+    return None
+
+
+@strict_dataclass
+class Sampling:
+    """How the sampler walks from noise to clip. None stands for the model's own default."""
+
+    steps: Annotated[
+        int | None,
+        Ge(1),
+        Le(MAX_STEPS),
+        Option("Sampling steps.", f"give a whole number from 1 to {MAX_STEPS}", of_model=True),
+    ] = field(default=None, kw_only=True)
+    guidance: Annotated[
+        float | None,
+        Option(
+            "Classifier-free guidance scale; 1 calls the model once per step instead of twice.",
+            "give a finite number, 1 for none",
+            of_model=True,
+        ),
+    ] = field(default=None, kw_only=True)
+    guidance_2: Annotated[
+        float | None,
+        Option(
+            "For a model with two experts, the guidance scale of the low-noise expert.",
+            "give a finite number, 1 for none",
+            default="that of the other expert",
+            falls_back_to="guidance",
+            experts=True,
+        ),
+    ] = field(default=None, kw_only=True)
+    boundary: Annotated[
+        float | None,
+        Ge(0),
+        Le(1),
+        Option(
+            "For a model with two experts, the noise level at which they change.",
+            "give a noise level from 0 to 1, such as 0.875",
+            of_model=True,
+            experts=True,
+        ),
+    ] = field(default=None, kw_only=True)
+    shift: Annotated[
+        float | None,
+        Gt(0),
+        Option(
+            "Timestep shift: a higher value spends more steps at high noise.",
+            "give a number above 0, such as 5 (1 leaves the grid evenly spaced)",
+            of_model=True,
+        ),
+    ] = field(default=None, kw_only=True)
+    schedule: Annotated[
+        str | None,
+        Option(
+            "How the latent frames descend: synchronous, staircase,block=3,delay=5, chunked,block=3, "
+            "sliding-window,window=6,block=3 or in-context,given=1,buffers=2; add renoise for a few-step distilled "
+            "model.",
+            "give a text such as staircase,block=3,delay=5",
+            default=DEFAULT,
+            convert=_schedule,
+        ),
+    ] = field(default=None, kw_only=True)
+    solver: Annotated[Solver, Option("ODE solver.")] = field(default="euler", kw_only=True)
+
+    def sampling(self) -> dict[str, Any]:
+        """The values of the fields of `Sampling`, by name."""
+        return {one.name: getattr(self, one.name) for one in fields(Sampling)}  # type: ignore[arg-type]
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `Sampling` as keywords, for type checkers; a test compares the two."""
+
+    steps: int | None
+    guidance: float | None
+    guidance_2: float | None
+    boundary: float | None
+    shift: float | None
+    schedule: str | None
+    solver: Solver
+
+
+@strict_dataclass
+class Request(Sampling):
+    """What every task has in common; see `Generate`, `Extend` and `Transition`."""
+
+    task: ClassVar[str]
+
+    negative_prompt: Annotated[str, Option("What the clip should not show.")] = field(default="", kw_only=True)
+    seed: Annotated[
+        int,
+        Ge(0),
+        Lt(SEEDS),
+        Option("The same seed gives the same clip.", f"give a whole number from 0 to {SEEDS - 1}"),
+    ] = field(default=0, kw_only=True)
+    frames: Annotated[int | None, Option("Length in pixel frames.", "give a whole number", of_model=True)] = field(
+        default=None, kw_only=True
+    )
+    size: Annotated[
+        Size | None,
+        Option("Width and height in pixels.", "give whole numbers (width, height)", of_model=True, convert=_size),
+    ] = field(default=None, kw_only=True)
+    fit: Annotated[Fit, Option("How pictures and clips of another shape are brought to the size.")] = field(
+        default="crop", kw_only=True
+    )
+
+    def check(self, limits: Limits) -> Settings:
+        """The settings of the sampled window. Raises InputError for what the model cannot make."""
+        raise NotImplementedError
+
+    def run(self, pipe: Pipeline, callback: Callback | None = None) -> GeneratedClip:
+        """Make the clip. callback: called with a `Step` after each step; returning False raises `Cancelled`.
+
+        Raises InputError, before the model runs, when the request does not fit the model or a source cannot be used.
+        """
+        return pipe.make(self, callback)
+
+    def files(self) -> list[Path]:
+        """The files that it is made from."""
+        raise NotImplementedError
+
+    def opened(self) -> Self:
+        """The request with every picture decoded, so that `run` does not decode it again. Clips are only looked for.
+
+        Raises InputError for a picture that cannot be read and for a missing file.
+        """
+        _check_files(self.files())
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; fields at their defaults are left out. InputError for pixels in memory."""
+        said = {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
+        defaults = {one.name: one.default for one in fields(self)}  # type: ignore[arg-type]
+        kept = {name: _plain(value) for name, value in said.items() if not _equal(value, defaults[name])}
+        return {"version": VERSION, "task": self.task, **kept}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Request:
+        """The request that `to_dict` wrote, or that a sidecar holds. Raises InputError for anything else."""
+        version, task = data.get("version", VERSION), data.get("task", "generate")
+        if version != VERSION:
+            raise InputError(f"The request has version {version!r} and this program reads {VERSION}: update pusa.")
+        if task not in TASKS:
+            raise InputError(f"The task {task!r} is unknown: choose {', '.join(TASKS)}.")
+        values = {key: value for key, value in data.items() if key not in ("version", "task", *RECORDED)}
+        if "own_matrix" in data or "model" in data:  # a sidecar: it holds the settings too that the program chose
+            own = bool(data.get("own_matrix"))
+            unused = ["shift", "schedule"] if own else ["matrix"]
+            if own or values.get("init") is None:
+                unused += ["strength", "init"]
+            values = {key: value for key, value in values.items() if key not in unused}
+        return TASKS[task](**values)
+
+
+RECORDED = ("model", "loras", "versions", "processes", "result", "request", "own_matrix")
+"""Entries of a sidecar that say what made the clip and what came out; they are not part of the request."""
+
+
+class RequestOptions(SamplingOptions, total=False):
+    """The fields of `Request` as keywords, for type checkers."""
+
+    negative_prompt: str
+    seed: int
+    frames: int | None
+    size: Size | None
+    fit: Fit
+
+
+@strict_dataclass
+class Generate(Request):
+    """A clip from a prompt and from what is known of its frames; without conditions it is text-to-video."""
+
+    task: ClassVar[str] = "generate"
+
+    prompt: Annotated[str, Option("What the clip shows.", "give a text, which may be empty")] = ""
+    conditions: Annotated[
+        tuple[Image | Clip, ...], Option("Pictures and clips at their frames.", convert=_conditions)
+    ] = ()
+    init: Annotated[
+        Clip | None, Option("A whole clip to edit: its motion stays, the prompt repaints it.", convert=_edited)
+    ] = field(default=None, kw_only=True)
+    strength: Annotated[
+        float | None,
+        Gt(0),
+        Le(1),
+        Option(
+            "How much of the edited clip may change, above 0: a little at 0.1, everything at 1.",
+            "give a number above 0 and at most 1",
+            default=f"{EDIT_STRENGTH:g}",
+        ),
+    ] = field(default=None, kw_only=True)
+    matrix: Annotated[
+        Any,
+        Option(
+            "A timestep matrix of your own: a JSON file. It replaces steps, shift, schedule and noise.",
+            schema={"type": ["object", "array", "string", "null"]},
+        ),
+    ] = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.init is None and self.strength is not None:
+            raise InputError(f"A strength ({self.strength:g}) needs a clip to edit: give one as init.")
+        if self.init is not None and (self.init.at != 0 or self.init.noise != 0):
+            raise InputError("The clip to edit is all of the new clip: init takes no at and no noise.")
+        if self.matrix is not None and (self.shift, self.strength, self.schedule) != (None, None, None):
+            raise InputError(
+                "A matrix of your own decides where it starts and how it descends: leave shift, schedule and strength "
+                "out."
+            )
+
+    def check(self, limits: Limits) -> Settings:
+        settings = limits.settings(
+            frames=self.frames,
+            size=self.size,
+            strength=1.0 if self.init is None else EDIT_STRENGTH if self.strength is None else self.strength,
+            matrix=self.own_matrix(),
+            **self.sampling(),
+        )
+        if self.init is None or self.frames is not None:  # the length of an edited clip is known once it is open
+            for one in self.conditions:
+                at = one.frame if isinstance(one, Image) else one.at
+                frame_index(at, settings.frames, limits.defaults.fps, _label(one.src))
+        return settings
+
+    def own_matrix(self) -> TimestepMatrix | None:
+        """`matrix` as a `TimestepMatrix`, or None; see `pusa.generation.own_matrix`."""
+        if self.matrix is None:
+            return None
+        from pusa.generation.own_matrix import own_matrix
+
+        return own_matrix(self.matrix)
+
+    def files(self) -> list[Path]:
+        return _paths(one.src for one in (*self.conditions, self.init) if one is not None)
+
+    def opened(self) -> Self:
+        from pusa.generation.pictures import open_picture
+
+        pictures = [
+            replace(one, src=open_picture(one.src)) if isinstance(one, Image) else one for one in self.conditions
+        ]
+        _check_files(_paths(one.src for one in (*self.conditions, self.init) if isinstance(one, Clip)))
+        return replace(self, conditions=tuple(pictures))
+
+
+class GenerateOptions(RequestOptions, total=False):
+    """The fields of `Generate` as keywords, for type checkers."""
+
+    init: Clip | None
+    strength: float | None
+    matrix: Any
+
+
+@strict_dataclass
+class Extend(Request):
+    """A clip and what comes after it, or before it; `frames` is how many are added."""
+
+    task: ClassVar[str] = "extend"
+
+    clip: Annotated[Any, Option("The clip to continue.", schema={"type": "string"}, convert=_source)]
+    prompt: Annotated[str, Option("What the new frames show.", "give a text, which may be empty")] = ""
+    direction: Annotated[Direction, Option("Whether the new frames follow the clip or precede it.")] = field(
+        default="forward", kw_only=True
+    )
+    overlap: Annotated[
+        int | None, Option("How many frames of the clip the model sees.", "give a whole number", of_model=True)
+    ] = field(default=None, kw_only=True)
+    noise: Annotated[
+        Noise | tuple[Noise, ...],
+        Option(
+            "Noise multiplier of the overlap: 0 keeps it exactly, more gives the new frames more freedom.",
+            "give a number from 0 to 1, or one for each latent frame",
+            convert=_listed,
+        ),
+    ] = field(default=0.0, kw_only=True)
+
+    def check(self, limits: Limits) -> Settings:
+        overlap, added = limits.window(self.frames, self.overlap, clips=1)
+        return limits.settings(frames=overlap + added, size=self.size, **self.sampling())
+
+    def files(self) -> list[Path]:
+        return _paths([self.clip])
+
+
+class ExtendOptions(RequestOptions, total=False):
+    """The fields of `Extend` as keywords, for type checkers."""
+
+    direction: Direction
+    overlap: int | None
+    noise: float | Sequence[float]
+
+
+@strict_dataclass
+class Transition(Request):
+    """Two clips joined by `frames` new ones."""
+
+    task: ClassVar[str] = "transition"
+
+    a: Annotated[Any, Option("The clip to start from.", schema={"type": "string"}, convert=_source)]
+    b: Annotated[Any, Option("The clip to arrive at.", schema={"type": "string"}, convert=_source)]
+    prompt: Annotated[str, Option("What the frames between them show.", "give a text, which may be empty")] = ""
+    overlap: Annotated[
+        int | None, Option("How many frames of each clip the model sees.", "give a whole number", of_model=True)
+    ] = field(default=None, kw_only=True)
+    noise: Annotated[
+        Noise,
+        Option(
+            "Noise multiplier of both overlaps: 0 keeps them exactly, more gives the new frames more freedom.",
+            "give a number from 0 to 1",
+        ),
+    ] = field(default=0.0, kw_only=True)
+
+    def check(self, limits: Limits) -> Settings:
+        overlap, added = limits.window(self.frames, self.overlap, clips=2)
+        return limits.settings(frames=added + 2 * overlap - 1, size=self.size, **self.sampling())
+
+    def files(self) -> list[Path]:
+        return _paths([self.a, self.b])
+
+
+class TransitionOptions(RequestOptions, total=False):
+    """The fields of `Transition` as keywords, for type checkers."""
+
+    overlap: int | None
+    noise: float
+
+
+TASKS: Mapping[str, type[Generate | Extend | Transition]] = {one.task: one for one in (Generate, Extend, Transition)}
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a request of any task."""
+    kinds = []
+    definitions: dict[str, Any] = {}
+    for name, kind in TASKS.items():
+        written = options.json_schema(kind)
+        definitions |= written.pop("$defs")
+        written["properties"] = {"version": {"const": VERSION}, "task": {"const": name}, **written["properties"]}
+        written["required"] = ["task", *written["required"]]
+        kinds.append(written)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A request for a clip",
+        "oneOf": kinds,
+        "$defs": definitions,
+    }
+
+
+def _paths(sources: Iterable[Any]) -> list[Path]:
+    return [Path(src) for src in sources if isinstance(src, str | Path)]
+
+
+def _check_files(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"There is no file {path}; check the name.")
+
+
+def _label(src: Any) -> str:
+    return str(src) if isinstance(src, str | Path) else getattr(src, "label", "a condition")
+
+
+def _equal(value: Any, default: Any) -> bool:
+    return value is default or (isinstance(value, str | int | float | tuple) and bool(value == default))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Image | Clip):
+        said = {one.name: getattr(value, one.name) for one in fields(value)}  # type: ignore[arg-type]
+        return {name: _plain(each) for name, each in said.items()}
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, str | int | float | bool | dict):
+        return value
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    raise InputError(f"A {type(value).__name__} in memory cannot be written: save it and give its path.")

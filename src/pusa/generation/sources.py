@@ -1,0 +1,80 @@
+"""An opened video source: pixels, latents where it was generated, and how the recipe names it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from pusa.errors import InputError
+from pusa.generation.clip import GeneratedClip, kept_latents, latents_hash, vae_fingerprint
+from pusa.generation.pictures import array_record, file_record
+from pusa.images import Frames
+from pusa.models.wan.latents import decode, pixel_frames
+from pusa.videos import read_video
+
+
+@dataclass(eq=False)
+class ClipSource:
+    """A source of frames, of latents, or of both; one of the two is always there.
+
+    A saved clip has its latents only, and its frames are decoded from them when asked for: the file then stands for the
+    clip that was saved, not for what the video codec made of it. latents: float32 [1, C, F, h, w].
+    """
+
+    label: str
+    record: dict[str, Any]
+    vae: AutoencoderKLWan
+    latents: Tensor | None = None
+    pixels: Frames | None = None
+
+    @cached_property
+    def frames(self) -> Frames:
+        """uint8 [N, H, W, 3]."""
+        return decode(self.vae, self._latents) if self.pixels is None else self.pixels
+
+    @property
+    def count(self) -> int:
+        """Pixel frames."""
+        return pixel_frames(self._latents.shape[2]) if self.pixels is None else len(self.pixels)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        if self.pixels is not None:
+            return self.pixels.shape[2], self.pixels.shape[1]
+        factor = int(self.vae.config.scale_factor_spatial)
+        return self._latents.shape[4] * factor, self._latents.shape[3] * factor
+
+    @property
+    def _latents(self) -> Tensor:
+        assert self.latents is not None
+        return self.latents
+
+
+def open_clip(src: str | Path | Frames | GeneratedClip | ClipSource, fps: float, vae: AutoencoderKLWan) -> ClipSource:
+    """Open a source: a path is read at `fps`; what was generated with this autoencoder brings its latents."""
+    if isinstance(src, ClipSource):
+        return src
+    if isinstance(src, GeneratedClip):
+        own = src.recipe["model"]["vae"] == vae_fingerprint(vae)
+        unsaved = {"path": None, "latents_sha256": latents_hash(src.latents)}
+        record: dict[str, Any] = unsaved if src.saved is None else {**src.saved}
+        label = src.saved["path"] if src.saved else "the given clip"
+        return ClipSource(label, record, vae, src.latents if own else None, src.frames)
+    if isinstance(src, (str, Path)):
+        kept = kept_latents(Path(src), vae)
+        if kept is not None:
+            record = file_record(Path(src)) | {"latents_sha256": latents_hash(kept)}
+            return ClipSource(str(src), record, vae, kept)
+        frames, _ = read_video(src, fps=fps)
+        return ClipSource(str(src), file_record(Path(src)), vae, pixels=frames)
+    frames = np.asarray(src)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+        raise InputError(f"A clip must be uint8 frames [N, H, W, 3], not {frames.dtype} {list(frames.shape)}.")
+    return ClipSource("the given clip", array_record(frames), vae, pixels=frames)

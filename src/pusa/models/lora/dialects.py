@@ -1,0 +1,368 @@
+"""What a LoRA file says, whichever dialect it speaks: each of its keys is used or named in an error.
+
+| dialect | a key |
+| --- | --- |
+| diffusers | `transformer.blocks.0.attn1.to_q.lora_A.weight`, alphas in the metadata |
+| PEFT | `base_model.model.blocks.0.attn1.to_q.lora_A.weight`, alphas in the `adapter_config.json` beside it |
+| ComfyUI and Kijai's files | `diffusion_model.blocks.0.self_attn.q.lora_A.weight`, or lora_down, lora_up and alpha |
+| official Pusa, DiffSynth | `blocks.0.self_attn.q.lora_A.default.weight`, without alpha; also behind `pipe.dit.` |
+| kohya, musubi | `lora_unet_blocks_0_self_attn_q.lora_down.weight` with its alpha |
+| LightX2V | ComfyUI's, with `.diff`, `.diff_b` and `.diff_m` |
+
+Two kinds of change come out. Factors of a linear layer mean W + (alpha / r) B A, with alpha from the key beside them or
+the configuration (alpha / sqrt(r) where that says rank-stabilised); a file without alpha means W + B A. Differences are
+whole: of a weight (`.diff`), a bias (`.diff_b`, or `lora_B.bias`) or a modulation table (`.diff_m`), and what the
+factors of a convolution come to. A strength multiplies either kind.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from pusa.errors import InputError
+from pusa.models import weight_files
+from pusa.models.lora import header
+from pusa.models.wan.weight_names import Shapes, every_name, strip, wan_shapes
+
+_KEY = re.compile(
+    r"(?P<target>.+)\.(?:(?P<side>lora_(?:A|B|down|up))(?:\.[^.]+)?\.(?P<of>weight|bias)|(?P<whole>alpha|diff(?:_[bm])?))"
+)
+_SIDES = {"lora_A": "down", "lora_down": "down", "lora_B": "up", "lora_up": "up"}
+_OTHER_KINDS = {
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    "hada_w": "LoHa",
+    "lokr_w": "LoKr",
+    "lora_mid": "LoCon in Tucker form",
+    "oft_": "OFT",
+}
+_IMAGE_KEYS = re.compile(r"img_emb|image_embedder|[kv]_img|add_[kv]_proj|norm_added_k")
+_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_WIDTHS = {1536: "Wan2.1-1.3B", 3072: "Wan2.2-TI2V-5B", 5120: "Wan 14B"}
+_PICKLES = (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
+"""How the pickles begin that PyTorch writes, of today and of old."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a file changes, at strength 1.
+
+    factors: {diffusers module: (A [r, in], B [out, r])} of linear layers, alpha folded into B, which is float32 where
+    that changed it. differences: {diffusers parameter: what is added to it, in its shape}. metadata: the file's own,
+    and a PEFT configuration beside it under "adapter_config". Numbers in 8 bits are bfloat16, which holds them all.
+    """
+
+    factors: dict[str, tuple[Tensor, Tensor]]
+    differences: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+@dataclass
+class _Target:
+    """What one module of a file gets. keys: where it stands in the file."""
+
+    down: Tensor | None = None
+    up: Tensor | None = None
+    up_bias: Tensor | None = None
+    alpha: float | None = None
+    differences: dict[str, Tensor] = field(default_factory=dict)
+    keys: list[str] = field(default_factory=list)
+
+
+def read(path: str | Path, shapes: Shapes | None = None) -> Changes:
+    """What the file `path`, or the file in the folder `path` that PEFT, diffusers or a run has left, changes.
+
+    shapes: the model's; without it the names are checked against Wan's, and sizes are not. Raises InputError when the
+    file cannot be read or holds code, nothing in it fits, a key is left over, a size differs or a number is not finite.
+    """
+    path = header.file_of(path)
+    tensors, metadata = _read(path)
+    config = _configuration(path, metadata)
+    targets = _sort(path, tensors, wan_shapes(tensors) if shapes is None else shapes)
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    differences: dict[str, Tensor] = {}
+    for module, target in targets.items():
+        differences |= target.differences
+        if target.down is None or target.up is None:
+            continue
+        trained = _trained(path, module, target, config)
+        if target.up_bias is not None:
+            differences[f"{module}.bias"] = target.up_bias.float() * trained
+        if target.down.ndim > 2:
+            product = target.up.flatten(1).float() @ target.down.flatten(1).float() * trained
+            differences[f"{module}.weight"] = product.reshape(len(product), *target.down.shape[1:])
+        else:
+            factors[module] = target.down, target.up if trained == 1 else target.up.float() * trained
+    return Changes(factors, differences, metadata)
+
+
+def is_lora(path: Path) -> bool:
+    """Whether a file, or the one that `file_of` finds in a folder, has keys of a LoRA, by its header."""
+    file = header.in_folder(path) or path
+    if not file.is_file() or file.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
+        return False
+    return any(_KEY.fullmatch(name) for name in weight_files.listing(file))
+
+
+def made_for(width: int) -> str | None:
+    """Which Wan has this width; None for another model."""
+    return _WIDTHS.get(width)
+
+
+def scaling(alpha: float, rank: int, stabilised: bool) -> float:
+    """What multiplies B A: alpha / r, or alpha / sqrt(r) in a rank-stabilised LoRA (arXiv 2312.03732)."""
+    return alpha / (math.sqrt(rank) if stabilised else rank)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file and its safetensors metadata, with a neighbouring PEFT config under "adapter_config"."""
+    weight_files.refuse_pointer(path)
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(str(path), "pt") as file:
+                keys = file.keys()
+                tensors, metadata = {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
+        else:
+            tensors, metadata = torch.load(path, map_location="cpu", weights_only=True), {}
+    except Exception as error:
+        if path.suffix == ".safetensors":
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(f"The LoRA {path} is damaged or not a LoRA ({reason}); copy it again.") from error
+        if isinstance(error, UnpicklingError) and path.open("rb").read(2) in _PICKLES:
+            raise InputError(
+                f"{path} is a pickle with more in it than tensors, which could run code, and is not opened: get it as "
+                "a .safetensors file."
+            ) from error
+        raise InputError(
+            f"{path} is no LoRA; give a .safetensors file, or a .pt, .pth or .bin that holds plain tensors."
+        ) from error
+    if not isinstance(tensors, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) and value.layout == torch.strided
+        for key, value in tensors.items()
+    ):
+        raise InputError(f"The LoRA {path} is not a plain dictionary of tensors: it may be a training checkpoint.")
+    for key, value in tensors.items():
+        if not value.is_floating_point() and not key.endswith(".alpha"):
+            raise InputError(f"The LoRA {path} holds {key} as {value.dtype}, but a LoRA is made of floating point.")
+        if value.is_floating_point() and value.element_size() == 1:
+            tensors[key] = value = value.to(torch.bfloat16)
+        if not value.isfinite().all():
+            raise InputError(f"The LoRA {path} is damaged: {key} holds values that are not finite; copy it again.")
+    if config := header.configuration_file(path):
+        metadata = {**metadata, "adapter_config": config.read_text(encoding="utf-8")}
+    return tensors, metadata
+
+
+def _sort(path: Path, tensors: Mapping[str, Tensor], shapes: Shapes) -> dict[str, _Target]:
+    """A file's tensors by the module that they change; InputError unless all are understood, whole and of its sizes."""
+    names = every_name(shapes)
+    targets: dict[str, _Target] = {}
+    left: list[str] = []
+    for key, value in tensors.items():
+        match = _KEY.fullmatch(key)
+        module = match and _module(match, names)
+        target = targets.get(module or "", _Target())
+        if match and module and _take(path, target, key, value, match, module, shapes):
+            target.keys.append(key)
+            targets[module] = target
+        else:
+            left.append(key)
+    _refuse_other_kinds(path, left)
+    for module, target in targets.items():
+        _check_sizes(path, module, target, shapes)
+    if left:
+        raise _left_over(path, left, len(tensors), shapes, anything=bool(targets))
+    if not targets:
+        raise InputError(f"Nothing in the LoRA {path} fits the model: it has no tensors in it; copy it again.")
+    return targets
+
+
+def _module(match: re.Match[str], names: Mapping[str, str]) -> str | None:
+    table = match["whole"] == "diff_m"
+    return names.get(strip(match["target"]) + (".modulation" if table else ""))
+
+
+def _take(
+    path: Path, target: _Target, key: str, value: Tensor, match: re.Match[str], module: str, shapes: Shapes
+) -> bool:
+    """Put a tensor of the file where it belongs; False when the module has no such place."""
+    whole = match["whole"]
+    if whole in ("diff", "diff_b", "diff_m"):
+        parameter = f"{module}.bias" if whole == "diff_b" else module if module in shapes else f"{module}.weight"
+        if parameter not in shapes:
+            return False
+        taken = parameter in target.differences
+        target.differences[parameter] = value
+    elif len(shapes.get(f"{module}.weight", ())) < 2:
+        return False
+    elif whole == "alpha":
+        if value.numel() != 1:
+            raise InputError(f"The LoRA {path} is damaged: {key} holds {value.numel()} numbers instead of one.")
+        taken, target.alpha = target.alpha is not None, float(value)
+    else:
+        place = _SIDES[match["side"]]
+        if match["of"] == "bias":
+            if place == "down" or f"{module}.bias" not in shapes:
+                return False
+            place = "up_bias"
+        taken = getattr(target, place) is not None
+        setattr(target, place, value)
+    if taken:
+        raise InputError(f"The LoRA {path} names {module} twice ({', '.join([*target.keys, key])}).")
+    return True
+
+
+def _check_sizes(path: Path, module: str, target: _Target, shapes: Shapes) -> None:
+    factors = target.down is not None or target.up is not None
+    if (factors or target.alpha is not None or target.up_bias is not None) and (
+        target.down is None or target.up is None
+    ):
+        raise InputError(f"The LoRA {path} is incomplete: {module} has only {', '.join(target.keys)}.")
+    if target.down is not None and target.up is not None:
+        down, up = target.down, target.up
+        whole = shapes[f"{module}.weight"]
+        if f"{module}.weight" in target.differences or (
+            target.up_bias is not None and f"{module}.bias" in target.differences
+        ):
+            raise InputError(f"The LoRA {path} names {module} twice ({', '.join(target.keys)}).")
+        if down.ndim != len(whole) or up.ndim != len(whole) or up.flatten(1).shape[1] != len(down) or not len(down):
+            raise InputError(f"The LoRA {path} is damaged: the two factors of {module} do not multiply.")
+        if not _fits((len(up), *down.shape[1:]), whole):
+            if len(whole) == 2:
+                there, here = f"{down.shape[1]} to {len(up)}", f"{whole[1]} to {whole[0]}"
+                given = f"maps {there} features there{_width(down.shape[1])} and {here} here"
+            else:
+                given = f"is {_by((len(up), *down.shape[1:]))} there and {_by(whole)} here"
+            raise InputError(f"The LoRA {path} was made for a model of another size: {module} {given}.")
+    if target.up_bias is not None:
+        _check_whole(path, f"{module}.bias", target.up_bias, shapes)
+    for parameter, value in target.differences.items():
+        target.differences[parameter] = _check_whole(path, parameter, value, shapes)
+
+
+def _check_whole(path: Path, parameter: str, value: Tensor, shapes: Shapes) -> Tensor:
+    """A difference in its parameter's shape, which may have other dimensions of length 1."""
+    shape = shapes[parameter]
+    if _fits(value.shape, shape):
+        return value
+    if None not in shape and _core(value.shape) == _core(shape):
+        return value.reshape([length for length in shape if length is not None])
+    if None in shape and len(_core(value.shape)) <= len(shape):
+        return value
+    raise InputError(
+        f"The LoRA {path} was made for a model of another size: {parameter} is {_by(value.shape)} there"
+        f"{_width(value.shape[0]) if value.ndim else ''} and {_by(shape)} here."
+    )
+
+
+def _fits(given: Iterable[int], shape: tuple[int | None, ...]) -> bool:
+    given = tuple(given)
+    return len(given) == len(shape) and all(b is None or a == b for a, b in zip(given, shape, strict=True))
+
+
+def _core(shape: Iterable[int | None]) -> tuple[int | None, ...]:
+    return tuple(length for length in shape if length != 1)
+
+
+def _by(shape: Iterable[int | None]) -> str:
+    return "x".join(map(str, shape)) or "a single number"
+
+
+def _width(features: int) -> str:
+    return f" (as in {_WIDTHS[features]})" if features in _WIDTHS else ""
+
+
+def _refuse_other_kinds(path: Path, left: list[str]) -> None:
+    for key in left:
+        for part, kind in _OTHER_KINDS.items():
+            if part in key:
+                raise InputError(
+                    f"The LoRA {path} is a {kind} ({key}), which cannot be read: merge it into its model where it was "
+                    "made."
+                )
+
+
+def _left_over(path: Path, left: list[str], count: int, shapes: Shapes, *, anything: bool) -> InputError:
+    """What to say of keys that have no place in the model."""
+    image = [key for key in left if _IMAGE_KEYS.search(key)]
+    if image:
+        return InputError(
+            f"The LoRA {path} is for an image-to-video model: {len(image)} of its {count} keys change the layers that "
+            f"read the picture (such as {image[0]}), which a text-to-video model lacks: use the text-to-video version."
+        )
+    if not anything and not any("lora" in key.lower() or ".diff" in key for key in left):
+        return InputError(
+            f"{path} is no LoRA: its {len(left)} keys (such as {left[0]}) are those of a whole network; give one with "
+            "--model, --vae or --text-encoder."
+        )
+    if not anything:
+        return InputError(
+            f"Nothing in the LoRA {path} fits the model: none of its {len(left)} keys names one of the model's layers "
+            f"(such as {left[0]}); it was made for another kind of model."
+        )
+    more = f"{len(left)} of its {count} keys"
+    blocks = 1 + max((int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name))), default=-1)
+    numbers = [int(m[1]) if (m := re.search(r"(?:^|[._])blocks[._](\d{1,4})[._]", key)) else -1 for key in left]
+    if min(numbers) >= blocks:
+        return InputError(
+            f"The LoRA {path} was made for a larger model: {more} change blocks up to {max(numbers)} (such as "
+            f"{left[0]}), and this one has {blocks}, 0 to {blocks - 1}."
+        )
+    return InputError(
+        f"The LoRA {path} changes more than this model can take: {more} fit no layer of it (such as "
+        f"{', '.join(left[:3])})."
+    )
+
+
+def _trained(path: Path, module: str, target: _Target, config: Mapping[str, Any]) -> float:
+    """What multiplies B A at strength 1: alpha is the key's beside it, or the configuration's, or the rank."""
+    assert target.down is not None
+    rank, alpha = len(target.down), target.alpha
+    try:
+        if alpha is None:
+            patterns = config.get("alpha_pattern") or {}
+            found = (a for pattern, a in patterns.items() if re.match(rf"(.*\.)?({strip(pattern)})$", module))
+            common = config.get("lora_alpha")
+            alpha = float(next(found, rank if common is None else common))
+        if not math.isfinite(alpha):
+            raise ValueError(f"its alpha is {alpha}")
+    except (ValueError, TypeError, AttributeError, re.error) as error:
+        raise InputError(f"The LoRA {path} has a damaged configuration ({error}); copy it again.") from error
+    return scaling(alpha, rank, bool(config.get("use_rslora")))
+
+
+def _configuration(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The LoraConfig that came with a file, in PEFT's adapter_config.json or diffusers' metadata; {} where none did."""
+    text = metadata.get("adapter_config") or metadata.get("lora_adapter_metadata")
+    if not text:
+        return {}
+    try:
+        config = json.loads(text)
+        if not isinstance(config, dict):
+            raise ValueError("no dictionary")
+    except ValueError as error:
+        raise InputError(f"The LoRA {path} has a damaged configuration ({error}); copy it again.") from error
+    config = {key.removeprefix("transformer."): value for key, value in config.items()}
+    kind, start = config.get("peft_type") or "LORA", config.get("init_lora_weights")
+    if config.get("use_dora") or kind != "LORA":
+        other = "DoRA" if config.get("use_dora") else kind
+        raise InputError(
+            f"The LoRA {path} is a {other}, which cannot be read: merge it into its model where it was made."
+        )
+    if isinstance(start, str) and start.startswith(_CHANGED_BASE):
+        raise InputError(
+            f"The LoRA {path} was begun as {start}, which also changes the base model: have PEFT convert it to an "
+            "ordinary LoRA."
+        )
+    return config

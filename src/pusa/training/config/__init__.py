@@ -1,0 +1,1 @@
+"""The settings of a training run: their tree, presets, and file formats."""

@@ -1,0 +1,279 @@
+"""Probe a video or picture file without decoding all of it, and read some of its frames without the others.
+
+The frames of a file are listed from its packets: their timestamps give the number and the times of the frames. So an
+hour of video is probed at the speed of the disk. Only the first frame and one near the end are decoded, to learn the
+displayed size (after rotation and with square pixels) and whether the codec works. Damage in between is found when the
+frames are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from pusa import files, images, videos
+from pusa.errors import InputError, PusaError
+from pusa.images import Frames, Image
+
+STILLS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".avif"})
+"""suffixes of files that Pillow opens; GIF, PNG and WebP files may be animated"""
+MOVIES = frozenset(
+    {".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv"}
+    | {".ogv", ".3gp"}
+)
+_INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
+"""containers in which seeking is exact"""
+
+
+class Truncated(InputError):
+    """The file ends before the end that its header states."""
+
+
+@dataclass(frozen=True, eq=False)
+class VideoInfo:
+    """What a file contains.
+
+    times: the time of each frame in seconds, ascending, [N]; a still picture has one frame. fps: frames per second, the
+    average if the rate varies, and 0 for a still picture. width, height: the displayed size in pixels.
+    """
+
+    times: NDArray[np.float64]
+    fps: float
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Track:
+    """A video track in display order.
+
+    stamps: timestamps in units of the container, [N], or None if the file has none. times: seconds, [N]. keys: the
+    frames at which decoding can begin. squeeze: the width of a pixel divided by its height.
+    """
+
+    stamps: NDArray[np.int64] | None
+    times: NDArray[np.float64]
+    keys: tuple[int, ...]
+    fps: float
+    squeeze: float
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Find out what a file contains. Raises Truncated if the file is cut off, InputError if it cannot be read."""
+    path = Path(path)
+    with _sentences(path):
+        if _is_picture(path):
+            frames, times = _pictures(path)
+            fps = videos.rate_of(times, 0.0)[1] if len(frames) > 1 else 0.0
+            return VideoInfo(times, fps, frames.shape[2], frames.shape[1])
+        track = _track(path)
+        frame = next(_decoded(path, track, 0, whole=False), None)
+        if frame is None:
+            raise InputError(f"{path} has no picture that can be decoded; export it again")
+        height, width = videos.upright(frame[1], track.squeeze).shape[:2]
+        if track.keys and track.keys[-1]:
+            next(_decoded(path, track, track.keys[-1], whole=False), None)
+        return VideoInfo(track.times, track.fps if len(track.times) > 1 else 0.0, width, height)
+
+
+def read(path: str | Path, seconds: NDArray[np.float64], size: tuple[int, int]) -> Frames:
+    """Read the frames nearest to `seconds` [N] after the first frame, cropped to `size` = (width, height).
+
+    Returns uint8 [N, height, width, 3]. The frames are those that `videos.read_video` would choose for a frame rate.
+    Decoding begins at the key frame before the first of them and ends at the last. Raises InputError if the file is
+    damaged there.
+    """
+    path = Path(path)
+    with _sentences(path):
+        if _is_picture(path):
+            frames, times = _pictures(path)
+            return np.stack([images.fit(frames[i], size) for i in videos.nearest(times, seconds)])
+        track = _track(path)
+        chosen = videos.nearest(track.times, seconds).tolist()
+        start = max((key for key in track.keys if key <= min(chosen)), default=0)
+        found: dict[int, Image] = {}
+        for place in dict.fromkeys((start, 0)):  # if the seek was not exact, decode from the beginning
+            try:
+                _collect(path, track, place, set(chosen), size, found)
+            except (av.FFmpegError, InputError):
+                if place == 0:
+                    raise
+            if len(found) == len(set(chosen)):
+                return np.stack([found[number] for number in chosen])
+        lost = min(set(chosen) - found.keys())
+        raise InputError(f"{path} is damaged: its frame {lost} cannot be decoded; export it again")
+
+
+def _collect(
+    path: Path, track: _Track, place: int, wanted: set[int], size: tuple[int, int], found: dict[int, Image]
+) -> None:
+    for number, frame in _decoded(path, track, place):
+        if frame.is_corrupt:
+            raise InputError(f"{path} is damaged at frame {number}; export it again")
+        if number in wanted and number not in found:
+            found[number] = images.fit(videos.upright(frame, track.squeeze), size)
+            if len(found) == len(wanted):
+                return
+
+
+def _is_picture(path: Path) -> bool:
+    files.existing_file(path)
+    if path.suffix.lower() == ".gif":
+        _check_end_of_gif(path)
+    return path.suffix.lower() in STILLS
+
+
+def _check_end_of_gif(path: Path) -> None:
+    with path.open("rb") as file:
+        begins = file.read(3) == b"GIF"
+        file.seek(max(0, path.stat().st_size - 64))
+        ends = file.read().rstrip(b"\0").endswith(b";")
+    if begins and not ends:
+        raise Truncated(f"{path} is cut off: the mark that ends a GIF is missing; copy it again")
+
+
+def _pictures(path: Path) -> tuple[Frames, NDArray[np.float64]]:
+    """A still picture [1, H, W, 3] at time 0, or the frames of an animated picture and their times."""
+    if videos.is_animated(path):
+        frames, times, _ = videos.decode_animation(path)
+        return frames, times
+    return images.read_image(path)[None], np.zeros(1)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    with av.open(images.plain_name(path)) as container:
+        yield container, videos.picture_track(path, container)
+
+
+def _track(path: Path) -> _Track:
+    """Read the packets of all tracks, and compare their end with the length that the header states."""
+    with _opened(path) as (container, stream):
+        stated = float(stream.average_rate or stream.guessed_rate or 0)
+        base = float(stream.time_base or 0)
+        sound = _prefix_bytes(stream)
+        stamps: list[int | None] = []
+        keys: list[int | None] = []
+        end = overall = 0.0
+        for packet in container.demux():
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            last = 0.0 if stamp is None else float((stamp + (packet.duration or 0)) * (packet.time_base or 0))
+            overall = max(overall, last)
+            if packet.stream_index != stream.index or packet.size == 0 or packet.is_discard:
+                continue
+            if packet.is_corrupt:
+                raise Truncated(f"{path} is cut off within frame {len(stamps)}; copy it again")
+            if not _whole(bytes(packet), sound):
+                raise InputError(f"{path} is damaged at frame {len(stamps)}; copy or export it again")
+            if packet.is_keyframe and container.format.name in _INDEXED:
+                keys.append(packet.pts)
+            stamps.append(packet.pts)
+            end = max(end, last)
+        if not stamps:
+            raise InputError(f"{path} has no frames; export it again")
+        squeeze = float(stream.sample_aspect_ratio or 1)
+        if stream.duration:
+            length = float(stream.duration + (stream.start_time or 0)) * base
+        else:
+            length, end = (container.duration or 0) / av.time_base, overall
+    known = [stamp for stamp in stamps if stamp is not None]
+    if len(set(known)) < len(stamps):
+        fps = stated or 25.0
+        track = _Track(None, np.arange(len(stamps)) / fps, (), fps, squeeze)
+    else:
+        ordered = np.sort(np.array(known, np.int64))
+        times = np.asarray(ordered * base, np.float64)
+        constant, fps = videos.rate_of(times, stated)
+        if not constant:
+            fps = (len(times) - 1) / float(times[-1] - times[0])
+        track = _Track(
+            ordered,
+            times,
+            tuple(np.searchsorted(ordered, [key for key in keys if key is not None]).tolist()),
+            fps,
+            squeeze,
+        )
+    if length - end > 1.5 * max(float(np.diff(track.times).max(initial=0.0)), 1 / (stated or 25.0)):
+        raise Truncated(f"{path} is cut off: it should last {length:.2f} s and ends at {end:.2f} s; copy it again")
+    return track
+
+
+def _prefix_bytes(stream: VideoStream) -> int:
+    """The number of bytes before each unit of an H.264 or HEVC packet that give its length; 0 if there are none."""
+    header = stream.codec_context.extradata or b""
+    place = {"h264": 4, "hevc": 21}.get(stream.codec_context.name)
+    return (header[place] & 3) + 1 if place and len(header) > place and header[0] == 1 else 0
+
+
+def _whole(packet: bytes, prefix: int) -> bool:
+    """Whether a packet can be undamaged: it is not only zeros, and the lengths of its units fill it.
+
+    prefix: see `_prefix_bytes`.
+    """
+    if not prefix:
+        return any(packet[:64])
+    place = 0
+    while place + prefix < len(packet):
+        length = int.from_bytes(packet[place : place + prefix], "big")
+        if length == 0 or packet[place + prefix] & 0x80:
+            return False
+        place += prefix + length
+    return place == len(packet)
+
+
+def _decoded(path: Path, track: _Track, place: int, *, whole: bool = True) -> Iterator[tuple[int, VideoFrame]]:
+    """Decoded frames and their indices, from the key frame `place` (0: from the beginning).
+
+    whole: more than one frame will be read, so decode with several threads.
+    """
+    with _opened(path) as (container, stream):
+        if whole:
+            stream.thread_type = "AUTO"
+        if place and track.stamps is not None:
+            container.seek(int(track.stamps[place]), stream=stream, backward=True)
+        for count, frame in enumerate(container.decode(stream)):
+            if track.stamps is None:
+                yield count, frame
+            elif frame.pts is not None:
+                yield int(np.searchsorted(track.stamps, frame.pts)), frame
+
+
+@contextmanager
+def _sentences(path: Path) -> Iterator[None]:
+    """Raise the errors of the codecs as one sentence about the file."""
+    try:
+        yield
+    except PusaError:
+        raise
+    except (av.FFmpegError, OSError, LookupError, ValueError, MemoryError) as error:
+        if _ends_early(path):
+            raise Truncated(f"{path} is cut off: the file is shorter than its header states; copy it again") from error
+        raise files.unreadable(path, "video", error) from error
+
+
+def _ends_early(path: Path) -> bool:
+    """Whether the outermost parts of a file that cannot be opened (MP4, MOV, AVI, WebP) reach beyond its end."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head[:4] == b"RIFF":
+            return int.from_bytes(head[4:8], "little") + 8 > size
+        place = 0 if head[4:8] == b"ftyp" else size
+        while place + 8 <= size:
+            file.seek(place)
+            head = file.read(16)
+            length = int.from_bytes(head[:4], "big")
+            length = int.from_bytes(head[8:16], "big") if length == 1 else length or size - place
+            if length < 8:
+                return False
+            place += length
+    return place > size

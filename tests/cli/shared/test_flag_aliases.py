@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pusa.cli.shared.flag_aliases import SYNONYMS, translate
+
+
+@pytest.mark.parametrize(
+    ("typed", "ours"),
+    [
+        ("--num_frames 81", "--frames 81"),
+        ("--num-inference-steps=30", "--steps=30"),
+        ("--cfg 3", "--guidance 3"),
+        ("--guidance_scale 3", "--guidance 3"),
+        ("--flow_shift 5", "--shift 5"),
+        ("--switch_DiT_boundary 0.9 --high_lora_path a.pt", "--boundary 0.9 --lora-high a.pt"),
+        ("--end_image b.png", "--last-image b.png"),
+        ("--lora_alpha 1.4", "--lora-scale 1.4"),
+        ("--height 480 --width 832", "--size 832x480"),
+        ("--height=480 --width=832 --seed 1", "--seed 1 --size 832x480"),
+        ("-o x.mp4", "--out x.mp4"),
+    ],
+)
+def test_habitual_flags_become_ours(typed: str, ours: str) -> None:
+    assert translate(typed.split()) == ours.split()
+
+
+def test_values_and_everything_after_the_delimiter_stay() -> None:
+    assert translate(["generate", "num_frames cfg", "--", "--cfg", "--height"]) == [
+        "generate",
+        "num_frames cfg",
+        "--",
+        "--cfg",
+        "--height",
+    ]
+
+
+def test_no_habit_stands_for_two_flags() -> None:
+    habits = [habit for names in SYNONYMS.values() for habit in names]
+    assert len(habits) == len(set(habits))
+    assert not set(habits) & set(SYNONYMS)
+
+
+def test_the_documentation_lists_every_habit() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "generate.md").read_text(encoding="utf-8")
+    for flag, habits in SYNONYMS.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{flag}"))
+        listed = {word.strip("`,").replace("_", "-") for word in row.split("|")[2].split()}
+        assert set(habits) <= listed

@@ -1,0 +1,266 @@
+"""Every layout that people have is read as it lies there, and what is not used is named."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pusa.errors import InputError
+from pusa.training.data import dataset
+from pusa.training.data.dataset import Listing, find
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def captions(listing: Listing) -> dict[str, str | None]:
+    return {entry.path.name: entry.caption for entry in listing.entries}
+
+
+def problems(listing: Listing) -> dict[str, str]:
+    return {Path(problem.path).name: f"{problem.kind}: {problem.reason}" for problem in listing.problems}
+
+
+def test_texts_beside_clips(tmp_path: Path) -> None:
+    touch(tmp_path, "a10.mp4", "a2.MOV", "deep/b.webm", "c.png", "d.mp4", "e.mp4", "f.gif", "notes.txt", "x.zip")
+    touch(tmp_path, ".hidden.mp4", "README.md", "._a2.MOV")
+    (tmp_path / "a10.txt").write_text("ten\n")
+    (tmp_path / "a2.TXT").write_bytes(b"\xef\xbb\xbfwith a mark\r\nand two lines\r\n")
+    (tmp_path / "deep/b.txt").write_text("below")
+    (tmp_path / "c.txt").write_text("wide", encoding="utf-16")
+    (tmp_path / "d.txt").write_text(" \n\t")
+    (tmp_path / "e.txt").write_bytes(b"caf\xe9")
+    listing = find(tmp_path)
+    assert captions(listing) == {
+        "a2.MOV": "with a mark\nand two lines",
+        "a10.mp4": "ten",
+        "c.png": "wide",
+        "d.mp4": None,
+        "e.mp4": None,
+        "f.gif": None,
+        "b.webm": "below",
+    }
+    found = problems(listing)
+    assert set(found) == {"d.mp4", "e.mp4", "f.gif", "notes.txt", "x.zip"}
+    assert found["d.mp4"] == "no-caption: has an empty d.txt; write what it shows"
+    assert "e.txt is not UTF-8 text (line 1)" in found["e.mp4"]
+    assert found["f.gif"] == "no-caption: has no f.txt beside it; write one"
+    assert found["x.zip"] == "unused: is no clip"
+
+
+DIALECTS = ["file_name,text", "video,prompt", "video_path,caption", "media_path,caption", " Video , PROMPT "]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "json"])
+@pytest.mark.parametrize("header", DIALECTS)
+def test_tables_in_every_dialect(tmp_path: Path, header: str, kind: str) -> None:
+    touch(tmp_path, "a.mp4", "sub/b.mp4", "left.mp4")
+    names = header.split(",")
+    rows = [dict(zip(names, row, strict=True)) for row in (("a.mp4", 'red, "big"\nand round'), ("sub/b.mp4", "blue"))]
+    if kind == "csv":
+        text = f'{header}\r\na.mp4,"red, ""big""\r\nand round"\r\n./sub/b.mp4,blue\r\n'
+    else:
+        text = json.dumps(rows) if kind == "json" else "\n\n".join(map(json.dumps, rows)) + "\n"
+    (tmp_path / f"metadata.{kind}").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    listing = find(tmp_path)
+    assert captions(listing) == {"a.mp4": 'red, "big"\nand round', "b.mp4": "blue"}
+    assert problems(listing) == {"left.mp4": f"unused: is not named in metadata.{kind}"}
+    assert (
+        listing.entries[1].where
+        == {
+            "csv": "metadata.csv, line 4",
+            "jsonl": "metadata.jsonl, line 3",
+            "json": "metadata.json, item 2",
+        }[kind]
+    )
+    assert find(tmp_path / f"metadata.{kind}") == Listing(
+        str(tmp_path / f"metadata.{kind}"), listing.layout, listing.entries, listing.problems
+    )
+
+
+def test_rows_that_cannot_be_used_are_named_by_line(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4", "c.mp4", "d.txt")
+    outside = tmp_path.parent / "outside.mp4"
+    outside.write_bytes(b"x")
+    (tmp_path / "metadata.csv").write_text(
+        "file_name;text\na.mp4;one\na.mp4;two\n;none\ngone.mp4;three\nb.mp4\nc.mp4;four; and more\n"
+        f"../outside.mp4;five\n{outside};six\nd.txt;seven\n"
+    )
+    listing = find(tmp_path)
+    assert captions(listing) == {"a.mp4": "one", "b.mp4": None, "outside.mp4": "six"}
+    kinds = [(Path(p.path).name, p.kind) for p in listing.problems if p.kind != "unused"]
+    assert kinds == [
+        ("a.mp4", "duplicate"),
+        ("metadata.csv, line 4", "missing"),
+        ("gone.mp4", "missing"),
+        ("b.mp4", "no-caption"),
+        ("metadata.csv, line 7", "unreadable"),
+        ("outside.mp4", "missing"),
+        ("d.txt", "unreadable"),
+    ]
+    assert "line 3, with another caption; it was in metadata.csv, line 2 first" in listing.problems[0].reason
+
+
+def test_json_lines_that_cannot_be_used_are_named_by_line(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    (tmp_path / "metadata.jsonl").write_text(
+        '{"video": "a.mp4", "prompt": "one"}\n{broken\n["b.mp4"]\n{"video": 7, "prompt": "x"}\n'
+        '{"video": "b.mp4", "prompt": 5}\n{"video": "c.mp4"}\n'
+    )
+    listing = find(tmp_path)
+    assert captions(listing) == {"a.mp4": "one", "b.mp4": None, "c.mp4": None}
+    assert [problem.kind for problem in listing.problems] == [
+        "unreadable", "unreadable", "missing", "no-caption", "no-caption",
+    ]  # fmt: skip
+
+
+def test_the_official_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "train/a.mp4", "train/a.mp4.tensors.pth", "train/b.mp4.tensors.pth")
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.mp4,red\nb.mp4,blue\n")
+    listing = find(tmp_path)
+    assert captions(listing) == {"a.mp4": "red", "b.mp4.tensors.pth": "blue"}
+    assert problems(listing) == {"a.mp4.tensors.pth": "unused: is the official cache of a clip that is read itself"}
+    (tmp_path / "metadata.csv").unlink()
+    (tmp_path / "train/a.mp4").unlink()
+    assert captions(find(tmp_path)) == {"a.mp4.tensors.pth": None, "b.mp4.tensors.pth": None}
+    assert problems(find(tmp_path)) == {}
+
+
+def test_tables_of_splits_are_read_together(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        touch(tmp_path, f"{split}/a.mp4")
+        (tmp_path / split / "metadata.csv").write_text(f"file_name,text\na.mp4,{split}\n")
+    assert [entry.caption for entry in find(tmp_path).entries] == ["test", "train"]
+
+
+def test_two_lists(tmp_path: Path) -> None:
+    touch(tmp_path, "clips/a.mp4", "clips/b.mp4", "clips/c.mp4")
+    (tmp_path / "videos.txt").write_text("clips/a.mp4\nclips\\b.mp4\n\n")
+    (tmp_path / "prompts.txt").write_text("one\u2028still one\n\n")
+    with pytest.raises(InputError, match=r"videos.txt and prompts.txt have 2 and 1 lines"):
+        find(tmp_path)
+    (tmp_path / "prompts.txt").write_text("one\u2028still one\ntwo\n\n")
+    listing = find(tmp_path)
+    assert captions(listing) == {"a.mp4": "one\u2028still one", "b.mp4": "two"}
+    assert problems(listing) == {"c.mp4": "unused: is not named in videos.txt"}
+
+
+@pytest.mark.parametrize(
+    ("files", "match"),
+    [
+        ({}, "holds no files; put .mp4"),
+        ({"a.zip": "", "b.zip": "", "c.parquet": ""}, "only 2 .zip, 1 .parquet"),
+        ({"metadata.csv": "name,words\na,b\n", "a.mp4": ""}, "has no file column .it has name, words."),
+        ({"metadata.csv": "video,words\na.mp4,b\n", "a.mp4": ""}, "has no caption column"),
+        ({"metadata.csv": "file_name,prompt,caption\na.mp4,b,c\n", "a.mp4": ""}, "several columns of captions"),
+        ({"metadata.csv": 'video,prompt\na.mp4,"open\n', "a.mp4": ""}, "from line 2 on .*quotes"),
+        ({"metadata.csv": "video,prompt\ngone.mp4,x\n"}, "gone.mp4 .*does not exist"),
+        ({"metadata.json": '{"a.mp4": "red"}', "a.mp4": ""}, "must be a list of objects"),
+        ({"metadata.json": "[", "a.mp4": ""}, "is no JSON"),
+        ({"metadata.csv": b"video,prompt\na.mp4,caf\xe9\n", "a.mp4": ""}, "not UTF-8 text .line 2."),
+        ({"metadata.csv": "", "a.mp4": ""}, "metadata.csv is empty; write a header"),
+        ({"metadata.csv": "file_name,text\n\n", "a.mp4": ""}, "metadata.csv names no clip; write a row for each"),
+        ({"metadata.jsonl": "\n"}, "metadata.jsonl names no clip"),
+        ({"metadata.csv": "video,prompt\n", "metadata.jsonl": "{}", "a.mp4": ""}, "several tables"),
+        ({"videos.txt": "a.mp4\n"}, "videos.txt without prompts.txt"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_cannot_be_read_at_all_is_one_sentence(tmp_path: Path, files: dict[str, Any], match: str) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=match) as caught:
+        find(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path)), "it says which folder"
+
+
+def test_links_that_go_round_are_entered_once(tmp_path: Path) -> None:
+    touch(tmp_path, "a/clip.mp4")
+    (tmp_path / "a/clip.txt").write_text("one")
+    (tmp_path / "a/up").symlink_to(tmp_path)
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    os.symlink("itself.mp4", tmp_path / "itself.mp4")
+    listing = find(tmp_path)
+    assert sum(entry.path.name == "clip.mp4" for entry in listing.entries) == 1
+    assert {"up", "b"} <= {Path(problem.path).name for problem in listing.problems if problem.kind == "unused"}
+
+
+def test_sources_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the path of the clips is empty"):
+        find("")
+    touch(tmp_path, "a.mp4")
+    with pytest.raises(InputError, match="is one file; give its folder"):
+        find(tmp_path / "a.mp4")
+    with pytest.raises(InputError, match="there is no folder"):
+        find(tmp_path / "gone")
+
+
+def test_a_dataset_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files as the hub's cache keeps them (links to blobs), and a table that points out of the dataset."""
+    import huggingface_hub
+
+    touch(tmp_path, "blobs/1", "secret.mp4")
+    snapshot = tmp_path / "snapshots/abc"
+    (snapshot / "data").mkdir(parents=True)
+    (snapshot / "data/a.mp4").symlink_to(tmp_path / "blobs/1")
+    (snapshot / "data/metadata.jsonl").write_text(
+        '{"file_name": "a.mp4", "text": "red"}\n'
+        + json.dumps({"file_name": str(tmp_path / "secret.mp4"), "text": "x"})
+        + "\n"
+    )
+    asked: dict[str, Any] = {}
+
+    def download(repo_id: str, **options: Any) -> str:
+        asked.update(options, repo_id=repo_id)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    listing = find("someone/clips")
+    assert (asked["repo_id"], asked["repo_type"]) == ("someone/clips", "dataset")
+    assert "*.mp4" in asked["allow_patterns"]
+    assert captions(listing) == {"a.mp4": "red"}
+    assert "lies outside of the dataset" in problems(listing)["secret.mp4"]
+
+
+def test_a_dataset_of_the_hub_that_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    with pytest.raises(InputError, match=r"someone/clips is neither a folder nor in the local cache"):
+        find("someone/clips")
+
+    def broken(*_: Any, **__: Any) -> str:
+        raise OSError("the line is cut")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
+    with pytest.raises(InputError, match=r"could not be downloaded .the line is cut."):
+        find("someone/clips")
+
+    def unknown(*_: Any, **__: Any) -> str:
+        raise errors.RepositoryNotFoundError.__new__(errors.RepositoryNotFoundError)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unknown)
+    with pytest.raises(InputError, match="no folder someone/clips here and no dataset"):
+        find("someone/clips")
+
+
+def test_a_folder_that_may_not_be_opened_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.mp4", "locked/b.mp4")
+    (tmp_path / "a.txt").write_text("one")
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(dataset.os, "scandir", scandir)
+    assert problems(find(tmp_path))["locked"].startswith("unreadable: cannot be opened (Permission denied)")
