@@ -71,17 +71,19 @@ def work(kind: str, options: argparse.Namespace, pipe: Connection) -> None:
     from peft import LoraConfig
 
     from pusa.core.objectives import flow_matching_loss
-    from pusa.models.wan.latents import TEXT_TOKENS, latent_frames
+    from pusa.models.wan.autoencoder import GEOMETRIES
+    from pusa.models.wan.operations import StepCounter
+    from pusa.models.wan.text import TOKENS
     from pusa.models.wan.transformer import VectorWanTransformer3DModel
     from pusa.training.config.sections import TARGETS
-    from pusa.training.costs import StepCounter, device_name, matmul_rate, peak_memory
+    from pusa.training.costs import device_name, matmul_rate, peak_memory
 
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.precision]
     width, height = (int(n) // 8 for n in options.size.split("x"))
-    frames = latent_frames(options.frames)
+    frames = GEOMETRIES[16].latent_frames(options.frames)
     per_frame = width * height // 4
     tokens = frames * per_frame
 
@@ -107,7 +109,7 @@ def work(kind: str, options: argparse.Namespace, pipe: Connection) -> None:
 
     rng = torch.Generator().manual_seed(1)
     clip, noise = (torch.randn(1, 16, frames, height, width, generator=rng).to(device) for _ in range(2))
-    text = torch.randn(1, TEXT_TOKENS, 4096, generator=rng).to(device)
+    text = torch.randn(1, TOKENS, 4096, generator=rng).to(device)
     sigma = torch.rand(1, frames, generator=rng).to(device)
 
     def velocity(x: torch.Tensor, sigma: torch.Tensor, context: torch.Tensor) -> torch.Tensor:

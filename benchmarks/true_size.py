@@ -55,7 +55,7 @@ def one_block(dims: dict[str, int], tokens: tuple[int, int, int], dtype: str) ->
     """Seconds of one block with a timestep per frame (the second of two runs), and the machine's matrix rate."""
     import torch
 
-    from pusa.models.wan.latents import TEXT_TOKENS
+    from pusa.models.wan.text import TOKENS
     from pusa.models.wan.transformer import VectorWanTransformer3DModel
     from pusa.training.costs import matmul_rate
 
@@ -67,7 +67,7 @@ def one_block(dims: dict[str, int], tokens: tuple[int, int, int], dtype: str) ->
         if "norm" not in name and "scale_shift_table" not in name:
             parameter.data = parameter.data.to(kind)
     x = torch.randn(1, frames * height * width, dim).to(kind)
-    text, rows = torch.randn(1, TEXT_TOKENS, dim).to(kind), torch.randn(1, frames, 6, dim).to(kind)
+    text, rows = torch.randn(1, TOKENS, dim).to(kind), torch.randn(1, frames, 6, dim).to(kind)
     rope = model.rope(torch.empty(1, 16, frames, 2 * height, 2 * width))
     with torch.no_grad():
         for _ in range(2):

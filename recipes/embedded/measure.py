@@ -24,9 +24,9 @@ from pusa import embedded
 from pusa.core import sampler, schedules, sigmas
 from pusa.embedded import judge, world
 from pusa.images import Frames
+from pusa.models.backbone import Text
 from pusa.models.loading import checkpoints
 from pusa.models.lora import runtime
-from pusa.models.wan import latents
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
 
 STEPS, GUIDANCE, SHIFT = 10, 3.0, 3.0
@@ -43,16 +43,16 @@ class Model:
         self.grid = sigmas.grid(steps, shift)
         self.guidance = guidance
 
-    def velocity(self, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
-        return self.parts.transformer(x, 1000 * sigma, context, return_dict=False)[0]
+    def velocity(self, x: Tensor, sigma: Tensor, context: Tensor, call: sampler.Call) -> Tensor:
+        return self.parts.velocity(self.parts.transformer, x, sigma, Text(context), frames=call.frames)
 
     @torch.no_grad()
     def encode(self, clips: Sequence[Frames]) -> Tensor:
-        return torch.cat([latents.encode(self.parts.vae, clip) for clip in clips])
+        return torch.cat([self.parts.encode(clip) for clip in clips])
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> list[Frames]:
-        return [latents.decode(self.parts.vae, one[None]) for one in z]
+        return [self.parts.decode(one[None]) for one in z]
 
     @torch.no_grad()
     def sample(
@@ -72,8 +72,7 @@ class Model:
             z = torch.stack(noise)
             if known is not None:
                 z[:, :, list(slots)] = known[first : first + BATCH][:, :, list(slots)]
-            encode = latents.encode_text
-            text, empty = (encode(self.parts.text_encoder, self.parts.tokenizer, p) for p in (part, [""] * len(part)))
+            text, empty = (self.parts.encode_text(p).tokens for p in (part, [""] * len(part)))
             out.append(sampler.sample(velocity, z, matrix, (text, empty)))
         return torch.cat(out)
 

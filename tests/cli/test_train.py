@@ -15,6 +15,7 @@ import pytest
 
 from pusa.cli import VERBS, main
 from pusa.cli.train import settings as settings_of_help
+from pusa.models.wan.autoencoder import GEOMETRIES
 from pusa.training.config.presets import PRESETS
 from pusa.training.config.tree import SECTIONS, Config, read
 
@@ -188,7 +189,7 @@ def test_ctrl_c_leaves_a_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(Tracker, "step", interrupted)
         code, out, err = ask(*common)
-    sentence = "pusa: interrupted after step 2 of 6, with a checkpoint; the same command goes on from there."
+    sentence = "pusa: interrupted after step 2 of 6, and a checkpoint is written; rerun the command to resume."
     assert (code, out, err.splitlines()[-1]) == (130, "", sentence)
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step_000002"]
     code, out, _ = ask(*common, "--json")
@@ -228,7 +229,7 @@ def test_a_missing_logger_is_said_before_anything_is_encoded(
     monkeypatch.setattr("pusa.models.loading.checkpoints.load", lambda *_, **__: pytest.fail("weights were loaded"))
     monkeypatch.setitem(sys.modules, "wandb", None)
     code, _, err = ask(*common, "--track.loggers", "wandb")
-    assert (code, err) == (2, "pusa: wandb is not installed: pip install wandb, or take it out of track.loggers.\n")
+    assert (code, err) == (2, "pusa: wandb is not installed: run pip install wandb, or remove it from track.loggers.\n")
 
 
 def test_a_folder_in_use_is_refused_before_anything_is_encoded(
@@ -248,7 +249,7 @@ def test_clips_are_held_out_by_content_and_whole(clips: Path, tmp_path: Path) ->
     from pusa.training.data.samples import Bucket, survey
     from pusa.training.run import hold_out
 
-    plan = survey(clips, [Bucket(32, 32, 5)], 8, "slide")
+    plan = survey(clips, [Bucket(32, 32, 5)], 8, GEOMETRIES[16], "slide")
     learnt, apart = hold_out(plan, 2)
     contents = [{cut.file.sha256 for cut in part.cuts} for part in (learnt, apart)]
     assert (len(contents[0]), len(contents[1])) == (3, 2)
@@ -257,7 +258,7 @@ def test_clips_are_held_out_by_content_and_whole(clips: Path, tmp_path: Path) ->
     for path in sorted(clips.glob("?.mp4")):
         for suffix in (".mp4", ".txt"):
             path.with_suffix(suffix).rename(clips / f"z{9 - int(path.stem)}{suffix}")
-    again = survey(clips, [Bucket(32, 32, 5)], 8, "slide")
+    again = survey(clips, [Bucket(32, 32, 5)], 8, GEOMETRIES[16], "slide")
     assert {cut.file.sha256 for cut in hold_out(again, 2)[1].cuts} == contents[1]
     assert hold_out(plan, None)[1].cuts == ()
     with pytest.raises(InputError, match="leave at least one"):

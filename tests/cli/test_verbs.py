@@ -54,7 +54,7 @@ def recipe(result: dict[str, Any]) -> dict[str, Any]:
 
 def columns(result: dict[str, Any]) -> list[float]:
     """How noisy each latent frame starts, relative to the noisiest."""
-    state = np.array(recipe(result)["matrix"]["state"])[0]
+    state = np.array(recipe(result)["matrix"]["sigma"])[0]
     return [float(x) for x in (state / state.max()).round(6)]
 
 
@@ -125,7 +125,7 @@ def test_editing_starts_part_of_the_way(pusa: Pusa) -> None:
     result = pusa("generate", "x", "--edit", "clip.mp4,frames=9", "--strength", "0.5", "--shift", "1")
     made = recipe(result)
     assert made["init"]["frames"] == made["frames"] == 9
-    assert made["matrix"]["state"][0] == [0.5, 0.5, 0.5]
+    assert made["matrix"]["sigma"][0] == [0.5, 0.5, 0.5]
     assert_refused(pusa("generate", "x", "--strength", "0.5"), "--edit")
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pusa.core import TimestepMatrix, sample, schedules, sigmas
+from pusa.core import Call, TimestepMatrix, sample, schedules, sigmas
 
 FRAMES = 6
 TEN = sigmas.grid(10)
@@ -25,7 +25,7 @@ def wide(values: Tensor) -> Tensor:
     return values[:, None, :, None, None]
 
 
-def alone(x: Tensor, sigma: Tensor, context: Any = None) -> Tensor:
+def alone(x: Tensor, sigma: Tensor, context: Any = None, call: Call | None = None) -> Tensor:
     """A nonlinear velocity of each frame by itself."""
     return (0.7 * x + 0.2 * x * x) * wide(0.5 + sigma * sigma).to(x.dtype)
 
@@ -73,7 +73,7 @@ def test_multistep_history_belongs_to_the_frame() -> None:
 
 def test_multistep_begins_anew_after_a_hold() -> None:
     levels = [1.0, 0.8, 0.6, 0.6, 0.4, 0.2, 0.0]
-    matrix = TimestepMatrix.from_state(torch.tensor(levels, dtype=torch.float64)[:, None].expand(-1, FRAMES))
+    matrix = TimestepMatrix.from_sigma(torch.tensor(levels, dtype=torch.float64)[:, None].expand(-1, FRAMES))
     out = sample(alone, latents(), matrix, solver="dpm++2m")
     expected = textbook_2m(alone, textbook_2m(alone, latents(), levels[:3]), levels[3:])
     assert (out - expected).abs().max() < 2e-6
@@ -84,7 +84,7 @@ def test_multistep_begins_anew_after_a_hold() -> None:
 def test_multistep_does_not_extrapolate_from_a_tiny_step() -> None:
     """A frame let go just below its level makes a short step and then a long one; that one is first order."""
     levels = [0.9, 0.8, 0.6, 0.6 - 1e-6, 0.3, 0.2]
-    matrix = TimestepMatrix.from_state(torch.tensor(levels, dtype=torch.float64)[:, None].expand(-1, FRAMES))
+    matrix = TimestepMatrix.from_sigma(torch.tensor(levels, dtype=torch.float64)[:, None].expand(-1, FRAMES))
     out = sample(alone, latents(), matrix, solver="dpm++2m")
     expected = textbook_2m(alone, textbook_2m(alone, latents(), levels[:4]), levels[3:])
     assert (out - expected).abs().max() < 2e-6
@@ -95,12 +95,12 @@ def test_multistep_begins_anew_after_a_turn_and_after_fresh_noise() -> None:
         return torch.tensor(levels, dtype=torch.float64)[:, None].expand(-1, FRAMES)
 
     turn = [0.3, 0.5, 0.7, 0.6, 0.45]
-    out = sample(alone, latents(), TimestepMatrix.from_state(column(turn)), solver="dpm++2m")
+    out = sample(alone, latents(), TimestepMatrix.from_sigma(column(turn)), solver="dpm++2m")
     expected = textbook_2m(alone, textbook_2m(alone, latents(), turn[:3]), turn[2:])
     assert (out - expected).abs().max() < 2e-6
 
     levels, fresh = [0.9, 0.8, 0.6, 0.45, 0.3], latents(seed=5)
-    mixed = TimestepMatrix.from_state(column(levels), renoise=torch.tensor([False, True, False, False]))
+    mixed = TimestepMatrix.from_sigma(column(levels), renoise=torch.tensor([False, True, False, False]))
     out = sample(alone, latents(), mixed, solver="dpm++2m", noise=lambda step: fresh)
     x = textbook_2m(alone, latents(), levels[:2])
     x = 0.4 * textbook_2m(alone, x, [0.8, 0.0]) + 0.6 * fresh
@@ -110,7 +110,7 @@ def test_multistep_begins_anew_after_a_turn_and_after_fresh_noise() -> None:
 def test_orders_of_convergence() -> None:
     """Data N(0, ½²) has the exact flow x(σ) ∝ sqrt((1 − σ)²/4 + σ²): twice the steps, half the error (2M: a 4th)."""
 
-    def gaussian(x: Tensor, sigma: Tensor, context: None) -> Tensor:
+    def gaussian(x: Tensor, sigma: Tensor, context: None, call: Call | None = None) -> Tensor:
         s = wide(sigma).double()
         return x * (s - (1 - s) / 4) / ((1 - s) ** 2 / 4 + s**2)
 

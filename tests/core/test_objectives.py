@@ -111,8 +111,8 @@ def test_official_weighting_is_the_clips_error_times_the_mean_of_the_bell() -> N
 
 
 def test_official_weighting_hardly_varies_as_published() -> None:
-    draws = sigmas.independent(
-        20_000, 21, law=sigmas.shifted(5.0, levels=1000), generator=torch.Generator().manual_seed(0)
+    draws = sigmas.ptss(
+        20_000, 21, 1.0, law=sigmas.shifted(5.0, levels=1000), generator=torch.Generator().manual_seed(0)
     )
     weight = WEIGHTINGS["official"](draws)[:, 0]
     assert weight.mean().item() == pytest.approx(1.0, abs=0.005)

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pusa.core import TimestepMatrix, Velocity, add_noise, by_noise, sample, schedules, sigmas
+from pusa.core import Call, TimestepMatrix, Velocity, add_noise, by_noise, sample, schedules, sigmas
 from pusa.errors import InputError
 
 FRAMES = 7
@@ -50,7 +50,7 @@ def clips(batch: int, seed: int = 0) -> Clip:
 
 
 def oracle(tolerance: float, honest: bool = True) -> Callable[[Tensor, Tensor, Clip], Tensor]:
-    def velocity(x: Tensor, sigma: Tensor, context: Clip) -> Tensor:
+    def velocity(x: Tensor, sigma: Tensor, context: Clip, call: Call | None = None) -> Tensor:
         number = (8 * x[:, 0, :, 0, 0]).round().long()
         z0, eps = (c[torch.arange(len(x))[:, None], :, number].transpose(1, 2) for c in context)
         if honest:
@@ -68,7 +68,7 @@ def runs(name: str) -> list[TimestepMatrix]:
 
 
 def start(matrices: list[TimestepMatrix], clip: Clip) -> Tensor:
-    return add_noise(*clip, torch.stack([m.state[0] for m in matrices]))
+    return add_noise(*clip, torch.stack([m.sigma[0] for m in matrices]))
 
 
 @pytest.mark.parametrize("solver", ["euler", "dpm++2m"])
@@ -82,7 +82,7 @@ def test_oracle_recovers_the_data_at_every_step_count(name: str, dtype: torch.dt
     out = sample(oracle(8 * accuracy), x, matrices, clip, solver=solver, noise=lambda step: eps)
     assert out.dtype == dtype
     error = (out.float() - z0).abs().amax(dim=(1, 3, 4))
-    level = torch.stack([m.state[0] for m in matrices])
+    level = torch.stack([m.sigma[0] for m in matrices])
     whole = (level == 0) | (level == 1)  # starts that the latents' dtype holds exactly
     assert (error[level == 0] == 0).all(), "a clean condition moved"
     assert error[whole].max() < 1e-6
@@ -93,7 +93,7 @@ def test_published_case_within_its_published_error() -> None:
     matrix = schedules.conditioned(schedules.synchronous(sigmas.grid(10), 21), {0: 0.2, 20: 0.5})
     g = torch.Generator().manual_seed(0)
     z0, eps = (torch.randn(1, 16, 21, 4, 4, generator=g) for _ in range(2))
-    out = sample(lambda x, sigma, context: eps - z0, add_noise(z0, eps, matrix.state[:1]), matrix)
+    out = sample(lambda x, sigma, context, call: eps - z0, add_noise(z0, eps, matrix.sigma[:1]), matrix)
     assert (out - z0).abs().max() < 2e-6  # 1.8e-7 for the unit-scale input of the published check
 
 
@@ -102,7 +102,7 @@ def two_experts(boundary: float) -> tuple[Velocity, list[tuple[str, Tensor]]]:
     calls: list[tuple[str, Tensor]] = []
 
     def expert(name: str) -> Velocity:
-        def velocity(x: Tensor, sigma: Tensor, context: Clip) -> Tensor:
+        def velocity(x: Tensor, sigma: Tensor, context: Clip, call: Call | None = None) -> Tensor:
             calls.append((name, sigma))
             return oracle(1e-5)(x, sigma, context)
 
@@ -145,7 +145,7 @@ def test_control_a_clean_start_labelled_noisy_misses_by_the_published_amount() -
     """Until August 2025 the reference told the model m σ for condition frames that carried no noise at all."""
     matrix = schedules.conditioned(schedules.synchronous(sigmas.grid(10), FRAMES), {0: 0.2, FRAMES - 1: 0.5})
     z0, eps = clip = clips(1)
-    x = add_noise(z0, eps, (matrix.state[:1] == 1).float())
+    x = add_noise(z0, eps, (matrix.sigma[:1] == 1).float())
     with pytest.raises(AssertionError, match="off the path"):
         sample(oracle(1e-5), x, matrix, clip)
     out = sample(oracle(0, honest=False), x, matrix, clip)
@@ -161,7 +161,7 @@ def test_control_levels_looked_up_from_rounded_timesteps_leave_the_path() -> Non
     found = (1000 * grid[:-1] - rounded[:, None]).abs().argmin(dim=1)
     assert len(found.unique()) < 60
     honest = schedules.synchronous(grid, FRAMES)
-    wrong = dataclasses.replace(honest, told=honest.told[found])
+    wrong = dataclasses.replace(honest, model_sigma=honest.model_sigma[found])
     clip = clips(1)
     sample(oracle(1e-5), clip[1], honest, clip)
     with pytest.raises(AssertionError, match="off the path"):
@@ -187,8 +187,8 @@ def test_oracle_follows_random_matrices(seed: int, steps: int, held: float, solv
         visible = (state[1:] != state[:-1]) | (torch.rand(length, FRAMES, generator=g) < 0.7)
         visible[0] = visible[:, 0] = True
         renoise = torch.rand(length, generator=g) < 0.2
-        matrices.append(TimestepMatrix.from_state(state, visible=visible, renoise=renoise))
+        matrices.append(TimestepMatrix.from_sigma(state, visible=visible, renoise=renoise))
     z0, eps = clip = clips(2, seed)
     out = sample(oracle(1e-4), start(matrices, clip), matrices, clip, solver=solver, noise=lambda step: eps)
-    end = torch.stack([m.state[-1] for m in matrices])
+    end = torch.stack([m.sigma[-1] for m in matrices])
     assert (out - add_noise(z0, eps, end)).abs().max() < 1e-4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pusa.core import Step, TimestepMatrix, add_noise, guided, sample, schedules, sigmas
+from pusa.core import Call, Step, TimestepMatrix, Velocity, add_noise, by_noise, guided, sample, schedules, sigmas, walk
 from pusa.errors import Cancelled, InputError, PusaError
 
 FRAMES = 6
@@ -29,12 +28,12 @@ def wide(values: Tensor) -> Tensor:
     return values[:, None, :, None, None]
 
 
-def coupled(x: Tensor, sigma: Tensor, context: Any = 0.0) -> Tensor:
+def coupled(x: Tensor, sigma: Tensor, context: Any = 0.0, call: Call | None = None) -> Tensor:
     """A nonlinear velocity in which frames see each other and their levels matter."""
     return 0.5 * x + 0.2 * x * x.roll(1, dims=2) * wide(sigma).to(x.dtype) - 0.3 * x.roll(-1, dims=2) + context
 
 
-def alone(x: Tensor, sigma: Tensor, context: Any = None) -> Tensor:
+def alone(x: Tensor, sigma: Tensor, context: Any = None, call: Call | None = None) -> Tensor:
     """A nonlinear velocity of each frame by itself."""
     return (0.7 * x + 0.2 * x * x) * wide(0.5 + sigma * sigma).to(x.dtype)
 
@@ -50,7 +49,7 @@ def test_equal_levels_are_the_ordinary_scalar_sampler_bit_for_bit() -> None:
     def scalar(x: Tensor, sigma: float) -> Tensor:
         return 0.5 * x - x.roll(1, dims=2) * torch.tensor(sigma, dtype=torch.float32)
 
-    def vector(x: Tensor, sigma: Tensor, context: None) -> Tensor:
+    def vector(x: Tensor, sigma: Tensor, context: None, call: Call | None = None) -> Tensor:
         return 0.5 * x - x.roll(1, dims=2) * wide(sigma)
 
     x = latents()
@@ -62,10 +61,10 @@ def test_equal_levels_are_the_ordinary_scalar_sampler_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_the_model_is_called_once_a_step_in_the_dtype_of_the_latents_with_the_levels_told(dtype: torch.dtype) -> None:
+def test_the_model_is_called_once_a_step_in_the_dtype_of_the_latents_with_its_levels(dtype: torch.dtype) -> None:
     calls: list[Tensor] = []
 
-    def model(x: Tensor, sigma: Tensor, context: str) -> Tensor:
+    def model(x: Tensor, sigma: Tensor, context: str, call: Call | None = None) -> Tensor:
         assert x.dtype == dtype
         assert sigma.dtype == torch.float32
         assert context == "words"
@@ -77,14 +76,14 @@ def test_the_model_is_called_once_a_step_in_the_dtype_of_the_latents_with_the_le
     out = sample(model, start, IMAGE, "words")
     assert out.dtype == dtype
     assert torch.equal(start, before), "the input was changed"
-    assert torch.equal(torch.stack(calls, dim=1), IMAGE.told.float().expand(2, -1, -1))
+    assert torch.equal(torch.stack(calls, dim=1), IMAGE.model_sigma.float().expand(2, -1, -1))
 
 
 def test_the_walk_keeps_float32_between_calls_in_bfloat16() -> None:
     """A thousand steps of 0.001 would all be lost to rounding in bfloat16."""
     matrix = schedules.synchronous(sigmas.grid(1000, 1.0), FRAMES)
     out = sample(
-        lambda x, sigma, context: torch.full_like(x, -1), torch.full((1, 1, FRAMES, 1, 1), 8.0).bfloat16(), matrix
+        lambda x, sigma, context, call: torch.full_like(x, -1), torch.full((1, 1, FRAMES, 1, 1), 8.0).bfloat16(), matrix
     )
     assert (out == 9).all()
 
@@ -95,7 +94,7 @@ def test_held_frames_are_bit_identical_even_under_nan(dtype: torch.dtype, solver
     start = latents(dtype=dtype)
     start[0, 0, 0, 0, 0], start[0, 0, 0, 0, 1] = -0.0, torch.finfo(dtype).tiny / 2
 
-    def model(x: Tensor, sigma: Tensor, context: None) -> Tensor:
+    def model(x: Tensor, sigma: Tensor, context: None, call: Call | None = None) -> Tensor:
         v = alone(x, sigma)
         v[:, :, 0] = float("nan")
         v[:, :, 1] = float("inf")
@@ -113,7 +112,7 @@ def test_held_frames_are_bit_identical_even_under_nan(dtype: torch.dtype, solver
 def test_nan_in_a_frame_that_waits_does_not_reach_it_later(solver: str) -> None:
     matrix = schedules.staircase(TEN, FRAMES, block=3, delay=4)
 
-    def waiting_nan(x: Tensor, sigma: Tensor, context: None) -> Tensor:
+    def waiting_nan(x: Tensor, sigma: Tensor, context: None, call: Call | None = None) -> Tensor:
         step.append(0)
         v = alone(x, sigma)
         if len(step) <= 4:
@@ -130,7 +129,7 @@ def test_nan_in_a_frame_that_waits_does_not_reach_it_later(solver: str) -> None:
 def test_nan_in_a_moving_frame_names_the_step(value: float) -> None:
     calls = []
 
-    def model(x: Tensor, sigma: Tensor, context: None) -> Tensor:
+    def model(x: Tensor, sigma: Tensor, context: None, call: Call | None = None) -> Tensor:
         calls.append(0)
         v = x.clone()
         if len(calls) == 4:
@@ -144,7 +143,7 @@ def test_nan_in_a_moving_frame_names_the_step(value: float) -> None:
 
 def test_gradients_flow_through_the_walk() -> None:
     scale = torch.tensor(0.5, requires_grad=True)
-    sample(lambda x, sigma, context: scale * x, latents(), IMAGE, solver="dpm++2m").sum().backward()
+    sample(lambda x, sigma, context, call: scale * x, latents(), IMAGE, solver="dpm++2m").sum().backward()
     assert scale.grad is not None
     assert scale.grad.abs() > 0
 
@@ -157,7 +156,7 @@ TASKS: list[TimestepMatrix] = [
     schedules.conditioned(schedules.staircase(TEN, FRAMES, 4, 3), {5: 0.3}),
     schedules.chunked(sigmas.grid(4), FRAMES, 4),
     schedules.sliding_window(sigmas.grid(3), FRAMES, 4, 2, context=1),
-    schedules.in_context(sigmas.grid(6), 1, 2, 3, told="scalar"),
+    schedules.in_context(sigmas.grid(6), 1, 2, 3, model_sigma="scalar"),
     schedules.chunked(sigmas.grid(5), FRAMES, 4),
     schedules.renoising(schedules.synchronous(sigmas.grid(2), FRAMES)),
 ]
@@ -180,7 +179,7 @@ def test_a_batch_of_different_matrices_equals_separate_runs_bit_for_bit(
     )
     context = {"words": (words.to(dtype), "kept"), "shared": torch.ones(1)}
 
-    def model(x: Tensor, sigma: Tensor, context: dict[str, Any]) -> Tensor:
+    def model(x: Tensor, sigma: Tensor, context: dict[str, Any], call: Call | None = None) -> Tensor:
         assert context["words"][1] == "kept"
         return coupled(x, sigma, context["words"][0]) * context["shared"].to(x.dtype)
 
@@ -210,7 +209,7 @@ def test_the_model_sees_the_visible_frames_only() -> None:
     start = latents()
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def model(x: Tensor, sigma: Tensor, context: None) -> Tensor:
+    def model(x: Tensor, sigma: Tensor, context: None, call: Call | None = None) -> Tensor:
         seen.append((x, sigma))
         return alone(x, sigma)
 
@@ -220,14 +219,14 @@ def test_the_model_sees_the_visible_frames_only() -> None:
     for s, (x, sigma) in enumerate(seen):
         frames = matrix.visible[s].nonzero()[:, 0]
         assert torch.equal(x, states[s][:, :, frames])
-        assert torch.equal(sigma, matrix.told[s, frames].float().expand(2, -1))
+        assert torch.equal(sigma, matrix.model_sigma[s, frames].float().expand(2, -1))
         assert torch.equal(states[s + 1][:, :, ~matrix.moves[s]], states[s][:, :, ~matrix.moves[s]])
     assert [x.shape[2] for x, _ in seen] == [2, 2, 2, 3, 3, 3, 3, 3, 3]
 
 
 def test_hiding_frames_from_each_other_changes_the_clip() -> None:
     chunks = schedules.chunked(TEN, FRAMES, 3, context=0)
-    all_in_sight = TimestepMatrix.from_state(chunks.state)
+    all_in_sight = TimestepMatrix.from_sigma(chunks.sigma)
     a, b = (sample(coupled, latents(), m, 0.0) for m in (chunks, all_in_sight))
     assert (a - b).abs().max() > 1e-3
     whole = latents()
@@ -248,7 +247,7 @@ def test_renoising_predicts_the_clip_and_noises_it_afresh() -> None:
 
     x = latents()
     for s in range(3):
-        now, then = (matrix.state[i].float().expand(2, -1) for i in (s, s + 1))
+        now, then = (matrix.sigma[i].float().expand(2, -1) for i in (s, s + 1))
         clean = x - wide(now) * alone(x, now)
         x = wide(1 - then) * clean + wide(then) * latents(seed=100 + s)
     assert torch.allclose(sample(alone, latents(), matrix, noise=noise), x, atol=1e-6)
@@ -256,7 +255,7 @@ def test_renoising_predicts_the_clip_and_noises_it_afresh() -> None:
 
 
 def test_renoising_without_noise_is_refused_before_the_model_runs() -> None:
-    def never(x: Tensor, sigma: Tensor, context: None) -> Tensor:
+    def never(x: Tensor, sigma: Tensor, context: None, call: Call | None = None) -> Tensor:
         raise AssertionError("called")
 
     with pytest.raises(InputError, match="pass noise"):
@@ -266,8 +265,8 @@ def test_renoising_without_noise_is_refused_before_the_model_runs() -> None:
 # --------------------------------------------------------------------------------------------------------- guidance
 
 
-def counted(calls: list[int]) -> Callable[[Tensor, Tensor, Any], Tensor]:
-    def model(x: Tensor, sigma: Tensor, context: Any) -> Tensor:
+def counted(calls: list[int]) -> Velocity:
+    def model(x: Tensor, sigma: Tensor, context: Any, call: Call | None = None) -> Tensor:
         calls.append(len(x))
         return coupled(x, sigma, context["words"][0])
 
@@ -278,27 +277,20 @@ def prompt(value: float, rows: int = 2) -> dict[str, Any]:
     return {"words": (torch.full((rows, 1, 1, 1, 1), value),)}
 
 
-def test_guidance_as_two_calls_or_one() -> None:
+def test_guidance_makes_two_calls() -> None:
     pair = (prompt(0.3), prompt(-0.1))
     calls: list[int] = []
     two = sample(guided(counted(calls), 3.0), latents(), IMAGE, pair)
     assert calls == [2] * 20
-    calls.clear()
-    one = sample(guided(counted(calls), 3.0, batched=True), latents(), IMAGE, pair)
-    assert calls == [4] * 10
-    assert torch.equal(one, two)
     by_hand = sample(
-        lambda x, s, c: coupled(x, s, -0.1) + 3 * (coupled(x, s, 0.3) - coupled(x, s, -0.1)), latents(), IMAGE
+        lambda x, s, c, call: coupled(x, s, -0.1) + 3 * (coupled(x, s, 0.3) - coupled(x, s, -0.1)), latents(), IMAGE
     )
     assert torch.allclose(two, by_hand, atol=1e-5)
-    shared = sample(guided(counted([]), 3.0, batched=True), latents(), IMAGE, (prompt(0.3, 1), prompt(-0.1, 1)))
-    assert torch.equal(shared, two)
 
 
-@pytest.mark.parametrize("batched", [False, True])
-def test_guidance_one_makes_one_call(batched: bool) -> None:
+def test_guidance_one_makes_one_call() -> None:
     calls: list[int] = []
-    out = sample(guided(counted(calls), 1.0, batched=batched), latents(), IMAGE, (prompt(0.3), None))
+    out = sample(guided(counted(calls), 1.0), latents(), IMAGE, (prompt(0.3), None))
     assert calls == [2] * 10
     assert torch.equal(out, sample(coupled, latents(), IMAGE, 0.3))
 
@@ -321,9 +313,9 @@ def test_callback_sees_every_step() -> None:
     assert torch.equal(steps[-1].latents, out)
     assert torch.equal(steps[-1].denoised, out)
     for s, step in enumerate(steps):
-        assert torch.equal(step.sigma, IMAGE.state[s + 1].float().expand(2, -1))
+        assert torch.equal(step.sigma, IMAGE.sigma[s + 1].float().expand(2, -1))
     previous, step = steps[3].latents, steps[4]
-    now = IMAGE.state[4].float().expand(2, -1)
+    now = IMAGE.sigma[4].float().expand(2, -1)
     assert torch.allclose(step.denoised, previous - wide(now) * alone(previous, now), atol=1e-6)
 
 
@@ -334,6 +326,78 @@ def test_callback_stops_the_run_by_returning_false_and_by_nothing_else() -> None
     assert len(calls) == 3
     for answer in (None, True):
         sample(alone, latents(), IMAGE, callback=lambda step, answer=answer: answer)
+
+
+def test_a_walk_can_be_watched_and_left() -> None:
+    calls: list[int] = []
+    steps = walk(counted(calls), latents(), IMAGE, prompt(0.1))
+    assert calls == [], "nothing runs before the first step is wanted"
+    for step in steps:
+        if step.index == 3:
+            break
+    assert len(calls) == 4
+    seen: list[Step] = []
+    sample(coupled, latents(), IMAGE, 0.1, callback=seen.append)
+    assert torch.equal(step.latents, seen[3].latents)
+    whole = list(walk(coupled, latents(), IMAGE, 0.1))
+    assert torch.equal(whole[-1].latents, seen[-1].latents)
+
+
+# ------------------------------------------------------------------------------------------------ what a call knows
+
+
+def test_a_call_knows_its_step_its_frames_and_which_of_them_are_held() -> None:
+    matrix = schedules.conditioned(schedules.chunked(sigmas.grid(3), FRAMES, block=2, context=1), {2: 0.0})
+    calls: list[Call] = []
+
+    def model(x: Tensor, sigma: Tensor, context: None, call: Call) -> Tensor:
+        calls.append(call)
+        return alone(x, sigma)
+
+    sample(model, latents(), matrix)
+    assert [call.step for call in calls] == list(range(9))
+    assert {call.steps for call in calls} == {9}
+    for call in calls:
+        assert call.frames.dtype == torch.int64
+        assert call.frames.tolist() == matrix.visible[call.step].nonzero()[:, 0].tolist()
+        assert torch.equal(call.held, ~matrix.moves[call.step, call.frames].expand(2, -1))
+    calls.clear()
+    sample(model, latents(), IMAGE)
+    assert all(call.frames.tolist() == list(range(FRAMES)) for call in calls)
+    assert all(call.held.tolist() == [[True, *[False] * (FRAMES - 1)]] * 2 for call in calls)
+
+
+def test_clips_that_see_different_frames_get_calls_of_their_own() -> None:
+    one, other = schedules.chunked(sigmas.grid(3), FRAMES, 3, 0), schedules.chunked(sigmas.grid(3), FRAMES, 2, 0)
+    calls: list[tuple[int, Call]] = []
+
+    def model(x: Tensor, sigma: Tensor, context: None, call: Call) -> Tensor:
+        calls.append((len(x), call))
+        return alone(x, sigma)
+
+    sample(model, latents(3), [one, other, one])
+    for clips, call in calls:
+        assert call.held.shape == (clips, len(call.frames))
+    first = [(clips, call.frames.tolist()) for clips, call in calls if call.step == 0]
+    assert first == [(2, [0, 1, 2]), (1, [0, 1])]
+    assert {call.step for clips, call in calls if clips == 1} == set(range(9))
+    assert {call.step for clips, call in calls if clips == 2} == set(range(6))
+
+
+def test_each_expert_knows_the_held_frames_of_its_own_clips() -> None:
+    held: dict[str, list[list[bool]]] = {}
+
+    def expert(name: str) -> Velocity:
+        def model(x: Tensor, sigma: Tensor, context: None, call: Call) -> Tensor:
+            held.setdefault(name, call.held.tolist())
+            return alone(x, sigma)
+
+        return model
+
+    late = schedules.conditioned(schedules.synchronous(sigmas.grid(10, strength=0.3), FRAMES), {1: 0.0})
+    sample(by_noise(expert("high"), expert("low"), 0.9), latents(), [IMAGE, late])
+    assert held["high"][0] == [True, *[False] * (FRAMES - 1)]
+    assert held["low"][0] == [False, True, *[False] * (FRAMES - 2)]
 
 
 # ---------------------------------------------------------------------------------------------------------- mistakes
@@ -347,7 +411,7 @@ def test_callback_stops_the_run_by_returning_false_and_by_nothing_else() -> None
         (lambda: sample(alone, latents(), schedules.synchronous(TEN, 5)), "has 5 frames and the latents have 6"),
         (lambda: sample(alone, latents(), [SYNC]), "1 matrices for 2 clips"),
         (lambda: sample(alone, latents(), SYNC, solver="heun"), "'heun'"),
-        (lambda: sample(lambda x, s, c: x[:, :1], latents(), SYNC), "velocity"),
+        (lambda: sample(lambda x, s, c, call: x[:, :1], latents(), SYNC), "velocity"),
         (lambda: sample(coupled, latents(3), [TASKS[2], TASKS[0], SYNC], torch.zeros(2)), "context of shape"),
         (lambda: guided(alone, float("nan")), "guidance"),
     ],
@@ -361,7 +425,7 @@ def test_condition_noise_matches_the_column_it_is_for() -> None:
     """add_noise with a matrix's first row puts every frame where the walk expects it."""
     matrix = schedules.conditioned(SYNC, {0: 0.0, 3: 0.25})
     z0, eps = latents(seed=1), latents(seed=2)
-    start = add_noise(z0, eps, matrix.state[0].expand(2, -1))
+    start = add_noise(z0, eps, matrix.sigma[0].expand(2, -1))
     assert torch.equal(start[:, :, 0], z0[:, :, 0])
     assert torch.equal(start[:, :, 1], eps[:, :, 1])
     assert torch.allclose(start[:, :, 3], 0.75 * z0[:, :, 3] + 0.25 * eps[:, :, 3])

@@ -71,10 +71,10 @@ def draw(pattern, *arguments, batch: int = 4000, frames: int = 5, seed: int = 0,
 
 
 def test_uniform_draws_have_the_papers_statistics_and_shifted_draws_the_codes() -> None:
-    uniform = draw(sigmas.independent)
+    uniform = draw(sigmas.ptss, 1.0)
     assert abs(uniform.mean() - 0.5) < 0.01
     for law in (sigmas.shifted(5.0), sigmas.shifted(5.0, levels=1000)):
-        sigma = draw(sigmas.independent, law=law)
+        sigma = draw(sigmas.ptss, 1.0, law=law)
         assert abs(sigma.mean() - 0.748) < 0.01
         assert abs(sigma.median() - 0.833) < 0.01
         assert abs((sigma > 0.9).float().mean() - 0.358) < 0.015
@@ -85,14 +85,14 @@ def test_uniform_draws_have_the_papers_statistics_and_shifted_draws_the_codes() 
 
 def test_shifted_levels_are_the_points_of_the_grid() -> None:
     grid = sigmas.grid(1000, 5.0)[:-1].float()
-    sigma = draw(sigmas.independent, law=sigmas.shifted(5.0, levels=1000))
+    sigma = draw(sigmas.ptss, 1.0, law=sigmas.shifted(5.0, levels=1000))
     assert (sigma.flatten()[:, None] - grid).abs().min(dim=1).values.max() < 1e-6
-    continuous = draw(sigmas.independent, law=sigmas.shifted(5.0))
+    continuous = draw(sigmas.ptss, 1.0, law=sigmas.shifted(5.0))
     assert (continuous.flatten()[:, None] - grid).abs().min(dim=1).values.max() > 1e-4
 
 
 def test_logit_normal_quantiles() -> None:
-    sigma = draw(sigmas.independent, law=sigmas.logit_normal(0.5, 2.0))
+    sigma = draw(sigmas.ptss, 1.0, law=sigmas.logit_normal(0.5, 2.0))
     logits = torch.logit(sigma.double())
     assert abs(logits.mean() - 0.5) < 0.05
     assert abs(logits.std() - 2.0) < 0.05
@@ -103,13 +103,9 @@ def correlation(sigma: torch.Tensor) -> float:
 
 
 def test_patterns_share_what_they_say() -> None:
-    assert abs(correlation(draw(sigmas.independent))) < 0.05
-    together = draw(sigmas.shared)
+    assert abs(correlation(draw(sigmas.ptss, 1.0))) < 0.05
+    together = draw(sigmas.ptss, 0.0)
     assert torch.equal(together, together[:, :1].expand_as(together))
-    clean = draw(sigmas.first_clean)
-    assert (clean[:, 0] == 0).all()
-    assert torch.equal(clean[:, 1:], clean[:, 1:2].expand(-1, 4))
-    assert clean[:, 1].std() > 0.2
 
 
 @pytest.mark.parametrize("p", [0.0, 0.2, 0.5, 0.8, 1.0])
@@ -121,8 +117,8 @@ def test_ptss_mixes_with_probability_p(p: float) -> None:
 
 
 def test_draws_are_a_function_of_the_generator() -> None:
-    assert torch.equal(draw(sigmas.independent, seed=3), draw(sigmas.independent, seed=3))
-    assert not torch.equal(draw(sigmas.independent, seed=3), draw(sigmas.independent, seed=4))
+    assert torch.equal(draw(sigmas.ptss, 1.0, seed=3), draw(sigmas.ptss, 1.0, seed=3))
+    assert not torch.equal(draw(sigmas.ptss, 1.0, seed=3), draw(sigmas.ptss, 1.0, seed=4))
     state = torch.get_rng_state()
     draw(sigmas.ptss, 0.5)
     assert torch.equal(state, torch.get_rng_state()), "the global generator was touched"
@@ -148,7 +144,7 @@ def test_draws_are_float32_within_range(batch: int, frames: int, p: float, seed:
         (lambda: sigmas.shifted(5.0, 0), "levels"),
         (lambda: sigmas.logit_normal(0.0, 0.0), "std"),
         (lambda: draw(sigmas.ptss, 1.5), "between 0 and 1"),
-        (lambda: draw(sigmas.shared, frames=0), "at least 1"),
+        (lambda: draw(sigmas.ptss, 0.0, frames=0), "at least 1"),
     ],
 )
 def test_bad_arguments_are_named(call, words: str) -> None:

@@ -22,16 +22,16 @@ def matrices(draw: DrawFn) -> TimestepMatrix:
     """Random columns that never rise, with plateaus, hidden stretches, hidden noise and re-noising steps."""
     steps, frames, seed = draw(st.integers(1, 12)), draw(st.integers(1, 7)), draw(st.integers(0, 2**31))
     g = torch.Generator().manual_seed(seed)
-    state = torch.rand(steps + 1, frames, generator=g, dtype=torch.float64).sort(dim=0, descending=True).values
+    sigma = torch.rand(steps + 1, frames, generator=g, dtype=torch.float64).sort(dim=0, descending=True).values
     stay = torch.rand(steps, frames, generator=g) < draw(st.floats(0, 1))
     for s in range(steps):
-        state[s + 1] = torch.where(stay[s], state[s], torch.minimum(state[s], state[s + 1]))
-    visible = (state[1:] != state[:-1]) | (torch.rand(steps, frames, generator=g) < 0.8)
+        sigma[s + 1] = torch.where(stay[s], sigma[s], torch.minimum(sigma[s], sigma[s + 1]))
+    visible = (sigma[1:] != sigma[:-1]) | (torch.rand(steps, frames, generator=g) < 0.8)
     visible[:, 0] = True
     visible[0] = True
-    told = torch.rand(steps, frames, generator=g, dtype=torch.float64) if draw(st.booleans()) else None
+    model_sigma = torch.rand(steps, frames, generator=g, dtype=torch.float64) if draw(st.booleans()) else None
     renoise = torch.rand(steps, generator=g) < draw(st.sampled_from([0.0, 0.5]))
-    return TimestepMatrix.from_state(state, told, visible, renoise)
+    return TimestepMatrix.from_sigma(sigma, model_sigma, visible, renoise)
 
 
 @given(matrices())
@@ -40,9 +40,11 @@ def test_json_round_trip_is_exact(matrix: TimestepMatrix) -> None:
 
 
 @given(matrices())
-def test_master_is_the_largest_told_level_in_sight(matrix: TimestepMatrix) -> None:
-    for s in range(matrix.steps):
-        assert matrix.master[s] == max(matrix.told[s, f] for f in range(matrix.frames) if matrix.visible[s, f])
+def test_json_of_version_0_1_still_loads(matrix: TimestepMatrix) -> None:
+    former = {"sigma": "state", "model_sigma": "told"}
+    old = {former.get(name, name): rows for name, rows in matrix.to_dict().items()}
+    assert "state" in old
+    assert TimestepMatrix.from_dict(json.loads(json.dumps(old))) == matrix
 
 
 @given(matrices(), st.integers(4, 20))
@@ -53,26 +55,26 @@ def test_every_matrix_prints_and_draws(matrix: TimestepMatrix, cell: int) -> Non
     assert picture.shape == (matrix.steps * cell, matrix.frames * cell, 3)
 
 
-def test_plain_matrices_are_stored_as_their_state_alone() -> None:
-    assert set(PLAIN.to_dict()) == {"state"}
-    assert set(schedules.renoising(PLAIN).to_dict()) == {"state", "renoise"}
+def test_plain_matrices_are_stored_as_their_sigma_alone() -> None:
+    assert set(PLAIN.to_dict()) == {"sigma"}
+    assert set(schedules.renoising(PLAIN).to_dict()) == {"sigma", "renoise"}
 
 
 def test_equality_sees_every_field() -> None:
     assert schedules.renoising(PLAIN) != PLAIN
-    assert dataclasses.replace(PLAIN, told=PLAIN.told * 0.5) != PLAIN
+    assert dataclasses.replace(PLAIN, model_sigma=PLAIN.model_sigma * 0.5) != PLAIN
     assert PLAIN != "a matrix"
     assert schedules.synchronous(sigmas.grid(4), 3) == PLAIN
 
 
 def test_a_matrix_is_float64_and_keeps_no_hold_on_its_input() -> None:
-    state = sigmas.grid(3).float()[:, None].repeat(1, 2)
-    matrix = TimestepMatrix.from_state(state)
-    state.zero_()
-    assert matrix.state.dtype == matrix.told.dtype == torch.float64
-    assert matrix.state[0, 0] == 1
+    sigma = sigmas.grid(3).float()[:, None].repeat(1, 2)
+    matrix = TimestepMatrix.from_sigma(sigma)
+    sigma.zero_()
+    assert matrix.sigma.dtype == matrix.model_sigma.dtype == torch.float64
+    assert matrix.sigma[0, 0] == 1
     with pytest.raises(dataclasses.FrozenInstanceError):
-        matrix.state = state  # type: ignore[misc]
+        matrix.sigma = sigma  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_experts_split_as_published(steps: int, shift: float, high: int) -> None
     """The step's level decides, not that of a condition frame: the split is the same with a given first frame."""
     matrix = schedules.synchronous(sigmas.grid(steps, shift), 21)
     for m in (matrix, schedules.conditioned(matrix, {0: 0.0, 20: 0.3})):
-        assert int((m.master >= 0.875).sum()) == high
+        assert int((m.model_sigma.amax(dim=1) >= 0.875).sum()) == high
 
 
 def test_the_table_shows_levels_holds_and_hidden_frames() -> None:
@@ -94,7 +96,7 @@ def test_the_table_shows_levels_holds_and_hidden_frames() -> None:
     assert rows[1] == ["1", "0.000", "0.938", "0.469"]
     assert rows[-1] == ["out", "0.000", "0.000", "0.000"]
     assert str(schedules.chunked(sigmas.grid(2), 4, 2)).splitlines()[2].split() == ["0", "1.000", "."]
-    assert "0.500/1.000" in str(schedules.in_context(sigmas.grid(2), 1, 1, 1, told="scalar"))
+    assert "0.500/1.000" in str(schedules.in_context(sigmas.grid(2), 1, 1, 1, model_sigma="scalar"))
     assert "0~" in str(schedules.renoising(PLAIN))
 
 
@@ -103,7 +105,7 @@ def test_the_heat_map_darkens_with_noise_and_greys_what_is_hidden() -> None:
     brightness = middle.mean(dim=-1)
     assert (brightness[:4, 0].diff() > 0).all()
     assert middle[0, 1].unique().numel() == 1
-    hidden_noise = schedules.in_context(sigmas.grid(4), 1, 0, 1, told="scalar").image(8)
+    hidden_noise = schedules.in_context(sigmas.grid(4), 1, 0, 1, model_sigma="scalar").image(8)
     assert not torch.equal(hidden_noise[0, 0], hidden_noise[4, 4])
 
 
@@ -120,26 +122,30 @@ def with_value(table: torch.Tensor, value: float, *at: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: TimestepMatrix.from_state(torch.tensor(1.0)), "state has shape"),
-        (lambda: TimestepMatrix.from_state(torch.ones(3)), "state has shape"),
-        (lambda: TimestepMatrix.from_state(torch.ones(1, 3)), "state has shape"),
-        (lambda: TimestepMatrix.from_state(torch.ones(3, 0)), "state has shape"),
-        (lambda: broken(told=PLAIN.told[1:]), "told has shape"),
+        (lambda: TimestepMatrix.from_sigma(torch.tensor(1.0)), "sigma has shape"),
+        (lambda: TimestepMatrix.from_sigma(torch.ones(3)), "sigma has shape"),
+        (lambda: TimestepMatrix.from_sigma(torch.ones(1, 3)), "sigma has shape"),
+        (lambda: TimestepMatrix.from_sigma(torch.ones(3, 0)), "sigma has shape"),
+        (lambda: broken(model_sigma=PLAIN.model_sigma[1:]), "model_sigma has shape"),
         (lambda: broken(visible=PLAIN.visible[:, 1:]), "visible has shape"),
         (lambda: broken(renoise=PLAIN.renoise[1:]), "renoise has shape"),
-        (lambda: broken(state=with_value(PLAIN.state, 1.2, 2, 1)), "state is 1.2 at step 2, frame 1"),
-        (lambda: broken(state=with_value(PLAIN.state, float("nan"), 0, 2)), "state is nan at step 0, frame 2"),
-        (lambda: broken(told=with_value(PLAIN.told, -0.1, 3, 0)), "told is -0.1 at step 3, frame 0"),
-        (lambda: broken(visible=with_value(PLAIN.visible, False, 1, 2)), "hidden, at step 1, frame 2"),
-        (lambda: TimestepMatrix.from_state(torch.ones(3, 2), visible=torch.tensor([[1, 1], [0, 0]])), "at step 1"),
+        (lambda: broken(sigma=with_value(PLAIN.sigma, 1.2, 2, 1)), "sigma is 1.2 at step 2, frame 1"),
+        (lambda: broken(sigma=with_value(PLAIN.sigma, float("nan"), 0, 2)), "sigma is nan at step 0, frame 2"),
         (
-            lambda: TimestepMatrix.from_state(torch.ones(3, 2), visible=torch.tensor([[1, 0], [1, 0]])),
+            lambda: broken(model_sigma=with_value(PLAIN.model_sigma, -0.1, 3, 0)),
+            "model_sigma is -0.1 at step 3, frame 0",
+        ),
+        (lambda: broken(visible=with_value(PLAIN.visible, False, 1, 2)), "hidden, at step 1, frame 2"),
+        (lambda: TimestepMatrix.from_sigma(torch.ones(3, 2), visible=torch.tensor([[1, 1], [0, 0]])), "at step 1"),
+        (
+            lambda: TimestepMatrix.from_sigma(torch.ones(3, 2), visible=torch.tensor([[1, 0], [1, 0]])),
             "frame 1 is never",
         ),
-        (lambda: TimestepMatrix.from_dict({"told": [[1.0]]}), "has 'state'"),
-        (lambda: TimestepMatrix.from_dict({"state": [[1.0], [0.0]], "tolled": []}), "tolled"),
-        (lambda: TimestepMatrix.from_dict({"state": [[1.0], [0.0, 1.0]]}), "equal length"),
-        (lambda: TimestepMatrix.from_dict({"state": [["a"], [0.0]]}), "numbers"),
+        (lambda: TimestepMatrix.from_dict({"model_sigma": [[1.0]]}), "has 'sigma'"),
+        (lambda: TimestepMatrix.from_dict({"sigma": [[1.0], [0.0]], "tolled": []}), "tolled"),
+        (lambda: TimestepMatrix.from_dict({"sigma": [[1.0], [0.0]], "state": [[1.0], [0.0]]}), "'state'"),
+        (lambda: TimestepMatrix.from_dict({"sigma": [[1.0], [0.0, 1.0]]}), "equal length"),
+        (lambda: TimestepMatrix.from_dict({"sigma": [["a"], [0.0]]}), "numbers"),
         (lambda: PLAIN.image(2), "cell"),
     ],
 )

@@ -11,15 +11,15 @@ from PIL import Image as PILImage
 
 from pusa.errors import InputError
 from pusa.generation.conditions import Target, place, resolve
-from pusa.generation.request import Clip, Image
+from pusa.generation.given import Clip, Image
 from pusa.images import fit, write_image
-from pusa.models.wan.latents import frames_of
+from pusa.models.wan.autoencoder import GEOMETRIES
 from pusa.videos import write_video
 
 
 @pytest.fixture
 def target(tiny_pipe):
-    return Target(frames=17, size=(32, 32), fps=8, fit="crop", vae=tiny_pipe.vae)
+    return Target(frames=17, size=(32, 32), fps=8, fit="crop", backbone=tiny_pipe.backbone)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_paths_pil_and_arrays_are_the_same_picture(picture, target, tmp_path):
 def test_another_shape_is_fitted(noise_frames, tiny_pipe, target):
     wide = noise_frames(1, size=(64, 32))[0]
     for mode in ("crop", "pad", "stretch"):
-        known, _ = resolve([Image(wide)], Target(17, (32, 32), 8, mode, tiny_pipe.vae))
+        known, _ = resolve([Image(wide)], Target(17, (32, 32), 8, mode, tiny_pipe.backbone))
         assert torch.equal(known[0][0], tiny_pipe.encode(fit(wide, (32, 32), mode)[None]))
 
 
@@ -79,17 +79,17 @@ def test_the_beginning_of_a_video_further_in_loses_no_frame(noise_frames, tiny_p
 
 @given(at=st.integers(0, 20), count=st.integers(1, 21))
 def test_a_clip_is_placed_exactly_or_refused(at, count, tiny_pipe):
-    target = Target(21, (32, 32), 8, "crop", tiny_pipe.vae)
+    target = Target(21, (32, 32), 8, "crop", tiny_pipe.backbone)
     try:
         placed = place(Clip(np.zeros((21, 32, 32, 3), np.uint8), at=at, frames=count), target)
     except InputError:
         assert at + count > 21 or (count % 4 != 1 if at == 0 else at % 4 != 1 or count % 4 != 0)
     else:
-        assert [f for slot in placed.slots for f in frames_of(slot)] == list(range(at, at + count))
+        assert [f for slot in placed.slots for f in GEOMETRIES[16].frames_of(slot)] == list(range(at, at + count))
 
 
 def test_paper_example_of_completion(tiny_pipe, noise_frames):
-    target = Target(81, (32, 32), 16, "crop", tiny_pipe.vae)
+    target = Target(81, (32, 32), 16, "crop", tiny_pipe.backbone)
     conditions = [Clip(noise_frames(9)), Clip(noise_frames(12), at=-1)]
     assert sorted(slots(conditions, target)) == [0, 1, 2, 18, 19, 20]
 
@@ -124,7 +124,7 @@ class TestGeneratedClips:
         for source in (clip, path):
             known, _ = resolve([Clip(source, start=2, frames=9)], target)
             assert torch.equal(torch.cat([known[s][0] for s in range(3)], 2), tiny_pipe.encode(clip.frames[2:11]))
-        smaller = Target(17, (16, 16), 8, "stretch", tiny_pipe.vae)
+        smaller = Target(17, (16, 16), 8, "stretch", tiny_pipe.backbone)
         known, _ = resolve([Clip(clip)], smaller)
         assert torch.equal(known[0][0], tiny_pipe.encode(fit(clip.frames, (16, 16), "stretch"))[:, :, :1])
 
@@ -136,7 +136,7 @@ class TestGeneratedClips:
         assert not torch.equal(known[0][0], clip.latents[:, :, :1])
         assert "latents_sha256" not in records[0]
         clip.save(path)
-        weights = target.vae.quant_conv.weight.data
+        weights = target.backbone.vae.quant_conv.weight.data
         before = weights.clone()
         weights[0, 0] += 1
         try:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from pusa.core import schedules, sigmas
+from pusa.core import Call, schedules, sigmas
 from pusa.errors import InputError
+from pusa.generation.given import Image
 from pusa.generation.pipeline import Pipeline, load
 from pusa.generation.provenance import regenerate
-from pusa.generation.request import Image
 from pusa.models.lora.runtime import LoraFile
 from pusa.models.memory import profiles
 from tests.models.lora_files import truth, written
@@ -59,8 +59,9 @@ def test_the_noisiest_frame_decides_also_with_a_clean_first_frame(experts_folder
     assert not torch.equal(seen[2], upper[2])
     low = alone(experts_folder, "low")
     x, text = seen[1], low.encode_text([PROMPT])
-    v = low.velocity(x, whole.told[2:3].float(), ("cond", text))
-    step = (whole.state[3] - whole.state[2]).float()[None, None, :, None, None]
+    call = Call(2, 4, torch.arange(5), ~whole.moves[2:3])
+    v = low.velocity(x, whole.model_sigma[2:3].float(), ("cond", text), call)
+    step = (whole.sigma[3] - whole.sigma[2]).float()[None, None, :, None, None]
     torch.testing.assert_close(x + step * v, seen[2], rtol=0, atol=1e-6)
     assert torch.equal(clip.latents[:, :, 0], pipe.encode(picture[None])[:, :, 0])
 

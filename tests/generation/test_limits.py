@@ -47,7 +47,7 @@ def test_wishes_that_cannot_be_met(limits: Limits, wish: dict[str, Any], sentenc
 
 
 def test_the_longest_and_largest_clip_is_allowed(limits: Limits) -> None:
-    frames, side = 4 * (limits.positions - 1) + 1, limits.positions * limits.multiple
+    frames, side = 4 * (limits.positions - 1) + 1, limits.positions * limits.geometry.multiple
     assert limits.settings(frames=frames, size=(side, side)).frames == frames
 
 

@@ -16,14 +16,13 @@ from pusa.core import schedules, sigmas
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import Cancelled, InputError
 from pusa.generation.conditions import Target, resolve
+from pusa.generation.given import Clip, Image
 from pusa.generation.pipeline import load
 from pusa.generation.request import (
-    Clip,
     Extend,
     ExtendOptions,
     Generate,
     GenerateOptions,
-    Image,
     Sampling,
     SamplingOptions,
     Transition,
@@ -67,9 +66,9 @@ def test_a_task_is_its_conditions(task, tasks, tiny_pipe):
     assert clip.frames.shape == (17, 32, 32, 3)
     assert clip.frames.dtype == np.uint8
     assert clip.fps == 8
-    known = [slot for slot in range(5) if not clip.matrix.state[:, slot].any()]
+    known = [slot for slot in range(5) if not clip.matrix.sigma[:, slot].any()]
     assert known == slots
-    encoded, _ = resolve(conditions, Target(17, (32, 32), 8, "crop", tiny_pipe.vae))
+    encoded, _ = resolve(conditions, Target(17, (32, 32), 8, "crop", tiny_pipe.backbone))
     free = tiny_pipe.generate(PROMPT, seed=3).latents if slots else tiny_pipe.noise(3, tiny_pipe.limits.settings())
     for slot in range(5):
         made = clip.latents[:, :, slot : slot + 1]
@@ -99,7 +98,7 @@ def test_editing_starts_part_of_the_way_down(tiny_pipe, noise_frames):
     def distance(strength):
         clip = tiny_pipe.generate(PROMPT, init=Clip(video), strength=strength)
         sigma = sigmas.shift(torch.tensor(strength, dtype=torch.float64), 5.0)
-        assert torch.all(clip.matrix.state[0] == sigma)
+        assert torch.all(clip.matrix.sigma[0] == sigma)
         return float((clip.latents - original).abs().mean())
 
     distances = [distance(s) for s in (0.02, 0.3, 1.0)]
@@ -115,7 +114,7 @@ def test_editing_starts_part_of_the_way_down(tiny_pipe, noise_frames):
 def test_noise_on_a_condition_is_mixed_once_with_its_own_noise(tiny_pipe, picture):
     seen = []
     clip = tiny_pipe.generate(PROMPT, [Image(picture(1), noise=0.2)], steps=4, callback=lambda step: seen.append(step))
-    assert torch.equal(clip.matrix.state[:, 0], clip.matrix.state[:, 1] * 0.2)
+    assert torch.equal(clip.matrix.sigma[:, 0], clip.matrix.sigma[:, 1] * 0.2)
     known = tiny_pipe.encode(picture(1)[None])
     noise = tiny_pipe.noise(0, tiny_pipe.limits.settings())[:, :, :1]
     start = 0.8 * known + 0.2 * noise
@@ -194,7 +193,7 @@ def test_a_renoising_matrix_draws_from_the_seed(tiny_pipe):
     first, again, other = (tiny_pipe.generate(PROMPT, matrix=matrix, seed=seed).latents for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    plain = TimestepMatrix.from_state(matrix.state)
+    plain = TimestepMatrix.from_sigma(matrix.sigma)
     assert not torch.equal(first, tiny_pipe.generate(PROMPT, matrix=plain, seed=1).latents)
 
 
@@ -286,7 +285,7 @@ def test_loading_with_loras(tiny_folder, tmp_path):
         weight.data.mul_(2)
     runtime.save(pipe.transformer, tmp_path / "b" / "a.safetensors")
     namesakes = load(tiny_folder, lora=[tmp_path / "a.safetensors", tmp_path / "b" / "a.safetensors"], device="cpu")
-    assert [x.name for x in namesakes.components.loras] == ["a", "a_2"]
+    assert [x.name for x in namesakes.backbone.loras] == ["a", "a_2"]
     shutil.copy(tmp_path / "a.safetensors", tmp_path / "copy.safetensors")
     with pytest.raises(InputError, match=r"copy\.safetensors is there already, as 'a'"):
         load(tiny_folder, lora=[tmp_path / "a.safetensors", tmp_path / "copy.safetensors"], device="cpu")

@@ -125,7 +125,7 @@ def test_a_clip_shorter_than_the_overlap_is_counted_whole(count, overlap, senten
 
 def test_noise_on_the_overlap_leaves_the_clip(tiny_pipe, clip):
     longer = extend(tiny_pipe, clip, PROMPT, frames=4, noise=[0.0, 0.3])
-    assert torch.equal(longer.matrix.state[:, 1], 0.3 * longer.matrix.state[:, 2])
+    assert torch.equal(longer.matrix.sigma[:, 1], 0.3 * longer.matrix.sigma[:, 2])
     assert torch.equal(longer.latents[:, :, :5], clip.latents)
     assert not torch.equal(longer.latents, extend(tiny_pipe, clip, PROMPT, frames=4).latents)
 

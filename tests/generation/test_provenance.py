@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 
 import av
 import numpy as np
@@ -15,9 +16,9 @@ from safetensors import safe_open
 from pusa import embedded
 from pusa.core import schedules, sigmas
 from pusa.errors import InputError
+from pusa.generation.given import Clip, Image
 from pusa.generation.pipeline import extend, load, transition
 from pusa.generation.provenance import read, regenerate
-from pusa.generation.request import Clip, Image
 from pusa.images import write_image
 from pusa.models.lora import runtime
 from pusa.videos import write_video
@@ -188,8 +189,8 @@ def test_a_matrix_edited_in_the_recipe_is_said_or_walked(tiny_pipe, tmp_path):
     clip = tiny_pipe.generate(PROMPT, steps=4)
     path = clip.save(tmp_path / "clip.mp4")
     recipe = read(path)
-    rows = recipe["matrix"]["state"]
-    recipe["matrix"]["state"] = [rows[0], [0.9 * value for value in rows[1]], *rows[2:]]
+    rows = recipe["matrix"]["sigma"]
+    recipe["matrix"]["sigma"] = [rows[0], [0.9 * value for value in rows[1]], *rows[2:]]
     path.with_suffix(".json").write_text(json.dumps(recipe))
     with pytest.warns(
         UserWarning, match='another timestep matrix than its settings give, .*; set "own_matrix" to true'
@@ -201,11 +202,29 @@ def test_a_matrix_edited_in_the_recipe_is_said_or_walked(tiny_pipe, tmp_path):
     longer = extend(tiny_pipe, path, PROMPT, frames=4)
     longer.save(tmp_path / "longer.mp4")
     recipe = read(tmp_path / "longer.mp4")
-    rows = recipe["matrix"]["state"]
-    recipe["matrix"]["state"] = [rows[0], [0.9 * value for value in rows[1]], *rows[2:]]
+    rows = recipe["matrix"]["sigma"]
+    recipe["matrix"]["sigma"] = [rows[0], [0.9 * value for value in rows[1]], *rows[2:]]
     (tmp_path / "longer.json").write_text(json.dumps(recipe))
     with pytest.warns(UserWarning, match=r"another timestep matrix .* these were followed\.$"):
         regenerate(tmp_path / "longer.mp4", tiny_pipe)
+
+
+def test_a_recipe_of_version_0_1_is_remade_without_a_warning(tiny_pipe, tmp_path):
+    """Its matrix has the fields `state` and `told`."""
+    stairs = schedules.staircase(sigmas.grid(2), 5, block=2)
+    hidden = dataclasses.replace(stairs, model_sigma=0.9 * stairs.model_sigma)
+    former = {"sigma": "state", "model_sigma": "told"}
+    for options in ({"steps": 2, "shift": 3.0}, {"matrix": hidden}):
+        clip = tiny_pipe.generate(PROMPT, **options)
+        path = clip.save(tmp_path / "clip.mp4")
+        recipe = read(path)
+        recipe["matrix"] = {former.get(key, key): rows for key, rows in recipe["matrix"].items()}
+        path.with_suffix(".json").write_text(json.dumps(recipe))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            again = regenerate(path, tiny_pipe)
+        assert torch.equal(again.latents, clip.latents)
+        assert again.matrix == clip.matrix
 
 
 @pytest.mark.parametrize(("key", "value"), [("size", [64]), ("model", "tiny"), ("prompt", 3), ("steps", "4")])

@@ -3,7 +3,7 @@
     python -m tests.training.killing FOLDER SETTINGS_JSON KILLS_JSON [MODULE:OBJECTIVE]
 
 KILLS_JSON is a list with one entry per process before the last: a number of steps past the checkpoint that it began
-with, whose fraction is a wait of up to 20 ms more, or "state", "push" or "rename", the place inside the writing of its
+with, whose fraction is a wait of up to 20 ms more, or "state", "flush" or "rename", the place inside the writing of its
 second checkpoint where it dies. Every process is forked from this one, which has done the slow imports, and runs the
 same training in FOLDER/killed. One more trains in FOLDER/whole without a break. Writes FOLDER/deaths.json: for each
 process but that, the signal that ended it and the last whole checkpoint that it left.
@@ -47,8 +47,8 @@ def dying(place: str) -> None:
 
     if place == "state":
         torch.save = instead(torch.save)
-    elif place == "push":
-        run_folder._push = instead(run_folder._push)
+    elif place == "flush":
+        run_folder._flush = instead(run_folder._flush)
     else:
         Path.rename = instead(Path.rename)  # type: ignore[method-assign]
 

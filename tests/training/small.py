@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel
 
+from pusa.models.backbone import Defaults
+from pusa.models.wan.backbone import WanBackbone
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
 from pusa.training.config.tree import Config
 
@@ -35,9 +37,12 @@ def pristine() -> WanTransformer3DModel:
 
 
 def components() -> Any:
-    """The part of `checkpoints.Components` that training needs, with a fresh copy of the transformer."""
-    transformer = VectorWanTransformer3DModel.upgrade(copy.deepcopy(pristine()))
-    return SimpleNamespace(transformer=transformer.requires_grad_(False), source="small", fingerprint="small")
+    """A backbone with no weights in its autoencoder and no text encoder, with a fresh copy of the transformer."""
+    transformer = VectorWanTransformer3DModel.upgrade(copy.deepcopy(pristine())).requires_grad_(False)
+    vae: Any = SimpleNamespace(config={"scale_factor_spatial": 8})
+    text_encoder: Any = None
+    tokenizer: Any = None
+    return WanBackbone(vae, text_encoder, tokenizer, "small", transformer, "small", Defaults())
 
 
 class Samples(Sequence[Any]):

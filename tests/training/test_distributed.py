@@ -157,7 +157,7 @@ def test_every_process_stops_at_a_clip_of_nans_and_names_it(together: Path) -> N
 def test_a_signal_to_one_process_stops_all_after_the_same_step(together: Path) -> None:
     for rank in (0, 1):
         seen = json.loads((together / f"interrupted.{rank}.json").read_text())
-        assert "after step 2 of 6, with a checkpoint" in seen["error"]
+        assert "after step 2 of 6, and a checkpoint is written" in seen["error"]
         assert seen["first"] == 2
     assert far(state(together / "interrupted"), state(together / "ddp-lora")) == 0
 

@@ -40,7 +40,7 @@ def test_the_lora_of_an_expert_goes_back_onto_it(
 
     refused = train("both")
     assert refused["code"] == 2
-    assert "two experts, trained one at a time: set model.expert to high or low" in refused["error"]["message"]
+    assert "which are trained one at a time: set model.expert to high or low" in refused["error"]["message"]
     assert train("low", "--model.expert", "low", "--model.full-range", "false")["code"] == 0
     file = tmp_path / "low" / "lora.safetensors"
     with safe_open(file, "pt") as opened:

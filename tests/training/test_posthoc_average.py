@@ -103,8 +103,8 @@ def test_what_is_no_run_with_averages_is_one_sentence(run: Path, tmp_path: Path)
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "a.safetensors").exists()
 
-    refused("is no run", tmp_path)
-    refused("is no run", run / "config.yaml")
+    refused("is not the folder of a run", tmp_path)
+    refused("is not the folder of a run", run / "config.yaml")
     for sigma_rel in (0, -1, 0.5, float("nan")):
         refused(r"between 0 and 0\.28", run, sigma_rel)
     shutil.rmtree(run / "snapshots")

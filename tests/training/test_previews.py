@@ -17,8 +17,7 @@ from pusa.adapters.lora import without_lora
 from pusa.core.objectives import flow_matching_loss
 from pusa.errors import InputError
 from pusa.models.loading import checkpoints
-from pusa.models.loading.checkpoints import Components
-from pusa.models.wan import latents
+from pusa.models.wan.backbone import WanBackbone
 from pusa.training import previews
 
 
@@ -39,12 +38,12 @@ class Settings:
 
 
 @pytest.fixture(scope="module")
-def parts(tiny_folder: Path) -> Components:
+def parts(tiny_folder: Path) -> WanBackbone:
     """A random pipeline with an adapter on it that does something."""
     return trainable(tiny_folder)
 
 
-def trainable(folder: Path) -> Components:
+def trainable(folder: Path) -> WanBackbone:
     parts = checkpoints.load(str(folder), device="cpu")
     torch.manual_seed(0)
     config = LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_v"], init_lora_weights=False, lora_dropout=0.1)
@@ -54,16 +53,16 @@ def trainable(folder: Path) -> Components:
 
 
 @pytest.fixture(scope="module")
-def held(parts: Components) -> list[Held]:
+def held(parts: WanBackbone) -> list[Held]:
     samples = []
     for i, caption in enumerate(["a red circle moves left", "the camera pans right over a photograph of a cat"]):
         z = torch.randn(16, 5, 4, 4, generator=torch.Generator().manual_seed(i))
-        context = latents.encode_text(parts.text_encoder, parts.tokenizer, [caption])[0]
+        context = parts.encode_text([caption]).tokens[0]
         samples.append(Held(str(i), z, context, caption))
     return samples
 
 
-def test_clips_and_sheet(parts: Components, held: list[Held], tmp_path: Path) -> None:
+def test_clips_and_sheet(parts: WanBackbone, held: list[Held], tmp_path: Path) -> None:
     made = previews.make(parts, held, 40, tmp_path / "step_000040", Settings())
     names = {path.name for path in (tmp_path / "step_000040").iterdir()}
     assert names == {"sheet.png", *(f"{task}_{i}.mp4" for task in Settings().tasks for i in (0, 1))}
@@ -74,7 +73,7 @@ def test_clips_and_sheet(parts: Components, held: list[Held], tmp_path: Path) ->
         preview = by_name[f"{task}_0"]
         assert preview.given == slots
         assert preview.prompt == "a red circle moves left"
-        held_clean = (preview.matrix.state == 0).all(dim=0).nonzero()[:, 0].tolist()
+        held_clean = (preview.matrix.sigma == 0).all(dim=0).nonzero()[:, 0].tolist()
         assert tuple(held_clean) == slots
     assert [by_name[f"image-to-video_{i}"].seed for i in (0, 1)] == [0, 1]
     first = by_name["image-to-video_0"]
@@ -87,7 +86,7 @@ def test_clips_and_sheet(parts: Components, held: list[Held], tmp_path: Path) ->
 
 
 def test_the_same_model_makes_the_same_previews_and_a_changed_one_others(
-    parts: Components, held: list[Held], tmp_path: Path
+    parts: WanBackbone, held: list[Held], tmp_path: Path
 ) -> None:
     settings = Settings(tasks=("image-to-video",), guidance=1.0)
     one, again = (previews.make(parts, held[:1], s, tmp_path, settings)[0].frames for s in (1, 2))
@@ -97,7 +96,7 @@ def test_the_same_model_makes_the_same_previews_and_a_changed_one_others(
     assert not np.array_equal(one, base)
 
 
-def test_the_model_and_the_random_numbers_are_left_alone(parts: Components, held: list[Held], tmp_path: Path) -> None:
+def test_the_model_and_the_random_numbers_are_left_alone(parts: WanBackbone, held: list[Held], tmp_path: Path) -> None:
     parts.transformer.blocks[0].eval()
     modes = [module.training for module in parts.transformer.modules()]
     weights = {name: p.detach().clone() for name, p in parts.transformer.named_parameters()}
@@ -146,24 +145,24 @@ def test_a_training_with_previews_is_bit_for_bit_the_one_without(
 
 
 def test_prompts_of_ones_own_and_processes_that_do_not_write(
-    parts: Components, held: list[Held], tmp_path: Path
+    parts: WanBackbone, held: list[Held], tmp_path: Path
 ) -> None:
     settings = Settings(tasks=("text-to-video",), prompts=("a blue square grows", "a cat", "the dog"), guidance=None)
     made = previews.make(parts, held, 1, tmp_path / "none", settings, write=False)
     assert [p.prompt for p in made] == ["a blue square grows", "a cat", "the dog"]
     assert not (tmp_path / "none").exists()
     caption = Settings(tasks=("text-to-video",), guidance=None)
-    empty = latents.encode_text(parts.text_encoder, parts.tokenizer, [""])[0]
+    empty = parts.encode_text([""]).tokens[0]
     given = previews.make(parts, held, 1, tmp_path, caption, empty_context=empty, write=False)
     encoded = previews.make(parts, held, 1, tmp_path, caption, write=False)
     assert np.array_equal(given[0].frames, encoded[0].frames)
 
 
-def test_stills_have_text_to_video_only(parts: Components, held: list[Held], tmp_path: Path) -> None:
+def test_stills_have_text_to_video_only(parts: WanBackbone, held: list[Held], tmp_path: Path) -> None:
     still = [Held("s", held[0].latents[:, :1], held[0].context, "a still")]
     made = previews.make(parts, still, 1, tmp_path, Settings())
     assert [p.task for p in made] == ["text-to-video"]
     with pytest.raises(InputError, match=r"add text-to-video to preview\.tasks"):
         previews.make(parts, still, 1, tmp_path, Settings(tasks=("image-to-video",)))
-    with pytest.raises(InputError, match="no held-out clip"):
+    with pytest.raises(InputError, match="need held-out clips"):
         previews.make(parts, [], 1, tmp_path, Settings())

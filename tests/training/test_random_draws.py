@@ -53,7 +53,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 def test_independent_frames_follow_the_law_and_know_nothing_of_each_other(name: str, seed: int) -> None:
     config, law = LAWS[name]
     drawn = sample(config, seed)
-    truth = sigmas.independent(20_000, FRAMES, law=law, generator=torch.Generator().manual_seed(99))
+    truth = sigmas.ptss(20_000, FRAMES, 1.0, law=law, generator=torch.Generator().manual_seed(99))
     for frame in range(FRAMES):
         assert same(drawn[:, frame], truth[:, frame])
     assert same(drawn.max(dim=1).values, truth.max(dim=1).values)
@@ -63,7 +63,7 @@ def test_independent_frames_follow_the_law_and_know_nothing_of_each_other(name: 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_law_that_is_wrong_by_little_is_found_out(seed: int) -> None:
     drawn = sample(SigmaConfig(law="shifted", shift=1.3), seed)
-    truth = sigmas.independent(20_000, FRAMES, generator=torch.Generator().manual_seed(99))
+    truth = sigmas.ptss(20_000, FRAMES, 1.0, generator=torch.Generator().manual_seed(99))
     assert not same(drawn[:, 0], truth[:, 0])
     shared = sample(SigmaConfig(pattern="shared"), seed)
     assert same(shared[:, 0], truth[:, 0])
@@ -79,7 +79,7 @@ def test_a_batch_has_one_level_in_each_part_of_the_law(batch: int, frames: int, 
 
 
 def test_levels_drawn_without_strata_would_not_have_that() -> None:
-    drawn = sigmas.independent(24, 9, generator=torch.Generator().manual_seed(0))
+    drawn = sigmas.ptss(24, 9, 1.0, generator=torch.Generator().manual_seed(0))
     parts = (drawn.double() * 24).long().sort(dim=0).values
     assert not (parts == torch.arange(24)[:, None]).all()
 
@@ -139,7 +139,7 @@ def test_the_range_is_that_of_the_noisiest_frame_and_the_draw_is_conditioned_on_
     noisiest = drawn.max(dim=1).values
     assert (noisiest >= low - 1e-6).all()
     assert (noisiest <= high + 1e-6).all()
-    free = sigmas.independent(300_000, FRAMES, law=law, generator=torch.Generator().manual_seed(5))
+    free = sigmas.ptss(300_000, FRAMES, 1.0, law=law, generator=torch.Generator().manual_seed(5))
     top = free.max(dim=1).values
     kept = free[(top >= low) & (top <= high)][:20_000]
     assert len(kept) > 1000
@@ -205,7 +205,7 @@ def test_a_staircase_draw_is_a_row_of_a_staircase() -> None:
     rows = {
         tuple(row)
         for delay in range(1, random_draws.STAIRCASE_DELAY + 1)
-        for row in schedules.staircase(grid, 5, delay=delay).told.float().tolist()
+        for row in schedules.staircase(grid, 5, delay=delay).model_sigma.float().tolist()
     }
     drawn = sample(config, 0, steps=50)
     assert {tuple(row) for row in drawn.tolist()} <= rows
@@ -258,7 +258,7 @@ def test_what_cannot_be_drawn_is_refused_in_words() -> None:
         sigmas_of(0, 0, 0, 5, SigmaConfig(), 0)
     with pytest.raises(InputError, match="1 latent frame"):
         sigmas_of(0, 0, 1, 1, SigmaConfig(pattern="first-clean"), 0)
-    with pytest.raises(InputError, match="No noise level lies between"):
+    with pytest.raises(InputError, match="No noise level is between"):
         sigmas_of(0, 0, 1, 5, SigmaConfig(law="shifted", levels=2, low=0.1, high=0.2), 0)
     with pytest.raises(InputError, match="No row of a staircase"):
         sigmas_of(0, 0, 1, 5, SigmaConfig(pattern="tasks", tasks={"staircase": 1.0}, high=0.01), 0)

@@ -15,6 +15,7 @@ import pytest
 
 from pusa import images, video_probe, videos
 from pusa.cli import main
+from pusa.models.wan.autoencoder import GEOMETRIES
 from pusa.training.data import samples
 from pusa.training.data.samples import Bucket
 
@@ -65,7 +66,7 @@ def test_every_frame_is_read(name: str, frames: int, size: tuple[int, int], rate
 
 
 def test_samples_are_the_frames_of_the_film_at_their_times(folder: Path) -> None:
-    plan = samples.survey(folder, [BUCKET], FPS, "uniform")
+    plan = samples.survey(folder, [BUCKET], FPS, GEOMETRIES[16], "uniform")
     assert not plan.problems
     counts = {name: sum(cut.file.path.stem == name for cut in plan.cuts) for name in CAPTIONS}
     assert counts == {"bigbuckbunny": 2, "bikes": 4, "carphone_pristine": 1, "carphone_distorted": 1}

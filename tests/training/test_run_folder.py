@@ -70,7 +70,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage: str, f
     with Run.open(folder, FACTS) as run:
         write(run, 1)
         DAMAGE[damage](write(run, 2))
-    with pytest.warns(UserWarning, match=r"step_000002 is damaged: .* Going on from step 1\."):
+    with pytest.warns(UserWarning, match=r"step_000002 is damaged: .* Training resumes from step 1\."):
         run = Run.open(folder, FACTS)
     with run:
         assert run.resumed is not None
@@ -78,7 +78,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage: str, f
         write(run, 2, keep=1)
         assert run_folder.read(run.checkpoints[-1]).step == 2
     DAMAGE[damage](folder / "checkpoints" / "step_000002")
-    with pytest.raises(InputError, match="None of the 1 checkpoints"):
+    with pytest.raises(InputError, match="All 1 checkpoints"):
         Run.open(folder, FACTS)
 
 
@@ -187,7 +187,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_usable(who: str, small_disk: Pat
     with Run.open(small_disk / "run", FACTS) as run:
         write(run, 1)
         with pytest.raises(
-            InputError, match=r"step_000002 \(the last good one is step_000001\): the disk is full"
+            InputError, match=r"step_000002 \(the last good checkpoint is step_000001\): the disk is full"
         ) as caught:
             run.save(2, *what, 1)
         assert str(caught.value).count(". ") == 0
@@ -205,7 +205,7 @@ def test_a_full_disk_is_known_by_whatever_name_it_comes(folder: Path) -> None:
             raise RuntimeError("unexpected pos 704 vs 598")  # noqa: B904, as torch does it
 
     with Run.open(folder, FACTS) as run:
-        with pytest.raises(InputError, match=r"there is none yet\): the disk is full"):
+        with pytest.raises(InputError, match=r"there is no checkpoint yet\): the disk is full"):
             run.save(1, {}, full, 1)
         assert list((folder / "checkpoints").iterdir()) == []
 

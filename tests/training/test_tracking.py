@@ -19,11 +19,12 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 
 from pusa.errors import InputError
-from pusa.models.wan.transformer import VectorWanTransformer3DModel
+from pusa.models.wan.backbone import WanBackbone
+from pusa.models.wan.operations import StepCounter
 from pusa.processes import ProcessGroup
 from pusa.training import tracking, validation
-from pusa.training.costs import Costs, StepCounter
-from pusa.training.monitoring import Watch
+from pusa.training.costs import Costs
+from pusa.training.monitoring import Monitor
 from pusa.training.run_folder import Run
 from pusa.training.tracking import Tracker
 from pusa.training.trainer import train
@@ -31,10 +32,10 @@ from tests.training import small
 
 
 @pytest.fixture
-def model() -> VectorWanTransformer3DModel:
-    model = small.components().transformer
-    model.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), "pusa")
-    return model
+def model() -> WanBackbone:
+    backbone: WanBackbone = small.components()
+    backbone.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), "pusa")
+    return backbone
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +57,7 @@ def test_a_record_gets_its_measurements_and_keeps_the_rest(tmp_path: Path, model
         mine_later = record(2)
         tracker.step(mine_later)
     assert {k: v for k, v in mine.items() if k in record(1)} == {k: v for k, v in record(1).items() if k != "seconds"}
-    flops = StepCounter(model)(2, 24, 6)
+    flops = StepCounter(model.transformer)(2, 24, 6)
     assert (mine["flops"], mine["recomputed"]) == (flops.model, 0)
     timing = mine_later["timing"]
     assert timing["seconds"] == 1e-4
@@ -99,7 +100,8 @@ def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path: Path
     assert (costs.steps, costs.samples, costs.tokens) == (6, 12, 144)
     lines = [json.loads(line)["timing"] for line in (cut / "log.jsonl").read_text().splitlines()]
     assert costs.seconds == pytest.approx(sum(line["seconds"] for line in lines))
-    assert costs.flops == 6 * StepCounter(model)(2, 24, 6).executed
+    step = StepCounter(model.transformer)(2, 24, 6)
+    assert costs.flops == 6 * (step.model + step.recomputed)
     assert costs.money == pytest.approx(costs.device_hours * 3600)
     assert Costs.read(cut / "cost.json") == costs
 
@@ -134,7 +136,7 @@ def test_without_a_terminal_lines_say_now_and_then_how_far_it_is(
         with tracker.aside("Validating", "validation"):
             pass
     begin, line, aside = capsys.readouterr().err.splitlines()
-    assert begin == "Training goes on after step 10 of 40"
+    assert begin == "Training resumes after step 10 of 40"
     assert line.startswith("Training: step 12 of 40, loss 0.1250, ")
     assert " left, MFU " in line
     assert aside == "Validating after step 13"
@@ -194,7 +196,7 @@ def test_starting_a_finished_run_again_keeps_what_it_cost(
     with Tracker(tmp_path, model, steps=1, price=3.0) as tracker:
         again = tracker.finish()
     assert again == dataclasses.replace(costs, price=3.0) == Costs.read(tmp_path / "cost.json")
-    assert "Nothing is left to train after step 1;" in capsys.readouterr().err
+    assert "The training was finished before, after step 1." in capsys.readouterr().err
 
 
 class Screen(io.StringIO):
@@ -290,7 +292,7 @@ def test_a_logger_that_fails_does_not_end_the_training(
         tracker.step(record(2))
         tracker.step(record(3))
     assert ("train/loss", 3) in stand_ins[1].seen
-    assert capsys.readouterr().err.count("trackio failed and is left out from now on: no route to host") == 1
+    assert capsys.readouterr().err.count("trackio failed and is not used any more: no route to host") == 1
 
 
 @pytest.mark.parametrize(("name", "how"), [("tensorboard", "pusa[train]"), ("trackio", "trackio"), ("wandb", "wandb")])
@@ -334,12 +336,12 @@ def test_a_real_trackio_run(tmp_path: Path, model: Any, monkeypatch: pytest.Monk
 
 def watched(out: Path, config: Any, **options: Any) -> tuple[Any, Costs | None]:
     components, samples, held_out = small.components(), small.Samples(), list(small.Samples(2))
-    with Watch(config, out, components, samples, held_out, ProcessGroup(0, 1), quiet=True) as watch:
+    with Monitor(config, out, components, samples, held_out, ProcessGroup(0, 1), quiet=True) as monitor:
         result = train(
-            config, out, components=components, samples=samples, tracker=watch.tracker,
-            hooks=watch.hooks, **options,
+            config, out, components=components, samples=samples, tracker=monitor.tracker,
+            hooks=monitor.hooks, **options,
         )  # fmt: skip
-        return result, watch.finish()
+        return result, monitor.finish()
 
 
 @pytest.mark.parametrize("lora", [{}, None])

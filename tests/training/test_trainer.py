@@ -268,8 +268,8 @@ def test_a_lora_that_would_train_nothing(tmp_path: Path) -> None:
     loaded = small.components()
     run(tmp_path / "a", components=loaded)
     refused("has the LoRA pusa already", tmp_path / "b", components=loaded)
-    refused("no clip", tmp_path / "c", samples=small.Samples(0))
-    refused("clip0 is held out", tmp_path / "d", options={"held_out": small.Samples(1)})
+    refused("no clips", tmp_path / "c", samples=small.Samples(0))
+    refused("clip0 is both held out", tmp_path / "d", options={"held_out": small.Samples(1)})
 
 
 def bad(*clips: int) -> small.Samples:
@@ -373,7 +373,7 @@ def test_a_run_of_constant_rate_may_be_made_longer_but_not_shorter(tmp_path: Pat
     run(tmp_path / "b", train={**constant, "steps": 9})
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
     assert curve(tmp_path / "a") == curve(tmp_path / "b")
-    refused("up to step 9 already, past train.steps = 7", tmp_path / "a", train={**constant, "steps": 7})
+    refused("already trained to step 9, beyond train.steps = 7", tmp_path / "a", train={**constant, "steps": 7})
 
 
 class Signals:
@@ -395,9 +395,9 @@ def test_interrupted_it_ends_the_step_and_goes_on_to_the_same_weights(
     seen: list[int] = []
     before = signal.getsignal(number)
     options = {"tracker": Signals(6, number), "hooks": [Hook(3, lambda step, *_: seen.append(step))]}
-    with pytest.raises(Cancelled, match="after step 6 of 12, with a checkpoint; the same command goes on from there"):
+    with pytest.raises(Cancelled, match="after step 6 of 12, and a checkpoint is written; rerun the command to resume"):
         run(tmp_path / "a", options=options, **settings)
-    assert "stopping after this step" in capfd.readouterr().err
+    assert "will stop after this step" in capfd.readouterr().err
     assert signal.getsignal(number) == before
     assert seen == [3], "nothing more is begun"
     assert [p.name for p in Run.open(tmp_path / "a", {}, force=True).checkpoints] == ["step_000004", "step_000006"]
@@ -418,7 +418,7 @@ def test_a_second_interruption_ends_it_at_once(tmp_path: Path) -> None:
     assert run(tmp_path).first == 4
 
 
-def test_in_a_thread_it_trains_without_listening(tmp_path: Path) -> None:
+def test_in_a_thread_it_trains_without_signal_handlers(tmp_path: Path) -> None:
     with ThreadPoolExecutor() as pool:
         assert pool.submit(run, tmp_path, train={"steps": 2}).result().steps == 2
 
@@ -448,7 +448,7 @@ def test_killed_and_started_again_it_ends_the_same(tmp_path: Path) -> None:
     check_killed(
         tmp_path,
         {"train": {"steps": 24, "ema": "post-hoc", "workers": 2}, "save": {"every": 3}},
-        [4.5, "state", "push", "rename"],
+        [4.5, "state", "flush", "rename"],
     )
 
 
@@ -466,7 +466,7 @@ def test_a_full_disk_leaves_a_run_that_goes_on(tmp_path: Path, small_disk: Path)
         if step == 8:
             filler.write_bytes(bytes(os.statvfs(small_disk).f_bavail * 4096 - 8192))
 
-    with pytest.raises(InputError, match=r"step_000008 \(the last good one is step_000004\): the disk is full"):
+    with pytest.raises(InputError, match=r"step_000008 \(the last good checkpoint is step_000004\): the disk is full"):
         run(out, options={"hooks": [Hook(1, fill)]})
     filler.unlink()
     assert run(out).first == 4

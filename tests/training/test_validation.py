@@ -1,4 +1,4 @@
-"""Validation: the same questions to every model at every time, and a table that tells better from worse."""
+"""Validation: the same sigma_rows to every model at every time, and a table that tells better from worse."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from pusa.adapters.lora import without_lora
-from pusa.core.objectives import Velocity
+from pusa.core.objectives import Predictor
 from pusa.errors import InputError
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
 from pusa.training import validation
 from pusa.training.random_draws import LEAST_FRAMES, generator
-from pusa.training.validation import given, questions, undisturbed, validate
+from pusa.training.validation import given, sigma_rows, undisturbed, validate
 from tests.models.wan_small import build
 
 
@@ -45,7 +45,7 @@ def clips(count: int, frames: int = 5, channels: int = 4) -> list[Held]:
     return made
 
 
-def velocity_of(model: Any) -> Velocity:
+def velocity_of(model: Any) -> Predictor:
     return lambda x, sigma, context: model(x, 1000 * sigma, context, return_dict=False)[0]
 
 
@@ -96,14 +96,13 @@ def world() -> tuple[Any, list[Held]]:
     """The embedded model with its trained adapter, and held-out clips of its world."""
     from pusa.embedded import world
     from pusa.models.loading import checkpoints
-    from pusa.models.wan import latents
 
     parts = checkpoints.load("tiny", device="cpu")
     samples = []
     for seed in range(3):
         scene = world.sample(900 + seed, "heldout", "shape")
-        context = latents.encode_text(parts.text_encoder, parts.tokenizer, [scene.caption])[0]
-        samples.append(Held(str(seed), latents.encode(parts.vae, world.render(scene))[0], context))
+        context = parts.encode_text([scene.caption]).tokens[0]
+        samples.append(Held(str(seed), parts.encode(world.render(scene))[0], context))
     return parts.transformer, samples
 
 
@@ -119,7 +118,7 @@ def test_a_trained_adapter_is_better_than_its_base_and_a_damaged_one_worse(world
     assert (bad.losses.mean("task") > good.base.mean("task")).all()
 
 
-def test_questions_do_not_depend_on_batch_order_or_company(adapted: Any) -> None:
+def test_sigma_rows_do_not_depend_on_batch_order_or_company(adapted: Any) -> None:
     model, samples = velocity_of(damaged(adapted, 0.3)), clips(3)
 
     def total(samples: list[Held], **options: Any) -> Tensor:
@@ -163,9 +162,9 @@ def test_cells_hold_the_loss_of_their_frame_at_their_level() -> None:
     extra=st.integers(0, 18),
     levels=st.lists(st.floats(0.01, 1), min_size=1, max_size=12, unique=True),
 )
-def test_questions_of_a_task(task: str, extra: int, levels: list[float]) -> None:
+def test_sigma_rows_of_a_task(task: str, extra: int, levels: list[float]) -> None:
     frames = LEAST_FRAMES[task] + extra
-    rows = questions(task, frames, levels, generator(0, 0, 0, "test"))
+    rows = sigma_rows(task, frames, levels, generator(0, 0, 0, "test"))
     assert rows.shape == (len(levels), frames)
     held = given(task, frames)
     assert len(held) < frames
@@ -234,9 +233,9 @@ def test_one_validation_is_drawn_on_an_axis_from_step_0(
     assert 7 < most < 8
 
 
-def test_bad_questions_are_refused(adapted: Any) -> None:
+def test_bad_arguments_are_refused(adapted: Any) -> None:
     model = velocity_of(adapted)
-    with pytest.raises(InputError, match="no validation task 'inpainting'"):
+    with pytest.raises(InputError, match="task 'inpainting' does not exist"):
         validate(model, clips(1), tasks=["inpainting"])
     with pytest.raises(InputError, match="above 0 and at most 1"):
         validate(model, clips(1), sigmas=[0.5, 0.0])

@@ -71,7 +71,7 @@ def test_a_tracked_length_comes_back_as_it_was(tmp_path: Path) -> None:
     kept = trained("post-hoc", folder=tmp_path)
     made = weight_averages.reconstruct(sorted(tmp_path.iterdir()), 0.10).weights["w"]
     torch.testing.assert_close(made, kept.values["0.10"]["w"], atol=1e-4, rtol=0)
-    with pytest.raises(InputError, match="no snapshot"):
+    with pytest.raises(InputError, match="no snapshots"):
         weight_averages.reconstruct([], 0.1)
     with pytest.raises(InputError, match=r"between 0 and 0\.28"):
         weight_averages.reconstruct(sorted(tmp_path.iterdir()), 0.5)
@@ -91,12 +91,12 @@ def test_a_length_that_the_snapshots_cannot_give_is_refused_with_those_that_they
     trained("post-hoc", every=100, folder=tmp_path)
     there = sorted(tmp_path.iterdir())
     with pytest.raises(
-        InputError, match=r"too far apart for an average of relative length 0\.01; .* give (\S+) to (\S+)\.$"
+        InputError, match=r"too far apart for an average of relative length 0\.01; .* allow (\S+) to (\S+)\.$"
     ):
         weight_averages.reconstruct(there, 0.01)
     earlier = weight_averages.reconstruct(there, 0.08, 300)
     assert (earlier.step, earlier.snapshots) == (300, 3)
-    with pytest.raises(InputError, match="no snapshot of step 250; the nearest are of 100, 200, 300"):
+    with pytest.raises(InputError, match="no snapshot of step 250; the nearest are those of steps 100, 200, 300"):
         weight_averages.reconstruct(there, 0.08, 250)
 
 
@@ -104,7 +104,7 @@ def test_a_snapshot_that_does_not_belong_is_named(tmp_path: Path) -> None:
     trained("post-hoc", every=100, folder=tmp_path)
     there = sorted(tmp_path.iterdir())
     weight_averages.write_snapshot(there[1], {"0.05": {"v": torch.zeros(3)}, "0.10": {"v": torch.zeros(3)}}, 200)
-    with pytest.raises(InputError, match=r"step_000200\.safetensors holds other parameters"):
+    with pytest.raises(InputError, match=r"step_000200\.safetensors contains other parameters"):
         weight_averages.reconstruct(there, 0.08)
     for damage in (lambda: there[1].write_bytes(b"cut"), lambda: save_file({"w": torch.zeros(3)}, there[1])):
         damage()

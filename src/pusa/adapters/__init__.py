@@ -1,4 +1,4 @@
-"""What can be trained beside a frozen base model, or in it: a LoRA, or all weights of the model.
+"""The ways of training a model: a LoRA that is added to the frozen base, or all weights of the base.
 
 An `Adapter` (base.py) describes one way of training. It attaches itself to a model, writes the trained weights, and
 loads them again. Training, evaluation and the command line know only this interface, so that a further kind of adapter

@@ -1,4 +1,4 @@
-"""Training of all weights: there is no adapter beside the base, and the base itself changes."""
+"""Training of all weights: no parameters are added, and the base itself changes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A LoRA on the linear layers of a frozen base: W + (α / r) · B A, with A [r, in] and B [out, r] trained.
 
-PEFT holds the factors beside the layers. The file is written in the form that ComfyUI, WanVideoWrapper and diffusers
+PEFT adds the factors to the layers. The file is written in the form that ComfyUI, WanVideoWrapper and diffusers
 read, with α / r multiplied into B.
 """
 

@@ -95,6 +95,7 @@ def check(
             data,
             sizes,
             fps or defaults.fps,
+            shape.geometry,
             cut,
             progress=partial(progress, "Looking at the clips"),
             workers=min(16, os.cpu_count() or 1),
@@ -109,7 +110,9 @@ def check(
     from pusa.cli.shared import check_report
 
     text = (
-        f"{check_report.share(_used(plan), plan.found)} used" if talk.quiet else check_report.render(record, plan, run)
+        f"{check_report.share(_used(plan), plan.found)} used"
+        if talk.quiet
+        else check_report.render(record, plan, run, shape.geometry)
     )
     return Report({**record, "attention": attention}, text, exit_code=int(attention))
 

@@ -78,12 +78,13 @@ def prepare(
 
         name, folder = sources.find(model, parts=())
         checkpoints.check(name, folder)
-        wishes, (_, sizes) = checkpoints.defaults_of(folder), sizes_for(name, folder, buckets)
+        wishes, (shape, sizes) = checkpoints.defaults_of(folder), sizes_for(name, folder, buckets)
     with terminal.counting() as progress:
         plan = samples.survey(
             data,
             sizes,
             fps or wishes.fps,
+            shape.geometry,
             cut,
             progress=partial(progress, "Looking at the clips"),
             workers=min(16, 2 * (os.cpu_count() or 1)),

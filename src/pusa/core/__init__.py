@@ -7,11 +7,12 @@ clip = sample(velocity, latents, matrix, context)
 from __future__ import annotations
 
 from pusa.core import objectives, schedules, sigmas
-from pusa.core.objectives import Velocity, flow_matching_loss, interpolate
-from pusa.core.sampler import Step, add_noise, by_noise, guided, sample
+from pusa.core.objectives import flow_matching_loss, interpolate
+from pusa.core.sampler import Call, Step, Velocity, add_noise, by_noise, guided, sample, walk
 from pusa.core.timesteps import TimestepMatrix
 
 __all__ = [
+    "Call",
     "Step",
     "TimestepMatrix",
     "Velocity",
@@ -24,4 +25,5 @@ __all__ = [
     "sample",
     "schedules",
     "sigmas",
+    "walk",
 ]

@@ -4,7 +4,7 @@ Every frame f of a clip has its own level σ_f, and the straight path between da
 
     x_σ = (1 − σ) ⊙ x0 + σ ⊙ ε            dx/dσ = ε − x0            L = E ‖v(x_σ, σ) − (ε − x0)‖²
 
-The target does not depend on σ, so one network can be asked about any combination of levels.
+The target does not depend on σ, so one network serves any combination of levels.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from torch import Tensor
 from pusa.core.sigmas import grid
 from pusa.errors import InputError
 
-Velocity = Callable[[Tensor, Tensor, Any], Tensor]
-"""velocity(latents [B, C, F, H, W], sigma float32 [B, F], context) -> [B, C, F, H, W], the prediction of ε − x0."""
+Predictor = Callable[[Tensor, Tensor, Any], Tensor]
+"""predictor(latents [B, C, F, H, W], sigma float32 [B, F], context) -> [B, C, F, H, W], the prediction of ε − x0.
+
+A `sampler.Velocity` without the place in a walk, which a training step does not have.
+"""
 
 
 def per_frame(values: Tensor) -> Tensor:
@@ -48,7 +51,7 @@ def interpolate(x0: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
 
 
 def flow_matching_loss(
-    velocity: Velocity,
+    velocity: Predictor,
     x0: Tensor,
     noise: Tensor,
     sigma: Tensor,
@@ -63,7 +66,7 @@ def flow_matching_loss(
         velocity: the model. It gets x_σ in the dtype of x0, σ in float32 and `context`.
         x0, noise: [B, C, F, H, W].
         sigma: [B, F], one level per clip and frame.
-        mask: bool [B, F], the frames that are learnt (default all). The rest are seen but have no loss and no gradient.
+        mask: bool [B, F], the frames that are learnt (default all). The model sees the rest, which have no loss.
         weight: [B, F], multiplies each frame's mean squared error; see `WEIGHTINGS`.
 
     The mean runs over the learnt frames; the weights are not normalised again.

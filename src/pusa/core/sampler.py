@@ -14,15 +14,15 @@ follows from the matrix alone: 0 in a frame's own first step, after a hold, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from pusa.core.objectives import Velocity, interpolate, per_frame
+from pusa.core.objectives import interpolate, per_frame
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import Cancelled, InputError, PusaError
 
@@ -30,10 +30,34 @@ add_noise = interpolate  # the same path: give a condition frame the noise m wit
 
 
 @dataclass(frozen=True)
-class Step:
-    """What a callback sees after a step: its 0-based `index` of `steps`, and the clip as it stands.
+class Call:
+    """The place of one model call in a walk. Both tensors lie on the CPU, so reading them never waits for a device.
 
-    `latents` [B, C, F, H, W] carry `sigma` [B, F]; `denoised` is the step's prediction of the clean clip.
+    Attributes:
+        step, steps: the 0-based step of S.
+        frames: int64 [V], the latent frames of the clip that the call sees, in ascending order.
+        held: bool [B, V], the frames that this step does not change.
+    """
+
+    step: int
+    steps: int
+    frames: Tensor
+    held: Tensor
+
+
+Velocity = Callable[[Tensor, Tensor, Any, Call], Tensor]
+"""velocity(latents [B, C, V, H, W], sigma float32 [B, V], context, call) -> [B, C, V, H, W], which predicts ε − x0."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """The clip after a step of a walk.
+
+    Attributes:
+        index, steps: the 0-based step of S.
+        sigma: float32 [B, F], the noise levels that the latents carry now.
+        latents: [B, C, F, H, W], float32 or float64.
+        denoised: the step's prediction of the clean clip, like `latents`.
     """
 
     index: int
@@ -53,29 +77,59 @@ def sample(
     noise: Callable[[int], Tensor] | None = None,
     callback: Callable[[Step], bool | None] | None = None,
 ) -> Tensor:
-    """Carry `latents` through the matrix and return what comes out, in their dtype; the input is not changed.
+    """Take every step of `walk` and return the last latents in the dtype of `latents`; the input is not changed.
+
+    callback: called after each step; returning False stops the run. The other arguments are those of `walk`.
+
+    Raises:
+        InputError, PusaError: as `walk`.
+        Cancelled: the callback returned False.
+    """
+    x = latents
+    for step in walk(velocity, latents, matrix, context, solver=solver, noise=noise):
+        x = step.latents
+        if callback and callback(step) is False:
+            raise Cancelled(f"stopped after step {step.index + 1} of {step.steps}")
+    return x.to(latents.dtype)
+
+
+def walk(
+    velocity: Velocity,
+    latents: Tensor,
+    matrix: TimestepMatrix | Sequence[TimestepMatrix],
+    context: Any = None,
+    *,
+    solver: Literal["euler", "dpm++2m"] = "euler",
+    noise: Callable[[int], Tensor] | None = None,
+) -> Iterator[Step]:
+    """Carry `latents` through the matrix; each item is the clip after one step. Leave the loop to stop the run.
 
     Args:
-        velocity: the model; called once per step with the visible frames, in the dtype of `latents`.
-        latents: [B, C, F, H, W], each frame at the noise level of the matrix's first row.
-        matrix: one for all clips, or one per clip; they may differ in length and in what is visible.
-        context: handed to the model. Where clips of a batch go separate ways, tensors in it (alone, or in tuples,
-            lists and dicts) are cut along their first dimension, which is B, or 1 for all.
+        velocity: the model; called once per step with the visible frames, in the dtype of `latents`. Clips of a batch
+            that see different frames are called one group after the other.
+        latents: [B, C, F, H, W], each frame at the noise level of the matrix's first row; never changed.
+        matrix: one for all clips, or one per clip; they may differ in length and in the visible frames.
+        context: passed to the model. Where clips of a batch are called in groups, tensors in it (alone, or in tuples,
+            lists, dicts and dataclasses) are cut along their first dimension, which is B, or 1 for all.
         solver: "euler", or "dpm++2m", second order with a history per frame.
         noise: noise(step) -> [B, C, F, H, W], the fresh noise of a re-noising step.
-        callback: called after each step; returning False stops the run.
 
-    Held frames are bit-identical, whatever the model says about them. The walk keeps float32 (float64 if given) and is
-    differentiable; wrap it in `torch.inference_mode()` to generate.
+    Held frames are bit-identical, whatever the model returns for them. The walk keeps float32 (float64 if given) and is
+    differentiable; consume it in `torch.inference_mode()` to generate.
 
     Raises:
         InputError: the arguments do not fit together.
         PusaError: the model returned NaN or infinity for a frame that moves; the message names the step.
-        Cancelled: the callback returned False.
     """
     table = _Table.of(matrix, latents, solver)
     if noise is None and table.renoise.any():
         raise InputError("the matrix has re-noising steps; pass noise, a function from the step to fresh noise")
+    return _steps(velocity, latents, table, context, noise)
+
+
+def _steps(
+    velocity: Velocity, latents: Tensor, table: _Table, context: Any, noise: Callable[[int], Tensor] | None
+) -> Iterator[Step]:
     exact = torch.promote_types(latents.dtype, torch.float32)
 
     def wide(values: Tensor) -> Tensor:
@@ -83,9 +137,9 @@ def sample(
 
     x = previous = latents.to(exact)
     for s in range(table.steps):
-        now, then = table.state[s], table.state[s + 1]
+        now, then = table.sigma[s], table.sigma[s + 1]
         moves = wide(now != then)
-        v = _visible_velocity(velocity, x.to(latents.dtype), table.told[s], table.visible[s], context).to(exact)
+        v = _visible_velocity(velocity, x.to(latents.dtype), table, s, context).to(exact)
         _check_finite(v, moves, s, table.steps)
         denoised = torch.where(moves, x - wide(now) * v, x)
         moved = x + wide(then - now) * v
@@ -95,28 +149,23 @@ def sample(
             fresh = wide(1 - then) * denoised + wide(then) * noise(s).to(x)
             moved = torch.where(wide(table.renoise[s]), fresh, moved)
         x, previous = torch.where(moves, moved, x), denoised
-        if callback and callback(Step(s, table.steps, then.float(), x, denoised)) is False:
-            raise Cancelled(f"stopped after step {s + 1} of {table.steps}")
-    return x.to(latents.dtype)
+        yield Step(s, table.steps, then.float(), x, denoised)
 
 
-def guided(velocity: Velocity, scale: float, *, batched: bool = False) -> Velocity:
+def guided(velocity: Velocity, scale: float) -> Velocity:
     """Classifier-free guidance, v₋ + scale·(v₊ − v₋); the context becomes a pair (conditional, unconditional).
 
-    Two calls of the model per step, or one with twice the batch; scale 1 makes one call and ignores the second.
+    Two calls of the model per step; scale 1 makes one call and ignores the second context.
     """
     if not math.isfinite(scale):
         raise InputError(f"guidance scale is {scale}; give a finite number, 1 for no guidance")
 
-    def combined(latents: Tensor, sigma: Tensor, context: Any) -> Tensor:
+    def combined(latents: Tensor, sigma: Tensor, context: Any, call: Call) -> Tensor:
         given, empty = context
+        towards = velocity(latents, sigma, given, call)
         if scale == 1:
-            return velocity(latents, sigma, given)
-        if batched:
-            both = _each_tensor(partial(_twice, batch=len(latents)), given, empty)
-            towards, away = velocity(torch.cat([latents, latents]), torch.cat([sigma, sigma]), both).chunk(2)
-        else:
-            towards, away = velocity(latents, sigma, given), velocity(latents, sigma, empty)
+            return towards
+        away = velocity(latents, sigma, empty, call)
         exact = torch.promote_types(towards.dtype, torch.float32)
         return away.to(exact) + scale * (towards.to(exact) - away.to(exact))
 
@@ -124,25 +173,26 @@ def guided(velocity: Velocity, scale: float, *, batched: bool = False) -> Veloci
 
 
 def by_noise(high: Velocity, low: Velocity, boundary: float) -> Velocity:
-    """Two experts, as Wan2.2 A14B has them: a clip whose noisiest frame is told σ >= boundary asks `high`, else `low`.
+    """Two experts, as in Wan2.2 A14B: `high` serves a clip whose noisiest visible frame has σ >= boundary, else `low`.
 
-    That noise level is `TimestepMatrix.master`, so one expert serves all frames of a step, conditioned ones at low
-    noise too. Of a batch each clip asks its own; an expert that no clip needs is not asked.
+    One expert serves all frames of a step, also the conditioned ones at low noise. Each clip of a batch has its own
+    expert; an expert that no clip needs is not called.
     """
     if not 0 <= boundary <= 1:
         raise InputError(f"boundary is {boundary}; the noise level at which experts change lies between 0 and 1")
 
-    def chosen(latents: Tensor, sigma: Tensor, context: Any) -> Tensor:
+    def chosen(latents: Tensor, sigma: Tensor, context: Any, call: Call) -> Tensor:
         noisy = sigma.amax(dim=1) >= boundary
         if noisy.all():
-            return high(latents, sigma, context)
+            return high(latents, sigma, context, call)
         if not noisy.any():
-            return low(latents, sigma, context)
+            return low(latents, sigma, context, call)
         v = torch.empty_like(latents, dtype=torch.promote_types(latents.dtype, torch.float32))
         for expert, rows in ((high, noisy), (low, ~noisy)):
             clips = rows.nonzero()[:, 0]
             part = _each_tensor(partial(_cut, clips=clips, batch=len(latents)), context)
-            v[clips] = expert(latents[clips], sigma[clips], part).to(v.dtype)
+            own = replace(call, held=call.held[clips.to(call.held.device)])
+            v[clips] = expert(latents[clips], sigma[clips], part, own).to(v.dtype)
         return v
 
     return chosen
@@ -152,15 +202,15 @@ def by_noise(high: Velocity, low: Velocity, boundary: float) -> Velocity:
 class _Table:
     """The matrices of a batch side by side, the shorter ones padded with steps in which nothing is visible."""
 
-    state: Tensor  # float64 [S + 1, B, F]
-    told: Tensor  # float32 [S, B, F]
+    sigma: Tensor  # float64 [S + 1, B, F]
+    model_sigma: Tensor  # float32 [S, B, F]
     visible: Tensor  # bool [S, B, F]
     renoise: Tensor  # bool [S, B, F]
     correction: Tensor  # float64 [S, B, F], the factor of x̂ − x̂₋
 
     @property
     def steps(self) -> int:
-        return self.told.shape[0]
+        return self.model_sigma.shape[0]
 
     @classmethod
     def of(cls, matrix: TimestepMatrix | Sequence[TimestepMatrix], latents: Tensor, solver: str) -> _Table:
@@ -183,43 +233,46 @@ class _Table:
         def side_by_side(name: str) -> Tensor:
             return torch.stack([getattr(m, name)[i] for m, i in zip(matrices, at, strict=True)], dim=1)
 
-        state = torch.stack([m.state[torch.arange(steps + 1).clamp(max=m.steps)] for m in matrices], dim=1)
-        told, visible = side_by_side("told").float(), side_by_side("visible") & running
-        renoise = (side_by_side("renoise")[..., None] & running).expand_as(told)
-        correction = _second_order(state, renoise) if solver == "dpm++2m" else torch.zeros_like(state[1:])
-        return cls(state, told, visible, renoise, correction)
+        sigma = torch.stack([m.sigma[torch.arange(steps + 1).clamp(max=m.steps)] for m in matrices], dim=1)
+        model_sigma, visible = side_by_side("model_sigma").float(), side_by_side("visible") & running
+        renoise = (side_by_side("renoise")[..., None] & running).expand_as(model_sigma)
+        correction = _second_order(sigma, renoise) if solver == "dpm++2m" else torch.zeros_like(sigma[1:])
+        return cls(sigma, model_sigma, visible, renoise, correction)
 
 
-def _second_order(state: Tensor, renoise: Tensor) -> Tensor:
+def _second_order(sigma: Tensor, renoise: Tensor) -> Tensor:
     """(1 − σ'/σ) · h / 2h₋ where a frame goes on as it went in the ODE step before; elsewhere 0.
 
     Not where the step is over four times as long as that one, as when a buffer frame is released just below its level:
     extrapolating so far multiplies the model's error. The steps of a shifted grid grow by less than two.
     """
-    log_snr = torch.log1p(-state) - torch.log(state)
+    log_snr = torch.log1p(-sigma) - torch.log(sigma)
     h = log_snr[1:] - log_snr[:-1]
     before = torch.cat([torch.full_like(h[:1], math.inf), torch.where(renoise, math.inf, h)[:-1]])
     known = torch.isfinite(h) & torch.isfinite(before) & (h * before > 0) & (h.abs() <= 4 * before.abs())
-    return torch.where(known, (1 - state[1:] / state[:-1]) * h / (2 * before), 0)
+    return torch.where(known, (1 - sigma[1:] / sigma[:-1]) * h / (2 * before), 0)
 
 
-def _visible_velocity(velocity: Velocity, x: Tensor, told: Tensor, visible: Tensor, context: Any) -> Tensor:
+def _visible_velocity(velocity: Velocity, x: Tensor, table: _Table, s: int, context: Any) -> Tensor:
     """The velocity of the visible frames, 0 for hidden ones; clips that see the same frames share a call."""
+    sigma, visible, held = table.model_sigma[s], table.visible[s], table.sigma[s] == table.sigma[s + 1]
     if visible.all():
-        return _checked(velocity, x, told.to(x.device), context)
+        call = Call(s, table.steps, torch.arange(x.shape[2]), held)
+        return _checked(velocity, x, sigma.to(x.device), context, call)
     out = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
     rows = [tuple(row) for row in visible.tolist()]
     for seen in filter(any, dict.fromkeys(rows)):
         clips = torch.tensor([b for b, row in enumerate(rows) if row == seen])
         frames = torch.tensor(seen).nonzero()[:, 0]
         part = _each_tensor(partial(_cut, clips=clips, batch=len(rows)), context)
-        v = _checked(velocity, x[clips][:, :, frames], told[clips][:, frames].to(x.device), part)
+        call = Call(s, table.steps, frames, held[clips][:, frames])
+        v = _checked(velocity, x[clips][:, :, frames], sigma[clips][:, frames].to(x.device), part, call)
         out[clips[:, None], :, frames] = v.to(out.dtype).transpose(1, 2)
     return out
 
 
-def _checked(velocity: Velocity, x: Tensor, sigma: Tensor, context: Any) -> Tensor:
-    v = velocity(x, sigma, context)
+def _checked(velocity: Velocity, x: Tensor, sigma: Tensor, context: Any, call: Call) -> Tensor:
+    v = velocity(x, sigma, context, call)
     if v.shape != x.shape:
         raise InputError(f"the velocity of latents {list(x.shape)} has shape {list(v.shape)}; they must agree")
     return v
@@ -245,17 +298,14 @@ def _cut(values: Tensor, clips: Tensor, batch: int) -> Tensor:
     return values[clips.to(values.device)]
 
 
-def _twice(given: Tensor, empty: Tensor, batch: int) -> Tensor:
-    return torch.cat([half.expand(batch, *half.shape[1:]) for half in (given, empty)])
-
-
-def _each_tensor(function: Callable[..., Any], *trees: Any) -> Any:
-    """Apply `function` to the tensors of equally built trees of tuples, lists and dicts; the rest is left as it is."""
-    first = trees[0]
-    if isinstance(first, Tensor):
-        return function(*trees)
-    if isinstance(first, dict):
-        return {key: _each_tensor(function, *(tree[key] for tree in trees)) for key in first}
-    if isinstance(first, tuple | list):
-        return type(first)(_each_tensor(function, *parts) for parts in zip(*trees, strict=True))
-    return first
+def _each_tensor(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """Apply `function` to the tensors of a tree of tuples, lists, dicts and dataclasses; the rest is left as it is."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: _each_tensor(function, part) for key, part in tree.items()}
+    if isinstance(tree, tuple | list):
+        return type(tree)(_each_tensor(function, part) for part in tree)
+    if is_dataclass(tree) and not isinstance(tree, type):
+        return replace(tree, **{part.name: _each_tensor(function, getattr(tree, part.name)) for part in fields(tree)})
+    return tree

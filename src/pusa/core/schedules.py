@@ -33,7 +33,8 @@ def conditioned(matrix: TimestepMatrix, multipliers: Mapping[int, float]) -> Tim
     """Scale the columns of given frames: {latent frame: m ∈ [0, 1]} (arXiv 2507.16116, Algorithm 1 and App. B).
 
     m = 0 holds the frame clean, bit for bit. Between, it starts at m·σ_0 (give it that noise once, with `add_noise`),
-    is told and carries m·σ, and ends at the model's own reconstruction. m = 1 leaves the frame unconditioned.
+    carries m·σ, which is also what the model receives, and ends at the model's own reconstruction. m = 1 leaves the
+    frame unconditioned.
     """
     scale = torch.ones(matrix.frames, dtype=torch.float64)
     for frame, multiplier in multipliers.items():
@@ -42,7 +43,7 @@ def conditioned(matrix: TimestepMatrix, multipliers: Mapping[int, float]) -> Tim
         if not 0 <= multiplier <= 1:
             raise InputError(f"noise multiplier {multiplier} on latent frame {frame}; give a number between 0 and 1")
         scale[frame] = multiplier
-    return replace(matrix, state=matrix.state * scale, told=matrix.told * scale)
+    return replace(matrix, sigma=matrix.sigma * scale, model_sigma=matrix.model_sigma * scale)
 
 
 def renoising(matrix: TimestepMatrix) -> TimestepMatrix:
@@ -56,7 +57,7 @@ def staircase(sigmas: Tensor, frames: int, block: int = 1, delay: int = 1) -> Ti
     S + (blocks − 1)·delay steps. When `block` does not divide `frames` the last block is shorter; no frame is lost.
     """
     clock = _clock(sigmas, frames, block, delay)
-    return TimestepMatrix.from_state(sigmas[clock.clamp(0, len(sigmas) - 1)])
+    return TimestepMatrix.from_sigma(sigmas[clock.clamp(0, len(sigmas) - 1)])
 
 
 def in_context(
@@ -66,25 +67,26 @@ def in_context(
     targets: int,
     *,
     release: bool = True,
-    told: Literal["frame", "scalar"] = "frame",
+    model_sigma: Literal["frame", "scalar"] = "frame",
 ) -> TimestepMatrix:
     """Given frames, a ramp of buffer frames, then the frames to make, in one sequence (TIC-FT, arXiv 2506.00996).
 
     The given frames are held clean. Buffer b of B is held at σ = b / (B + 1) while the targets descend; when they reach
     its level it is released and descends with them, or with `release=False` it stays held and comes out noisy.
-    `told="scalar"` tells the model the targets' σ for every frame, as a model with one timestep per clip expects.
+    `model_sigma="scalar"` passes the targets' σ to the model for every frame, as a model with one timestep per clip
+    expects.
     """
     if given < 0 or buffers < 0 or targets < 1:
         counts = f"{given} given, {buffers} buffer and {targets} target frames"
         raise InputError(f"an in-context schedule of {counts}; give at least 1 target and no negative counts")
     frames = given + buffers + targets
-    descent = synchronous(sigmas, frames).state
+    descent = synchronous(sigmas, frames).sigma
     ramp = torch.arange(1, buffers + 1, dtype=torch.float64) / (buffers + 1)
     cap = torch.cat([torch.zeros(given), ramp, torch.ones(targets)])
-    state = torch.minimum(descent, cap)
+    carried = torch.minimum(descent, cap)
     if not release:
-        state[:, given : given + buffers] = ramp
-    return TimestepMatrix.from_state(state, told=descent[:-1] if told == "scalar" else None)
+        carried[:, given : given + buffers] = ramp
+    return TimestepMatrix.from_sigma(carried, model_sigma=descent[:-1] if model_sigma == "scalar" else None)
 
 
 def chunked(sigmas: Tensor, frames: int, block: int, context: int | None = None) -> TimestepMatrix:
@@ -110,7 +112,7 @@ def sliding_window(sigmas: Tensor, frames: int, window: int, block: int = 1, con
     begun, done = clock[:-1] >= 0, clock[:-1] >= steps
     oldest = done.sum(dim=1, keepdim=True) - (frames if context is None else context)
     visible = begun & (~done | (torch.arange(frames) >= oldest))
-    return TimestepMatrix.from_state(sigmas[clock.clamp(0, steps)], visible=visible)
+    return TimestepMatrix.from_sigma(sigmas[clock.clamp(0, steps)], visible=visible)
 
 
 def _clock(sigmas: Tensor, frames: int, block: int, delay: int) -> Tensor:

@@ -1,13 +1,13 @@
 """Noise levels: the grid a clip descends when it is sampled, and the levels drawn when a model is trained.
 
 σ ∈ [0, 1] is how much noise a frame carries: x_σ = (1 − σ) x0 + σ ε. Zero is clean, one is pure noise. The model's
-timestep is 1000 σ; that product is taken at the model's door and nowhere else.
+timestep is 1000 σ; only `models/` computes that product.
 
 A training draw has two independent parts, so that each can be read alone:
 
 * a *law*, the distribution of one σ, written as its quantile function (uniform numbers in, σ out);
 * a *pattern*, how the frames of a clip share their draws. PTSS of arXiv 2507.16116 §2.3.2 mixes the two extremes, one
-  σ per frame and one σ per clip; the paper's own choice is `independent`.
+  σ per frame (p = 1, the paper's own choice) and one σ per clip (p = 0).
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> Law:
 def ptss(batch: int, frames: int, p: float, *, law: Law = uniform, generator: torch.Generator) -> Tensor:
     """Probabilistic timestep sampling: with probability p a clip draws one σ per frame, otherwise one for all.
 
-    Returns float32 [batch, frames] on the generator's device. p = 1 is `independent`, p = 0 is `shared`.
+    Returns float32 [batch, frames] on the generator's device. p = 1 draws the frames of a clip
+    independently, as the paper trains; p = 0 gives a clip one σ, as text-to-video models are trained.
     """
     if batch < 1 or frames < 1:
         raise InputError(f"cannot draw noise levels for {batch} clips of {frames} frames; give at least 1 of each")
@@ -75,23 +76,6 @@ def ptss(batch: int, frames: int, p: float, *, law: Law = uniform, generator: to
     u = torch.rand(batch, frames + 1, dtype=torch.float64, device=generator.device, generator=generator)
     apart, own = u[:, :1] < p, torch.rand(u.shape, dtype=u.dtype, device=u.device, generator=generator)
     return law(torch.where(apart, own[:, 1:], own[:, :1])).float()
-
-
-def independent(batch: int, frames: int, *, law: Law = uniform, generator: torch.Generator) -> Tensor:
-    """One σ per frame, drawn apart: vectorized timestep adaptation as the paper trains it. float32 [batch, frames]."""
-    return ptss(batch, frames, 1.0, law=law, generator=generator)
-
-
-def shared(batch: int, frames: int, *, law: Law = uniform, generator: torch.Generator) -> Tensor:
-    """One σ per clip, as text-to-video models are trained. float32 [batch, frames]."""
-    return ptss(batch, frames, 0.0, law=law, generator=generator)
-
-
-def first_clean(batch: int, frames: int, *, law: Law = uniform, generator: torch.Generator) -> Tensor:
-    """Frame 0 clean, the others share one σ: the image-to-video ablation of Table 2. float32 [batch, frames]."""
-    sigma = shared(batch, frames, law=law, generator=generator)
-    sigma[:, 0] = 0
-    return sigma
 
 
 _shift = shift  # for the functions above that take a number called `shift`

@@ -15,14 +15,16 @@ from torch import Tensor
 
 from pusa.errors import InputError
 
+_FORMER_NAMES = {"state": "sigma", "told": "model_sigma"}
+
 
 @dataclass(frozen=True, eq=False)
 class TimestepMatrix:
     """Noise levels for S steps and F latent frames; validated when made, then constant.
 
     Attributes:
-        state: float64 [S + 1, F], the σ ∈ [0, 1] each frame carries before step s; the last row is what comes out.
-        told: float64 [S, F], the σ the model is told; equal to `state[:-1]` unless a method hides noise from it.
+        sigma: float64 [S + 1, F], the σ ∈ [0, 1] that each frame carries before step s; the last row is the result's.
+        model_sigma: float64 [S, F], the σ that the model receives; equal to `sigma[:-1]` unless a method hides noise.
         visible: bool [S, F], the frames that are in the sequence at step s. A hidden frame cannot change.
         renoise: bool [S], how step s moves: False along the ODE, x + (σ' − σ) v; True by predicting x0 and adding
             fresh noise up to σ', as few-step distilled models do.
@@ -30,18 +32,18 @@ class TimestepMatrix:
     A frame whose σ is the same in two consecutive rows is held: that step leaves it bit-identical. Rows may also rise.
     """
 
-    state: Tensor
-    told: Tensor
+    sigma: Tensor
+    model_sigma: Tensor
     visible: Tensor
     renoise: Tensor
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            kind = torch.float64 if field.name in ("state", "told") else torch.bool
+            kind = torch.float64 if field.name in ("sigma", "model_sigma") else torch.bool
             values = getattr(self, field.name).detach().to("cpu", kind, copy=True)
             object.__setattr__(self, field.name, values)
         self._check_shapes()
-        for name in ("state", "told"):
+        for name in ("sigma", "model_sigma"):
             values = getattr(self, name)
             if at := _first(~((values >= 0) & (values <= 1))):
                 raise InputError(f"{name} is {values[at]:g} at {_place(*at)}; noise levels lie between 0 and 1")
@@ -53,29 +55,32 @@ class TimestepMatrix:
             raise InputError(f"frame {at[0]} is never visible; show it in at least one step or leave it out")
 
     def _check_shapes(self) -> None:
-        if self.state.ndim != 2 or self.state.shape[0] < 2 or self.state.shape[1] < 1:
+        if self.sigma.ndim != 2 or self.sigma.shape[0] < 2 or self.sigma.shape[1] < 1:
             raise InputError(
-                f"state has shape {list(self.state.shape)}; it needs a column per latent frame and a row before each "
+                f"sigma has shape {list(self.sigma.shape)}; it needs a column per latent frame and a row before each "
                 "step and after the last, [S + 1, F] with S and F at least 1"
             )
-        steps, frames = self.state.shape[0] - 1, self.state.shape[1]
-        for name, needed in (("told", [steps, frames]), ("visible", [steps, frames]), ("renoise", [steps])):
+        steps, frames = self.sigma.shape[0] - 1, self.sigma.shape[1]
+        for name, needed in (("model_sigma", [steps, frames]), ("visible", [steps, frames]), ("renoise", [steps])):
             if (shape := list(getattr(self, name).shape)) != needed:
-                raise InputError(f"{name} has shape {shape}; beside a state of {steps + 1} rows it must be {needed}")
+                raise InputError(f"{name} has shape {shape}; with a sigma of {steps + 1} rows it must be {needed}")
 
     @classmethod
-    def from_state(
+    def from_sigma(
         cls,
-        state: Tensor,
-        told: Tensor | None = None,
+        sigma: Tensor,
+        model_sigma: Tensor | None = None,
         visible: Tensor | None = None,
         renoise: Tensor | None = None,
     ) -> TimestepMatrix:
-        """A matrix from the σ that the frames carry, [S + 1, F]; by default told the truth, all visible, all ODE."""
-        rows = state[:-1] if state.ndim else state
+        """A matrix from the σ that the frames carry, [S + 1, F].
+
+        By default the model receives these levels, all frames are visible, and every step follows the ODE.
+        """
+        rows = sigma[:-1] if sigma.ndim else sigma
         return cls(
-            state=state,
-            told=rows if told is None else told,
+            sigma=sigma,
+            model_sigma=rows if model_sigma is None else model_sigma,
             visible=torch.ones_like(rows, dtype=torch.bool) if visible is None else visible,
             renoise=torch.zeros(rows.shape[:1], dtype=torch.bool) if renoise is None else renoise,
         )
@@ -83,25 +88,17 @@ class TimestepMatrix:
     @property
     def steps(self) -> int:
         """S, the number of steps: the model runs once (or twice, with guidance) in each."""
-        return self.told.shape[0]
+        return self.model_sigma.shape[0]
 
     @property
     def frames(self) -> int:
         """F, the number of latent frames."""
-        return self.told.shape[1]
+        return self.model_sigma.shape[1]
 
     @property
     def moves(self) -> Tensor:
         """bool [S, F]: the frames that step s changes."""
-        return self.state[1:] != self.state[:-1]
-
-    @property
-    def master(self) -> Tensor:
-        """float64 [S]: one σ for the whole step, the largest that a visible frame is told.
-
-        Models that switch experts at a boundary (Wan2.2: high noise from σ = 0.875 up) decide by this number.
-        """
-        return torch.where(self.visible, self.told, 0).amax(dim=1)
+        return self.sigma[1:] != self.sigma[:-1]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TimestepMatrix):
@@ -109,27 +106,28 @@ class TimestepMatrix:
         return all(torch.equal(getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, ready for JSON; a field that says only what `from_state` would assume is left out."""
-        plain = TimestepMatrix.from_state(self.state)
+        """Plain lists, ready for JSON; a field that has the default of `from_sigma` is left out."""
+        plain = TimestepMatrix.from_sigma(self.sigma)
         return {
             field.name: getattr(self, field.name).tolist()
             for field in fields(self)
-            if field.name == "state" or not torch.equal(getattr(self, field.name), getattr(plain, field.name))
+            if field.name == "sigma" or not torch.equal(getattr(self, field.name), getattr(plain, field.name))
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TimestepMatrix:
-        """The matrix that `to_dict` wrote, exactly."""
+        """The matrix that `to_dict` wrote, exactly. The names of version 0.1, `state` and `told`, are accepted."""
+        named = {_FORMER_NAMES.get(name, name): rows for name, rows in data.items()}
         known = {field.name for field in fields(cls)}
-        if "state" not in data or not set(data) <= known:
+        if "sigma" not in named or not set(named) <= known or len(named) < len(data):
             raise InputError(
-                f"a timestep matrix has 'state' and may have {sorted(known - {'state'})}; got {list(data)}"
+                f"a timestep matrix has 'sigma' and may have {sorted(known - {'sigma'})}; got {list(data)}"
             )
         try:
-            arrays = {name: torch.tensor(rows, dtype=torch.float64) for name, rows in data.items()}
+            arrays = {name: torch.tensor(rows, dtype=torch.float64) for name, rows in named.items()}
         except (TypeError, ValueError) as error:
             raise InputError(f"a timestep matrix is made of rows of numbers of equal length: {error}") from error
-        return cls.from_state(**arrays)
+        return cls.from_sigma(**arrays)
 
     def __str__(self) -> str:
         """A table of noise levels; equal neighbouring frames share a column."""
@@ -141,29 +139,29 @@ class TimestepMatrix:
         ]
         if len(lines) > 16:
             lines[8:-8] = [["..."] * (len(first) + 1)]
-        lines = [["step", *heads], *lines, ["out", *(f"{self.state[-1, f]:.3f}" for f in first)]]
+        lines = [["step", *heads], *lines, ["out", *(f"{self.sigma[-1, f]:.3f}" for f in first)]]
         widths = [max(len(line[i]) for line in lines) for i in range(len(heads) + 1)]
         table = ["  ".join(text.rjust(w) for text, w in zip(line, widths, strict=True)) for line in lines]
-        legend = "(.) hidden, carried/told, ~ predict and re-noise"
+        legend = "(.) hidden, sigma/model_sigma, ~ predict and re-noise"
         return "\n".join([f"TimestepMatrix of {self.steps} steps and {self.frames} frames; {legend}", *table])
 
     def _same_column(self, a: int, b: int) -> bool:
-        return all(torch.equal(x[:, a], x[:, b]) for x in (self.state, self.told, self.visible))
+        return all(torch.equal(x[:, a], x[:, b]) for x in (self.sigma, self.model_sigma, self.visible))
 
     def _cell(self, s: int, f: int) -> str:
         if not self.visible[s, f]:
             return "."
-        carried, told = f"{self.state[s, f]:.3f}", f"{self.told[s, f]:.3f}"
-        return carried if self.state[s, f] == self.told[s, f] else f"{carried}/{told}"
+        carried, received = f"{self.sigma[s, f]:.3f}", f"{self.model_sigma[s, f]:.3f}"
+        return carried if self.sigma[s, f] == self.model_sigma[s, f] else f"{carried}/{received}"
 
     def image(self, cell: int = 16) -> Tensor:
         """A heat map, uint8 [S·cell, F·cell, 3]: a row per step, a column per frame, pale clean and dark noisy.
 
-        Hidden frames are grey. Where the model is told something else, the middle of the cell has the told colour.
+        Hidden frames are grey. Where `model_sigma` differs from `sigma`, the middle of the cell has its colour.
         """
         if cell < 4:
             raise InputError(f"cell is {cell} pixels; give at least 4")
-        outer, middle = _colour(self.state[:-1]), _colour(self.told)
+        outer, middle = _colour(self.sigma[:-1]), _colour(self.model_sigma)
         for picture in (outer, middle):
             picture[~self.visible] = 0.82
         along = torch.arange(cell)

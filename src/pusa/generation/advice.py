@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pusa.generation.settings import Settings
+from pusa.models.backbone import Expert
 from pusa.models.lora.header import is_distilled, is_per_frame
 from pusa.models.lora.runtime import Lora
-from pusa.models.wan.recognise import Expert
 
 FEW_STEPS = 12
 """Steps up to which a few-step model is not told that it has too many."""

@@ -8,15 +8,12 @@ of the video and of the autoencoder, so that latents which no longer belong to t
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
-from diffusers import AutoencoderKLWan
 from safetensors import safe_open
 from torch import Tensor
 
@@ -33,7 +30,7 @@ class GeneratedClip:
 
     Attributes:
         frames: uint8 [N, H, W, 3].
-        latents: float32 [1, C, F, h, w] on the CPU, normalised, N = 4(F-1)+1.
+        latents: float32 [1, C, F, h, w] on the CPU, normalised.
         fps: frames per second.
         matrix: the timestep matrix that was walked; of an extension or transition, that of the sampled window.
         recipe: JSON-able, everything that `regenerate` needs.
@@ -83,9 +80,10 @@ def latents_path(video: Path) -> Path:
     return video.with_suffix(".latents.safetensors")
 
 
-def kept_latents(video: Path, vae: AutoencoderKLWan) -> Tensor | None:
+def kept_latents(video: Path, vae: str) -> Tensor | None:
     """The latents saved with a clip, float32 [1, C, F, h, w]; None without any or with another autoencoder's.
 
+    vae: the autoencoder's fingerprint.
     Latents that belong to an earlier version of the video are not used, and a UserWarning says so. InputError when the
     file is damaged.
     """
@@ -93,7 +91,7 @@ def kept_latents(video: Path, vae: AutoencoderKLWan) -> Tensor | None:
     if not video.is_file() or not path.is_file():
         return None
     latents, metadata = read_latents(path)
-    if metadata.get("vae") != vae_fingerprint(vae):
+    if metadata.get("vae") != vae:
         return None
     if metadata.get("video_sha256") != sha256(video):
         warnings.warn(
@@ -118,12 +116,3 @@ def read_latents(path: Path) -> tuple[Tensor, dict[str, str]]:
 def latents_hash(latents: Tensor) -> str:
     """Hash of latents, whatever file they are in."""
     return hashlib.sha256(latents.contiguous().numpy().tobytes()).hexdigest()
-
-
-def vae_fingerprint(vae: AutoencoderKLWan) -> str:
-    """A short hash that tells autoencoders apart: config and outer convolutions."""
-    config = {key: value for key, value in vae.config.items() if not key.startswith("_")}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for layer in (vae.encoder.conv_in, vae.quant_conv, vae.post_quant_conv, vae.decoder.conv_out):
-        digest.update(layer.weight.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -4,6 +4,8 @@ A condition says where (a pixel frame, negative from the end, or a time such as 
 it bit for bit, 1 ignores it. Resolving gives every touched latent slot one latent and one noise multiplier. Slot 0 is
 frame 0 and slot k >= 1 is frames 4k-3 ... 4k, so:
 
+(The numbers are those of Wan, whose slots hold four frames; they follow from the backbone's geometry.)
+
 * A picture at frame 0 is encoded alone, which is exactly its latent in any clip that begins with it. A picture at a
   later frame owns a whole four-frame slot: `single` puts the one-frame latent there, as the official code does;
   `repeat` puts the latent of four copies that follow a fifth. The copy, not the picture at frame 0, is the context,
@@ -25,24 +27,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pusa.errors import InputError
+from pusa.generation.given import Clip, Encoding, Image, frame_index
 from pusa.generation.pictures import open_picture
-from pusa.generation.request import Clip, Encoding, Image, frame_index
 from pusa.generation.sources import ClipSource, open_clip
 from pusa.images import Fit, Frames, fit
-from pusa.models.wan import latents
-from pusa.models.wan.latents import FRAMES_PER_SLOT, frames_of, latent_frames, slot_of
+from pusa.models.backbone import Encoders, Geometry
 
 Known = Mapping[int, tuple[Tensor, float]]
 """{latent slot: (latent float32 [1, C, 1, h, w], noise multiplier)}"""
 
 DEFAULT_ENCODING: Encoding = "repeat"
-LEAD_IN = 17
-"""pixel frames, 4n+1: how far back the context of a clip reaches when its pixels are encoded"""
+LEAD_IN = 5
+"""slots: how far back the context of a clip reaches when its pixels are encoded"""
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,16 @@ class Target:
     size: tuple[int, int]
     fps: float
     fit: Fit
-    vae: AutoencoderKLWan
+    backbone: Encoders
 
     def encode(self, frames: Frames) -> Tensor:
         """Latents of frames of any size, float32 [1, C, F, h, w] on the CPU."""
-        return latents.encode(self.vae, fit(frames, self.size, self.fit)).cpu()
+        return self.backbone.encode(fit(frames, self.size, self.fit)).cpu()
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of the backbone."""
+        return self.backbone.geometry
 
 
 @dataclass
@@ -84,7 +89,7 @@ def resolve(
     for item in placed:
         for slot in item.slots:
             if slot in owners:
-                held = frames_of(slot)
+                held = target.geometry.frames_of(slot)
                 span = f"frames {held[0]} to {held[-1]}" if len(held) > 1 else "frame 0"
                 raise InputError(
                     f"{owners[slot]} and {item.label} fall into the same latent frame ({span}): keep one of them, or "
@@ -114,7 +119,7 @@ def _place_image(condition: Image, target: Target) -> Placed:
     label = f"{picture.label} at frame {condition.frame}"
     frame = frame_index(condition.frame, target.frames, target.fps, picture.label)
     encoding = condition.encoding or DEFAULT_ENCODING
-    slot = slot_of(frame)
+    slot = target.geometry.slot_of(frame)
     record = {"type": "image", **picture.record, "frame": frame, "noise": condition.noise, "encoding": encoding}
     encode = partial(_encode_picture, picture.pixels, slot, encoding, target)
     return Placed(label, range(slot, slot + 1), [condition.noise], record, encode)
@@ -123,14 +128,14 @@ def _place_image(condition: Image, target: Target) -> Placed:
 def _encode_picture(picture: NDArray[np.uint8], slot: int, encoding: Encoding, target: Target) -> Tensor:
     if slot == 0 or encoding == "single":
         return target.encode(picture[None])
-    return target.encode(np.repeat(picture[None], 1 + FRAMES_PER_SLOT, axis=0))[:, :, 1:]
+    return target.encode(np.repeat(picture[None], 1 + target.geometry.frames_per_slot, axis=0))[:, :, 1:]
 
 
 # ---------------------------------------------------------------------------------------------------------------- clips
 
 
 def _place_clip(condition: Clip, target: Target) -> Placed:
-    source = open_clip(condition.src, target.fps, target.vae)
+    source = open_clip(condition.src, target.fps, target.backbone)
     label = f"{source.label} at frame {condition.at}"
     start = frame_index(condition.start, source.count, target.fps, f"the start of {source.label}")
     count = source.count - start if condition.frames is None else condition.frames
@@ -140,15 +145,16 @@ def _place_clip(condition: Clip, target: Target) -> Placed:
         )
     at = frame_index(condition.at, target.frames, target.fps, source.label)
     if str(condition.at).strip().startswith("-"):
-        at = _beginning(condition, label, at, count, target.frames)
+        at = _beginning(condition, label, at, count, target)
     if at + count > target.frames:
         raise InputError(
             f"{label}: its {count} frames end at frame {at + count - 1}, outside the clip of {target.frames}: use "
             "fewer, or make a longer clip."
         )
-    _check_groups(label, at, count, min(source.count - start, target.frames - at), target.frames)
-    first = slot_of(at)
-    slots = range(first, first + (latent_frames(count) if at == 0 else count // FRAMES_PER_SLOT))
+    geometry = target.geometry
+    _check_groups(label, at, count, min(source.count - start, target.frames - at), target)
+    first = geometry.slot_of(at)
+    slots = range(first, first + (geometry.latent_frames(count) if at == 0 else count // geometry.frames_per_slot))
     noise = list(condition.noise) if isinstance(condition.noise, tuple) else [condition.noise] * len(slots)
     if len(noise) != len(slots):
         raise InputError(
@@ -158,42 +164,45 @@ def _place_clip(condition: Clip, target: Target) -> Placed:
     return Placed(label, slots, noise, record, partial(_encode_clip, source, start, count, at, target))
 
 
-def _beginning(condition: Clip, label: str, last: int, count: int, length: int) -> int:
-    """The frame at which a clip of `count` frames begins that ends with frame `last` of a clip of `length`."""
-    at = last - count + 1
+def _beginning(condition: Clip, label: str, last: int, count: int, target: Target) -> int:
+    """The frame at which a clip of `count` frames begins that ends with frame `last` of the target."""
+    geometry, length, at = target.geometry, target.frames, last - count + 1
     if at < 0:
         raise InputError(
             f"{label}: {count} frames that end there begin before the clip of {length} frames does; use fewer with "
             "start=, or make a longer clip."
         )
-    if at > 0 and last % FRAMES_PER_SLOT:
-        below = last // FRAMES_PER_SLOT * FRAMES_PER_SLOT
-        ends = " or ".join(f"{n - length}" for n in (below, below + FRAMES_PER_SLOT) if n)
+    if at > 0 and not geometry.is_whole(last + 1):
+        below = geometry.groups(last)
+        ends = " or ".join(f"{n - length}" for n in (below, below + geometry.frames_per_slot) if n)
         raise InputError(
-            f"{label}: a clip that does not begin at frame 0 ends with a group of {FRAMES_PER_SLOT}; let it end "
-            f"at frame {ends}."
+            f"{label}: a clip that does not begin at frame 0 ends with a group of {geometry.frames_per_slot}; let it "
+            f"end at frame {ends}."
         )
-    if at > 0 and count % FRAMES_PER_SLOT:
-        fewer = count // FRAMES_PER_SLOT * FRAMES_PER_SLOT
+    if at > 0 and (fewer := geometry.groups(count)) != count:
         tail = f", or start=-{fewer} for its last" if condition.frames is None else ""
         advice = f"use frames={fewer} for its first{tail}" if fewer else "give a longer one"
-        raise InputError(f"{label}: a clip that ends there has a multiple of four frames, not {count}; {advice}.")
+        raise InputError(
+            f"{label}: a clip that ends there has a multiple of {geometry.group} frames, not {count}; {advice}."
+        )
     return at
 
 
-def _check_groups(label: str, at: int, count: int, available: int, length: int) -> None:
-    """InputError unless `count` frames from `at` on fill slots; it advises what `available` and the `length` allow."""
-    if at and at % FRAMES_PER_SLOT != 1:
-        below = (at - 1) // FRAMES_PER_SLOT * FRAMES_PER_SLOT + 1
-        places = " or ".join(str(n) for n in (below, below + FRAMES_PER_SLOT) if n + count <= length)
+def _check_groups(label: str, at: int, count: int, available: int, target: Target) -> None:
+    """InputError unless `count` frames from `at` on fill slots; it advises what `available` and the target allow."""
+    geometry = target.geometry
+    if not geometry.begins_slot(at):
+        places = " or ".join(str(n) for n in geometry.nearest(at) if n + count <= target.frames)
         raise InputError(
-            f"{label}: a clip that does not begin at frame 0 begins with a group of four: put it at frame {places}."
+            f"{label}: a clip that does not begin at frame 0 begins with a group of {geometry.group}: put it at frame "
+            f"{places}."
         )
-    rest = count % FRAMES_PER_SLOT
-    if rest == (0 if at else 1):
+    if geometry.is_whole(count + bool(at)):
         return
-    form, below = ("4n", count - rest) if at else ("4n+1", (count - 1) // FRAMES_PER_SLOT * FRAMES_PER_SLOT + 1)
-    better = " or ".join(str(n) for n in (below, below + FRAMES_PER_SLOT) if 0 < n <= available)
+    form, below = geometry.form(), geometry.nearest(count)[0]
+    if at:
+        form, below = geometry.form(plus=0), geometry.groups(count)
+    better = " or ".join(str(n) for n in (below, below + geometry.frames_per_slot) if 0 < n <= available)
     advice = f"use {better} of them" if better else "give a longer clip"
     raise InputError(f"{label}: {count} frames do not fill whole latent frames, which takes {form}: {advice}.")
 
@@ -201,16 +210,17 @@ def _check_groups(label: str, at: int, count: int, available: int, length: int) 
 def _encode_clip(source: ClipSource, start: int, count: int, at: int, target: Target) -> Tensor:
     """Latents of `count` frames from `start` on, as they are when the first one is at frame `at` of a clip."""
     kept = source.latents if source.size == target.size else None
-    first, phase = slot_of(start), start % FRAMES_PER_SLOT
+    geometry = target.geometry
+    first, ends_slot = geometry.slot_of(start), geometry.is_whole(start + 1)
     if at == 0:
-        if kept is None or phase != 0:
+        if kept is None or not ends_slot:
             return target.encode(source.frames[start : start + count])
-        later = kept[:, :, first + 1 : first + latent_frames(count)]
+        later = kept[:, :, first + 1 : first + geometry.latent_frames(count)]
         head = kept[:, :, :1] if start == 0 else target.encode(source.frames[start : start + 1])
         return torch.cat([head, later], dim=2)
-    slots = count // FRAMES_PER_SLOT
-    if kept is not None and phase == 1:
+    slots = count // geometry.frames_per_slot
+    if kept is not None and start and geometry.begins_slot(start):
         return kept[:, :, first : first + slots]
-    lead = min(LEAD_IN, (start - 1) // FRAMES_PER_SLOT * FRAMES_PER_SLOT + 1)
+    lead = geometry.pixel_frames(min(LEAD_IN, geometry.latent_frames(geometry.whole(start))))
     before = source.frames[start - lead : start] if start else source.frames[:1]
     return target.encode(np.concatenate([before, source.frames[start : start + count]]))[:, :, -slots:]

@@ -16,12 +16,10 @@ from pusa.generation.options import options_of
 from pusa.generation.request import Sampling, SamplingOptions, Size
 from pusa.generation.schedule import Schedule
 from pusa.generation.settings import Settings
+from pusa.models.backbone import Backbone, Defaults, Geometry
 from pusa.models.loading import checkpoints, sources
-from pusa.models.wan import latents, recognise
-from pusa.models.wan.defaults import Defaults
 
 if TYPE_CHECKING:
-    from pusa.models.loading.checkpoints import Components
     from pusa.models.loading.sources import Beside
 
 
@@ -29,16 +27,20 @@ if TYPE_CHECKING:
 class Limits:
     """What decides which clips a model can make.
 
-    defaults: what it is asked for when nothing is said. multiple: of which width and height are multiples, in pixels;
-    a token is as large. positions: how many it knows along time, height and width (of its rotary embedding). experts:
-    whether it has two.
+    defaults: the settings that are used where none are given. geometry: of its frames and pictures. positions: how many
+    it knows along time, height and width (of its rotary embedding). experts: whether it has two.
     """
 
     source: str
     defaults: Defaults
-    multiple: int
+    geometry: Geometry
     positions: int
     experts: bool
+
+    @property
+    def multiple(self) -> int:
+        """Width and height are multiples of this many pixels; a token is as large."""
+        return self.geometry.multiple
 
     @classmethod
     def of(cls, name: str, folder: Path, beside: Beside) -> Self:
@@ -47,28 +49,23 @@ class Limits:
         An autoencoder that is neither there nor given is taken to be Wan's own.
         """
         transformer = sources.config(name, folder, "transformer")
-        if "vae" in sources.lacking(folder) and not beside.get("vae"):
-            large = transformer.get("in_channels") == 48
-            autoencoder = recognise.wan22_vae() if large else recognise.wan21_vae()
-        else:
-            autoencoder = sources.config(name, folder, "vae", beside)
         return cls(
             name,
             checkpoints.defaults_of(folder, transformer_2=beside.get("transformer_2")),
-            int(autoencoder.get("scale_factor_spatial") or 8) * int(transformer.get("patch_size", (1, 2, 2))[1]),
+            checkpoints.geometry(name, folder, beside),
             int(transformer.get("rope_max_seq_len", 1024)),
             len(sources.transformers_of(name, folder, beside)) > 1,
         )
 
     @classmethod
-    def loaded(cls, components: Components) -> Self:
+    def loaded(cls, backbone: Backbone) -> Self:
         """Of a model that is loaded."""
         return cls(
-            components.source,
-            components.defaults,
-            components.multiple,
-            int(components.transformer.config.rope_max_seq_len),
-            components.transformer_2 is not None,
+            backbone.source,
+            backbone.defaults,
+            backbone.geometry,
+            backbone.positions,
+            backbone.transformer_2 is not None,
         )
 
     def settings(
@@ -107,35 +104,35 @@ class Limits:
         settings = Settings(frames=frames, size=self.check_size(size), strength=float(strength), **values)
         if matrix is None and sampling.schedule is not None:
             grid = sigmas.grid(settings.steps, settings.shift, settings.strength)
-            Schedule.parse(sampling.schedule).matrix(grid, latents.latent_frames(frames))
+            Schedule.parse(sampling.schedule).matrix(grid, self.geometry.latent_frames(frames))
         return settings
 
     def _frames(self, frames: int | None, matrix: TimestepMatrix | None) -> int:
         if frames is None:
-            frames = self.defaults.frames if matrix is None else latents.pixel_frames(matrix.frames)
-        slots = latents.latent_frames(_whole("frames", frames))
+            frames = self.defaults.frames if matrix is None else self.geometry.pixel_frames(matrix.frames)
+        slots = self.geometry.latent_frames(_whole("frames", frames))
         if slots > self.positions:
             raise InputError(
                 f"{frames:,} frames are too many: {self.source} knows {self.positions:,} latent frames, so make at "
-                f"most {latents.pixel_frames(self.positions):,} at once, and extend the clip."
+                f"most {self.geometry.pixel_frames(self.positions):,} at once, and extend the clip."
             )
         if matrix is not None and matrix.frames != slots:
             raise InputError(
                 f"The matrix has {matrix.frames} latent frames but {frames} frames have {slots}: make it for {slots}, "
-                f"or give {latents.pixel_frames(matrix.frames)} frames."
+                f"or give {self.geometry.pixel_frames(matrix.frames)} frames."
             )
         return frames
 
     def window(self, added: int | None, overlap: int | None, *, clips: int) -> tuple[int, int]:
         """(overlap, added frames) of an extension of one clip, or of a transition between two.
 
-        By default the overlap is a quarter of the model's clip, at most 13 frames, and the window is as long as the
-        model's clip. Raises InputError unless the overlap has 4m+1 frames and 4n are added.
+        By default the overlap is a quarter of the model's clip, at most four latent frames, and the window is as long
+        as the model's clip. Raises InputError unless the overlap fills latent frames and whole groups are added.
         """
-        group = latents.FRAMES_PER_SLOT
+        group = self.geometry.frames_per_slot
         if overlap is None:
             overlap = min(3 * group + 1, self.defaults.frames // (4 * group) * group + 1)
-        elif overlap < group + 1 or overlap % group != 1:
+        elif overlap <= group or not self.geometry.is_whole(overlap):
             examples = ", ".join(str(n * group + 1) for n in (1, 2))
             raise InputError(
                 f"overlap is {overlap} frames: give {group}m+1 of them, such as {examples} or {3 * group + 1}."
@@ -143,13 +140,13 @@ class Limits:
         if added is None:
             added = max(group, self.defaults.frames - clips * overlap + clips - 1)
         if added < group or added % group:
-            below = max(group, added // group * group)
+            below = max(group, self.geometry.groups(added))
             raise InputError(f"{added} frames cannot be added: give a multiple of {group}, {below} or {below + group}.")
         return overlap, added
 
     def latent_frames(self, frames: int) -> int:
         """The number of latent frames of a clip of `frames` pixel frames."""
-        return latents.latent_frames(frames)
+        return self.geometry.latent_frames(frames)
 
     def check_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
         """(width, height) in pixels, the model's default for None; InputError unless the model can make it."""

@@ -17,38 +17,35 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from pusa import __version__, processes
 from pusa.core import sampler
-from pusa.core.objectives import Velocity
+from pusa.core.sampler import Call, Velocity
 from pusa.errors import InputError
-from pusa.generation.clip import vae_fingerprint
 from pusa.generation.limits import Limits
 from pusa.images import Frames
 from pusa.models import context_parallel
+from pusa.models.backbone import Backbone, Defaults, Expert, Text
 from pusa.models.loading import checkpoints
-from pusa.models.loading.checkpoints import Components
 from pusa.models.lora import header, runtime
 from pusa.models.memory import profiles
-from pusa.models.wan import latents
-from pusa.models.wan.defaults import Defaults
-from pusa.models.wan.recognise import Expert
-from pusa.models.wan.transformer import VectorWanTransformer3DModel
 from pusa.processes import ProcessGroup
 
 
 class Model:
-    """A loaded model. `transformer`, `transformer_2`, `vae`, `text_encoder`, `tokenizer` are the stock objects."""
+    """A loaded model.
 
-    def __init__(self, components: Components) -> None:
-        self.components = components
-        self.limits = Limits.loaded(components)
+    `transformer`, `transformer_2`, `vae`, `text_encoder`, `tokenizer` are those of the backbone: for Wan the objects of
+    diffusers and transformers, with one timestep per latent frame.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.limits = Limits.loaded(backbone)
         self.profile = profiles.PLAIN
         self.group = ProcessGroup()
-        self._device = torch.device(components.transformer.device)
+        self._device = torch.device(backbone.transformer.device)
         self._disk: TemporaryDirectory[str] | None = None
 
     def lay_out(self, profile: profiles.Profile, device: str | torch.device) -> None:
@@ -58,7 +55,7 @@ class Model:
         """
         if profile.transformer == "disk":
             self._disk = TemporaryDirectory(prefix="pusa-weights-")
-        profiles.apply(self.components, profile, torch.device(device), self._disk.name if self._disk else None)
+        profiles.apply(self.backbone, profile, torch.device(device), self._disk.name if self._disk else None)
         self.profile, self._device = profile, torch.device(device)
 
     def share_tokens(self) -> None:
@@ -72,24 +69,24 @@ class Model:
         self.group = group
 
     @property
-    def transformer(self) -> VectorWanTransformer3DModel:
-        """diffusers' WanTransformer3DModel, upgraded to one timestep per latent frame; of two, that for high noise."""
-        return self.components.transformer
+    def transformer(self) -> Any:
+        """The network; of two experts, the one for high noise."""
+        return self.backbone.transformer
 
     @property
-    def transformer_2(self) -> VectorWanTransformer3DModel | None:
+    def transformer_2(self) -> Any:
         """The expert for low noise of a model that has two; None for others."""
-        return self.components.transformer_2
+        return self.backbone.transformer_2
 
     @property
-    def vae(self) -> AutoencoderKLWan:
-        """diffusers' AutoencoderKLWan."""
-        return self.components.vae
+    def vae(self) -> Any:
+        """The autoencoder."""
+        return self.backbone.vae
 
     @property
-    def text_encoder(self) -> UMT5EncoderModel:
-        """transformers' UMT5EncoderModel; read again where the memory profile released it."""
-        parts = self.components
+    def text_encoder(self) -> Any:
+        """The text encoder; it is read again where the memory profile released it."""
+        parts = self.backbone
         if parts.text_encoder is None:
             again = checkpoints.load_encoders(parts.source, **parts.beside, dtype=self.transformer.dtype, device="cpu")
             profiles.lay_text_encoder(again.text_encoder, self.profile, self.device)
@@ -97,14 +94,14 @@ class Model:
         return parts.text_encoder
 
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> Any:
         """The text encoder's tokenizer."""
-        return self.components.tokenizer
+        return self.backbone.tokenizer
 
     @property
     def defaults(self) -> Defaults:
         """What the model makes when nothing is said: fps, frames, size, steps, guidance, shift."""
-        return self.components.defaults
+        return self.backbone.defaults
 
     @property
     def device(self) -> torch.device:
@@ -112,27 +109,29 @@ class Model:
         return self._device if self.transformer_2 is not None else torch.device(self.transformer.device)
 
     def encode(self, frames: Frames) -> Tensor:
-        """uint8 frames [N, H, W, 3], N = 4n+1, to normalised latents, float32 [1, C, n+1, h, w] on the CPU."""
-        return latents.encode(self.vae, frames).cpu()
+        """uint8 frames [N, H, W, 3] of n+1 slots to normalised latents, float32 [1, C, n+1, h, w] on the CPU."""
+        return self.backbone.encode(frames).cpu()
 
     def decode(self, z: Tensor) -> Frames:
-        """Normalised latents [1, C, F, h, w] to uint8 frames [4(F-1)+1, H, W, 3]."""
-        factor = int(self.vae.config.scale_factor_spatial)
-        with self.explained((z.shape[4] * factor, z.shape[3] * factor), latents.pixel_frames(z.shape[2])):
-            return latents.decode(self.vae, z)
+        """Normalised latents [1, C, F, h, w] to uint8 frames [N, H, W, 3]."""
+        geometry = self.backbone.geometry
+        size = z.shape[4] * geometry.spatial, z.shape[3] * geometry.spatial
+        with self.explained(size, geometry.pixel_frames(z.shape[2])):
+            return self.backbone.decode(z)
 
-    def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts to what the transformer reads, [B, 512, D] in its dtype and on its device."""
+    def encode_text(self, prompts: Sequence[str]) -> Text:
+        """Prompts to what the transformer reads, [B, L, D] in its dtype and on its device."""
         with self.explained():
-            encoded = latents.encode_text(self.text_encoder, self.tokenizer, prompts)
+            _ = self.text_encoder  # read again where it was released
+            encoded = self.backbone.encode_text(prompts)
         if self.profile.releases:
-            self.components.text_encoder = None
+            self.backbone.text_encoder = None
         return encoded.to(self.device, self.transformer.dtype)
 
     @property
     def loras(self) -> tuple[runtime.Lora, ...]:
         """The LoRAs that run, with their strengths, in the order in which they are added up."""
-        return self.components.loras
+        return self.backbone.loras
 
     def load_lora(
         self, path: str | Path, scale: float = 1.0, name: str | None = None, expert: Expert | None = None
@@ -157,7 +156,7 @@ class Model:
             with context_parallel.aside(transformer):
                 added = dataclasses.replace(runtime.load(transformer, path, scale, name), expert=which)
             others = [x for x in self.loras if (x.name, x.expert) != (name, which)]
-            self.components.loras = (*others, added)
+            self.backbone.loras = (*others, added)
         return self.loras[-1]
 
     def set_lora(self, name: str, scale: float, expert: Expert | None = None) -> None:
@@ -168,22 +167,22 @@ class Model:
         for present in self._named(name, expert):
             runtime.set_scale(self._experts(present.expert)[present.expert], name, scale)
             changed = dataclasses.replace(present, scale=scale)
-            self.components.loras = tuple(changed if x is present else x for x in self.loras)
+            self.backbone.loras = tuple(changed if x is present else x for x in self.loras)
 
     def remove_lora(self, name: str, expert: Expert | None = None) -> None:
         """Take a LoRA off the model, or off one of two experts, bit for bit, and free its memory."""
         self._check_changeable()
         for gone in self._named(name, expert):
             runtime.remove(self._experts(gone.expert)[gone.expert], name)
-            self.components.loras = tuple(x for x in self.loras if x is not gone)
+            self.backbone.loras = tuple(x for x in self.loras if x is not gone)
 
-    def _experts(self, expert: Expert | None) -> dict[Expert | None, VectorWanTransformer3DModel]:
+    def _experts(self, expert: Expert | None) -> dict[Expert | None, Any]:
         """The transformers that are meant, by the expert that they are: all of them for None."""
         if self.transformer_2 is None:
             if expert is not None:
-                raise InputError(f"{self.components.source} has one transformer and no {expert}-noise expert.")
+                raise InputError(f"{self.backbone.source} has one transformer and no {expert}-noise expert.")
             return {None: self.transformer}
-        both: dict[Expert | None, VectorWanTransformer3DModel] = {"high": self.transformer, "low": self.transformer_2}
+        both: dict[Expert | None, Any] = {"high": self.transformer, "low": self.transformer_2}
         return both if expert is None else {expert: both[expert]}
 
     def _check_changeable(self) -> None:
@@ -195,7 +194,8 @@ class Model:
 
     def explained(self, size: tuple[int, int] | None = None, frames: int | None = None) -> AbstractContextManager[None]:
         """For the block, running out of memory is one sentence with what to try next."""
-        return profiles.explained(self.profile.name, on_cpu=self.device.type == "cpu", size=size, frames=frames)
+        on_cpu, geometry = self.device.type == "cpu", self.backbone.geometry
+        return profiles.explained(self.profile.name, on_cpu=on_cpu, geometry=geometry, size=size, frames=frames)
 
     def _named(self, name: str, expert: Expert | None) -> list[runtime.Lora]:
         if found := [x for x in self.loras if x.name == name and expert in (None, x.expert)]:
@@ -207,9 +207,9 @@ class Model:
     def guided(self, guidance: float, guidance_2: float | None = None, boundary: float | None = None) -> Velocity:
         """The model's prediction of eps - x0 with classifier-free guidance, for the sampler.
 
-        It is called with x [B, C, F, h, w], sigma [B, F] and a pair of contexts, each the name of the guidance branch,
-        which diffusers' caches need, and the encoded text [B, 512, D]. Of two experts the one for high noise is asked
-        where the noisiest frame is at `boundary` (the model's own by default) or above, with `guidance`, else the other
+        Its context is a pair, for the prompt and for the negative prompt: the name of the guidance branch, which
+        diffusers' caches need, and the encoded text of B prompts. Of two experts, that for high noise with `guidance`
+        runs where the noisiest frame is at `boundary` (by default the model's own) or above; elsewhere the other runs
         with `guidance_2` (by default the same).
         """
         high = sampler.guided(partial(self._predict, self.transformer), guidance)
@@ -220,26 +220,24 @@ class Model:
         assert boundary is not None
         return sampler.by_noise(high, low, boundary)
 
-    def velocity(self, x: Tensor, sigma: Tensor, context: tuple[str, Tensor]) -> Tensor:
+    def velocity(self, x: Tensor, sigma: Tensor, context: tuple[str, Text], call: Call) -> Tensor:
         """`guided` without guidance: one context, and the transformer's own prediction."""
-        return self.guided(1.0)(x, sigma, (context, context))
+        return self.guided(1.0)(x, sigma, (context, context), call)
 
     def _predict(
-        self, transformer: VectorWanTransformer3DModel, x: Tensor, sigma: Tensor, context: tuple[str, Tensor]
+        self,
+        transformer: Any,
+        x: Tensor,
+        sigma: Tensor,
+        context: tuple[str, Text],
+        call: Call,
     ) -> Tensor:
         branch, text = context
         if self.transformer_2 is not None and self.profile.transformer == "device":
             self._bring(transformer)
-        with transformer.cache_context(branch):
-            predicted: Tensor = transformer(
-                hidden_states=x.to(transformer.dtype),
-                timestep=1000 * sigma.float(),
-                encoder_hidden_states=text,
-                return_dict=False,
-            )[0]
-        return predicted.to(x.dtype)
+        return self.backbone.velocity(transformer, x, sigma, text, frames=call.frames, branch=branch)
 
-    def _bring(self, wanted: VectorWanTransformer3DModel) -> None:
+    def _bring(self, wanted: Any) -> None:
         """Put an expert on the device, and first the other one off it."""
         if wanted.device != self.device:
             other = self.transformer_2 if wanted is self.transformer else self.transformer
@@ -249,13 +247,13 @@ class Model:
 
     def recipe(self) -> dict[str, Any]:
         """What identifies the model and the software, for a clip's recipe."""
-        parts = self.components
+        parts = self.backbone
         return {
             "model": {
                 "source": parts.source,
                 **({"beside": parts.beside} if parts.beside else {}),
                 "fingerprint": parts.fingerprint,
-                "vae": vae_fingerprint(parts.vae),
+                "vae": parts.vae_fingerprint,
                 "dtype": str(self.transformer.dtype).removeprefix("torch."),
                 "device": self.device.type,
                 **({} if self.profile == profiles.PLAIN else {"memory": self.profile.name}),

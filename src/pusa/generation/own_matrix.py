@@ -31,7 +31,7 @@ def own_matrix(value: Any) -> TimestepMatrix:
         rows = torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"The matrix is not made of rows of equal length: {error}.") from error
-    return TimestepMatrix.from_state(rows)
+    return TimestepMatrix.from_sigma(rows)
 
 
 def _read(file: Path) -> TimestepMatrix:

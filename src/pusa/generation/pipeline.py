@@ -27,17 +27,16 @@ from pusa.generation import plans
 from pusa.generation.advice import advice
 from pusa.generation.clip import GeneratedClip
 from pusa.generation.conditions import Known
+from pusa.generation.given import Clip, Image
 from pusa.generation.model import Model
 from pusa.generation.plans import Plan
 from pusa.generation.request import (
     SEEDS,
     VERSION,
-    Clip,
     Extend,
     ExtendOptions,
     Generate,
     GenerateOptions,
-    Image,
     Request,
     Transition,
     TransitionOptions,
@@ -45,12 +44,11 @@ from pusa.generation.request import (
 from pusa.generation.schedule import DEFAULT, Schedule
 from pusa.generation.settings import Settings
 from pusa.models import context_parallel
+from pusa.models.backbone import Expert, Text
 from pusa.models.loading import checkpoints, sources
 from pusa.models.lora import header
 from pusa.models.lora.runtime import LoraFile
 from pusa.models.memory import profiles
-from pusa.models.wan import latents
-from pusa.models.wan.recognise import Expert
 
 AnyRequest = Generate | Extend | Transition
 Callback = Callable[[Step], bool | None]
@@ -150,21 +148,20 @@ class Pipeline(Model):
     def matrix(self, settings: Settings, known: Known) -> TimestepMatrix:
         """The schedule from σ = shift(strength) down, with the columns of known frames scaled by their multipliers."""
         grid = sigmas.grid(settings.steps, settings.shift, settings.strength)
-        free = Schedule.parse(settings.schedule or DEFAULT).matrix(grid, latents.latent_frames(settings.frames))
+        slots = self.backbone.geometry.latent_frames(settings.frames)
+        free = Schedule.parse(settings.schedule or DEFAULT).matrix(grid, slots)
         return schedules.conditioned(free, {slot: multiplier for slot, (_, multiplier) in known.items()})
 
     def noise(self, seed: int, settings: Settings) -> Tensor:
         """The initial noise of a seed, float32 [1, C, F, h, w] on the CPU."""
-        factor = int(self.vae.config.scale_factor_spatial)
-        slots, (width, height) = latents.latent_frames(settings.frames), settings.size
-        shape = (1, int(self.transformer.config.in_channels), slots, height // factor, width // factor)
+        shape = self.backbone.geometry.latent_shape(self.backbone.channels, settings.frames, settings.size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 
     @torch.no_grad()
     def sample(
         self,
         matrix: TimestepMatrix,
-        text: tuple[Tensor, Tensor],
+        text: tuple[Text, Text],
         settings: Settings,
         *,
         known: Known,
@@ -174,7 +171,7 @@ class Pipeline(Model):
     ) -> Tensor:
         """Walk the matrix from the seed's noise: float32 [1, C, F, h, w] on the CPU.
 
-        text: encoded prompt and negative prompt, each [1, 512, D]. known: latents at their slots. init: latents of the
+        text: encoded prompt and negative prompt, of one each. known: latents at their slots. init: latents of the
         whole clip, for the slots that are not known. Known and init latents start at the matrix's first row; a slot
         that starts below σ = 1 and has neither is an InputError. Of several processes that share the tokens, all walk
         what process 0 starts from.
@@ -184,7 +181,7 @@ class Pipeline(Model):
         clean = torch.zeros_like(noise) if init is None else init.clone()
         for slot, (latent, _) in known.items():
             clean[:, :, slot : slot + 1] = latent
-        begin = matrix.state[0].float()
+        begin = matrix.sigma[0].float()
         if init is None:
             for slot, level in enumerate(begin.tolist()):
                 if level < 1 and slot not in known:
@@ -196,8 +193,8 @@ class Pipeline(Model):
         if self.group.size > 1:
             if not processes.all_agree(self.group, f"{matrix.to_dict()} {settings} {seed} {callback is None}"):
                 raise InputError("The processes were asked for different clips: make the same calls in each of them.")
-            x, prompt, negative = processes.broadcast([x, *text])
-            text = prompt, negative
+            x, prompt, negative = processes.broadcast([x, *(each.tokens for each in text)])
+            text = text[0].like(prompt), text[1].like(negative)
             callback = callback and self._heard_by_all(callback)
 
         def renoise(step: int) -> Tensor:
@@ -217,10 +214,10 @@ class Pipeline(Model):
 
     def _check_shares(self, matrix: TimestepMatrix, settings: Settings) -> None:
         """InputError unless the tokens of every step divide by the number of processes that share them."""
-        width, height = (side // self.components.multiple for side in settings.size)
-        heads = int(self.transformer.config.num_attention_heads)
+        geometry = self.backbone.geometry
+        width, height = (side // geometry.multiple for side in settings.size)
         for slots in {int(row.sum()) for row in matrix.visible}:
-            context_parallel.check_tokens(slots, width * height, heads, self.group.size)
+            context_parallel.check_tokens(slots, width * height, self.backbone.heads, self.group.size, geometry)
 
     def _heard_by_all(self, callback: Callback) -> Callback:
         """The callback, whose False on one process stops every process after the same step."""
@@ -228,9 +225,7 @@ class Pipeline(Model):
 
     def advise(self, settings: Settings, *, given: bool) -> None:
         """A UserWarning for each way in which the settings contradict the LoRAs; given: frames have conditions."""
-        for sentence in advice(
-            self.components.source, self.loras, settings, given=given, merged=self.defaults.per_frame
-        ):
+        for sentence in advice(self.backbone.source, self.loras, settings, given=given, merged=self.defaults.per_frame):
             warnings.warn(sentence, stacklevel=4)
 
 

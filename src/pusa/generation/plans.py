@@ -27,12 +27,12 @@ from torch import Tensor
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
 from pusa.generation.conditions import Known, Target, place, resolve
+from pusa.generation.given import Clip, frame_index
 from pusa.generation.model import Model
-from pusa.generation.request import Clip, Extend, Generate, Request, Transition, frame_index
+from pusa.generation.request import Extend, Generate, Request, Transition
 from pusa.generation.settings import Settings
 from pusa.generation.sources import ClipSource, open_clip
 from pusa.images import fit as fit_frames
-from pusa.models.wan.latents import FRAMES_PER_SLOT
 
 
 def _unchanged(z: Tensor) -> Tensor:
@@ -75,24 +75,24 @@ def opened(model: Model, request: Generate) -> Generate:
             f"The clip to edit is all of the new clip: {init.frames} frames of it are to be used, and frames is "
             f"{count}; give one of the two."
         )
-    if (count - 1) % FRAMES_PER_SLOT and (request.frames, request.init.frames) == (None, None):
-        fewer = max(1, (count - 1) // FRAMES_PER_SLOT * FRAMES_PER_SLOT + 1)
+    geometry = model.backbone.geometry
+    if not geometry.is_whole(count) and (request.frames, request.init.frames) == (None, None):
         raise InputError(
-            f"{init.src.label}: {count} frames cannot be edited, a clip has {FRAMES_PER_SLOT}n+1 of them; "
-            f"use the first of them with frames={fewer}."
+            f"{init.src.label}: {count} frames cannot be edited, a clip has {geometry.form()} of them; "
+            f"use the first of them with frames={geometry.whole(count)}."
         )
     return replace(request, frames=count, init=replace(init, frames=count, start=start))
 
 
 def _opened(model: Model, clip: Clip) -> Clip:
-    return replace(clip, src=open_clip(clip.src, model.defaults.fps, model.vae))
+    return replace(clip, src=open_clip(clip.src, model.defaults.fps, model.backbone))
 
 
 def generate(model: Model, request: Generate) -> Plan:
     """The plan of a clip from a prompt and conditions."""
     request = opened(model, request)
     settings = request.check(model.limits)
-    target = Target(settings.frames, settings.size, model.defaults.fps, request.fit, model.vae)
+    target = Target(settings.frames, settings.size, model.defaults.fps, request.fit, model.backbone)
     edited = None if request.init is None else place(request.init, target)
     known, records = resolve(request.conditions, target)
     matrix = request.own_matrix()
@@ -117,7 +117,7 @@ def extend(model: Model, request: Extend) -> Plan:
         else _beginning(source, overlap, settings.frames, request.noise)
     )
     known, _ = resolve([condition], _target(model, settings, request))
-    new = added // FRAMES_PER_SLOT
+    new = added // model.backbone.geometry.frames_per_slot
 
     def join(z: Tensor) -> Tensor:
         parts = [_latents(source), z[:, :, -new:]] if forward else [z[:, :, : new + 1], _latents(source)[:, :, 1:]]
@@ -143,7 +143,7 @@ def transition(model: Model, request: Transition) -> Plan:
         _beginning(second, overlap, settings.frames, request.noise),
     ]
     known, _ = resolve(conditions, _target(model, settings, request))
-    shared = overlap // FRAMES_PER_SLOT
+    shared = overlap // model.backbone.geometry.frames_per_slot
 
     def join(z: Tensor) -> Tensor:
         return torch.cat([_latents(first), z[:, :, shared + 1 : -shared], _latents(second)[:, :, 1:]], dim=2)
@@ -153,7 +153,7 @@ def transition(model: Model, request: Transition) -> Plan:
 
 
 def _target(model: Model, settings: Settings, request: Request) -> Target:
-    return Target(settings.frames, settings.size, model.defaults.fps, request.fit, model.vae)
+    return Target(settings.frames, settings.size, model.defaults.fps, request.fit, model.backbone)
 
 
 def _ending(clip: ClipSource, overlap: int, noise: float | tuple[float, ...]) -> Clip:
@@ -170,13 +170,14 @@ def _open(
     model: Model, request: Extend | Transition, src: Any, settings: Settings, cut: Literal["start", "end"]
 ) -> tuple[ClipSource, Settings]:
     """The source with latents at the size that is made, and the settings with that size."""
-    source = open_clip(src, model.defaults.fps, model.vae)
+    source = open_clip(src, model.defaults.fps, model.backbone)
     clips = 1 if isinstance(request, Extend) else 2
     overlap, _ = model.limits.window(request.frames, request.overlap, clips=clips)
-    extra = (source.count - 1) % FRAMES_PER_SLOT
+    geometry = model.backbone.geometry
+    longest, shortest = geometry.whole(source.count), geometry.pixel_frames(2)
+    extra = source.count - longest
     if source.count < overlap:
-        longest = source.count - extra
-        better = f"an overlap of at most {longest}" if longest > FRAMES_PER_SLOT else "a clip of 5 frames or more"
+        better = f"an overlap of at most {longest}" if longest >= shortest else f"a clip of {shortest} frames or more"
         raise InputError(
             f"{source.label} has {source.count} frames, fewer than the overlap of {overlap}: give {better}."
         )
@@ -186,12 +187,13 @@ def _open(
         return source, settings
     if extra:
         warnings.warn(
-            f"{source.label} has {source.count} frames and a clip has 4n+1: {extra} at its {cut} left out.",
+            f"{source.label} has {source.count} frames and a clip has {geometry.form()}: "
+            f"{extra} at its {cut} left out.",
             stacklevel=3,
         )
     kept = source.frames[extra:] if cut == "start" else source.frames[: source.count - extra]
     encoded = model.encode(fit_frames(kept, settings.size, request.fit))
-    return ClipSource(source.label, source.record, model.vae, latents=encoded), settings
+    return ClipSource(source.label, source.record, model.backbone, latents=encoded), settings
 
 
 def _latents(source: ClipSource) -> Tensor:

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from pusa.errors import InputError
-from pusa.generation.clip import GeneratedClip, kept_latents, latents_hash, vae_fingerprint
+from pusa.generation.clip import GeneratedClip, kept_latents, latents_hash
 from pusa.generation.pictures import array_record, file_record
 from pusa.images import Frames
-from pusa.models.wan.latents import decode, pixel_frames
+from pusa.models.backbone import Encoders
 from pusa.videos import read_video
 
 
@@ -29,26 +28,28 @@ class ClipSource:
 
     label: str
     record: dict[str, Any]
-    vae: AutoencoderKLWan
+    backbone: Encoders
     latents: Tensor | None = None
     pixels: Frames | None = None
 
     @cached_property
     def frames(self) -> Frames:
         """uint8 [N, H, W, 3]."""
-        return decode(self.vae, self._latents) if self.pixels is None else self.pixels
+        return self.backbone.decode(self._latents) if self.pixels is None else self.pixels
 
     @property
     def count(self) -> int:
         """Pixel frames."""
-        return pixel_frames(self._latents.shape[2]) if self.pixels is None else len(self.pixels)
+        if self.pixels is not None:
+            return len(self.pixels)
+        return self.backbone.geometry.pixel_frames(self._latents.shape[2])
 
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) in pixels."""
         if self.pixels is not None:
             return self.pixels.shape[2], self.pixels.shape[1]
-        factor = int(self.vae.config.scale_factor_spatial)
+        factor = self.backbone.geometry.spatial
         return self._latents.shape[4] * factor, self._latents.shape[3] * factor
 
     @property
@@ -57,24 +58,24 @@ class ClipSource:
         return self.latents
 
 
-def open_clip(src: str | Path | Frames | GeneratedClip | ClipSource, fps: float, vae: AutoencoderKLWan) -> ClipSource:
+def open_clip(src: str | Path | Frames | GeneratedClip | ClipSource, fps: float, backbone: Encoders) -> ClipSource:
     """Open a source: a path is read at `fps`; what was generated with this autoencoder brings its latents."""
     if isinstance(src, ClipSource):
         return src
     if isinstance(src, GeneratedClip):
-        own = src.recipe["model"]["vae"] == vae_fingerprint(vae)
+        own = src.recipe["model"]["vae"] == backbone.vae_fingerprint
         unsaved = {"path": None, "latents_sha256": latents_hash(src.latents)}
         record: dict[str, Any] = unsaved if src.saved is None else {**src.saved}
         label = src.saved["path"] if src.saved else "the given clip"
-        return ClipSource(label, record, vae, src.latents if own else None, src.frames)
+        return ClipSource(label, record, backbone, src.latents if own else None, src.frames)
     if isinstance(src, (str, Path)):
-        kept = kept_latents(Path(src), vae)
+        kept = kept_latents(Path(src), backbone.vae_fingerprint)
         if kept is not None:
             record = file_record(Path(src)) | {"latents_sha256": latents_hash(kept)}
-            return ClipSource(str(src), record, vae, kept)
+            return ClipSource(str(src), record, backbone, kept)
         frames, _ = read_video(src, fps=fps)
-        return ClipSource(str(src), file_record(Path(src)), vae, pixels=frames)
+        return ClipSource(str(src), file_record(Path(src)), backbone, pixels=frames)
     frames = np.asarray(src)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
         raise InputError(f"A clip must be uint8 frames [N, H, W, 3], not {frames.dtype} {list(frames.shape)}.")
-    return ClipSource("the given clip", array_record(frames), vae, pixels=frames)
+    return ClipSource("the given clip", array_record(frames), backbone, pixels=frames)

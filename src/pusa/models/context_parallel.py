@@ -21,10 +21,9 @@ from diffusers.hooks.context_parallel import apply_context_parallel, remove_cont
 from diffusers.utils import logging
 
 from pusa.errors import InputError
+from pusa.models.backbone import Geometry
 from pusa.models.loading import checkpoints, sources
 from pusa.models.loading.sources import Beside
-from pusa.models.wan.latents import FRAMES_PER_SLOT, latent_frames, pixel_frames
-from pusa.models.wan.transformer import VectorWanTransformer3DModel
 
 
 def check_heads(heads: int, processes: int, tokens: int = 0) -> None:
@@ -54,14 +53,13 @@ def check_clip(
     name, folder = sources.find(source, ())
     own = checkpoints.defaults_of(folder)
     transformer = sources.config(name, folder, "transformer")
-    factor = sources.config(name, folder, "vae", beside).get("scale_factor_spatial", 8)
-    _, tall, wide = transformer.get("patch_size", (1, 2, 2))
-    width, height = size or own.size
-    per_slot = (width // factor // wide) * (height // factor // tall)
-    check_tokens(latent_frames(frames or own.frames), per_slot, _heads(transformer), processes)
+    geometry = checkpoints.geometry(name, folder, beside)
+    width, height = (side // geometry.multiple for side in size or own.size)
+    slots = geometry.latent_frames(frames or own.frames)
+    check_tokens(slots, width * height, _heads(transformer), processes, geometry)
 
 
-def check_tokens(slots: int, per_slot: int, heads: int, processes: int) -> None:
+def check_tokens(slots: int, per_slot: int, heads: int, processes: int, geometry: Geometry) -> None:
     """InputError unless the heads and the tokens of a clip divide by the number of processes.
 
     slots: latent frames that the model sees at once. per_slot: tokens of each.
@@ -72,18 +70,18 @@ def check_tokens(slots: int, per_slot: int, heads: int, processes: int) -> None:
         return
     every = processes // math.gcd(processes, per_slot)
     near = [n for n in (slots // every * every, (slots // every + 1) * every) if n > 0]
-    lengths = " or ".join(str(pixel_frames(n)) for n in near)
-    apart = " or ".join(f"{abs(n - slots) * FRAMES_PER_SLOT} {'fewer' if n < slots else 'more'}" for n in near)
+    lengths = " or ".join(str(geometry.pixel_frames(n)) for n in near)
+    apart = " or ".join(f"{abs(n - slots) * geometry.frames_per_slot} {'fewer' if n < slots else 'more'}" for n in near)
     fitting = math.gcd(tokens, heads)
     fewer = f"{_counts(fitting)}, " if fitting > 1 else ""
-    length = f"{pixel_frames(slots)} frame{'s' * (slots > 1)}"
+    length = f"{geometry.pixel_frames(slots)} frame{'s' * (slots > 1)}"
     raise InputError(
         f"The {tokens} tokens of {length}, which the model sees at once, cannot be shared by {processes} processes: "
         f"use {fewer}{lengths} frames ({apart}), or another size."
     )
 
 
-def enable(transformers: Sequence[VectorWanTransformer3DModel], processes: int) -> None:
+def enable(transformers: Sequence[Any], processes: int) -> None:
     """Make every forward of these models one of all processes, which have met (`pusa.processes.join`); once.
 
     From then on every process has to call them at the same time with the same input, and each gets the whole output.
@@ -101,7 +99,7 @@ def enable(transformers: Sequence[VectorWanTransformer3DModel], processes: int) 
 
 
 @contextmanager
-def aside(transformer: VectorWanTransformer3DModel) -> Iterator[None]:
+def aside(transformer: Any) -> Iterator[None]:
     """For the block, the hooks of `enable` are off a model, so that layers which carry them can be wrapped."""
     parallel = transformer._parallel_config
     if parallel is None:

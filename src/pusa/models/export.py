@@ -26,9 +26,9 @@ from torch import Tensor
 
 from pusa.errors import InputError
 from pusa.files import building, check_writable, replacing, sha256, write_json, write_text_atomic
+from pusa.models.backbone import Expert
 from pusa.models.loading import checkpoints, sources
 from pusa.models.lora import header, runtime
-from pusa.models.wan.recognise import Expert
 from pusa.models.wan.weight_names import original_name
 
 Dialect = Literal["diffusers", "comfy", "kohya"]

@@ -1,6 +1,7 @@
-"""From a folder of clips to an adapter: what is there, latents in a cache, the training loop, what comes out of it.
+"""Training: from a folder of clips to an adapter.
 
-Reading order: dataset (which clips and captions are there), clips (what each holds and which samples become of it),
-estimate (what a run will take), cache (encoded once), config, draws (σ per frame), batches,
-adaptation (what is trained), learner (one step), averages, state (the run's folder), parallel, trainer.
+Read the modules in this order: data/dataset (find clips and captions), data/samples (cut them into samples), estimate
+(memory and time of a run), data/cache (encode each sample once), config/ (settings), random_draws (the noise level of
+each frame), data/batches, objectives/ (the losses), learner (one step), weight_averages, run_folder (checkpoints and
+log), distributed (several processes), trainer (the loop), run (`pusa train`).
 """

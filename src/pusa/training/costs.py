@@ -1,14 +1,7 @@
-"""What a training costs: operations of a step, the machine's own rate for them, memory, and money.
+"""The cost of a training: the rate of the machine, memory, and money. The backbone counts the operations.
 
-Operations are counted as everyone counts them, two for a multiplication with its addition, matrix products and
-attention only. A linear layer of i inputs and o outputs takes 2·i·o per row in the forward pass, as much again for the
-gradient with respect to its input where something before it is trained, and as much again for the gradient of its
-weight where that is trained. Attention of L queries over K keys of width D takes 4·L·K·D, and 10·L·K·D backwards, which
-contains working out the scores again. The rows are tokens, text tokens, or latent frames: the per-frame modulation that
-vectorized timesteps need is F rows through the time embedding (arXiv 2507.16116, section 2.3.1), next to nothing.
-
-The share of the machine's rate that training reaches (MFU) is measured against what the same machine does with one
-large matrix product in the same precision. Recomputation under gradient checkpointing does not count towards it.
+MFU is the share of the machine's rate that training reaches. The rate is measured with one large matrix product in the
+same precision. Recomputation by gradient checkpointing does not count as useful work.
 """
 
 from __future__ import annotations
@@ -19,177 +12,19 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
-from peft.tuners.lora import LoraLayer
-from torch import nn
 
 from pusa.files import write_json
-from pusa.models.wan.latents import TEXT_TOKENS
 
 PAPER: Mapping[str, Any] = {"clips": 3860, "samples": 7200, "steps": 900, "money": 500.0, "currency": "USD"}
 """arXiv 2507.16116: 900 steps of 8 clips on a set of 3,860, for about $500."""
 
 
-@dataclass(frozen=True)
-class Flops:
-    """Operations of forward and backward pass, and of the forward passes that gradient checkpointing repeats."""
-
-    forward: int
-    backward: int
-    recomputed: int = 0
-
-    @property
-    def model(self) -> int:
-        """What the model needs: forward and backward."""
-        return self.forward + self.backward
-
-    @property
-    def executed(self) -> int:
-        """What the machine does for it."""
-        return self.model + self.recomputed
-
-
-@dataclass(frozen=True)
-class _Product:
-    """A linear layer, or the patch embedding as one. rank: of its adapters together; frozen: whether its weight is."""
-
-    name: str
-    rows: str  # "tokens" | "text" | "frames"
-    inputs: int
-    outputs: int
-    rank: int
-    frozen: bool
-
-    @property
-    def trains(self) -> bool:
-        return bool(self.rank) or not self.frozen
-
-    def forward(self, rows: int) -> int:
-        return 2 * rows * (self.inputs * self.outputs + self.rank * (self.inputs + self.outputs))
-
-    def backward(self, rows: int, input_learns: bool) -> int:
-        own = self.inputs * self.outputs * (input_learns + (not self.frozen))
-        adapter = self.rank * (self.inputs + self.outputs + self.outputs + self.inputs * input_learns)
-        return 2 * rows * (own + adapter)
-
-
-class StepCounter:
-    """Counts the operations of a training step of a transformer as it is: which weights are trained, which adapters.
-
-    The transformer may lie on the meta device, so that a step can be counted before any weight is read.
-    """
-
-    def __init__(self, transformer: WanTransformer3DModel) -> None:
-        self.transformer = transformer
-        config = transformer.config
-        self.width = int(config.num_attention_heads * config.attention_head_dim)
-        self.blocks = int(config.num_layers)
-
-    @cached_property
-    def _products(self) -> list[_Product]:
-        found = []
-        for name, module in self.transformer.named_modules():
-            if isinstance(module, LoraLayer):
-                base, rank = module.get_base_layer(), sum(module.r[a] for a in module.active_adapters if a in module.r)
-            else:
-                base, rank = module, 0
-            if ".base_layer" in name or ".lora_" in name or not isinstance(base, (nn.Linear, nn.Conv3d)):
-                continue
-            inputs = base.in_features if isinstance(base, nn.Linear) else base.in_channels * prod(base.kernel_size)
-            outputs = base.out_features if isinstance(base, nn.Linear) else base.out_channels
-            found.append(_Product(name, _rows_of(name), inputs, outputs, rank, not base.weight.requires_grad))
-        return found
-
-    def _trains(self, prefix: str) -> bool:
-        return any(p.requires_grad for name, p in self.transformer.named_parameters() if name.startswith(prefix))
-
-    def __call__(self, clips: int, tokens: int, frames: int, *, text: int = TEXT_TOKENS) -> Flops:
-        """Operations of forward and backward for `clips` clips, taken as equally long.
-
-        tokens, frames: latent tokens and latent frames of all clips together. text: text tokens of each.
-        """
-        rows = {"tokens": tokens, "text": clips * text, "frames": frames}
-        learns = self._learners
-        forward = backward = again = 0
-        for product in self._products:
-            count = product.forward(rows[product.rows])
-            forward += count
-            backward += product.backward(rows[product.rows], learns[product.name])
-            again += count * learns.get(_block_of(product.name), False)
-        for block in range(self.blocks):
-            for layer, keys in (("attn1", tokens // clips), ("attn2", text)):
-                count = 4 * tokens * keys * self.width
-                forward += count
-                backward += count * 5 // 2 * learns[f"blocks.{block}.{layer}"]
-                again += count * learns[f"blocks.{block}"]
-        return Flops(forward, backward, again if self.transformer.is_gradient_checkpointing else 0)
-
-    @cached_property
-    def _learners(self) -> dict[str, bool]:
-        """Whether something trained comes into each linear layer and each attention, and whether it leaves each block.
-
-        Follows the data: text and time embeddings, patches, then block after block.
-        """
-        by_name = {product.name: product for product in self._products}
-        text = modulation = stream = False
-        learns: dict[str, bool] = {}
-        for name in by_name:
-            if name.startswith("condition_embedder.text_embedder"):
-                learns[name] = text
-                text |= by_name[name].trains
-            elif name.startswith("condition_embedder.time"):
-                learns[name] = modulation
-                modulation |= by_name[name].trains
-            elif name == "patch_embedding":
-                learns[name] = False
-                stream = self._trains(name)
-        for block in range(self.blocks):
-            at = f"blocks.{block}."
-            modulated = stream or modulation or self._trains(f"{at}scale_shift_table")
-            for name in (n for n in by_name if n.startswith(f"{at}attn1.to_") and not n.endswith("to_out.0")):
-                learns[name] = modulated
-            mixed = modulated or self._trains(f"{at}attn1.to_q") or self._trains(f"{at}attn1.to_k")
-            mixed = mixed or self._trains(f"{at}attn1.to_v") or self._trains(f"{at}attn1.norm")
-            learns[f"{at}attn1"] = learns[f"{at}attn1.to_out.0"] = mixed
-            stream = mixed or self._trains(f"{at}attn1.to_out")
-            learns[f"{at}attn2.to_q"] = stream or self._trains(f"{at}norm2")
-            learns[f"{at}attn2.to_k"] = learns[f"{at}attn2.to_v"] = text
-            crossed = (
-                learns[f"{at}attn2.to_q"]
-                or text
-                or any(self._trains(f"{at}attn2.{part}") for part in ("to_q", "to_k", "to_v", "norm"))
-            )
-            learns[f"{at}attn2"] = learns[f"{at}attn2.to_out.0"] = crossed
-            stream = crossed or self._trains(f"{at}attn2.to_out")
-            learns[f"{at}ffn.net.0.proj"] = stream or modulated
-            learns[f"{at}ffn.net.2"] = stream or modulated or by_name[f"{at}ffn.net.0.proj"].trains
-            stream = learns[f"blocks.{block}"] = learns[f"{at}ffn.net.2"] or by_name[f"{at}ffn.net.2"].trains
-        learns["proj_out"] = stream or modulation or self._trains("scale_shift_table")
-        return learns
-
-
-def _block_of(name: str) -> str:
-    """`blocks.3` of `blocks.3.attn1.to_q`."""
-    return ".".join(name.split(".")[:2])
-
-
-def _rows_of(name: str) -> str:
-    """What a linear layer of Wan runs over."""
-    if name.startswith("condition_embedder.time"):
-        return "frames"
-    if name.startswith("condition_embedder.text") or name.endswith(("attn2.to_k", "attn2.to_v")):
-        return "text"
-    return "tokens"
-
-
 def matmul_rate(device: torch.device | str, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """Operations per second of one large matrix product on `device`, the best of what fits into `seconds`."""
+    """Measure the operations per second of a large matrix product on `device`: the best of `seconds` seconds."""
     device = torch.device(device)
     size = 8192 if device.type == "cuda" else 1024
     rng = torch.Generator(device).manual_seed(0)
@@ -210,7 +45,7 @@ def matmul_rate(device: torch.device | str, dtype: torch.dtype, seconds: float =
 
 
 def peak_memory(device: torch.device | str) -> int:
-    """Bytes: the most that torch held on a GPU since this process began, or that this process held of the machine's."""
+    """Return bytes: the peak of torch on a GPU, or the peak of this process in the memory of the machine."""
     device = torch.device(device)
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
@@ -219,7 +54,7 @@ def peak_memory(device: torch.device | str) -> int:
 
 
 def device_name(device: torch.device | str) -> str:
-    """What the device is called: `NVIDIA H100 80GB HBM3`, or `CPU, 4 threads`."""
+    """Return the name of the device, such as `NVIDIA H100 80GB HBM3` or `CPU, 4 threads`."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -229,11 +64,12 @@ def device_name(device: torch.device | str) -> str:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a run took, all of its starts together; steps that were lost to a kill and done again count once.
+    """The costs of a run, over all its starts. A step that was lost by a kill and repeated counts once.
 
-    clips: distinct ones in the training set, None where not known. samples: clips seen, with repetition. flops: done,
-    with recomputation. seconds: of training; aside: of validation, previews and checkpoints, of which `validation` and
-    `previews` are their parts. rate: of one device.
+    steps: finished steps. samples: clips seen, with repetition. tokens: latent tokens seen. flops: executed operations,
+    with recomputation; model_flops: without. seconds: of training steps. aside: seconds of everything else, including
+    `validation` and `previews`. devices: how many train together. clips: clips in the training set, None if unknown.
+    rate: operations per second of one device. peak_memory: bytes. price: money for one hour of one device.
     """
 
     steps: int
@@ -255,44 +91,44 @@ class Costs:
 
     @property
     def device_hours(self) -> float:
-        """Hours of all devices together, everything counted."""
+        """Hours of all devices together, including validation and previews."""
         return (self.seconds + self.aside) * self.devices / 3600
 
     @property
     def money(self) -> float | None:
-        """At the price of an hour of one device; None without one."""
+        """The money for all device-hours; None without a price."""
         return None if self.price is None else self.price * self.device_hours
 
     @property
     def mfu(self) -> float | None:
-        """The share of the measured rate that training reached, without recomputation and what was aside."""
+        """The share of the measured rate that training steps reached, without recomputation; 0 to 1."""
         if not self.rate or not self.seconds:
             return None
         return self.model_flops / (self.seconds * self.rate * self.devices)
 
     def record(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
+        """Return everything for JSON."""
         sums = {"device_hours": self.device_hours, "money": self.money, "mfu": self.mfu}
         return {**asdict(self), **sums, "paper": dict(PAPER)}
 
     def write(self, path: Path) -> None:
-        """cost.json, atomic."""
+        """Write cost.json, atomically."""
         write_json(path, self.record())
 
     @classmethod
     def read(cls, path: Path) -> Costs:
-        """What `write` wrote."""
+        """Return the costs that `write` wrote."""
         data = json.loads(path.read_text(encoding="utf-8"))
         return cls(**{name: data[name] for name in cls.__dataclass_fields__ if name in data})
 
     def _share(self, seconds: float) -> str:
-        """`27.1 s (34%)`: device-hours and their share of all; a dash for none."""
+        """Return device-hours and their share of all, such as `27.1 s (34%)`; a dash for 0."""
         if seconds <= 0:
             return "–"
         return f"{hours(seconds * self.devices / 3600)} ({seconds / max(self.seconds + self.aside, 1e-9):.0%})"
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """(what, this run, the paper), as text."""
+        """Return the rows of the cost sheet: (name, this run, the paper)."""
         sign, paper = {"USD": "$", "EUR": "€", "GBP": "£"}.get(self.currency, f"{self.currency} "), PAPER
         price = "no price given" if self.price is None else f"{sign}{self.price:g} an hour"
         money = "–" if self.money is None else f"{sign}{self.money:,.2f}"
@@ -314,7 +150,7 @@ class Costs:
         ]
 
     def __str__(self) -> str:
-        """A table."""
+        """Return the cost sheet as a table."""
         rows = [("", "this run", "paper"), *self.rows()]
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = [f"{a:{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}".rstrip() for a, b, c in rows]
@@ -322,7 +158,7 @@ class Costs:
 
 
 def scaled(number: float, unit: str) -> str:
-    """`1.24 PFLOP`."""
+    """Return a number with a prefix and a unit, such as `1.24 PFLOP`."""
     for prefix in ("", "k", "M", "G", "T", "P", "E"):
         if number < 1000 or prefix == "E":
             break
@@ -331,7 +167,7 @@ def scaled(number: float, unit: str) -> str:
 
 
 def hours(value: float) -> str:
-    """`12.3 h`, or minutes and seconds below an hour."""
+    """Return hours as text, such as `12.3 h`; below one hour, minutes or seconds."""
     if value >= 1:
         return f"{value:,.1f} h"
     return f"{value * 60:.1f} min" if value * 3600 >= 60 else f"{value * 3600:.1f} s"

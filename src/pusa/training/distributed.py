@@ -1,11 +1,12 @@
-"""Several processes train one model: whole copies that average their gradients (DDP), or one copy in shards (FSDP2).
+"""Training on several processes: each has a copy of the model (DDP), or they share one copy in shards (FSDP2).
 
-`pusa.processes` meets the others; without a launcher everything here is the identity. Nothing that leaves a run is
-sharded: weights, averages and optimiser state are gathered by name on process 0 and spread again from there, so a
-checkpoint does not know how many processes wrote it.
+`pusa.processes` connects the processes. With one process, the functions here change nothing. Checkpoints and exported
+files contain no shards: weights, averages and optimiser state are gathered by name on rank 0, and distributed again
+from there. So a checkpoint does not depend on the number of processes.
 
-A step has `accumulate` x `size` micro-batches, its *lanes*. Lane l goes to process l mod size, and what is in it
-depends on (seed, lane, step) alone: two processes with a lane each see the clips, noise and σ of one with two lanes.
+A step has `accumulate` × `size` micro-batches, called lanes. Process r computes the lanes l with l mod size = r. The
+content of a lane depends on the seed, the lane and the step only. So two processes with one lane each see the same
+clips, noise and σ as one process with two lanes.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from pusa.processes import ProcessGroup, from_rank_zero
 
 
 def wrap(model: nn.Module, kind: Literal["ddp", "fsdp"], group: ProcessGroup) -> nn.Module:
-    """The module to call in training; its parameters become shards in place with "fsdp" (every block, then the rest).
+    """Return the module to call in training.
 
-    model: a Wan transformer with its `blocks`, on this process's device, the same on every process.
+    With "ddp" the result is a wrapper. With "fsdp" it is `model` itself, and its parameters become shards in place: one
+    group for each of the model's `blocks`, if it has them, and one for the rest. model: on the device of this process,
+    with the same weights on every process. Raises InputError for another kind.
     """
     if kind not in ("ddp", "fsdp"):
-        raise InputError(f"There is no way of working in parallel called {kind!r}: set train.parallel to ddp or fsdp.")
+        raise InputError(f"train.parallel is {kind!r}: set it to ddp or fsdp.")
     if group.size == 1:
         return model
     if kind == "ddp":
@@ -47,15 +50,15 @@ def wrap(model: nn.Module, kind: Literal["ddp", "fsdp"], group: ProcessGroup) ->
 
 
 def accumulating(model: nn.Module, more: bool) -> AbstractContextManager[None]:
-    """Around forward and backward of a micro-batch: with `more` to come, copies do not average gradients yet."""
+    """Wrap the forward and backward pass of a micro-batch. If `more` follow, DDP does not average gradients yet."""
     if more and isinstance(model, DistributedDataParallel):
-        waiting: AbstractContextManager[None] = model.no_sync()
-        return waiting
+        without_sync: AbstractContextManager[None] = model.no_sync()
+        return without_sync
     return nullcontext()
 
 
 def set_trainable(model: nn.Module, parameters: Mapping[str, nn.Parameter], trainable: bool) -> None:
-    """Set whether the next forward pass of `model` leads gradients to these parameters."""
+    """Set whether these parameters get gradients in the next forward and backward pass of `model`."""
     for p in parameters.values():
         p.requires_grad_(trainable)
     if isinstance(model, FSDPModule):
@@ -63,21 +66,22 @@ def set_trainable(model: nn.Module, parameters: Mapping[str, nn.Parameter], trai
 
 
 def shards(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """{parameter: (numbers held by this process, numbers in all)}."""
+    """Return {parameter: (elements on this process, elements in total)}."""
     return {name: (_local(p).numel(), p.numel()) for name, p in model.named_parameters()}
 
 
 def is_sharded(model: nn.Module) -> bool:
+    """Return whether FSDP2 has divided the parameters of the model into shards."""
     return isinstance(model, FSDPModule)
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, or all of what processes hold in shards. Every process must call it."""
+    """Return the tensor, gathered from all processes if it is sharded. Every process must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def collect(tensors: Mapping[str, Tensor], group: ProcessGroup) -> dict[str, Tensor]:
-    """Whole tensors, copied to the CPU of process 0; empty on the others. Every process must call it."""
+    """Return whole copies of the tensors, on the CPU of rank 0; {} on other processes. Every process must call this."""
     copies: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         full = whole(tensor.detach())
@@ -88,7 +92,7 @@ def collect(tensors: Mapping[str, Tensor], group: ProcessGroup) -> dict[str, Ten
 
 @torch.no_grad()
 def spread(values: Mapping[str, Tensor], targets: Mapping[str, Tensor], group: ProcessGroup) -> None:
-    """The way back: copy the whole tensors of process 0 into `targets` everywhere, whole or sharded, in place."""
+    """Copy the whole `values` of rank 0 into `targets` on every process, in place. Targets may be sharded."""
     for name, target in targets.items():
         if group.is_rank_zero:
             value = values[name].to(target.device, target.dtype)
@@ -105,7 +109,7 @@ def spread(values: Mapping[str, Tensor], targets: Mapping[str, Tensor], group: P
 def optimiser_state(
     optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], group: ProcessGroup
 ) -> dict[str, dict[str, Any]]:
-    """{parameter: {moment: whole tensor or number}} on process 0; empty on the others."""
+    """Return {parameter: {name of the state: whole tensor or number}} on rank 0, and {} on other processes."""
     state: dict[str, dict[str, Any]] = {}
     for name, p in parameters.items():
         kept = optimiser.state.get(p, {})
@@ -121,7 +125,7 @@ def restore_optimiser(
     state: Mapping[str, Mapping[str, Any]],
     group: ProcessGroup,
 ) -> None:
-    """Give every process its part of what `optimiser_state` gathered, on however many processes that was."""
+    """Set the state that `optimiser_state` returned, whatever the number of processes was then."""
     layout = from_rank_zero(
         group,
         lambda: {

@@ -1,7 +1,7 @@
-"""Ctrl-C, and the SIGTERM that a cluster sends some time before it kills: how a training is asked to stop.
+"""Stop a training on Ctrl-C, or on the SIGTERM that a cluster sends before it kills a process.
 
-The first one is remembered, so that the step can be finished and a checkpoint written. From then on signals do what
-they did before, and a second one ends the process at once.
+The first signal is noted, so that the training can finish its step and write a checkpoint. After that, the former
+signal handlers are active again, and a second signal ends the process immediately.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_ANSWER = b"pusa: stopping after this step, with a checkpoint; once more stops at once.\n"
+_MESSAGE = b"pusa: training will stop after this step and write a checkpoint; repeat to stop immediately.\n"
 
 
 @contextmanager
-def listening(*, answer: bool) -> Iterator[Callable[[], bool]]:
-    """For the block, yields whether a signal has come. answer: say on stderr that it was heard.
+def catching(*, announce: bool) -> Iterator[Callable[[], bool]]:
+    """Note signals inside the block. Yields a function that returns whether a signal has come.
 
-    Does nothing in other threads than the main one, which get no signals, nor about signals that are ignored.
+    announce: print a message to stderr when it comes. Ignored signals stay ignored. In a thread that is not the main
+    thread, this does nothing, because only the main thread gets signals.
     """
-    heard = False
+    received = False
     usual = {each: signal.getsignal(each) for each in SIGNALS}
     usual = {each: handler for each, handler in usual.items() if handler not in (signal.SIG_IGN, None)}
     if threading.current_thread() is not threading.main_thread():
@@ -33,16 +34,16 @@ def listening(*, answer: bool) -> Iterator[Callable[[], bool]]:
         for each, handler in usual.items():
             signal.signal(each, handler)
 
-    def hear(number: int, frame: FrameType | None) -> None:
-        nonlocal heard
-        heard = True
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = True
         restore()
-        if answer:
-            os.write(2, b"\n" * os.isatty(2) + _ANSWER)  # print may be what the signal interrupted
+        if announce:
+            os.write(2, b"\n" * os.isatty(2) + _MESSAGE)  # the signal may have interrupted a print
 
     for each in usual:
-        signal.signal(each, hear)
+        signal.signal(each, handle)
     try:
-        yield lambda: heard
+        yield lambda: received
     finally:
         restore()

@@ -14,7 +14,7 @@ from pusa import processes
 from pusa.errors import InputError, PusaError
 from pusa.processes import ProcessGroup
 from pusa.training import distributed
-from pusa.training.config.tree import TrainSettings
+from pusa.training.config.sections import TrainSettings
 from pusa.training.data.batches import Batch
 from pusa.training.objectives.base import BatchLosses, Objective, Player
 

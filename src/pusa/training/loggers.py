@@ -1,4 +1,4 @@
-"""Further places for the numbers of a training: TensorBoard, trackio, wandb. Each is imported when it is asked for."""
+"""Send the numbers of a training to TensorBoard, trackio or wandb. Each package is imported only if it is used."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ PROJECT = "pusa"
 
 
 class Logger(Protocol):
-    """An opened place for numbers."""
+    """An opened logger."""
 
-    def log(self, values: Mapping[str, float], step: int) -> None: ...
-    def close(self) -> None: ...
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Record named numbers of a step (from 1)."""
+
+    def close(self) -> None:
+        """Write what is buffered, and end the run of the logger."""
 
 
 class TensorBoard:
-    """Event files in `folder`/tensorboard. Steps after `first` that an earlier start wrote are hidden."""
+    """Writes event files into `folder`/tensorboard. It hides steps after `first` that an earlier start wrote."""
 
     def __init__(self, folder: Path, first: int, config: Mapping[str, Any]) -> None:
-        writer = _found("torch.utils.tensorboard", "TensorBoard").SummaryWriter
+        writer = _imported("torch.utils.tensorboard", "TensorBoard").SummaryWriter
         self.writer = writer(log_dir=str(folder / "tensorboard"), purge_step=first + 1)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -38,10 +41,10 @@ class TensorBoard:
 
 
 class Trackio:
-    """A local trackio run, named after the folder; `trackio show --project pusa` shows it."""
+    """Writes a local trackio run with the name of the folder. `trackio show --project pusa` displays it."""
 
     def __init__(self, folder: Path, first: int, config: Mapping[str, Any]) -> None:
-        trackio = _found("trackio", "trackio")
+        trackio = _imported("trackio", "trackio")
         with redirect_stdout(sys.stderr):  # stdout carries results only
             self.run = trackio.init(project=PROJECT, name=folder.name, config=dict(config), resume="allow", embed=False)
 
@@ -54,10 +57,10 @@ class Trackio:
 
 
 class Wandb:
-    """A wandb run that belongs to the folder: a resumed training goes on in it."""
+    """Writes a wandb run whose id depends on the folder, so that a resumed training continues the same run."""
 
     def __init__(self, folder: Path, first: int, config: Mapping[str, Any]) -> None:
-        wandb = _found("wandb", "wandb")
+        wandb = _imported("wandb", "wandb")
         name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
         with redirect_stdout(sys.stderr):
             self.run = wandb.init(
@@ -81,14 +84,14 @@ _INSTALL = {"trackio": "pip install trackio", "wandb": "pip install wandb"}
 
 
 def check(names: list[str]) -> None:
-    """Raise InputError for the first of the loggers whose package is missing, before anything long is begun."""
+    """Raise InputError if the package of a logger is missing. Call this before anything that takes long."""
     for name in names:
-        _found({"tensorboard": "torch.utils.tensorboard"}.get(name, name), name)
+        _imported({"tensorboard": "torch.utils.tensorboard"}.get(name, name), name)
 
 
-def _found(module: str, name: str) -> Any:
+def _imported(module: str, name: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
         how = _INSTALL.get(name, "pip install 'pusa[train]'")
-        raise InputError(f"{name} is not installed: {how}, or take it out of track.loggers.") from error
+        raise InputError(f"{name} is not installed: run {how}, or remove it from track.loggers.") from error

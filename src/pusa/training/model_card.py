@@ -1,6 +1,6 @@
-"""runs/NAME/README.md: the model card, with the front matter that the Hugging Face hub reads.
+"""The model card of a run, runs/NAME/README.md, with the front matter that the Hugging Face hub reads.
 
-Everything in it comes from what the run wrote: settings, costs, validation. What is not known is left out.
+Its content comes from the settings, the costs and the validation of the run. What is unknown is left out.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card says.
+    """The content of a model card.
 
-    name: of the run. base: what it was trained on, as `checkpoints.load` takes it. output: the file or folder with the
-    weights, relative to the card. card: what the adapter says about such weights. expert: of a Wan2.2 A14B.
-    samples, held_out: training samples and validation clips. settings: rows of the training table, in order.
+    name: of the run. base: the base model, as `checkpoints.load` takes it. output: the file or folder with the weights,
+    relative to the card. card: the part that depends on the adapter. expert: "high" or "low" for Wan2.2 A14B.
+    samples, held_out: numbers of training samples and of held-out clips. settings: rows of the training table.
     previews: (prompt, path relative to the card) of sample videos.
     """
 
@@ -47,19 +47,19 @@ class Facts:
 
     @property
     def hub_base(self) -> str | None:
-        """The base's id on the hub; None for the embedded model and for folders."""
+        """The id of the base on the hub; None for the embedded model and for folders."""
         return self.base if _HUB_ID.fullmatch(self.base) and not Path(self.base).exists() else None
 
 
 def write(folder: Path, facts: Facts, costs: Costs | None = None, validation: Validation | None = None) -> Path:
-    """Write README.md into the run's folder, atomically, and return its path."""
+    """Write README.md into the folder of the run, atomically, and return its path."""
     path = folder / "README.md"
     write_text_atomic(path, text(facts, costs, validation))
     return path
 
 
 def text(facts: Facts, costs: Costs | None = None, validation: Validation | None = None) -> str:
-    """The card, front matter and all."""
+    """Return the text of the card, with its front matter."""
     parts = [_opening(facts), _gallery(facts), _use(facts), _training(facts), _validation(validation), _costs(costs)]
     return f"---\n{_front(facts)}\n---\n\n" + "\n\n".join(part for part in (*parts, _limits(facts)) if part) + "\n"
 

@@ -1,11 +1,11 @@
-"""Everything that watches a training, put together from its settings: tracker, validation, previews, model card.
+"""The monitor of a training: tracker, validation, previews and model card, made from the settings.
 
-    watch = Watch(config, out, components, samples, held_out, group, quiet=...)
-    with watch:
-        train(config, out, ..., tracker=watch.tracker, hooks=watch.hooks)
-        watch.finish()
+    monitor = Monitor(config, out, components, samples, held_out, group, quiet=...)
+    with monitor:
+        train(config, out, ..., tracker=monitor.tracker, hooks=monitor.hooks)
+        monitor.finish()
 
-Make it before the training begins, on every process: full fine-tuning leaves no base behind to compare with later.
+Make it on every process, before the training begins: if all weights are trained, the base must be validated before.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from pusa import adapters
-from pusa.core.objectives import Velocity
-from pusa.models.loading.checkpoints import Components
-from pusa.models.wan.transformer import VectorWanTransformer3DModel
+from pusa.core.objectives import Predictor
+from pusa.models.backbone import Backbone, Text
 from pusa.processes import ProcessGroup
 from pusa.training import model_card, previews, validation
 from pusa.training.config.tree import Config
 from pusa.training.costs import Costs
+from pusa.training.precision import autocast_of
 from pusa.training.tracking import Tracker
 from pusa.training.trainer import Hook
 from pusa.training.validation import Losses, undisturbed, validate
@@ -33,14 +33,19 @@ from pusa.training.validation import Losses, undisturbed, validate
 VALIDATION, PLOT, PREVIEWS = "validation.jsonl", "validation.png", "previews"
 
 
-class Watch:
-    """tracker: None except on process 0. hooks: for `trainer.train`, on every process."""
+class Monitor:
+    """The tracker and the hooks of a training.
+
+    config: all settings. out: the folder of the run. components: the loaded model. samples, held_out: encoded clips,
+    see `cache.Cached`. quiet: print nothing to stderr. Attributes: tracker, on rank 0 and None on other processes;
+    hooks, for `trainer.train`.
+    """
 
     def __init__(
         self,
         config: Config,
         out: Path,
-        components: Components,
+        components: Backbone,
         samples: Any,
         held_out: Sequence[Any],
         group: ProcessGroup,
@@ -67,8 +72,8 @@ class Watch:
         if self.tracker:
             self.tracker.close()
 
-    def validate(self, step: int, transformer: VectorWanTransformer3DModel, folder: Path) -> None:
-        """Add to validation.jsonl and validation.png, and show the table."""
+    def validate(self, step: int, transformer: Any, folder: Path) -> None:
+        """Validate after `step` steps: add to validation.jsonl and validation.png, and print the table."""
         with self.tracker.aside("Validating", "validation") if self.tracker else nullcontext():
             result = self._validate(step, transformer)
             self._base = result.base
@@ -78,8 +83,8 @@ class Watch:
                 self.tracker.event(str(result))
                 self.tracker.scalars(step, result.scalars())
 
-    def preview(self, step: int, transformer: VectorWanTransformer3DModel, folder: Path) -> None:
-        """Make previews/step_000900/."""
+    def preview(self, step: int, transformer: Any, folder: Path) -> None:
+        """Generate the previews after `step` steps, in previews/step_000900/ of `folder`."""
         place = folder / PREVIEWS / f"step_{step:06d}"
         with self.tracker.aside("Making previews", "previews") if self.tracker else nullcontext():
             previews.make(
@@ -95,7 +100,7 @@ class Watch:
                 self.tracker.event(f"Previews after step {step}: {place / previews.SHEET}")
 
     def finish(self) -> Costs | None:
-        """After the training: cost.json and README.md, on process 0; the costs."""
+        """Write cost.json and README.md after the training. Return the costs on rank 0, None elsewhere."""
         if not self.tracker:
             return None
         costs = self.tracker.finish()
@@ -107,7 +112,7 @@ class Watch:
         config = self.config
         return Tracker(
             self.out,
-            self.components.transformer,
+            self.components,
             steps=config.train.steps,
             dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
             devices=group.size,
@@ -119,19 +124,18 @@ class Watch:
             quiet=quiet,
         )
 
-    def _validate(self, step: int, transformer: VectorWanTransformer3DModel) -> validation.Validation:
+    def _validate(self, step: int, transformer: Any) -> validation.Validation:
         config, device = self.config, transformer.device
 
         def velocity(x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-                predicted: Tensor = transformer(x, 1000 * sigma, context.to(transformer.dtype), return_dict=False)[0]
-            return predicted
+            text = Text.padded(context)
+            return self.components.velocity(transformer, x, sigma, text, autocast=autocast_of(config))
 
         def bare(x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
             with self.adapter.disabled(transformer):
                 return velocity(x, sigma, context)
 
-        base: Velocity | Losses | None = self._base
+        base: Predictor | Losses | None = self._base
         if base is None and self.adapter.keeps_base:
             base = bare
         clips = (self.held_out[i] for i in range(min(config.validate_.clips, len(self.held_out))))

@@ -1,4 +1,4 @@
-"""The optimiser and the learning rate over a training: AdamW, whole or with 8-bit state; warm-up and decay."""
+"""The optimiser, which is AdamW with 32-bit or 8-bit state, and the learning rate with warm-up and decay."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from pusa.errors import InputError
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, schedule: str) -> float:
-    """The rate of step 0 ≤ `step` < `steps`: a linear rise over `warmup` steps, then constant, cosine or linear.
+    """Return the learning rate of `step` (from 0, below `steps`).
 
-    Both decays reach zero just after the last step, so that no step is wasted on a rate of zero.
+    The rate rises linearly to `peak` over `warmup` steps. Then it is constant, or decays as a cosine or linearly.
+    A decay reaches zero one step after the last one, so that no step has a rate of zero. Raises InputError for a
+    schedule that is not "constant", "cosine" or "linear".
     """
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -26,13 +28,15 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, schedule: str
         return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     if schedule == "linear":
         return peak * max(0.0, 1 - progress)
-    raise InputError(f"There is no schedule {schedule!r}: choose constant, cosine or linear.")
+    raise InputError(f"The schedule {schedule!r} does not exist: choose constant, cosine or linear.")
 
 
 def build(parameters: Mapping[str, nn.Parameter], settings: Any, *, sharded: bool = False) -> torch.optim.Optimizer:
-    """AdamW over `parameters` with the lr, betas and weight decay of `settings` (`Config.train`).
+    """Return AdamW for `parameters`, with the learning rate, betas and weight decay of `settings` (`Config.train`).
 
-    Vectors (biases, norms) are not decayed. "adamw8bit" keeps both moments in 8 bits through bitsandbytes, on a GPU.
+    Weight decay applies to matrices, and not to vectors (biases and norms). With "adamw8bit", bitsandbytes stores both
+    moments in 8 bits, on a GPU. sharded: whether the parameters are shards (FSDP2). Raises InputError if the optimiser
+    does not exist, or if the 8-bit optimiser cannot be used here.
     """
     matrices = [p for p in parameters.values() if p.ndim >= 2]
     vectors = [p for p in parameters.values() if p.ndim < 2]
@@ -42,16 +46,18 @@ def build(parameters: Mapping[str, nn.Parameter], settings: Any, *, sharded: boo
     if settings.optimiser == "adamw":
         return torch.optim.AdamW(groups, **options)
     if settings.optimiser != "adamw8bit":
-        raise InputError(f"There is no optimiser {settings.optimiser!r}: choose adamw or adamw8bit.")
+        raise InputError(f"The optimiser {settings.optimiser!r} does not exist: choose adamw or adamw8bit.")
     if sharded:
-        raise InputError("The 8-bit optimiser cannot work on sharded weights: set train.optimiser to adamw, or ddp.")
+        raise InputError(
+            "The 8-bit optimiser cannot train sharded weights: set train.optimiser to adamw, or train.parallel to ddp."
+        )
     if any(not p.is_cuda for p in parameters.values()):
         raise InputError("The 8-bit optimiser needs a CUDA device: set train.optimiser to adamw.")
     try:
         import bitsandbytes
     except ImportError as error:
         raise InputError(
-            "The 8-bit optimiser needs bitsandbytes: pip install bitsandbytes, or set train.optimiser to adamw."
+            "The 8-bit optimiser needs bitsandbytes: run pip install bitsandbytes, or set train.optimiser to adamw."
         ) from error
     eight_bit: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, **options)
     return eight_bit

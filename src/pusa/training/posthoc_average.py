@@ -1,4 +1,4 @@
-"""The LoRA of a run at an averaging length that is chosen afterwards, from the snapshots that the run kept."""
+"""Write the LoRA of a run with an average whose length is chosen after the training, from the run's snapshots."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pusa.training.weight_averages import Reconstruction, reconstruct, snapshots
 
 
 def write(run: Path, target: Path, sigma_rel: float, step: int | None = None) -> Reconstruction:
-    """Write the average of relative length `sigma_rel` (EDM2's, 0 to 0.28) at `step` steps (default: all) as a LoRA.
+    """Write the average of relative length `sigma_rel` (σ_rel of EDM2, 0 to 0.28) after `step` steps (default: all).
 
-    run: a folder of `pusa train` with train.ema post-hoc. The file is named as the run's own, and says the length as
-    pusa.ema and the step as pusa.step. Raises InputError when the folder is no such run, or for what
-    `averages.reconstruct` refuses.
+    run: a folder of `pusa train` with train.ema = post-hoc. target: the LoRA file. Its tensors have the names of the
+    run's own LoRA, and its metadata has the length as pusa.ema and the step as pusa.step. Raises InputError if the
+    folder is not such a run, and where `weight_averages.reconstruct` raises it.
     """
     adapter = adapters.from_settings(_settings(run).lora)
     if not adapter.standalone:
@@ -30,20 +30,20 @@ def write(run: Path, target: Path, sigma_rel: float, step: int | None = None) ->
 
 def _settings(run: Path) -> Config:
     if not run.is_dir() or not (run / "config.yaml").is_file():
-        raise InputError(f"{run} is no run: an average of another length needs the folder that `pusa train` wrote.")
+        raise InputError(f"{run} is not the folder of a run: another average needs a folder that `pusa train` wrote.")
     config = read(run / "config.yaml", None, {})
     if config.train.ema != "post-hoc" or not snapshots_of(run):
         kept = "none" if config.train.ema is None else config.train.ema
         why = "it has no snapshots" if config.train.ema == "post-hoc" else f"its train.ema is {kept}"
         raise InputError(
-            f"{run} kept no averages to choose from ({why}): train with --train.ema post-hoc, and leave its folder "
-            "snapshots where it is."
+            f"{run} has no averages to choose from ({why}): train with --train.ema post-hoc, and keep the folder "
+            "snapshots."
         )
     return config
 
 
 def _metadata(run: Path, output: str) -> dict[str, str]:
-    """What the run's own LoRA says of itself, at its end or in a checkpoint."""
+    """Return the metadata of the run's own LoRA, from its end or from its newest checkpoint."""
     written = [run / output, *sorted(run.glob(f"checkpoints/step_*/{output}"), reverse=True)]
     for path in written:
         if path.is_file():

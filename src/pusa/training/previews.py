@@ -1,9 +1,9 @@
-"""Clips made in the middle of a training, by the very model that is trained, and one sheet that shows them all.
+"""Previews: clips that the trained model generates during the training, and one sheet with all of them.
 
-The pipeline is built around the components as they are: no second copy of the weights. Afterwards every part is in the
-mode it was in and every random stream where it was: a training with previews is bit for bit the one without.
-Conditions are latents of held-out clips, taken as they are; their captions are the prompts, in the contexts that were
-cached with them. The seeds are fixed, so that one sheet after another shows the same clips growing better.
+The pipeline uses the components of the training, without a copy of the weights. Afterwards the modes of all modules and
+the states of all random generators are restored, so previews do not change the training, bit for bit. The conditions
+are latents of held-out clips. The prompts are their captions, with the cached contexts. The seeds are fixed, so the
+sheets of a training show the same clips.
 """
 
 from __future__ import annotations
@@ -23,27 +23,25 @@ from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
 from pusa.generation.pipeline import Pipeline
 from pusa.images import Frames, write_image
-from pusa.models.loading.checkpoints import Components
-from pusa.models.wan import latents
-from pusa.models.wan.latents import frames_of, pixel_frames
+from pusa.models.backbone import Backbone, Geometry, Text
 from pusa.training.random_draws import LEAST_FRAMES
 from pusa.training.validation import Sample, given, undisturbed
 from pusa.videos import write_video
 
 CLIPS = 2
-"""So many held-out clips are shown for each task."""
+"""The number of held-out clips that are shown for each task."""
 SHEET = "sheet.png"
 
 
 class HeldOut(Sample, Protocol):
-    """A held-out clip, as `cache.Sample` has it."""
+    """A held-out clip with its caption, such as a `cache.Sample`."""
 
     @property
     def caption(self) -> str: ...
 
 
 class Settings(Protocol):
-    """`Config.preview`: what is made, and how it is sampled (None: as the model likes)."""
+    """The settings of `Config.preview`: tasks, prompts, sampling steps and guidance (None: the model's default)."""
 
     @property
     def tasks(self) -> Sequence[str]: ...
@@ -57,7 +55,7 @@ class Settings(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Preview:
-    """A clip that was made. given: the latent frames that were given. truth: the held-out clip, decoded."""
+    """A generated clip. given: the given latent frames. truth: the decoded held-out clip, uint8 [F, H, W, 3]."""
 
     task: str
     prompt: str
@@ -67,19 +65,22 @@ class Preview:
     given: tuple[int, ...]
     truth: Frames
     seed: int
+    geometry: Geometry
 
 
 @dataclass(frozen=True, eq=False)
-class _Order:
+class _Job:
+    """A clip to generate. context: [512, D]."""
+
     task: str
     number: int
     prompt: str
-    context: Tensor  # [512, D]
+    context: Tensor  # [L, D]
     clip: HeldOut
 
 
 def make(
-    components: Components,
+    components: Backbone,
     held_out: Sequence[HeldOut],
     step: int,
     folder: Path,
@@ -89,23 +90,26 @@ def make(
     seed: int = 0,
     write: bool = True,
 ) -> list[Preview]:
-    """Make the clips that `settings` ask for and write `folder`/TASK_I.mp4 and `folder`/sheet.png.
+    """Generate the clips of `settings`, and write `folder`/TASK_I.mp4 and `folder`/sheet.png.
 
-    Every task is shown on the first held-out clips. Prompts, where given, replace their captions one by one; a task
-    that a clip is too short for is left out, which the sheet shows. empty_context: [512, D], of the empty prompt, for
-    guidance; None encodes it. write: False makes the clips (with several processes all must) and no files.
+    Each task uses the first held-out clips. If there are prompts, they replace the captions. If a clip is too short for
+    a task, this preview is left out. empty_context: the context of the empty prompt for guidance, [L, D]; None encodes
+    it. write: False generates the clips and writes no files. With several processes, all must generate, and rank 0
+    writes.
 
-    Raises InputError when there is no held-out clip or none is long enough for any task.
+    Raises InputError if there are no held-out clips, or if all are too short for all tasks.
     """
     if not len(held_out):
-        raise InputError("There is no held-out clip to make previews from: set data.held_out, or preview.every = 0.")
+        raise InputError(
+            "Previews need held-out clips, and there are none: set data.held_out, or set preview.every to 0."
+        )
     pipeline = Pipeline(components)
     models = components.transformer, components.vae, components.text_encoder
     with undisturbed(*models):
-        orders = _orders(pipeline, held_out, settings)
+        jobs = _jobs(pipeline, held_out, settings)
         if empty_context is None:
-            empty_context = pipeline.encode_text([""])[0]
-        previews = [_make(pipeline, order, empty_context, settings, folder, seed) for order in orders]
+            empty_context = pipeline.encode_text([""]).tokens[0]
+        previews = [_make(pipeline, job, empty_context, settings, folder, seed) for job in jobs]
         for preview in previews if write else ():
             folder.mkdir(parents=True, exist_ok=True)
             write_video(preview.path, preview.frames, pipeline.defaults.fps)
@@ -114,46 +118,46 @@ def make(
     return previews
 
 
-def _orders(pipeline: Pipeline, held_out: Sequence[HeldOut], settings: Settings) -> list[_Order]:
+def _jobs(pipeline: Pipeline, held_out: Sequence[HeldOut], settings: Settings) -> list[_Job]:
     prompts = list(settings.prompts or ())
     count = min(len(held_out), len(prompts) or CLIPS)
     clips = [held_out[i] for i in range(count)]
-    encoded = list(pipeline.encode_text(prompts)) if prompts else []
-    orders = []
+    encoded = list(pipeline.encode_text(prompts).tokens) if prompts else []
+    jobs = []
     for task in settings.tasks:
         for i in range(max(count, len(prompts))):
             clip = clips[i % count]
             if clip.latents.shape[1] < LEAST_FRAMES[task]:
                 continue
             prompt, context = (prompts[i], encoded[i]) if prompts else (clip.caption, clip.context)
-            orders.append(_Order(task, i, prompt, context, clip))
-    if not orders:
+            jobs.append(_Job(task, i, prompt, context, clip))
+    if not jobs:
         raise InputError(
-            f"No held-out clip is long enough for a preview of {', '.join(settings.tasks)}: add text-to-video to "
-            "preview.tasks, or hold longer clips out."
+            f"The held-out clips are too short for previews of {', '.join(settings.tasks)}: add text-to-video to "
+            "preview.tasks, or use longer clips."
         )
-    return orders
+    return jobs
 
 
-def _make(pipeline: Pipeline, order: _Order, empty: Tensor, settings: Settings, folder: Path, seed: int) -> Preview:
-    z = order.clip.latents.float()[None].cpu()
-    factor = int(pipeline.vae.config.scale_factor_spatial)
+def _make(pipeline: Pipeline, job: _Job, empty: Tensor, settings: Settings, folder: Path, seed: int) -> Preview:
+    z = job.clip.latents.float()[None].cpu()
+    geometry = pipeline.backbone.geometry
     slots, height, width = z.shape[2:]
-    wishes = pipeline.limits.settings(
-        frames=pixel_frames(slots),
-        size=(width * factor, height * factor),
+    chosen = pipeline.limits.settings(
+        frames=geometry.pixel_frames(slots),
+        size=(width * geometry.spatial, height * geometry.spatial),
         steps=settings.steps,
         guidance=settings.guidance,
     )
-    held = given(order.task, slots)
+    held = given(job.task, slots)
     known = {slot: (z[:, :, slot : slot + 1], 0.0) for slot in held}
-    matrix = pipeline.matrix(wishes, known)
+    matrix = pipeline.matrix(chosen, known)
     dtype, device = pipeline.transformer.dtype, pipeline.device
-    text = order.context[None].to(device, dtype), empty[None].to(device, dtype)
-    made = pipeline.sample(matrix, text, wishes, known=known, seed=seed + order.number)
-    path = folder / f"{order.task}_{order.number}.mp4"
-    frames, truth = pipeline.decode(made), latents.decode(pipeline.vae, z)
-    return Preview(order.task, order.prompt, path, frames, matrix, tuple(held), truth, seed + order.number)
+    text = Text.padded(job.context[None]).to(device, dtype), Text.padded(empty[None]).to(device, dtype)
+    made = pipeline.sample(matrix, text, chosen, known=known, seed=seed + job.number)
+    path = folder / f"{job.task}_{job.number}.mp4"
+    frames, truth = pipeline.decode(made), pipeline.backbone.decode(z)
+    return Preview(job.task, job.prompt, path, frames, matrix, tuple(held), truth, seed + job.number, geometry)
 
 
 # ------------------------------------------------------------------------------------------------------------ the sheet
@@ -163,17 +167,17 @@ COLUMNS, FRAME, GAP, HEAD = 8, 112, 6, 24
 
 
 def sheet(previews: Sequence[Preview], title: str) -> NDArray[np.uint8]:
-    """A block per preview, uint8 [H, W, 3]: the timestep matrix, the held-out clip above, the clip that was made below.
+    """Draw one block for each preview: the timestep matrix, the held-out clip (above) and the generated clip (below).
 
-    A picture per latent frame (at most eight, spread evenly). Given frames are framed and shown in full in the upper
-    row; the rest of the held-out clip, which the model did not see, is pale.
+    Returns uint8 [H, W, 3]. A row has one picture for each latent frame, at most eight. Given frames have a border. The
+    other frames of the held-out clip, which the model did not get, are pale.
     """
     blocks = [_block(preview) for preview in previews]
     width = max(block.width for block in blocks)
     page = PILImage.new("RGB", (width + 2 * GAP, 34 + sum(block.height for block in blocks)), PAPER)
     draw = ImageDraw.Draw(page)
     draw.text((GAP, 8), title, INK, _font(16))
-    legend = "above: the held-out clip, what is given of it framed; below: the clip that was made"
+    legend = "above: the held-out clip, given frames with a border; below: the generated clip"
     draw.text((GAP + draw.textlength(title, _font(16)) + 14, 11), legend, SOFT, _font(12))
     top = 34
     for block in blocks:
@@ -199,7 +203,7 @@ def _block(preview: Preview) -> PILImage.Image:
     draw.text((offset, 5), _cut(f"“{preview.prompt}”", draw, block.width - offset), SOFT, _font(12))
     block.paste(heat, (0, HEAD))
     for column, slot in enumerate(slots):
-        number = frames_of(slot)[-1]
+        number = preview.geometry.frames_of(slot)[-1]
         x = left + column * (FRAME + GAP)
         known = slot in preview.given
         for y, clip in ((HEAD, preview.truth), (HEAD + height + GAP, preview.frames)):
@@ -213,14 +217,14 @@ def _block(preview: Preview) -> PILImage.Image:
 
 
 def _heat(matrix: TimestepMatrix, width: int, height: int) -> PILImage.Image:
-    """The matrix with cells of this size, columns at most as wide as the clip is shown."""
+    """Draw the matrix with cells of `width` × `height` pixels; it is at most COLUMNS cells wide."""
     cells = PILImage.fromarray(matrix.image(16).numpy())
     size = min(width * matrix.frames, COLUMNS * width), height * matrix.steps
     return cells.resize(size, PILImage.Resampling.BOX)
 
 
 def _cut(text: str, draw: ImageDraw.ImageDraw, width: float) -> str:
-    """The text, or as much of it as fits with an ellipsis."""
+    """Return the text, cut with an ellipsis to `width` pixels."""
     text = " ".join(text.split())
     if draw.textlength(text, _font(12)) <= width:
         return text

@@ -1,18 +1,19 @@
-"""What is random in a training step: σ for every frame, noise, dropped captions. All of it functions of what is named.
+"""The random numbers of a training step: σ of each frame, noise, and dropped captions.
 
-A draw is determined by (seed, lane, step), and noise and captions by (seed, lane, step, i) for clip i of a batch; no
-stream is consumed, so that resuming is counting on. A *lane* is one micro-batch of an optimiser step: pass a of process
-r has lane a · processes + r.
+The noise levels are a function of (seed, lane, step). Noise and dropped captions are functions of (seed, lane, step, i)
+for clip i of a batch. No stream of random numbers is consumed, so a resumed training draws the same numbers. A lane is
+one micro-batch of a step: pass a of process r has lane a · processes + r.
 
-σ of a clip has a pattern (how its frames share levels; PTSS of arXiv 2507.16116 §2.3.2 and the tasks of inference), a
-law (how one level is distributed; `core.sigmas`) and a range. The range, low to high, is that of the clip's *noisiest
-frame*, because that is what decides at inference which expert of a model with two is asked. A draw is the pattern's own
-draw under the condition that its noisiest frame lies in the range, exactly: so the expert for high noise still sees
-frames that are nearly or, as conditions, wholly clean.
+σ of a clip has a pattern, a law and a range. The pattern says how the frames share levels (PTSS of arXiv 2507.16116
+§2.3.2, and the tasks of inference). The law is the distribution of one level (`core.sigmas`). The range, low to high,
+is that of the clip's noisiest frame, because at inference the noisiest frame decides which of two experts runs. A draw
+has exactly the distribution of the pattern, under the condition that the noisiest frame is in the range. So the expert
+for high noise is also trained on frames that are nearly clean or, as conditions, completely clean.
 
-Over a batch the draws are stratified: with B clips, every frame's B quantiles (and the clips' levels and patterns) fall
-one each into B equal parts of [0, 1), in an order of its own. Each clip alone is distributed exactly as without it, its
-frames independent as before; only the batch as a whole is more even, which makes the gradient less noisy.
+The draws are stratified over a batch: for B clips, [0, 1) has B equal parts, and the B quantiles of each frame fall
+into different parts, in random order. The same holds for the levels and patterns of the clips. The distribution of one
+clip is not changed, and its frames stay independent. The batch covers the levels more evenly, which reduces the
+variance of the gradient.
 """
 
 from __future__ import annotations
@@ -41,40 +42,40 @@ LEAST_FRAMES = {
     "backward-extension": 3,
     "completion": 5,
 }
-"""The latent frames that a clip must have for a task to leave one to make."""
+"""The least number of latent frames of a clip, for each task: at least one frame is left to generate."""
 STAIRCASE_STEPS, STAIRCASE_DELAY = 30, 5
-"""Rows are drawn from staircases over a grid of so many steps whose delay is 1 up to this."""
+"""Rows are drawn from staircases with this number of sampling steps and a delay from 1 to this number of steps."""
 
 
 class Draw(NamedTuple):
-    """sigma: float32 [B, F]. kinds: of each clip, the pattern or task that it was drawn as."""
+    """Noise levels. sigma: float32 [B, F], 0 to 1. kinds: the pattern or task of each clip."""
 
     sigma: Tensor
     kinds: list[str]
 
 
 def generator(seed: int, lane: int, step: int, purpose: str) -> torch.Generator:
-    """Randomness as a function of its arguments, on the CPU. (PyTorch uses 32 bits of a seed: 4·10⁹ streams.)"""
+    """Return a generator on the CPU whose seed is a function of the arguments. (PyTorch uses 32 bits of a seed.)"""
     digest = hashlib.sha256(f"{seed} {lane} {step} {purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def noise_of(step: int, lane: int, shape: Sequence[int], seed: int) -> Tensor:
-    """ε for a batch of `shape` [B, C, F, h, w], float32; clip i's is the same in a batch of any size."""
+    """Return noise ε of `shape` [B, C, F, h, w], float32. The noise of clip i does not depend on the batch size."""
     each = [generator(seed, lane, step, f"noise {i}") for i in range(shape[0])]
     return torch.stack([torch.randn(list(shape[1:]), generator=rng) for rng in each])
 
 
 def dropped(step: int, lane: int, batch: int, probability: float, seed: int) -> Tensor:
-    """bool [B]: which clips are trained without their caption; clip i's is the same in a batch of any size."""
+    """Return bool [B]: the clips whose caption is dropped. The value of clip i does not depend on the batch size."""
     each = [generator(seed, lane, step, f"caption {i}") for i in range(batch)]
     return torch.stack([torch.rand((), generator=rng) < probability for rng in each])
 
 
 def sigmas_of(step: int, lane: int, batch: int, frames: int, config: SigmaConfig, seed: int) -> Draw:
-    """The noise levels of a micro-batch of `batch` clips with `frames` latent frames; see the module's text.
+    """Return the noise levels of a micro-batch of `batch` clips with `frames` latent frames; see the module docstring.
 
-    Raises InputError when the clips are too short for the pattern, or no level lies in the range.
+    Raises InputError if the clips are too short for the pattern, or if no level is in the range.
     """
     if batch < 1 or frames < 1:
         raise InputError(f"cannot draw noise levels for {batch} clips of {frames} frames; give at least 1 of each")
@@ -82,9 +83,9 @@ def sigmas_of(step: int, lane: int, batch: int, frames: int, config: SigmaConfig
     law, (low, high) = law_of(config), quantiles(config)
     part = _strata(batch, 3 + frames, rng)
     choice, level, place, own = part[:, 0], part[:, 1], part[:, 2], part[:, 3:]
-    apart = law(_apart(own, level, place, low, high))
+    independent = law(_independent(own, level, place, low, high))
     clip_level = law(_below(low + (high - low) * level, high))
-    together = clip_level[:, None].expand(batch, frames)
+    shared = clip_level[:, None].expand(batch, frames)
 
     if config.pattern == "tasks":
         tasks, bounds = _mix(config, frames)
@@ -92,33 +93,33 @@ def sigmas_of(step: int, lane: int, batch: int, frames: int, config: SigmaConfig
             tasks[min(int(i), len(tasks) - 1)] for i in torch.searchsorted(bounds, choice.contiguous(), right=True)
         ]
         rows = [
-            apart[i] if kind == "independent" else _row(kind, frames, clip_level[i], level[i], config, rng)
+            independent[i] if kind == "independent" else _row(kind, frames, clip_level[i], level[i], config, rng)
             for i, kind in enumerate(kinds)
         ]
         return Draw(torch.stack(rows).float(), kinds)
     if config.pattern == "first-clean":
         if frames < 2:
             raise InputError(
-                "sigma.pattern first-clean leaves nothing to make in clips of 1 latent frame; use longer ones"
+                "sigma.pattern first-clean leaves no frame to train in clips of 1 latent frame; use longer clips"
             )
-        sigma = together.clone()
+        sigma = shared.clone()
         sigma[:, 0] = 0
         return Draw(sigma.float(), ["first-clean"] * batch)
     p = {"independent": 1.0, "shared": 0.0, "ptss": config.p}[config.pattern]
-    is_apart = choice < p
-    sigma = torch.where(is_apart[:, None], apart, together)
-    return Draw(sigma.float(), ["independent" if a else "shared" for a in is_apart.tolist()])
+    is_independent = choice < p
+    sigma = torch.where(is_independent[:, None], independent, shared)
+    return Draw(sigma.float(), ["independent" if each else "shared" for each in is_independent.tolist()])
 
 
 def law_of(config: SigmaConfig) -> sigmas.Law:
-    """The quantile function of one σ."""
+    """Return the quantile function of one σ."""
     if config.law == "shifted":
         return sigmas.shifted(config.shift, config.levels)
     return sigmas.logit_normal(config.mean, config.std) if config.law == "logit-normal" else sigmas.uniform
 
 
 def quantiles(config: SigmaConfig) -> tuple[float, float]:
-    """The part [a, b) of [0, 1) that the law maps to sigma.low … sigma.high."""
+    """Return the part [a, b) of [0, 1) that the law maps to the range sigma.low to sigma.high."""
     low, high = _below_level(config, config.low), _below_level(config, config.high)
     if config.law == "shifted" and config.levels:
         n = config.levels  # the levels are those of k / n, k = 1 … n, each of the same probability
@@ -126,14 +127,14 @@ def quantiles(config: SigmaConfig) -> tuple[float, float]:
         low, high = (first - 1 + 1e-9) / n, (last - 1e-9) / n
     if low >= high:
         raise InputError(
-            f"No noise level lies between sigma.low {config.low:g} and sigma.high {config.high:g} under the law "
+            f"No noise level is between sigma.low {config.low:g} and sigma.high {config.high:g} under the law "
             f"{config.law}; widen the range or change the law."
         )
     return low, high
 
 
 def _below_level(config: SigmaConfig, level: float) -> float:
-    """The probability of a σ below `level` under the (continuous) law."""
+    """Return the probability of a σ below `level`, for the continuous law."""
     if config.law == "shifted":
         return level / (config.shift - (config.shift - 1) * level)
     if config.law == "logit-normal" and 0 < level < 1:
@@ -143,15 +144,15 @@ def _below_level(config: SigmaConfig, level: float) -> float:
 
 
 def _strata(batch: int, columns: int, rng: torch.Generator) -> Tensor:
-    """float64 [B, columns] in [0, 1): each column has one number in each B-th, each row is independent and uniform."""
+    """Return float64 [B, columns] in [0, 1): rows are independent and uniform, and each column has one per B-th."""
     order = torch.stack([torch.randperm(batch, generator=rng) for _ in range(columns)], dim=1)
     return (order + torch.rand(batch, columns, dtype=torch.float64, generator=rng)) / batch
 
 
-def _apart(own: Tensor, level: Tensor, place: Tensor, low: float, high: float) -> Tensor:
-    """Independent quantiles [B, F] under the condition that the greatest of each row lies in [low, high).
+def _independent(own: Tensor, level: Tensor, place: Tensor, low: float, high: float) -> Tensor:
+    """Return independent quantiles [B, F], under the condition that the greatest of each row is in [low, high).
 
-    The greatest M has P(M ≤ m) = m^F, is equally likely in each place, and the others are uniform below it.
+    The greatest M has P(M ≤ m) = m^F and is equally likely at each place. The others are uniform below it.
     """
     if low == 0:
         return _below(own * high, high)
@@ -162,32 +163,32 @@ def _apart(own: Tensor, level: Tensor, place: Tensor, low: float, high: float) -
 
 
 def _below(u: Tensor, bound: float) -> Tensor:
-    """Rounding may reach the open end of an interval; the law's steps are taken just before it."""
+    """Keep quantiles below `bound`: rounding may reach it, and a law with discrete levels has a step there."""
     return u.clamp(max=math.nextafter(bound, 0))
 
 
 def _mix(config: SigmaConfig, frames: int) -> tuple[list[str], Tensor]:
-    """The tasks that clips of this length allow, and where each one's part of [0, 1) ends."""
+    """Return the tasks that are possible with clips of this length, and the end of each one's part of [0, 1)."""
     shares = {task: share for task, share in config.tasks.items() if share > 0 and frames >= LEAST_FRAMES[task]}
     if not shares:
         raise InputError(
-            f"No task of sigma.tasks leaves anything to make in clips of {frames} latent frames; add text-to-video."
+            f"Clips of {frames} latent frames are too short for all tasks of sigma.tasks; add text-to-video."
         )
     ends = torch.tensor(list(shares.values()), dtype=torch.float64).cumsum(0)
     return list(shares), ends / ends[-1]
 
 
 def _row(task: str, frames: int, level: Tensor, quantile: Tensor, config: SigmaConfig, rng: torch.Generator) -> Tensor:
-    """float64 [F]: a row of the matrix that the task has at inference, with its free frames at `level`."""
+    """Return float64 [F]: a row of the task's matrix at inference, with the generated frames at `level`."""
     if task == "staircase":
         delay = 1 + int(torch.randint(STAIRCASE_DELAY, (), generator=rng))
-        told = schedules.staircase(sigmas.grid(STAIRCASE_STEPS, config.shift), frames, delay=delay).told
-        noisiest = told.max(dim=1).values
-        rows = told[(noisiest >= config.low) & (noisiest <= config.high)]
+        levels = schedules.staircase(sigmas.grid(STAIRCASE_STEPS, config.shift), frames, delay=delay).model_sigma
+        noisiest = levels.max(dim=1).values
+        rows = levels[(noisiest >= config.low) & (noisiest <= config.high)]
         if not len(rows):
             raise InputError(
                 f"No row of a staircase has its noisiest frame between sigma.low {config.low:g} and sigma.high "
-                f"{config.high:g}; widen the range or take staircase out of sigma.tasks."
+                f"{config.high:g}; widen the range or remove staircase from sigma.tasks."
             )
         return rows[int(quantile * len(rows))]
     given = _given(task, frames, rng)
@@ -196,11 +197,11 @@ def _row(task: str, frames: int, level: Tensor, quantile: Tensor, config: SigmaC
     matrix = schedules.conditioned(
         schedules.synchronous(descent, frames), dict(zip(given, noise.tolist(), strict=True))
     )
-    return matrix.told[0]
+    return matrix.model_sigma[0]
 
 
 def _given(task: str, frames: int, rng: torch.Generator) -> list[int]:
-    """The latent frames that the task is given; how many, and which, is drawn evenly where the task leaves it open."""
+    """Return the given latent frames of a task. Where the task allows it, number and places are drawn uniformly."""
 
     def between(least: int, most: int) -> int:
         return least + int(torch.randint(max(1, most - least + 1), (), generator=rng))

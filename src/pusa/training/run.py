@@ -1,6 +1,6 @@
-"""`pusa train` from one end to the other: look at the clips, keep some apart, encode what is missing, train, watch.
+"""The whole of `pusa train`: read the clips, hold some out, encode those that are not cached, train, and monitor.
 
-Under torchrun or accelerate every process runs this; process 0 looks at the clips and all of them encode.
+Under torchrun or accelerate every process runs this. Rank 0 reads the clips, and all processes encode.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Protocol
 from pusa import processes
 from pusa.errors import InputError
 from pusa.files import make_folder
+from pusa.models.backbone import Geometry
 from pusa.models.loading import checkpoints, sources
 from pusa.training import loggers
 from pusa.training.config.tree import Config
@@ -25,17 +26,17 @@ from pusa.training.data.dataset import Problem
 from pusa.training.data.fingerprints import fingerprint
 from pusa.training.data.samples import Bucket, Cut, Plan
 from pusa.training.estimate import sizes_for
-from pusa.training.monitoring import Watch
-from pusa.training.run_folder import take
+from pusa.training.monitoring import Monitor
+from pusa.training.run_folder import lock
 from pusa.training.trainer import Result, train
 
 MOST_HELD_OUT = 16
 NOTED = 5
-"""So many unused clips are named before the rest is only counted; `pusa check` names all."""
+"""So many unused clips are named, and the others are counted. `pusa check` names all."""
 
 
 class Terminal(Protocol):
-    """Where progress is shown: `cli.terminal.Terminal`."""
+    """Where progress and notes are printed; see `cli.shared.terminal.Terminal`."""
 
     @property
     def talkative(self) -> bool: ...
@@ -46,7 +47,10 @@ class Terminal(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished training and what it was trained on. problems: what was not used, and why."""
+    """A finished training.
+
+    samples: the number of training samples. held_out: the number of held-out samples. problems: unused clips, and why.
+    """
 
     result: Result
     samples: int
@@ -55,10 +59,11 @@ class Outcome:
 
 
 def run(config: Config, out: Path, *, force: bool = False, terminal: Terminal) -> Outcome:
-    """Train as `config` says into the folder `out`, or go on there.
+    """Train with the settings `config` into the folder `out`, or resume there.
 
-    Clips that cannot be used are named on the terminal and in the outcome, and the others are trained on. Raises
-    InputError when none is left, and for everything that `trainer.train` and `checkpoints.load` refuse.
+    Clips that cannot be used are named on the terminal and in the outcome. force: resume even if settings, model or
+    clips have changed. Raises InputError if no clip can be used, and where `trainer.train` and `checkpoints.load`
+    raise it.
     """
     with processes.join() as group:
         processes.from_rank_zero(group, lambda: loggers.check(list(config.track.loggers)))
@@ -66,9 +71,12 @@ def run(config: Config, out: Path, *, force: bool = False, terminal: Terminal) -
             name, folder = sources.find(config.model.source, parts=())
             kinds = checkpoints.check(name, folder, expert=config.model.expert)
             if len(kinds) > 1:
-                raise InputError(f"{name} has two experts, trained one at a time: set model.expert to high or low.")
-            wishes, (_, buckets) = checkpoints.defaults_of(folder), sizes_for(name, folder, config.data.buckets or ())
-        plan = processes.from_rank_zero(group, lambda: survey(config, buckets, wishes.fps, terminal))
+                raise InputError(
+                    f"{name} has two experts, which are trained one at a time: set model.expert to high or low."
+                )
+            defaults, geometry = checkpoints.defaults_of(folder), checkpoints.geometry(name, folder)
+            _, buckets = sizes_for(name, folder, config.data.buckets or ())
+        plan = processes.from_rank_zero(group, lambda: survey(config, buckets, defaults.fps, geometry, terminal))
         processes.from_rank_zero(group, lambda: _writable(config.data.cache, out))
         with terminal.status(f"Loading {config.model.source}", line=True):
             components = checkpoints.load(
@@ -81,52 +89,53 @@ def run(config: Config, out: Path, *, force: bool = False, terminal: Terminal) -
             group, lambda: without(plan, Cache(config.data.cache, key).missing(plan), made.failed)
         )
         _note(plan, terminal)
-        learnt, kept_apart = hold_out(plan, config.data.held_out)
-        if not kept_apart.cuts and config.preview.every:
+        training_part, held_out_part = hold_out(plan, config.data.held_out)
+        if not held_out_part.cuts and config.preview.every:
             raise InputError(
-                "Previews need a held-out clip and none is: set data.held_out to 1 or more, or preview.every to 0."
+                "Previews need held-out clips, and there are none: set data.held_out to 1 or more, or set "
+                "preview.every to 0."
             )
-        if not kept_apart.cuts and config.validate_.every:
-            terminal.note("No clip is held out, so nothing is validated; data.held_out says how many are.")
+        if not held_out_part.cuts and config.validate_.every:
+            terminal.note("There is no validation, because no clip is held out; set data.held_out to hold clips out.")
         if components.vae.device.type == "cuda" and not config.preview.every:
             components.vae.to("cpu")
             components.text_encoder.to("cpu")
-        samples, others = (Cached(part, key, config.data.cache) for part in (learnt, kept_apart))
-        with Watch(config, out, components, samples, others, group, quiet=not terminal.talkative) as watch:
+        samples, others = (Cached(part, key, config.data.cache) for part in (training_part, held_out_part))
+        with Monitor(config, out, components, samples, others, group, quiet=not terminal.talkative) as monitor:
             result = train(
                 config,
                 out,
                 components=components,
                 samples=samples,
                 held_out=others,
-                tracker=watch.tracker,
-                hooks=watch.hooks,
+                tracker=monitor.tracker,
+                hooks=monitor.hooks,
                 force=force,
             )
-            watch.finish()
+            monitor.finish()
     return Outcome(result, len(samples), len(others), plan.problems)
 
 
 def _writable(cache: Path, out: Path) -> None:
-    """Find out before the hours of encoding that a folder cannot be made or is in use."""
+    """Raise InputError if a folder cannot be created or is in use. Encoding, which follows, may take hours."""
     make_folder(cache, "the cache")
-    take(out).close()
+    lock(out).close()
 
 
-def survey(config: Config, buckets: Sequence[Bucket], fps: float, terminal: Terminal) -> Plan:
-    """What the data holds and what becomes of it; InputError when nothing of it can be trained on."""
+def survey(config: Config, buckets: Sequence[Bucket], fps: float, geometry: Geometry, terminal: Terminal) -> Plan:
+    """Return the plan: the clips, and the samples that are cut from them. InputError if there are no samples."""
     source = config.data.path
     if source is None:
-        raise InputError("There is no data to train on; give --data FOLDER, or data.path in the settings.")
+        raise InputError("There is no training data: give --data FOLDER, or set data.path.")
     with terminal.counting() as progress:
         looking = partial(progress, "Looking at the clips")
-        plan = samples.survey(source, buckets, config.data.fps or fps, config.data.cut, progress=looking)
+        plan = samples.survey(source, buckets, config.data.fps or fps, geometry, config.data.cut, progress=looking)
     _something_left(plan)
     return plan
 
 
 def without(plan: Plan, lost: Sequence[Cut], reasons: Sequence[Problem]) -> Plan:
-    """The plan without the files that could not be encoded, which are named among its problems."""
+    """Return the plan without the files that could not be encoded. Its problems name them."""
     if not lost:
         return plan
     why = {str(problem.path): problem for problem in reasons}
@@ -139,33 +148,35 @@ def without(plan: Plan, lost: Sequence[Cut], reasons: Sequence[Problem]) -> Plan
 
 
 def hold_out(plan: Plan, clips: int | None) -> tuple[Plan, Plan]:
-    """What is trained on, and `clips` files with all their cuts that are not (None: 10 %, at most 16).
+    """Divide the plan into the training part and `clips` held-out files (None: 10 %, at most 16) with all their cuts.
 
-    Which ones depends on the content of each file alone: where it lies and what stands beside it change nothing.
+    The choice depends on the content of each file only, and not on its name, its location or the other files.
     """
     files = {cut.file.sha256 for cut in plan.cuts}
     count = held_out(len(files)) if clips is None else clips
     if count >= len(files):
-        raise InputError(f"data.held_out is {count} of {len(files)}; leave at least one clip to train on.")
+        raise InputError(
+            f"data.held_out is {count}, and there are {len(files)} clips: leave at least one clip for training."
+        )
     apart = set(sorted(files, key=lambda content: hashlib.sha256(f"held out {content}".encode()).digest())[:count])
     parts = [tuple(cut for cut in plan.cuts if (cut.file.sha256 in apart) is held) for held in (False, True)]
     return replace(plan, cuts=parts[0]), replace(plan, cuts=parts[1])
 
 
 def held_out(files: int) -> int:
-    """How many files are kept apart when nothing is said: a tenth, rounded down."""
+    """Return the default number of held-out files: a tenth of `files`, rounded down, at most 16."""
     return min(MOST_HELD_OUT, files // 10)
 
 
 def _something_left(plan: Plan) -> None:
     if not plan.cuts:
-        first = f"{plan.problems[0].path} {plan.problems[0].reason}" if plan.problems else "there is no clip in it"
+        first = f"{plan.problems[0].path} {plan.problems[0].reason}" if plan.problems else "it contains no clips"
         more = f", and {len(plan.problems) - 1} more" if len(plan.problems) > 1 else ""
-        raise InputError(f"Nothing in {plan.source} can be trained on ({first}{more}); see `pusa check {plan.source}`.")
+        raise InputError(f"No clip in {plan.source} can be used ({first}{more}): run `pusa check {plan.source}`.")
 
 
 def _note(plan: Plan, terminal: Terminal) -> None:
-    """Name what is not used."""
+    """Print the names of unused clips."""
     for problem in plan.problems[:NOTED]:
         terminal.note(f"{problem.path} {problem.reason}")
     if len(plan.problems) > NOTED:

@@ -1,14 +1,13 @@
-"""A run's folder: one owner, checkpoints that are whole or not there, and a log that fits the checkpoint.
+"""The folder of a run: a lock, complete checkpoints, and a log that matches the last checkpoint.
 
-    runs/NAME/config.yaml                   what the run was last started with
-              lock                          held by the process that trains here, and freed by the system when it dies
+    runs/NAME/config.yaml                   the settings of the last start
+              lock                          locked by the process that trains here; the system unlocks it when it ends
               log.jsonl                     one line per step
               checkpoints/step_000900/      checkpoint.json (sizes and hashes), state.pt, and weights that load anywhere
 
-To resume, run the same command again. A checkpoint is written under another name, pushed to the disk and renamed; what
-a power cut or `kill -9` leaves behind is never under a checkpoint's name, and what a bad disk leaves there has another
-hash. The newest whole checkpoint is where a run goes on; lines of the log and snapshots that came after it are taken
-back.
+To resume, rerun the same command. A checkpoint is written under another name, flushed to the disk and renamed. So a
+power cut or `kill -9` never leaves an incomplete checkpoint under the name of a checkpoint. The hashes find damage by a
+bad disk. A run resumes from the newest complete checkpoint. Lines of the log and snapshots after it are removed.
 """
 
 from __future__ import annotations
@@ -43,20 +42,20 @@ _PART = ".part"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint. step: how many steps were done; facts: what `Run.save` was told about the run."""
+    """A complete checkpoint. step: the number of finished steps. facts: those of its run, see `Run.open`."""
 
     folder: Path
     step: int
     facts: Mapping[str, Any]
 
     def state(self) -> dict[str, Any]:
-        """The content of state.pt: tensors, numbers, strings, lists and dicts."""
+        """Return the content of state.pt: tensors, numbers, strings, lists and dictionaries."""
         state: dict[str, Any] = torch.load(self.folder / STATE, map_location="cpu", weights_only=True)
         return state
 
 
 class Run:
-    """An opened run folder; close it, or use it as a context manager, to let another process have it."""
+    """An opened and locked run folder. Close it, or use it as a context manager, to unlock it."""
 
     def __init__(self, folder: Path, facts: Mapping[str, Any], lock: IO[str]) -> None:
         self.folder, self.facts, self._lock = folder, facts, lock
@@ -64,22 +63,22 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | Path, facts: Mapping[str, Any], *, force: bool = False) -> Run:
-        """Take the folder (made if need be) and find where to go on: `resumed`, None for a new run.
+        """Create and lock the folder, and find the checkpoint to resume from: `resumed`, None for a new run.
 
-        facts: whatever decides the weights, as nested JSON: the settings, and the fingerprints of model and clips.
-        Raises InputError when another process trains there, when the newest whole checkpoint was made with other facts
-        and not `force`, or when there are checkpoints and none is whole.
+        facts: everything that determines the weights, as nested JSON: settings, and fingerprints of model and clips.
+        Raises InputError if another process trains in the folder, or if all checkpoints there are damaged. Unless
+        `force` is given, raises it also if the newest complete checkpoint has other facts.
         """
         folder = Path(folder)
-        run = cls(folder, json.loads(json.dumps(facts)), take(folder))
+        run = cls(folder, json.loads(json.dumps(facts)), lock(folder))
         try:
-            for rubbish in (folder / "checkpoints").glob(f".*{_PART}"):
-                shutil.rmtree(rubbish)
+            for part in (folder / "checkpoints").glob(f".*{_PART}"):
+                shutil.rmtree(part)
             run.resumed = run.latest()
             if run.resumed and not force and (changed := differences(run.resumed.facts, run.facts)):
                 raise InputError(
                     f"{folder} was trained up to step {run.resumed.step} with other settings ({'; '.join(changed)}): "
-                    "set them back, choose another folder, or go on with the new ones with --force."
+                    "use the former settings, choose another folder, or add --force to resume with the new ones."
                 )
             for name in LOGS:
                 rewind(folder / name, run.resumed.step if run.resumed else 0)
@@ -98,17 +97,20 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Free the folder."""
+        """Unlock the folder."""
         self._lock.close()
 
     @property
     def checkpoints(self) -> list[Path]:
-        """The folders under a checkpoint's name, oldest first, whole or not."""
+        """The folders that have the name of a checkpoint, oldest first, complete or damaged."""
         found = [p for p in (self.folder / "checkpoints").iterdir() if _NAME.fullmatch(p.name)]
         return sorted(found, key=_step_of)
 
     def latest(self) -> Checkpoint | None:
-        """The newest whole checkpoint; a UserWarning names every newer one that is damaged."""
+        """Return the newest complete checkpoint, None if there are no checkpoints.
+
+        A UserWarning names each newer checkpoint that is damaged. Raises InputError if all are damaged.
+        """
         reasons = []
         for folder in reversed(self.checkpoints):
             try:
@@ -117,25 +119,25 @@ class Run:
                 reasons.append(str(error))
                 continue
             for reason in reasons:
-                warnings.warn(f"{reason} Going on from step {checkpoint.step}.", stacklevel=2)
+                warnings.warn(f"{reason} Training resumes from step {checkpoint.step}.", stacklevel=2)
             return checkpoint
         if reasons:
             raise InputError(
-                f"None of the {len(reasons)} checkpoints in {self.folder} is whole ({reasons[0].rstrip('.')}): remove "
-                "the folder to begin anew, or choose another."
+                f"All {len(reasons)} checkpoints in {self.folder} are damaged ({reasons[0].rstrip('.')}): remove the "
+                "folder to start again, or choose another folder."
             )
         return None
 
     def save(self, step: int, state: Mapping[str, Any], weights: Callable[[Path], object], keep: int | None) -> Path:
-        """Write the checkpoint of `step`, atomically, then remove all but the newest `keep` (None: keep all).
+        """Write the checkpoint of `step` atomically, then remove all but the newest `keep` (None: keep all).
 
-        state: for state.pt, as `Checkpoint.state` gives it back. weights: writes files for others into a given folder.
-        Raises InputError when the disk is full or the like; earlier checkpoints are as they were.
+        state: the content of state.pt, which `Checkpoint.state` returns. weights: writes further files into the folder
+        that it is given. Raises InputError if, for example, the disk is full. Earlier checkpoints are not changed then.
         """
         place = self.folder / "checkpoints" / f"step_{step:06d}"
         part = place.with_name(f".{place.name}-{secrets.token_hex(4)}{_PART}")
         good = [c for c in self.checkpoints if _step_of(c) < step]
-        advice = f"the last good one is {good[-1].name}" if good else "there is none yet"
+        advice = f"the last good checkpoint is {good[-1].name}" if good else "there is no checkpoint yet"
         try:
             with writing(f"the checkpoint {place} ({advice})"):
                 part.mkdir()
@@ -144,7 +146,7 @@ class Run:
                 weights(part)
                 files = {str(p.relative_to(part)): [p.stat().st_size, _sha256(p)] for p in _files(part)}
                 write_json(part / MANIFEST, {"step": step, "facts": self.facts, "files": files})
-                _push(part)
+                _flush(part)
                 for log in LOGS:
                     if (self.folder / log).is_file():
                         _sync(self.folder / log)
@@ -158,14 +160,14 @@ class Run:
         return place
 
     def log(self, record: Mapping[str, Any], name: str = LOGS[0]) -> None:
-        """Append one line of JSON. record: has the "step" that it belongs to; NaN and infinity become null."""
+        """Append one line of JSON. record: contains its "step". NaN and infinity become null."""
         line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
         with writing(str(self.folder / name)), (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(line)
 
 
 def read(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder, each file of it compared with its size and hash. InputError names what is damaged."""
+    """Return the checkpoint in a folder. Raises InputError if the size or the hash of one of its files is wrong."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         step, facts, files = int(manifest["step"]), dict(manifest["facts"]), dict(manifest["files"])
@@ -174,12 +176,12 @@ def read(folder: Path) -> Checkpoint:
     for name, (size, digest) in files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size or _sha256(path) != digest:
-            raise InputError(f"The checkpoint {folder} is damaged: {name} is not what was written.")
+            raise InputError(f"The checkpoint {folder} is damaged: {name} has changed since it was written.")
     return Checkpoint(folder, step, facts)
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """What differs between two nested JSON values, as "train.lr was 0.1 and is 0.2"."""
+    """Return the differences between two nested JSON values, such as "train.lr was 0.1 and is 0.2"."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(key for key in new if key not in old)]
         return [d for key in keys for d in differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))]
@@ -187,7 +189,7 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
 
 
 def rewind(path: Path, step: int) -> None:
-    """Cut a log after its last line of at most `step`; the torn line of a killed writer goes too."""
+    """Remove the lines of a log after `step`, and an incomplete last line, as a killed process leaves it."""
     if not path.is_file():
         return
     with path.open("r+b") as file:
@@ -203,10 +205,10 @@ def rewind(path: Path, step: int) -> None:
         file.truncate(end)
 
 
-def take(folder: Path) -> IO[str]:
-    """Make the folder and lock it for as long as the returned file is open, or as this process lives.
+def lock(folder: Path) -> IO[str]:
+    """Create the folder and lock it until the returned file is closed, or this process ends.
 
-    Raises InputError when another process has it, or when nothing can be written there.
+    Raises InputError if another process has locked it, or if the folder cannot be written.
     """
     make_folder(folder, "the run")
     try:
@@ -222,10 +224,10 @@ def take(folder: Path) -> IO[str]:
         file.close()
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise InputError(
-                f"{folder} is in use by {owner}: wait for it or end it, or choose another folder for this run."
+                f"{folder} is in use by {owner}: wait until it ends, end it, or choose another folder for this run."
             ) from error
         raise PusaError(f"cannot lock {folder}: {error.strerror}; choose a folder on another file system.") from error
-    with suppress(OSError):  # who it is helps others, and a full disk must not keep anybody from reading
+    with suppress(OSError):  # the text is for messages only, and must not fail on a full disk
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -246,8 +248,8 @@ def _sync(path: Path) -> None:
         os.fsync(number)
 
 
-def _push(folder: Path) -> None:
-    """Everything in a folder to the disk, files before the folders that list them."""
+def _flush(folder: Path) -> None:
+    """Flush everything in a folder to the disk, files before the folders that list them."""
     for path in [*_files(folder), *sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True), folder]:
         _sync(path)
 
@@ -257,7 +259,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a checkpoint such that it is never half there under its name."""
+    """Delete a checkpoint. It is renamed first, so that no incomplete one has the name of a checkpoint."""
     if folder.exists():
         doomed = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}{_PART}")
         folder.rename(doomed)
@@ -288,7 +290,11 @@ def _short(value: Any) -> str:
 
 @contextmanager
 def writing(what: str) -> Iterator[None]:
-    """Say in one sentence what could not be written; torch and safetensors hide the system's error in their own."""
+    """Turn an error of writing inside the block into one sentence.
+
+    torch and safetensors wrap the error of the system in errors of their own. Raises InputError for a full disk and for
+    a place that is read-only, and PusaError otherwise.
+    """
     try:
         yield
     except Exception as error:
@@ -298,9 +304,11 @@ def writing(what: str) -> Iterator[None]:
         while cause is not None:
             number = getattr(cause, "errno", None)
             if number in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(cause) or "disk is full" in str(cause):
-                advice = "the disk is full; free some space and run the same command again."
+                advice = "the disk is full; free some space and rerun the same command."
                 raise InputError(f"cannot write {what}: {advice}") from error
             if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise InputError(f"cannot write {what}: it is read-only for you; write elsewhere.") from error
+                raise InputError(
+                    f"cannot write {what}: you have no permission to write there; choose another folder."
+                ) from error
             cause = cause.__cause__ or cause.__context__
         raise PusaError(f"cannot write {what}: {reason}.") from error

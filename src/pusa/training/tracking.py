@@ -1,15 +1,16 @@
-"""What is seen of a training while it runs, and what it cost when it is done.
+"""The tracker: shows the progress of a training, sends numbers to loggers, and adds up the costs.
 
-A record of a step is a dict with the keys step (counted from 1), loss, lr, grad_norm, clips, tokens, loss_by_sigma and
-frames_by_sigma, all of which are the same whenever the step is taken again. The tracker adds two groups:
+The record of a step has the keys step (from 1), loss, lr, grad_norm, clips, tokens, loss_by_sigma and frames_by_sigma.
+If a step is repeated after a resume, these values are the same. The tracker adds two groups:
 
-    flops, recomputed     operations of the step's forward and backward pass, and of gradient checkpointing
-    timing                {seconds, aside, validation, previews, clips_per_s, tokens_per_s, mfu, peak_memory}: another
-                          each time; validation and previews are what they took of `aside`, since the last record
+    flops, recomputed     operations of the forward and backward pass, and those of gradient checkpointing
+    timing                {seconds, aside, validation, previews, clips_per_s, tokens_per_s, mfu, peak_memory}; these
+                          differ each time. `aside` is the time between steps since the last record, in seconds;
+                          `validation` and `previews` are parts of it
 
-The record is then written to log.jsonl by whoever owns that file (`state.Run`), one JSON object per line in the order
-of the steps; on resuming, lines after the resumed step are cut off there, and `start` adds up what is left. Without
-"timing", log.jsonl is bit for bit that of a training that was never interrupted.
+`run_folder.Run` then writes the record as one line of log.jsonl. If the training resumes, lines after the resumed step
+are removed there, and `start` adds up the others. Without "timing", log.jsonl is equal to that of an uninterrupted
+training, bit for bit.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from diffusers import WanTransformer3DModel
 
-from pusa.training.costs import Costs, StepCounter, device_name, matmul_rate, peak_memory
+from pusa.models.backbone import Backbone, Flops
+from pusa.training.costs import Costs, device_name, matmul_rate, peak_memory
 from pusa.training.loggers import LOGGERS, Logger, check
 
 if TYPE_CHECKING:
@@ -34,26 +35,27 @@ if TYPE_CHECKING:
 
 LOG, COST = "log.jsonl", "cost.json"
 SMOOTHING = 0.9
-"""of the loss that the progress bar shows"""
+"""The decay of the smoothed loss in the progress bar."""
 EVERY, LEAST = 30.0, 5.0
-"""Where no bar is drawn, a line comes every so many seconds, or every twentieth of the run that takes the second."""
+"""Without a bar, a line of progress is printed after EVERY seconds, or after LEAST at a new twentieth of the run."""
 ASIDES = ("validation", "previews")
 
 
 class Tracker:
-    """Shows and measures one training; on process 0 only. Use it as a context manager, and call `finish` inside.
+    """Shows and measures one training, on rank 0. Use it as a context manager, and call `finish` inside.
 
-    folder: of the run. transformer: what is trained; its operations are counted at the first step, adapters and all.
-    dtype: of its arithmetic. devices: how many train together. clips: distinct ones in the training set. price: for an
-    hour of one device. config: shown by loggers that can. quiet: write nothing to stderr.
+    folder: of the run. backbone: its transformer is trained; the operations are counted at the first step.
+    steps: of the training. dtype: of the arithmetic. devices: how many train together. clips: clips in the training
+    set. price: money for one hour of one device. loggers: names, see `loggers.LOGGERS`. config: settings for loggers
+    that show them. quiet: print nothing to stderr.
 
-    Raises InputError where the package of a logger is missing.
+    Raises InputError if the package of a logger is missing.
     """
 
     def __init__(
         self,
         folder: Path,
-        transformer: WanTransformer3DModel,
+        backbone: Backbone,
         *,
         steps: int,
         dtype: torch.dtype = torch.float32,
@@ -66,21 +68,22 @@ class Tracker:
         quiet: bool = False,
     ) -> None:
         check(list(loggers))
-        self.folder, self.transformer, self.steps, self.dtype = folder, transformer, steps, dtype
+        self.folder, self.backbone, self.steps, self.dtype = folder, backbone, steps, dtype
+        self.transformer = backbone.transformer
         self.devices, self.clips, self.price, self.currency = devices, clips, price, currency
         self.config, self.quiet, self.wanted = dict(config or {}), quiet, list(loggers)
         self.drawing = not quiet and sys.stderr.isatty()
         self.totals: dict[str, float] = {}
         self.rate: float | None = None
-        self._counter: StepCounter | None = None
+        self._counter: Callable[[int, int, int], Flops] | None = None
         self._loggers: dict[str, Logger] = {}
         self._bar: tuple[Progress, TaskID] | None = None
         self._mean: float | None = None
         self._done = self._first = 0
         self._aside = dict.fromkeys(ASIDES, 0.0)
-        self._paused = self._watched = 0.0
-        self._watched_until = 0
-        self._last = self._began = self._told = time.perf_counter()
+        self._paused = self._aside_total = 0.0
+        self._aside_until = 0
+        self._last = self._began = self._printed = time.perf_counter()
         self._part = 0
 
     def __enter__(self) -> Self:
@@ -90,7 +93,7 @@ class Tracker:
         self.close()
 
     def start(self, step: int, steps: int) -> None:
-        """Training goes on after `step` steps, of `steps` in all; 0 begins. `step` calls it where nobody did."""
+        """Begin after `step` finished steps of `steps`; 0 is a new run. If you do not call this, `step` does."""
         self.steps, self._done, self._first = steps, step, step
         self.totals = _totals(self.folder / LOG, step)
         self.rate = matmul_rate(self.transformer.device, self.dtype)
@@ -100,13 +103,13 @@ class Tracker:
             self._bar = _bar(step, steps)
         elif step < steps:
             self.event(
-                f"Training ({steps:,} steps)" if not step else f"Training goes on after step {step} of {steps:,}"
+                f"Training ({steps:,} steps)" if not step else f"Training resumes after step {step} of {steps:,}"
             )
         self._part = 20 * step // max(steps, 1)
-        self._last = self._began = self._told = time.perf_counter()
+        self._last = self._began = self._printed = time.perf_counter()
 
     def step(self, record: dict[str, Any]) -> None:
-        """Add to the record of a step what was measured, and show it. A key "seconds" is moved into "timing"."""
+        """Add measurements to the record of a step, and show it. The key "seconds" is moved into "timing"."""
         if self.rate is None:
             now = time.perf_counter() - record.get("seconds", 0.0)
             self.start(record["step"] - 1, self.steps)
@@ -116,7 +119,7 @@ class Tracker:
         seconds = min(float(record.pop("seconds", passed)), passed)
         self._last, self._done = now, record["step"]
         if self._counter is None:
-            self._counter = StepCounter(self.transformer)
+            self._counter = self.backbone.step_counter(self.transformer)
         flops = self._counter(record["clips"], record["tokens"], sum(record["frames_by_sigma"]))
         record |= {"flops": flops.model, "recomputed": flops.recomputed}
         assert self.rate is not None
@@ -135,16 +138,16 @@ class Tracker:
         self.scalars(record["step"], _flat(record))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Hand numbers to the loggers. One that fails is named and left out from then on; training goes on."""
+        """Send numbers to the loggers. If a logger fails, it is named and not used again, and training continues."""
         for name in list(self._loggers):
             try:
                 self._loggers[name].log(values, step)
             except Exception as error:
                 del self._loggers[name]
-                self.event(f"{name} failed and is left out from now on: {str(error).splitlines()[0]}")
+                self.event(f"{name} failed and is not used any more: {str(error).splitlines()[0]}")
 
     def event(self, text: str) -> None:
-        """Lines for people on stderr, above the progress bar."""
+        """Print lines to stderr, above the progress bar."""
         if self._bar:
             self._bar[0].console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif not self.quiet:
@@ -152,7 +155,7 @@ class Tracker:
 
     @contextmanager
     def aside(self, text: str, kind: str) -> Iterator[None]:
-        """While something else than training goes on, the bar or a line says what: "Validating". kind: of ASIDES."""
+        """Measure the time of other work than training inside the block, and show its name. kind: one of ASIDES."""
         if self._bar:
             self._bar[0].update(self._bar[1], description=text)
         else:
@@ -166,20 +169,20 @@ class Tracker:
             if self.rate is not None:
                 self._paused += took
             if self._done > self._first:
-                self._watched, self._watched_until = self._watched + took, self._done
+                self._aside_total, self._aside_until = self._aside_total + took, self._done
             if self._bar:
                 self._bar[0].update(self._bar[1], description="Training")
 
     def finish(self) -> Costs:
-        """Training is done: write cost.json, show the sheet, and return it.
+        """Finish the training: write cost.json, print the cost sheet, and return the costs.
 
-        Where no step was left to take, the sheet of the start that finished the run stays, at the price of today: the
-        log does not know what came after its last step.
+        If no step was left, the costs of the earlier start stay, with the present price, because the log does not
+        contain the time after its last step.
         """
         if self.rate is None:
             self.start(self.steps, self.steps)
             if finished := self._finished():
-                self.event(f"Nothing is left to train after step {self.steps:,}; this is what the run took:")
+                self.event(f"The training was finished before, after step {self.steps:,}. Its costs:")
                 finished.write(self.folder / COST)
                 self.event(str(finished))
                 return finished
@@ -207,7 +210,7 @@ class Tracker:
         return costs
 
     def _finished(self) -> Costs | None:
-        """What cost.json says, if it is of this many steps."""
+        """Return the costs in cost.json, None if they are of another number of steps."""
         path = self.folder / COST
         costs = Costs.read(path) if path.is_file() else None
         if costs is None or costs.steps != int(self.totals.get("steps", 0)):
@@ -215,7 +218,7 @@ class Tracker:
         return replace(costs, price=self.price, currency=self.currency)
 
     def close(self) -> None:
-        """Take the bar away and close the loggers; also after an error."""
+        """Remove the bar and close the loggers. Call this after an error too."""
         if self._bar:
             self._bar[0].stop()
             self._bar = None
@@ -244,19 +247,19 @@ class Tracker:
             self.event(f"Training: step {self._done:,} of {self.steps:,}, {', '.join(words.values())}")
 
     def _pace(self) -> float:
-        """Seconds a step, with what validation and previews take: that is spread over the steps that came before it.
+        """Return the seconds of one step, including the time of validation and previews, divided over the steps.
 
-        What was watched before the first step comes once and is left out.
+        Validation before the first step happens once and is not included.
         """
         training = (self._last - self._began - self._paused) / (self._done - self._first)
-        return training + (self._watched / (self._watched_until - self._first) if self._watched else 0.0)
+        return training + (self._aside_total / (self._aside_until - self._first) if self._aside_total else 0.0)
 
     def _is_due(self) -> bool:
-        """Whether a line about the progress is due; it then counts as told."""
-        passed, part = time.perf_counter() - self._told, 20 * self._done // self.steps
+        """Return whether a line of progress is due. If so, it counts as printed."""
+        passed, part = time.perf_counter() - self._printed, 20 * self._done // self.steps
         due = passed >= EVERY or (passed >= LEAST and part > self._part)
         if due:
-            self._told, self._part = time.perf_counter(), part
+            self._printed, self._part = time.perf_counter(), part
         return due
 
 
@@ -280,7 +283,7 @@ def _bar(step: int, steps: int) -> tuple[Progress, TaskID]:
 
 
 def _totals(log: Path, step: int) -> dict[str, float]:
-    """The sums over the lines of a log up to `step`."""
+    """Return the sums over the lines of a log up to `step`."""
     totals: dict[str, float] = {}
     if log.is_file():
         with log.open(encoding="utf-8") as file:
@@ -292,7 +295,7 @@ def _totals(log: Path, step: int) -> dict[str, float]:
 
 
 def _add(totals: dict[str, float], record: Mapping[str, Any]) -> None:
-    """Take one record into the sums; `steps` counts them and `peak_memory` is the greatest."""
+    """Add one record to the sums. `steps` is the number of records, and `peak_memory` the maximum."""
     timing = record.get("timing", {})
     totals["steps"] = totals.get("steps", 0) + 1
     for values, names in (
@@ -305,7 +308,7 @@ def _add(totals: dict[str, float], record: Mapping[str, Any]) -> None:
 
 
 def _flat(record: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a record under names for a logger: train/loss, sigma/0.05, timing/clips_per_s."""
+    """Return the numbers of a record with names for a logger: train/loss, sigma/0.05, timing/clips_per_s."""
     values = {f"train/{name}": record[name] for name in ("loss", "lr", "grad_norm") if name in record}
     parts = record.get("loss_by_sigma", [])
     values |= {f"sigma/{(i + 0.5) / len(parts):.2f}": value for i, value in enumerate(parts)}
@@ -314,7 +317,7 @@ def _flat(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _clock(seconds: float) -> str:
-    """`4:50` or `1:02:03`."""
+    """Return seconds as `4:50` or `1:02:03`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,9 +1,9 @@
-"""Training into a folder: what a run does around its steps, so that it can be ended at any moment and gone on with.
+"""The training loop: steps, checkpoints, hooks, and the finished weights, in the folder of a run.
 
-The algorithm is in learner.py. Everything random in it is a function of (seed, lane, step), see parallel.py for lanes;
-nothing is drawn from a stream. So resuming is loading the trained numbers, the optimiser's moments and the averages,
-and counting on: on one thread of a CPU, an interrupted training ends with the weights of an uninterrupted one, bit for
-bit, and with its log.
+learner.py takes a step, and an objective computes its losses. Everything random in a step is a function of the seed,
+the lane and the step (see distributed.py for lanes). No stream of random numbers is consumed. To resume, the loop loads
+weights, optimiser and averages, and continues to count. On one CPU thread, an interrupted training ends with the same
+weights and the same log as an uninterrupted one, bit for bit.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ import torch
 from pusa import adapters, processes
 from pusa.adapters.base import Attached
 from pusa.errors import Cancelled, InputError
-from pusa.models.loading.checkpoints import Components
-from pusa.models.wan.transformer import VectorWanTransformer3DModel
+from pusa.models.backbone import Backbone
 from pusa.processes import ProcessGroup
 from pusa.training import interruption
 from pusa.training.config.tree import Config
@@ -35,30 +34,31 @@ from pusa.training.weight_averages import write_snapshot
 
 
 class Tracker(Protocol):
-    """What shows and measures a training; on process 0 only."""
+    """Shows and measures a training, on rank 0."""
 
     def step(self, record: dict[str, Any]) -> None:
-        """After every step, before its record is logged. It may add what it has measured to the record."""
+        """Called after every step, before the record is logged. It may add measurements to the record."""
 
 
 @dataclass(frozen=True)
 class Hook:
-    """Something to do every `every` ≥ 1 steps and after the last one, on every process: validate, make previews.
+    """A callback: every `every` ≥ 1 steps and after the last step, on every process. It validates or makes previews.
 
-    call: gets the number of steps done, the transformer with the weights that would be handed out now, and the run's
-    folder. It leaves the weights as they are; random numbers it may draw as it likes.
+    call: gets the number of finished steps, the transformer with the weights that a training would write now, and the
+    folder of the run. It must not change the weights. It may draw random numbers.
     """
 
     every: int
-    call: Callable[[int, VectorWanTransformer3DModel, Path], None]
+    call: Callable[[int, Any, Path], None]
 
 
 @dataclass(frozen=True)
 class Result:
     """A finished training.
 
-    output: lora.safetensors, or the transformer folder. first: the step that was resumed at, 0 when none was. loss: of
-    the last step. skipped: the steps, counted from 1, that this start of the run skipped for want of a finite loss.
+    output: the written weights, a file or a folder. first: the number of steps that were done before this call, 0 for a
+    new run. steps: the number of all steps. loss: the last loss of the main player; None if no step was left. skipped:
+    the steps (from 1) that this call skipped, because a loss or a gradient was not finite.
     """
 
     folder: Path
@@ -73,7 +73,7 @@ def train(
     config: Config,
     out: str | Path,
     *,
-    components: Components,
+    components: Backbone,
     samples: Any,
     held_out: Any = (),
     tracker: Tracker | None = None,
@@ -81,22 +81,32 @@ def train(
     objective: MakeObjective = FlowMatching,
     force: bool = False,
 ) -> Result:
-    """Train `components.transformer` on `samples` into the folder `out`, going on where its last checkpoint was.
+    """Train `components.transformer` on `samples`. Write the run into `out`, or resume from its last checkpoint.
 
-    samples: encoded clips, see `cache.Cached`. held_out: clips that must not be among them. Under torchrun or
-    accelerate every process calls this. force: go on even though settings, model or clips have changed.
+    Under torchrun or accelerate, every process calls this.
 
-    Raises InputError for settings that cannot work, a held-out clip among the samples, a folder in use, a full disk,
-    and, unless they are to be skipped, for clips that give no finite loss. Ctrl-C or SIGTERM on any process ends the
-    step on all of them, and after a checkpoint `Cancelled` is raised; what was due after that step is left out.
+    Args:
+        samples: encoded clips, see `cache.Cached`.
+        held_out: encoded clips that must not be among the samples.
+        tracker: on rank 0, shows and measures the training.
+        hooks: callbacks between steps.
+        objective: makes the losses and their players. Default: flow matching.
+        force: resume even if settings, model or clips have changed.
+
+    Raises InputError for settings that cannot work, for a held-out clip among the samples, for a folder in use and for
+    a full disk. Raises it also for clips without a finite loss, unless train.on_nan is "skip". If any process gets
+    Ctrl-C or SIGTERM, all processes finish the step and write a checkpoint. They do not call the hooks. Then
+    `Cancelled` is raised.
     """
     if not len(samples):
-        raise InputError("There is no clip to train on: see what `pusa check` says about the data.")
+        raise InputError("There are no clips to train on: run `pusa check` to see what is wrong with the data.")
     if held_out and (leaked := sorted({*samples.keys} & {*held_out.keys})):
-        raise InputError(f"{leaked[0]} is held out for validation and would be trained on too: keep it in one of them.")
+        raise InputError(
+            f"{leaked[0]} is both held out for validation and among the training clips: remove it from one of the two."
+        )
     out, steps = Path(out), config.train.steps
     with processes.join() as group, ExitStack() as stack:
-        run: Run | None = None  # on process 0
+        run: Run | None = None  # on rank 0
 
         def begin() -> int:
             nonlocal run
@@ -106,17 +116,18 @@ def train(
 
         first = processes.from_rank_zero(group, begin)
         if first > steps:
-            raise InputError(f"{out} is trained up to step {first} already, past train.steps = {steps}: raise it.")
-        trained = stack.enter_context(prepared(components.transformer, config))
-        learner = Learner(
-            config.train, objective(Setup(config, components, trained, samples.empty_context, group)), group
-        )
+            raise InputError(
+                f"{out} is already trained to step {first}, beyond train.steps = {steps}: set train.steps higher."
+            )
+        trained = stack.enter_context(prepared(components, config))
+        setup = Setup(config, components, trained, samples.empty_context, group)
+        learner = Learner(config.train, objective(setup), group)
         writer = Writer(config, components.source, out, run, trained, learner)
         if first:
             learner.restore(run.resumed.state() if run and run.resumed else {})
 
         batches = stack.enter_context(Batches(samples, config.train, first=first, group=group))
-        interrupted = stack.enter_context(interruption.listening(answer=group.is_rank_zero))
+        interrupted = stack.enter_context(interruption.catching(announce=group.is_rank_zero))
         loss, skipped = None, []
         for step in range(first, steps):
             began, done = time.perf_counter(), step + 1
@@ -136,14 +147,18 @@ def train(
                 writer.save(done, snapshot=due)
             if stop:
                 raise Cancelled(
-                    f"interrupted after step {done} of {steps}, with a checkpoint; the same command goes on from there."
+                    f"interrupted after step {done} of {steps}, and a checkpoint is written; rerun the command to "
+                    "resume."
                 )
         return Result(out, writer.finish(), first, steps, loss, tuple(skipped))
 
 
 @dataclass(frozen=True)
 class Writer:
-    """What is written of a training. Every process calls these methods; process 0, which has the `run`, writes."""
+    """Writes the log, the checkpoints and the finished weights. Every process calls the methods, and rank 0 writes.
+
+    base: the name of the base model. run: the opened folder, on rank 0.
+    """
 
     config: Config
     base: str
@@ -153,14 +168,14 @@ class Writer:
     learner: Learner
 
     def log(self, record: dict[str, Any], tracker: Tracker | None) -> None:
-        """One line of the log."""
+        """Give the record of a step to the tracker, then append it to the log."""
         if self.run:
             if tracker:
                 tracker.step(record)
             self.run.log(record)
 
     def save(self, step: int, *, snapshot: bool) -> None:
-        """A checkpoint, and with `snapshot` and post-hoc averaging a snapshot, which is kept for good."""
+        """Write a checkpoint. With `snapshot` and post-hoc averages, write a snapshot too, which is never removed."""
         state, best = self.learner.state(), self.learner.best()
         main = next(iter(state["players"]))
 
@@ -178,7 +193,7 @@ class Writer:
         processes.from_rank_zero(self.learner.group, write)
 
     def finish(self) -> Path:
-        """The finished weights, in the folder itself."""
+        """Write the finished weights into the folder of the run, and return their path."""
         best, about = self.learner.best(), metadata_of(self.config, self.base, self.config.train.steps)
 
         def write() -> Path:
@@ -188,12 +203,12 @@ class Writer:
         return processes.from_rank_zero(self.learner.group, write)
 
 
-def facts_of(config: Config, group: ProcessGroup, components: Components, samples: Any) -> dict[str, Any]:
-    """What decides the weights, and so must be the same when a run is resumed.
+def facts_of(config: Config, group: ProcessGroup, components: Backbone, samples: Any) -> dict[str, Any]:
+    """Return what determines the trained weights. It must be the same when a run is resumed.
 
-    Of passes and processes only the product counts, and sharding only divides the same numbers differently: a run may
-    go on with twice the processes and half the passes, to the same weights but for rounding. Of the data counts what
-    was read, not where it lies.
+    Only the product of passes and processes counts: a run may resume with twice the processes and half the passes, and
+    the weights are the same up to rounding. Sharding does not count. The content of the clips counts, and not their
+    location.
     """
     decisive = config.decisive()
     del decisive["train.accumulate"], decisive["train.parallel"], decisive["data.path"]
@@ -203,7 +218,7 @@ def facts_of(config: Config, group: ProcessGroup, components: Components, sample
 
 
 def metadata_of(config: Config, base: str, step: int) -> dict[str, Any]:
-    """What a LoRA file says about itself in its header."""
+    """Return the metadata for the header of a LoRA file."""
     tasks = config.sigma.tasks if config.sigma.pattern == "tasks" else None
     facts = {
         "base": base,
@@ -217,23 +232,27 @@ def metadata_of(config: Config, base: str, step: int) -> dict[str, Any]:
 
 
 @contextmanager
-def prepared(transformer: VectorWanTransformer3DModel, config: Config) -> Iterator[Attached]:
-    """The transformer made trainable for the block; afterwards it is frozen and in evaluation mode, as it came.
+def prepared(backbone: Backbone, config: Config) -> Iterator[Attached]:
+    """Attach the adapter, and set precision and training mode. After the block the model is frozen, in evaluation mode.
 
-    In bf16 the time embedding stays exact: rounded to bf16, neighbouring timesteps would become one.
+    The backbone's exact modules (Wan's time embedding) compute in float32 even with bf16: rounding to bf16 would make
+    neighbouring timesteps equal.
     """
+    transformer = backbone.transformer
     trained = adapters.from_settings(config.lora).attach(transformer, config.train.seed)
     if config.train.precision == "fp32":
         for p in transformer.parameters():
             p.data = p.data.float() if p.is_floating_point() else p.data
-    embedder = transformer.condition_embedder.time_embedder
-    embedder.forward = torch.autocast(transformer.device.type, enabled=False)(embedder.forward)
+    exact = backbone.exact_modules(transformer)
+    for module in exact:
+        module.forward = torch.autocast(transformer.device.type, enabled=False)(module.forward)
     if config.train.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     transformer.train()
     try:
         yield trained
     finally:
-        del embedder.forward
+        for module in exact:
+            del module.forward
         transformer.disable_gradient_checkpointing()
         transformer.eval().requires_grad_(False)

@@ -1,13 +1,13 @@
-"""What a training has learnt, on clips it never sees: the loss at fixed σ and fixed noise, task by task.
+"""Validation: the loss on held-out clips at fixed σ and fixed noise, for each task.
 
-A training loss cannot tell: it is drawn at another σ and another noise in every step. Here every held-out clip is asked
-the same questions each time, and the untrained base is asked them too. The table has a cell per task, σ level and
-latent frame: the mean squared error of the velocity (arXiv 2507.16116, eq. 10) of that frame.
+A training loss does not show progress well, because every step has another σ and another noise. Here each validation
+uses the same σ and the same noise for a clip, for the trained model and for the base. The table has one cell for each
+task, level of σ and latent frame: the mean squared error of the velocity (arXiv 2507.16116, eq. 10) in this frame.
 
-A task is a row of the matrix that it has at inference: text-to-video tells all frames one σ, image-to-video holds frame
-0 clean, and so on; given frames are seen and not counted. In `independent` every frame has a level of its own, and over
-the levels of the table each frame meets each level once. Noise and that order are functions of the seed and the clip's
-key alone, so neither the other clips nor the number of clips in a forward pass changes a clip's questions.
+Each task uses rows of its matrix at inference. In text-to-video all frames have one σ, in image-to-video frame 0 is
+clean, and so on. Given frames are input and are not counted. In `independent` each frame has its own level, and over
+the rows of the table each frame has each level once. Noise and this order are functions of the seed and the clip's key
+only. So other clips and the size of a forward pass do not change them.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ import torch
 from torch import Tensor, nn
 
 from pusa.core import schedules
-from pusa.core.objectives import Velocity, interpolate
+from pusa.core.objectives import Predictor, interpolate
 from pusa.errors import InputError
 from pusa.files import replacing, write_text_atomic
 from pusa.training.random_draws import LEAST_FRAMES
 
 TASKS = ("text-to-video", "image-to-video", "start-end", "extension", "independent")
 LEVELS = tuple(round(0.05 + 0.1 * i, 2) for i in range(10))
-"""The middles of the ten parts of [0, 1]."""
+"""The centres of ten equal parts of [0, 1]."""
 
 
 class Sample(Protocol):
-    """A held-out clip, as `cache.Sample` has it: latents [C, F, h, w], context [512, D]."""
+    """A held-out clip, such as a `cache.Sample`: latents [C, F, h, w], context [L, D]."""
 
     @property
     def key(self) -> str: ...
@@ -49,9 +49,10 @@ class Sample(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Losses:
-    """total, count: float64 [tasks, levels, frames], the sum of a cell's losses and of how many clips it is.
+    """The table of one model.
 
-    Cells of given frames, and of tasks for which a clip is too short, have a count of 0.
+    total, count: float64 [tasks, levels, frames]: the sum of the losses in a cell, and the number of clips in the sum.
+    The count is 0 for given frames and for tasks that need longer clips. levels: σ, 0 to 1.
     """
 
     tasks: tuple[str, ...]
@@ -60,12 +61,12 @@ class Losses:
     count: Tensor
 
     def mean(self, *axes: str) -> Tensor:
-        """The mean over the axes that are not named; NaN where there is nothing. axes: of "task", "sigma", "frame"."""
+        """Return the mean over the axes that are not named; NaN for no clip. axes: of "task", "sigma", "frame"."""
         away = [i for i, name in enumerate(("task", "sigma", "frame")) if name not in axes]
         return self.total.sum(away) / self.count.sum(away) if away else self.total / self.count
 
     def record(self) -> dict[str, Any]:
-        """For JSON: per task the mean, by σ, by frame, and all cells."""
+        """Return for JSON, for each task: the mean loss, the losses by σ and by frame, and all cells."""
         by_task, by_sigma, by_frame = self.mean("task"), self.mean("task", "sigma"), self.mean("task", "frame")
         return {
             task: {
@@ -80,7 +81,7 @@ class Losses:
 
     @classmethod
     def from_record(cls, levels: Sequence[float], record: dict[str, Any]) -> Losses:
-        """What `record` wrote, exactly."""
+        """Return the table that `record` was called on, exactly."""
         total, count = (
             torch.tensor([cells[name] for cells in record.values()], dtype=torch.float64) for name in ("total", "count")
         )
@@ -89,7 +90,7 @@ class Losses:
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """The losses after `step` steps on `clips` clips, and those of the base beside them (None: nothing to compare)."""
+    """The losses after `step` steps on `clips` clips. base: those of the base model, None if they are unknown."""
 
     step: int
     clips: int
@@ -97,7 +98,7 @@ class Validation:
     base: Losses | None
 
     def scalars(self) -> dict[str, float]:
-        """For a logger: `validation/TASK` and `validation/base/TASK`."""
+        """Return the mean losses for a logger: `validation/TASK` and `validation/base/TASK`."""
         values: dict[str, float] = {}
         for name, losses in (("validation", self.losses), ("validation/base", self.base)):
             if losses is not None:
@@ -106,7 +107,7 @@ class Validation:
         return values
 
     def record(self) -> dict[str, Any]:
-        """One line of validation.jsonl."""
+        """Return one line of validation.jsonl."""
         return {
             "step": self.step,
             "clips": self.clips,
@@ -117,19 +118,19 @@ class Validation:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Validation:
-        """What `record` wrote."""
+        """Return the validation that `record` was called on."""
         base = record["base"] and Losses.from_record(record["levels"], record["base"])
         losses = Losses.from_record(record["levels"], record["tasks"])
         return cls(int(record["step"]), int(record["clips"]), losses, base or None)
 
     def write(self, path: Path) -> None:
-        """Append to validation.jsonl; a line of the same step or a later one, from before a resume, goes."""
+        """Append a line to validation.jsonl. Lines of this and later steps, from before a resume, are removed."""
         kept = [v for v in read(path) if v.step < self.step]
         lines = [json.dumps(v.record(), allow_nan=False) for v in (*kept, self)]
         write_text_atomic(path, "".join(f"{line}\n" for line in lines))
 
     def __str__(self) -> str:
-        """A row per task: loss, base and change, and to the right the change (or loss) by σ and by latent frame."""
+        """Return a table with one row for each task: loss, loss of the base, change; then by σ and by latent frame."""
         shown = _spread(self.losses.total.shape[2], 7)
         heads = [f"{level:.2f}".removeprefix("0") for level in self.losses.levels], [f"f{frame}" for frame in shown]
         loss = self.losses.mean("task").tolist()
@@ -141,9 +142,9 @@ class Validation:
             rows.append([task, *numbers, "", *self._cells(by_sigma[i]), "", *self._cells(by_frame[i])])
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["".join(f"{cell:>{width}} " for cell, width in zip(row[1:], widths[1:], strict=True)) for row in rows]
-        what = "loss" if self.base is None else "change against the base"
+        what = "loss" if self.base is None else "change from the base"
         clips = f"{self.clips} clip{'' if self.clips == 1 else 's'}"
-        head = f"Validation after step {self.step} on {clips}; to the right {what} by σ and by latent frame"
+        head = f"Validation after step {self.step} on {clips}; right: {what} by σ and by latent frame"
         body = [f"{row[0]:{widths[0]}} {line}".rstrip() for row, line in zip(rows, lines, strict=True)]
         return "\n".join([head, *body])
 
@@ -156,10 +157,10 @@ class Validation:
 
 
 def validate(
-    velocity: Velocity,
+    velocity: Predictor,
     samples: Iterable[Sample],
     *,
-    base: Velocity | Losses | None = None,
+    base: Predictor | Losses | None = None,
     step: int = 0,
     tasks: Sequence[str] = TASKS,
     sigmas: Sequence[float] = LEVELS,
@@ -167,16 +168,16 @@ def validate(
     batch: int = 1,
     device: torch.device | str = "cpu",
 ) -> Validation:
-    """Ask `velocity`, and `base` where it is a model too, the same questions about every sample.
+    """Compute the losses of `velocity` on the samples, and those of `base` if it is a model too.
 
-    base: the model without its adapter, or what it answered earlier. sigmas: levels in [0, 1] of the frames that are
-    made. batch: how many questions about one clip go into a forward pass; it changes nothing but rounding. Memory is
-    that of one clip. Raises InputError without a clip, for a level outside [0, 1] and for an unknown task.
+    base: the model without its adapter, or its earlier losses. sigmas: the levels of the generated frames, in (0, 1].
+    seed: of the noise. batch: rows of one clip in a forward pass; it changes only rounding. One clip is in memory at a
+    time. Raises InputError if there is no clip, if a level is outside (0, 1], or if a task is unknown.
     """
     if unknown := [task for task in tasks if task not in LEAST_FRAMES or task == "staircase"]:
-        raise InputError(f"There is no validation task {unknown[0]!r}: there is {', '.join(TASKS)}.")
+        raise InputError(f"The validation task {unknown[0]!r} does not exist: choose from {', '.join(TASKS)}.")
     if not sigmas or not all(0 < level <= 1 for level in sigmas):
-        raise InputError(f"The levels to validate at are {list(sigmas)}: give numbers above 0 and at most 1.")
+        raise InputError(f"The levels for validation are {list(sigmas)}: give numbers above 0 and at most 1.")
     models = [velocity, base] if callable(base) else [velocity]
     sums = [_Sums(tuple(tasks), tuple(sigmas)) for _ in models]
     clips = 0
@@ -185,7 +186,7 @@ def validate(
         for model, sum_ in zip(models, sums, strict=True):
             sum_.add(model, sample, seed, batch, torch.device(device))
     if not clips:
-        raise InputError("There is no held-out clip to validate on: set data.held_out, or validate.every = 0.")
+        raise InputError("There are no held-out clips for validation: set data.held_out, or set validate.every to 0.")
     losses = [sum_.losses() for sum_ in sums]
     if isinstance(base, Losses):
         losses.append(base)
@@ -193,14 +194,14 @@ def validate(
 
 
 class _Sums:
-    """The cells of a table while clips come in; grows with the longest clip."""
+    """Sums up a table clip by clip. The number of frames grows with the longest clip."""
 
     def __init__(self, tasks: tuple[str, ...], levels: tuple[float, ...]) -> None:
         self.tasks, self.levels = tasks, levels
         self.total = self.count = torch.zeros(len(tasks), len(levels), 0, dtype=torch.float64)
 
     @torch.no_grad()
-    def add(self, velocity: Velocity, sample: Sample, seed: int, batch: int, device: torch.device) -> None:
+    def add(self, velocity: Predictor, sample: Sample, seed: int, batch: int, device: torch.device) -> None:
         frames = sample.latents.shape[1]
         if frames > self.total.shape[2]:
             more = frames - self.total.shape[2]
@@ -211,18 +212,18 @@ class _Sums:
         for i, task in enumerate(self.tasks):
             if frames < LEAST_FRAMES[task]:
                 continue
-            rows = questions(task, frames, self.levels, generator(seed, sample.key, task))
-            made = rows > 0
+            rows = sigma_rows(task, frames, self.levels, generator(seed, sample.key, task))
+            generated = rows > 0
             for begin in range(0, len(rows), batch):
                 sigma = rows[begin : begin + batch].to(device, torch.float32)
                 n = len(sigma)
                 wide, eps = x0.expand(n, *x0.shape[1:]), noise.expand(n, *noise.shape[1:])
                 v = velocity(interpolate(wide, eps, sigma), sigma, context.expand(n, *context.shape[1:]))
                 error = (v.float() - (eps - wide)).double().square().mean(dim=(1, 3, 4)).cpu()
-                for row, answered in enumerate(error, begin):
-                    cell = torch.arange(frames)[made[row]]
+                for row, loss in enumerate(error, begin):
+                    cell = torch.arange(frames)[generated[row]]
                     level = self._level_of(rows[row, cell]) if task == "independent" else torch.full_like(cell, row)
-                    self.total[i, level, cell] += answered[cell]
+                    self.total[i, level, cell] += loss[cell]
                     self.count[i, level, cell] += 1
 
     def _level_of(self, sigma: Tensor) -> Tensor:
@@ -233,20 +234,20 @@ class _Sums:
         return Losses(self.tasks, self.levels, self.total, self.count)
 
 
-def questions(task: str, frames: int, levels: Sequence[float], rng: torch.Generator) -> Tensor:
-    """The rows of σ that a clip is asked at, float64 [levels, F]; 0 marks a given frame."""
+def sigma_rows(task: str, frames: int, levels: Sequence[float], rng: torch.Generator) -> Tensor:
+    """Return the rows of σ at which a clip is validated, float64 [levels, F]; 0 marks a given frame."""
     rows = torch.tensor(levels, dtype=torch.float64)
     if task == "independent":
         order = torch.stack([torch.randperm(len(rows), generator=rng) for _ in range(frames)], dim=1)
         return rows[order]
     descent, back = rows.sort(descending=True)
     matrix = schedules.synchronous(torch.cat([descent, torch.zeros(1, dtype=torch.float64)]), frames)
-    told = schedules.conditioned(matrix, dict.fromkeys(given(task, frames), 0.0)).told
-    return told[back.argsort()]
+    row = schedules.conditioned(matrix, dict.fromkeys(given(task, frames), 0.0)).model_sigma
+    return row[back.argsort()]
 
 
 def given(task: str, frames: int) -> list[int]:
-    """The latent frames that a task is given in validation and previews, of `frames` in all; at least one is left."""
+    """Return the given latent frames of a task in validation and previews, for a clip of `frames` latent frames."""
     every = list(range(frames))
     return {
         "image-to-video": [0],
@@ -260,27 +261,27 @@ def given(task: str, frames: int) -> list[int]:
 
 
 def generator(seed: int, key: str, purpose: str) -> torch.Generator:
-    """Randomness as a function of its arguments, on the CPU."""
+    """Return a generator on the CPU whose seed is a function of the arguments."""
     digest = hashlib.sha256(f"validation {seed} {key} {purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def read(path: Path) -> list[Validation]:
-    """The lines of validation.jsonl, oldest first; none when there is no such file."""
+    """Return the lines of validation.jsonl, oldest first; [] if the file does not exist."""
     if not path.is_file():
         return []
     try:
         return [Validation.from_record(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error}); remove it and validate again.") from error
+        raise InputError(f"{path} is damaged ({error}): remove it and validate again.") from error
 
 
-# ---------------------------------------------------------------------------------- a model in the middle of a training
+# ------------------------------------------------------------------------------------ the model during the training
 
 
 @contextmanager
 def undisturbed(*modules: nn.Module) -> Iterator[None]:
-    """For the block: evaluation mode, no gradients. Then each part's mode and all random streams are as before."""
+    """Use evaluation mode without gradients inside the block. Then restore all modes and all states of generators."""
     modes = [(part, part.training) for module in modules for part in module.modules()]
     python, numpy = random.getstate(), np.random.get_state()
     devices = {p.device for module in modules for p in module.parameters() if p.device.type == "cuda"}
@@ -296,11 +297,11 @@ def undisturbed(*modules: nn.Module) -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-# ---------------------------------------------------------------------------------------------------------- in pictures
+# ------------------------------------------------------------------------------------------------------- the figure
 
 
 def plot(history: Sequence[Validation], path: Path) -> bool:
-    """Draw validation.png: loss over steps from the base on, by σ, by latent frame. False without matplotlib."""
+    """Draw validation.png: the loss over steps, by σ and by latent frame. Return False if matplotlib is missing."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -336,13 +337,13 @@ def plot(history: Sequence[Validation], path: Path) -> bool:
 
 
 def _plain(values: Tensor) -> Any:
-    """Numbers for JSON, which has no NaN."""
+    """Return numbers for JSON; NaN becomes null."""
     items = values.tolist()
     return [x if x == x else None for x in items] if isinstance(items, list) else items if items == items else None
 
 
 def _shown(value: float, style: str) -> str:
-    """The number in the style, a dash for NaN."""
+    """Return the number in this format, or a dash for NaN."""
     return format(value, style) if value == value else "–"
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import pusa
+from pusa.evaluation.inspect import weight_drift
 from pusa.evaluation.paper import experiments, study, tables, training
 from pusa.evaluation.paper.experiments import Experiment
 from pusa.evaluation.paper.networks import Network, with_image_channels
@@ -21,7 +22,6 @@ from pusa.evaluation.paper.tables import Ordering
 from pusa.evaluation.paper.training_methods import METHODS
 from pusa.evaluation.synthetic.tasks import TASKS, SceneTask
 from pusa.models.loading import checkpoints
-from pusa.models.wan import latents
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -30,14 +30,14 @@ GENERATOR = torch.Generator().manual_seed(0)
 def clips() -> training.Clips:
     parts = checkpoints.load("tiny-base")
     captions = ["", "a red circle moves left on a black background"]
-    texts = latents.encode_text(parts.text_encoder, parts.tokenizer, captions)
+    texts = parts.encode_text(captions).tokens
     return training.Clips(torch.randn(16, 12, 5, 8, 8, generator=GENERATOR), texts, captions, [1] * 16)
 
 
 def test_padding_counted_once_is_padding_attended_to() -> None:
     parts = checkpoints.load("tiny-base")
     x, sigma = torch.randn(2, 12, 5, 8, 8, generator=GENERATOR), torch.rand(2, 5, generator=GENERATOR)
-    text = latents.encode_text(parts.text_encoder, parts.tokenizer, ["a red circle", ""])
+    text = parts.encode_text(["a red circle", ""]).tokens
     with torch.no_grad():
         stock = parts.transformer(x, 1000 * sigma, text, return_dict=False)[0]
         short = Network(parts.transformer)(x, sigma, (text, x[:, :, :1]))
@@ -47,7 +47,7 @@ def test_padding_counted_once_is_padding_attended_to() -> None:
 def test_image_channels_begin_as_the_base_and_then_matter() -> None:
     parts = checkpoints.load("tiny-base")
     x, level = torch.randn(1, 12, 5, 8, 8, generator=GENERATOR), torch.full((1, 5), 0.6)
-    text = latents.encode_text(parts.text_encoder, parts.tokenizer, ["a red circle"])
+    text = parts.encode_text(["a red circle"]).tokens
     wider = Network(with_image_channels(parts.transformer))
     first = torch.randn(1, 12, 1, 8, 8, generator=GENERATOR)
     with torch.no_grad():
@@ -71,6 +71,28 @@ def test_each_method_trains_and_an_interrupted_run_ends_with_the_same_weights(
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
     assert any(not torch.equal(whole[key], before[key]) for key in whole)
     assert json.loads((tmp_path / "parts" / "done.json").read_text())["steps"] == 2
+
+
+@pytest.mark.parametrize("name", ["vta", "vta-full", "i2v"])
+def test_what_a_method_trained_is_on_the_base_inside_the_block_only(
+    name: str, clips: training.Clips, tmp_path: Path
+) -> None:
+    method = dataclasses.replace(METHODS[name], constant=True)
+    training.train(method, 0, clips, tmp_path / f"{name}.0", checkpoints_at=(3,))
+    maker, experiment = ClipMaker(tmp_path), Experiment(name, 0, 3)
+    x, sigma = torch.randn(1, 12, 5, 8, 8, generator=GENERATOR), torch.full((1, 5), 0.6)
+    context = clips.texts[1:], x[:, :, :1]
+    with torch.no_grad():
+        before = Network(maker.base)(x, sigma, context)
+        with maker.network(experiment) as network:
+            assert not torch.equal(network(x, sigma, context), before)
+        assert torch.equal(Network(maker.base)(x, sigma, context), before)
+    merged = method.adapter.merged(maker.base, maker.weights(experiment))
+    drift = weight_drift.of_models(maker.base, merged).of()[0]
+    assert drift["self-attention"] > 0
+    if method.adapter.keeps_base:
+        direct = weight_drift.of_lora(maker.base, maker.weights(experiment) / method.adapter.output, 1.0).of()[0]
+        assert drift == pytest.approx(direct, rel=1e-3)
 
 
 def test_clips_made_together_are_those_of_the_pipeline(tmp_path: Path) -> None:

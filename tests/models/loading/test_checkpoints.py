@@ -14,9 +14,9 @@ from transformers import UMT5EncoderModel
 
 from pusa import embedded
 from pusa.errors import InputError
+from pusa.models.backbone import Defaults
 from pusa.models.loading import checkpoints
 from pusa.models.lora import runtime
-from pusa.models.wan.defaults import Defaults
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
 
 
@@ -36,7 +36,7 @@ def test_a_diffusers_folder(tiny_folder):
     assert isinstance(parts.text_encoder, UMT5EncoderModel)
     assert parts.source == str(tiny_folder)
     assert parts.defaults == Defaults(8, 17, (32, 32), 2, 2.0, 5.0)
-    assert parts.multiple == 16
+    assert parts.geometry.multiple == 16
     assert parts.loras == ()
     assert not any(p.requires_grad for p in parts.transformer.parameters())
 

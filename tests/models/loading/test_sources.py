@@ -162,7 +162,7 @@ def test_wan22_with_its_autoencoder(tiny_folder, tmp_path):
     with torch.no_grad():
         assert torch.equal(vae.encode(pixels).latent_dist.mode(), theirs.encode(pixels).latent_dist.mode())
     loaded = checkpoints.load(own, device="cpu")
-    assert loaded.multiple == 32
+    assert loaded.geometry.multiple == 32
     assert loaded.defaults.fps == 24
 
 

@@ -18,10 +18,13 @@ from pusa.errors import InputError, PusaError
 from pusa.models.memory import estimate, meta_networks, profiles
 from pusa.models.memory.estimate import Rehearsal
 from pusa.models.memory.profiles import PLAIN, PROFILES
-from pusa.training.costs import StepCounter
+from pusa.models.wan.autoencoder import GEOMETRIES
+from pusa.models.wan.operations import StepCounter
 
 WAN14B = {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "num_layers": 40, "in_channels": 16,
           "out_channels": 16, "text_dim": 4096, "patch_size": [1, 2, 2]}  # fmt: skip
+
+WAN = GEOMETRIES[16]
 
 
 @pytest.fixture(scope="module")
@@ -179,18 +182,21 @@ def test_processes_on_one_machine_divide_its_memory(tiny_folder: Path, monkeypat
     [MemoryError(), torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("[...] not enough memory: you tried")],
 )
 def test_running_out_names_the_next_three_switches(error: BaseException) -> None:
-    with pytest.raises(PusaError) as caught, profiles.explained("24gb", on_cpu=False, size=(832, 480), frames=81):
+    with (
+        pytest.raises(PusaError) as caught,
+        profiles.explained("24gb", geometry=WAN, on_cpu=False, size=(832, 480), frames=81),
+    ):
         raise error
     assert "try --memory 16gb, --frames 45 or --size 608x352" in str(caught.value)
-    with pytest.raises(PusaError, match="--memory cpu") as caught, profiles.explained(None, on_cpu=True):
+    with pytest.raises(PusaError, match="--memory cpu") as caught, profiles.explained(None, geometry=WAN, on_cpu=True):
         raise error
     last = r"try fewer --frames, a smaller --size or a smaller --model"
-    with pytest.raises(PusaError, match=last), profiles.explained("8gb", on_cpu=True):
+    with pytest.raises(PusaError, match=last), profiles.explained("8gb", geometry=WAN, on_cpu=True):
         raise error
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), profiles.explained("24gb", on_cpu=True):
+    with pytest.raises(RuntimeError, match="shapes"), profiles.explained("24gb", geometry=WAN, on_cpu=True):
         raise RuntimeError("shapes differ")
 
 

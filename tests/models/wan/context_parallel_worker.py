@@ -35,6 +35,8 @@ def main(rank: int, folder: str, scratch: Path) -> None:
     model = VectorWanTransformer3DModel.from_pretrained(folder)
     with torch.no_grad():
         alone, alone_scalar = model(*inputs).sample, model(latents, timestep[:, 2], text).sample
+        some = torch.tensor([0, 3, 4, 9, 20])
+        alone_some = model(*inputs, frame_positions=some).sample
     alone_grads = grads(model, *inputs)
 
     model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
@@ -42,6 +44,7 @@ def main(rank: int, folder: str, scratch: Path) -> None:
     model.blocks[0].norm1.register_forward_hook(lambda _m, args, _out: lengths.append(args[0].shape[1]))
     with torch.no_grad():
         split, split_scalar = model(*inputs).sample, model(latents, timestep[:, 2], text).sample
+        split_some = model(*inputs, frame_positions=some).sample
     try:
         model(latents, timestep.repeat_interleave(16, dim=1), text)
         refusal = ""
@@ -69,6 +72,8 @@ def main(rank: int, folder: str, scratch: Path) -> None:
             "tokens": lengths[0],
             "split": (split - alone).abs().max().item(),
             "scalar": (split_scalar - alone_scalar).abs().max().item(),
+            "positions": (split_some - alone_some).abs().max().item(),
+            "moved": (alone_some - alone).abs().max().item(),
             "fsdp": (fsdp - alone).abs().max().item(),
             "fsdp_class": [type(sharded).__name__, json.loads(sharded.to_json_string())["_class_name"]],
             "grads": distances,

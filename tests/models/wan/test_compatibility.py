@@ -245,6 +245,7 @@ def test_two_processes_share_the_tokens_of_a_clip(wan_folder: Path, tmp_path: Pa
     assert result["tokens"] == FRAMES * TOKENS_PER_FRAME // 2
     assert result["split"] < 2e-6
     assert result["scalar"] < 2e-6
+    assert result["positions"] < 2e-6 < 1e-3 < result["moved"]
     assert result["fsdp"] < 2e-6
     assert result["fsdp_class"] == ["FSDPVectorWanTransformer3DModel", "WanTransformer3DModel"]
     assert max(result["grads"].values()) < 1e-6 < result["grad_scale"]

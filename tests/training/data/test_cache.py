@@ -25,8 +25,9 @@ from safetensors import safe_open
 from pusa.errors import InputError
 from pusa.files import sha256
 from pusa.generation.pipeline import Pipeline
-from pusa.models.loading.checkpoints import Components, load
-from pusa.models.wan import latents
+from pusa.models.loading.checkpoints import load
+from pusa.models.wan.autoencoder import GEOMETRIES
+from pusa.models.wan.backbone import WanBackbone
 from pusa.training.data import cache, samples
 from pusa.training.data.cache import Cache, Cached, Prepared
 from pusa.training.data.fingerprints import Fingerprint, fingerprint
@@ -40,8 +41,8 @@ NoiseFrames = Callable[..., NDArray[np.uint8]]
 
 
 @pytest.fixture
-def components(tiny_pipe: Pipeline) -> Components:
-    return tiny_pipe.components
+def components(tiny_pipe: Pipeline) -> WanBackbone:
+    return tiny_pipe.backbone
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def write_data(folder: Path, noise_frames: NoiseFrames, count: int) -> Path:
 
 
 def plan_of(data: Path, *buckets: Bucket) -> Plan:
-    return samples.survey(data, buckets or (SMALL,), FPS)
+    return samples.survey(data, buckets or (SMALL,), FPS, GEOMETRIES[16])
 
 
 def counts(done: Prepared) -> tuple[int, int, int, int, int]:
@@ -80,7 +81,7 @@ def entry(cached: Cached, index: int, kind: str = "latents") -> Path:
 # ------------------------------------------------------------------------------------------------- what is in a sample
 
 
-def test_a_sample_is_the_clip_encoded_bit_for_bit(tmp_path: Path, data: Path, components: Components) -> None:
+def test_a_sample_is_the_clip_encoded_bit_for_bit(tmp_path: Path, data: Path, components: WanBackbone) -> None:
     plan = plan_of(data)
     done = cache.prepare(plan, components, tmp_path / "cache")
     assert counts(done) == (6, 0, 0, 0, 6)  # five captions and the empty one
@@ -90,19 +91,19 @@ def test_a_sample_is_the_clip_encoded_bit_for_bit(tmp_path: Path, data: Path, co
     assert len(set(cached.keys)) == 6
     for cut, sample in zip(plan.cuts, cached, strict=True):
         assert sample.latents.dtype == torch.float32
-        assert torch.equal(sample.latents, latents.encode(components.vae, samples.read(cut, FPS))[0])
-        expected = latents.encode_text(components.text_encoder, components.tokenizer, [cut.file.caption])[0]
+        assert torch.equal(sample.latents, components.encode(samples.read(cut, FPS))[0])
+        expected = components.encode_text([cut.file.caption]).tokens[0]
         assert sample.context.shape == (512, 32)
         assert torch.equal(sample.context, expected)
         assert (sample.caption, sample.bucket) == (cut.file.caption, SMALL)
-    empty = latents.encode_text(components.text_encoder, components.tokenizer, [""])[0]
+    empty = components.encode_text([""]).tokens[0]
     assert torch.equal(cached.empty_context, empty)
     assert not torch.equal(cached.empty_context, cached[0].context)
     assert cached[0].key != cached[1].key
 
 
 def test_contexts_lie_on_disk_without_their_padding_and_once_per_caption(
-    tmp_path: Path, data: Path, components: Components
+    tmp_path: Path, data: Path, components: WanBackbone
 ) -> None:
     plan = plan_of(data)
     done = cache.prepare(plan, components, tmp_path / "cache")
@@ -125,7 +126,7 @@ def test_the_dtype_of_the_text_encoder_is_kept(tmp_path: Path, data: Path, tiny_
 
 
 def test_the_cache_of_a_clip_is_the_same_bytes_wherever_it_is_made(
-    tmp_path: Path, data: Path, components: Components
+    tmp_path: Path, data: Path, components: WanBackbone
 ) -> None:
     cache.prepare(plan_of(data), components, tmp_path / "one")
     cache.prepare(plan_of(data), components, tmp_path / "two")
@@ -136,7 +137,7 @@ def test_the_cache_of_a_clip_is_the_same_bytes_wherever_it_is_made(
 
 
 def test_the_second_time_nothing_is_encoded(
-    tmp_path: Path, data: Path, components: Components, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: Path, components: WanBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.prepare(plan_of(data), components, tmp_path / "cache")
     before = files(tmp_path / "cache")
@@ -146,7 +147,7 @@ def test_the_second_time_nothing_is_encoded(
     assert files(tmp_path / "cache") == before
 
 
-def test_a_new_caption_is_encoded_alone(tmp_path: Path, data: Path, components: Components) -> None:
+def test_a_new_caption_is_encoded_alone(tmp_path: Path, data: Path, components: WanBackbone) -> None:
     cache.prepare(plan_of(data), components, tmp_path / "cache")
     old = Cached(plan_of(data), fingerprint(components, FPS), tmp_path / "cache")
     (data / "3.txt").write_text("something else")
@@ -160,7 +161,7 @@ def test_a_new_caption_is_encoded_alone(tmp_path: Path, data: Path, components: 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder"])
 def test_one_changed_weight_is_another_model(
-    part: str, tmp_path: Path, data: Path, components: Components, tiny_folder: Path
+    part: str, tmp_path: Path, data: Path, components: WanBackbone, tiny_folder: Path
 ) -> None:
     cache.prepare(plan_of(data), components, tmp_path / "cache")
     other = load(str(tiny_folder), device="cpu")
@@ -173,11 +174,11 @@ def test_one_changed_weight_is_another_model(
 
 
 def test_the_fingerprint_does_not_depend_on_what_was_done_with_the_model(
-    components: Components, tiny_folder: Path
+    components: WanBackbone, tiny_folder: Path
 ) -> None:
     fresh = load(str(tiny_folder), device="cpu")
     before = fingerprint(fresh, FPS)
-    latents.encode_text(fresh.text_encoder, fresh.tokenizer, ["a red circle"])
+    fresh.encode_text(["a red circle"])
     assert fingerprint(fresh, FPS) == before == fingerprint(components, FPS)
 
 
@@ -188,7 +189,8 @@ def test_whatever_changes_the_pixels_changes_the_key(draw: st.DataObject) -> Non
         file = VideoFile(Path(pick(st.sampled_from("ab"))), pick(st.sampled_from("xy")), 9, 8.0, 64, 64,
                          pick(st.sampled_from(("00", "11"))))  # fmt: skip
         bucket = Bucket(pick(st.sampled_from((32, 64))), pick(st.sampled_from((32, 64))), pick(st.sampled_from((1, 5))))
-        made = Fingerprint(pick(st.sampled_from("vw")), pick(st.sampled_from("tu")), pick(st.sampled_from((8.0, 16.0))))
+        fps = pick(st.sampled_from((8.0, 16.0)))
+        made = Fingerprint(pick(st.sampled_from("vw")), pick(st.sampled_from("tu")), fps, 512)
         return Cut(file, bucket, pick(st.sampled_from((0.0, 0.5)))), made
 
     def content(cut: Cut, made: Fingerprint) -> tuple[object, ...]:
@@ -205,7 +207,7 @@ def test_whatever_changes_the_pixels_changes_the_key(draw: st.DataObject) -> Non
 @pytest.mark.parametrize("kind", ["latents", "context"])
 @pytest.mark.parametrize("damage", ["deleted", "truncated", "empty", "flipped"])
 def test_a_damaged_entry_is_named_when_read_and_remade_by_prepare(
-    kind: str, damage: str, tmp_path: Path, data: Path, components: Components
+    kind: str, damage: str, tmp_path: Path, data: Path, components: WanBackbone
 ) -> None:
     plan, made = plan_of(data), fingerprint(components, FPS)
     cache.prepare(plan, components, tmp_path / "cache")
@@ -233,7 +235,7 @@ def test_a_damaged_entry_is_named_when_read_and_remade_by_prepare(
 
 
 def test_a_clip_damaged_in_the_middle_is_named_and_the_others_are_cached(
-    tmp_path: Path, data: Path, components: Components
+    tmp_path: Path, data: Path, components: WanBackbone
 ) -> None:
     plan = plan_of(data)
     content = bytearray((data / "3.mp4").read_bytes())
@@ -259,7 +261,7 @@ def test_a_clip_that_changes_is_noticed(
     when: str,
     tmp_path: Path,
     data: Path,
-    components: Components,
+    components: WanBackbone,
     noise_frames: NoiseFrames,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -287,7 +289,7 @@ def test_a_clip_that_changes_is_noticed(
     assert counts(again)[:4] == (1, 5, 0, 0)
 
 
-def test_a_clip_that_vanishes_is_named(tmp_path: Path, data: Path, components: Components) -> None:
+def test_a_clip_that_vanishes_is_named(tmp_path: Path, data: Path, components: WanBackbone) -> None:
     plan = plan_of(data)
     (data / "0.mp4").unlink()
     done = cache.prepare(plan, components, tmp_path / "cache")
@@ -296,7 +298,7 @@ def test_a_clip_that_vanishes_is_named(tmp_path: Path, data: Path, components: C
 
 
 def test_a_full_disk_is_one_sentence_and_no_half_file(
-    tmp_path: Path, data: Path, components: Components, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: Path, components: WanBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[Path] = []
     write = Path.write_bytes
@@ -321,7 +323,7 @@ def test_a_full_disk_is_one_sentence_and_no_half_file(
 
 @pytest.mark.parametrize("blocked", ["cache", "parent"])
 def test_a_cache_that_cannot_be_a_folder_is_refused(
-    blocked: str, tmp_path: Path, data: Path, components: Components
+    blocked: str, tmp_path: Path, data: Path, components: WanBackbone
 ) -> None:
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" if blocked == "cache" else tmp_path / "file" / "cache"
@@ -347,7 +349,7 @@ def official(tmp_path: Path) -> Path:
     return folder
 
 
-def test_official_samples_are_taken_as_they_are(tmp_path: Path, official: Path, components: Components) -> None:
+def test_official_samples_are_taken_as_they_are(tmp_path: Path, official: Path, components: WanBackbone) -> None:
     plan = plan_of(official)
     done = cache.prepare(plan, components, tmp_path / "cache")
     assert counts(done) == (2, 0, 0, 0, 3)
@@ -360,7 +362,7 @@ def test_official_samples_are_taken_as_they_are(tmp_path: Path, official: Path, 
     assert counts(cache.prepare(plan, components, tmp_path / "cache")) == (0, 2, 0, 0, 0)
 
 
-def test_official_samples_of_another_model_are_named(tmp_path: Path, official: Path, components: Components) -> None:
+def test_official_samples_of_another_model_are_named(tmp_path: Path, official: Path, components: WanBackbone) -> None:
     content = torch.load(official / "1.mp4.tensors.pth", weights_only=True)
     content["prompt_emb"]["context"] = torch.zeros(1, 512, 4096)
     torch.save(content, official / "1.mp4.tensors.pth")
@@ -377,6 +379,7 @@ import json, os, sys
 from pathlib import Path
 import torch
 from pusa.models.loading.checkpoints import load
+from pusa.models.wan.autoencoder import GEOMETRIES
 from pusa.training.data import cache, samples
 torch.set_num_threads(1)
 components = load(sys.argv[1], device="cpu")
@@ -384,7 +387,7 @@ plans = {}
 for line in sys.stdin:
     data, folder, world = json.loads(line)
     if data not in plans:
-        plans[data] = samples.survey(data, [samples.Bucket(32, 32, 5)], 8.0)
+        plans[data] = samples.survey(data, [samples.Bucket(32, 32, 5)], 8.0, GEOMETRIES[16])
     children = []
     for rank in range(world):
         child = os.fork()
@@ -437,7 +440,7 @@ def outcomes(folder: Path, world: int) -> list[list[int]]:
     return [json.loads(Path(f"{folder}.{rank}.json").read_text()) for rank in range(world)]
 
 
-def assert_whole(data: Path, components: Components, folder: Path) -> None:
+def assert_whole(data: Path, components: WanBackbone, folder: Path) -> None:
     """Everything is there, exactly as one process makes it, and nothing is left over."""
     reference = folder.with_name("reference")
     cache.prepare(plan_of(data), components, reference)
@@ -446,7 +449,7 @@ def assert_whole(data: Path, components: Components, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_three_processes_share_a_cache_without_a_lost_or_a_doubled_clip(
-    tmp_path: Path, noise_frames: NoiseFrames, components: Components, nursery: Nursery
+    tmp_path: Path, noise_frames: NoiseFrames, components: WanBackbone, nursery: Nursery
 ) -> None:
     data, folder = write_data(tmp_path / "data", noise_frames, 24), tmp_path / "cache"
     nursery.start(data, folder, 3)
@@ -461,7 +464,7 @@ def test_three_processes_share_a_cache_without_a_lost_or_a_doubled_clip(
 
 @pytest.mark.slow
 def test_processes_whose_neighbour_is_killed_do_its_share(
-    tmp_path: Path, noise_frames: NoiseFrames, components: Components, nursery: Nursery
+    tmp_path: Path, noise_frames: NoiseFrames, components: WanBackbone, nursery: Nursery
 ) -> None:
     data, folder = write_data(tmp_path / "data", noise_frames, 24), tmp_path / "cache"
     children = nursery.start(data, folder, 3)
@@ -475,7 +478,7 @@ def test_processes_whose_neighbour_is_killed_do_its_share(
 
 @pytest.mark.slow
 def test_after_kill_9_at_random_moments_the_same_command_goes_on(
-    tmp_path: Path, noise_frames: NoiseFrames, components: Components, nursery: Nursery
+    tmp_path: Path, noise_frames: NoiseFrames, components: WanBackbone, nursery: Nursery
 ) -> None:
     data, folder = write_data(tmp_path / "data", noise_frames, 80), tmp_path / "cache"
     rng = random.Random(0)

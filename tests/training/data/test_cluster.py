@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pusa.errors import InputError
 from pusa.generation.pipeline import Pipeline
+from pusa.models.wan.autoencoder import GEOMETRIES
 from pusa.training.data import cluster, samples
 from pusa.training.data.cache import Cached, Prepared
 from pusa.training.data.cluster import together
@@ -33,7 +34,7 @@ def plan(tmp_path: Path, noise_frames: Callable[..., NDArray[np.uint8]]) -> samp
     for i in range(12):
         write_video(tmp_path / f"data/{i}.mp4", noise_frames(5, seed=i), 8)
         (tmp_path / f"data/{i}.txt").write_text(f"a blue square {i % 4}")
-    return samples.survey(tmp_path / "data", [samples.Bucket(32, 32, 5)], 8)
+    return samples.survey(tmp_path / "data", [samples.Bucket(32, 32, 5)], 8, GEOMETRIES[16])
 
 
 @pytest.mark.slow
@@ -50,8 +51,10 @@ def test_two_ray_processes_share_a_cache(
     assert done.failed[0].path.name == "7.mp4"
     assert all(0 <= now <= total for _, now, total in seen)
     assert not list((tmp_path / "cache").glob(".cluster-*"))
-    rest = samples.plan([cut.file for cut in plan.cuts if cut.file.path.exists()], [samples.Bucket(32, 32, 5)], 8)
-    assert len(list(Cached(rest, fingerprint(tiny_pipe.components, 8), tmp_path / "cache"))) == 11
+    rest = samples.plan(
+        [cut.file for cut in plan.cuts if cut.file.path.exists()], [samples.Bucket(32, 32, 5)], 8, GEOMETRIES[16]
+    )
+    assert len(list(Cached(rest, fingerprint(tiny_pipe.backbone, 8), tmp_path / "cache"))) == 11
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from rich.text import Text
 from pusa.cli.shared.terminal import count, printable
 
 if TYPE_CHECKING:
+    from pusa.models.backbone import Geometry
     from pusa.training.data.dataset import Problem
     from pusa.training.data.samples import Plan
     from pusa.training.estimate import Estimate
@@ -38,13 +39,13 @@ SHOWN = 12
 """On a terminal, that many files of each kind are named; into a pipe or a file, all."""
 
 
-def render(record: dict[str, Any], plan: Plan, run: Estimate | None) -> str:
+def render(record: dict[str, Any], plan: Plan, run: Estimate | None, geometry: Geometry) -> str:
     """The report as text, in colour and as wide as the terminal when stdout is one."""
     terminal = sys.stdout.isatty()
     width = min(shutil.get_terminal_size((110, 40)).columns, 130) if terminal or "COLUMNS" in os.environ else 110
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=terminal, highlight=False)
-    parts = [_what(record), _buckets(record), *_problems(record, plan, SHOWN if terminal else None)]
+    parts = [_what(record), _buckets(record), *_problems(record, plan, geometry, SHOWN if terminal else None)]
     console.print(Group(*parts, _run(record, run)))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
@@ -115,7 +116,7 @@ def share(part: int, whole: int) -> str:
     return f"{part:,} of {count(whole, 'clip')} {'is' if part == 1 else 'are'}"
 
 
-def _problems(record: dict[str, Any], plan: Plan, shown: int | None) -> list[Any]:
+def _problems(record: dict[str, Any], plan: Plan, geometry: Geometry, shown: int | None) -> list[Any]:
     if not plan.problems:
         return [_heading("All of them are used.")]
     clips = record["clips"]
@@ -129,19 +130,17 @@ def _problems(record: dict[str, Any], plan: Plan, shown: int | None) -> list[Any
     parts: list[Any] = [_heading(heading, why)]
     for kind, several in groupby(problems, key=lambda problem: problem.kind):
         named = list(several)
-        parts.append(Padding(_kind(kind, named, root, shown, _short_ones(named, plan)), (0, 0, 0, 2)))
+        parts.append(Padding(_kind(kind, named, root, shown, _short_ones(named, plan, geometry)), (0, 0, 0, 2)))
     return parts
 
 
-def _short_ones(problems: list[Problem], plan: Plan) -> str:
+def _short_ones(problems: list[Problem], plan: Plan, geometry: Geometry) -> str:
     """How many clips are too short, and which length would take most of them in."""
-    from pusa.training.data.samples import whole
-
     paths = {problem.path for problem in problems if problem.kind == "too-short"}
     files = [file for file in plan.files if file.path in paths and file.frames > 1 and not file.ready]
     if not files:
         return ""
-    longest = max(whole(file.frames_at(plan.fps)) for file in files)
+    longest = max(geometry.whole(file.frames_at(plan.fps)) for file in files)
     return f"{len(files)} too short at {plan.fps:g} fps (longest bucket that fits: {count(longest, 'frame')})"
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pusa.generation.clip import GeneratedClip
     from pusa.generation.limits import Limits
     from pusa.generation.pipeline import Pipeline
-    from pusa.models.wan.recognise import Expert
+    from pusa.models.backbone import Expert
 
     Callback = Callable[[Step], None]
 

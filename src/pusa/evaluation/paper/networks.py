@@ -13,6 +13,9 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor, nn
 
+from pusa.core.sampler import Call
+from pusa.models.backbone import Text
+from pusa.models.wan.backbone import velocity
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
 
 MASK_CHANNELS = 4
@@ -56,8 +59,10 @@ class Network(nn.Module):
         """Whether the given picture enters in additional input channels, as in Wan-I2V."""
         return int(self.transformer.config.in_channels) > int(self.transformer.config.out_channels)
 
-    def forward(self, x: Tensor, sigma: Tensor, context: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, context: tuple[Tensor, Tensor], call: Call | None = None) -> Tensor:
         """The prediction of ε − x0, [B, C, F, h, w], for x [B, C, F, h, w] and sigma [B, F], 0 to 1.
+
+        The matrices here show all frames, so the call says nothing new.
 
         context: the text [B, 512, D], zero after each caption, and the latent of the first frame, [B, C, 1, h, w].
         """
@@ -70,8 +75,7 @@ class Network(nn.Module):
             mask[:, :, 0] = 1
             x = torch.cat([x, mask, given], dim=1)
             sigma = sigma[:, -1]  # one noise level for the clip
-        predicted: Tensor = self.transformer(x, 1000 * sigma, text, return_dict=False)[0]
-        return predicted
+        return velocity(self.transformer, x, sigma, Text(text))
 
 
 def counted_padding(text: Tensor) -> tuple[Tensor, Tensor]:

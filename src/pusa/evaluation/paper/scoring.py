@@ -94,14 +94,14 @@ class ClipMaker:
         for i, known in enumerate(each):
             for slot in slots:
                 clean[i, :, slot] = known[slot][0, :, 0]
-        x = add_noise(clean, noise, matrix.state[0].float().expand(len(seeds), -1))
+        x = add_noise(clean, noise, matrix.sigma[0].float().expand(len(seeds), -1))
         captions = [SceneTask(task, seed).scene.caption for seed in seeds]
-        text, empty = self.pipe.encode_text(captions), self.pipe.encode_text([""]).expand(len(seeds), -1, -1)
+        text, empty = self.pipe.encode_text(captions).tokens, self.pipe.encode_text([""]).expand(len(seeds)).tokens
         velocity = sampler.guided(network, settings.guidance)
         return sampler.sample(velocity, x, matrix, ((text, first), (empty, first)))
 
     def _encode_conditions(self, task: str, seed: int) -> dict[int, Tensor]:
         """The latents of the frames that the task gives of a scene, [1, C, 1, 8, 8] each, by latent frame."""
-        target = Target(world.FRAMES, (world.SIZE, world.SIZE), float(world.FPS), "crop", self.pipe.vae)
+        target = Target(world.FRAMES, (world.SIZE, world.SIZE), float(world.FPS), "crop", self.pipe.backbone)
         conditions = TASKS[task].conditions(SceneTask(task, seed).truth())
         return {slot: latent for slot, (latent, _) in resolve(conditions, target)[0].items()}

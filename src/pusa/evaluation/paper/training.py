@@ -26,7 +26,6 @@ from pusa.evaluation.paper.networks import Network, with_image_channels
 from pusa.evaluation.paper.training_methods import BATCH, Method
 from pusa.files import replacing, write_json
 from pusa.models.loading import checkpoints, sources
-from pusa.models.wan import latents
 from pusa.processes import ProcessGroup
 from pusa.training import random_draws
 from pusa.training.config.sections import TrainSettings
@@ -69,7 +68,7 @@ class Clips:
 
     @property
     def empty(self) -> Tensor:
-        """The context of the empty caption, [512, D]."""
+        """The context of the empty caption, [L, D]."""
         return self.texts[0]
 
 
@@ -84,9 +83,9 @@ def _scene(index: int) -> world.Scene:
 
 def prepare(file: Path) -> None:
     """Encode the clips of one file of `parts`."""
-    vae = checkpoints.load_encoders(sources.TINY_BASE).vae
+    encoders = checkpoints.load_encoders(sources.TINY_BASE)
     first = int(file.stem)
-    encoded = [latents.encode(vae, world.render(_scene(index)))[0] for index in range(first, first + PART)]
+    encoded = [encoders.encode(world.render(_scene(index)))[0] for index in range(first, first + PART)]
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as part:
         save_file({"latents": torch.stack(encoded)}, str(part))
@@ -97,7 +96,7 @@ def prepare_captions(file: Path) -> None:
     encoders = checkpoints.load_encoders(sources.TINY_BASE)
     named = [_scene(index).caption for index in range(CLIPS)]
     captions = list(dict.fromkeys(["", *named]))
-    texts = latents.encode_text(encoders.text_encoder, encoders.tokenizer, captions)
+    texts = encoders.encode_text(captions).tokens
     which = torch.tensor([captions.index(caption) for caption in named])
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as part:
@@ -142,7 +141,7 @@ def network(method: Method, seed: int) -> tuple[Network, Attached]:
 class MethodObjective:
     """The flow-matching loss of a method; everything random is a function of the seed, the lane and the step.
 
-    model, trained: as `network` returns them. empty: the text of the empty caption, [512, D].
+    model, trained: as `network` returns them. empty: the text of the empty caption, [L, D].
     """
 
     def __init__(self, method: Method, model: Network, trained: Attached, empty: Tensor, chosen: TrainSettings) -> None:

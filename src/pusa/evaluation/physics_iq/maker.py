@@ -23,10 +23,9 @@ from pusa.evaluation.physics_iq.dataset import (
     check_sources,
 )
 from pusa.files import replacing, write_json
+from pusa.generation.given import Image
 from pusa.generation.pipeline import Pipeline, extend
-from pusa.generation.request import Image
 from pusa.images import Frames, fit
-from pusa.models.wan.latents import FRAMES_PER_SLOT
 from pusa.videos import read_video, write_video
 from pusa.work.units import Unit
 
@@ -88,7 +87,8 @@ class VideoMaker:
             write_json(self._recipe(scene), {"track": self.track, **recipe})
 
     def _image(self, scene: Scene, seed: int) -> tuple[Frames, dict[str, Any]]:
-        length = -(-(self.count - 1) // FRAMES_PER_SLOT) * FRAMES_PER_SLOT + 1
+        geometry = self.pipe.backbone.geometry
+        length = geometry.pixel_frames(geometry.slot_of(self.count - 1) + 1)
         clip = self.pipe.generate(
             scene.prompt, [Image(self.dataset.picture(scene))], frames=length, seed=seed, **self.settings
         )
@@ -100,7 +100,7 @@ class VideoMaker:
         assert path is not None
         given, _ = read_video(path, fps)
         last = given[-min(len(given), round(GIVEN_SECONDS * fps)) :]
-        last = fit(last[(len(last) - 1) % FRAMES_PER_SLOT :], self.pipe.defaults.size)
+        last = fit(last[len(last) - self.pipe.backbone.geometry.whole(len(last)) :], self.pipe.defaults.size)
         clip = extend(self.pipe, last, scene.prompt, seed=seed, **self.settings)
         first, windows = clip.recipe, 1
         while len(clip.frames) - len(last) < self.count:

@@ -21,9 +21,10 @@ from pusa.evaluation.vbench import verification
 from pusa.evaluation.vbench.manifest import Manifest, Video, shape_of
 from pusa.files import replacing, write_json
 from pusa.generation.conditions import Target, resolve
+from pusa.generation.given import Image
 from pusa.generation.pipeline import Pipeline
-from pusa.generation.request import Image
 from pusa.images import read_image
+from pusa.models.backbone import Text
 from pusa.videos import write_video
 from pusa.work.units import Unit
 
@@ -89,7 +90,7 @@ class VideoMaker:
         self.encoded = {"pictures": 0, "prompts": 0}
         self._known = lru_cache(maxsize=1)(self._encode_picture)
         self._text = lru_cache(maxsize=2)(self._encode_text)
-        self._empty: Tensor | None = None
+        self._empty: Text | None = None
 
     def units(self, files: Iterable[str]) -> list[Unit]:
         """A unit of work for each of these videos."""
@@ -136,9 +137,9 @@ class VideoMaker:
 
     def _encode_picture(self, name: str) -> dict[int, tuple[Tensor, float]]:
         self.encoded["pictures"] += 1
-        target = Target(self.manifest.frames, self.manifest.size, self.manifest.fps, "crop", self.pipe.vae)
+        target = Target(self.manifest.frames, self.manifest.size, self.manifest.fps, "crop", self.pipe.backbone)
         return resolve([Image(self.images / name, noise=self.noise)], target)[0]
 
-    def _encode_text(self, prompt: str) -> Tensor:
+    def _encode_text(self, prompt: str) -> Text:
         self.encoded["prompts"] += bool(prompt)
         return self.pipe.encode_text([prompt])

@@ -10,21 +10,22 @@ Everything that can be refused is refused from configs and headers, before any w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
+from transformers import AutoTokenizer, UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from pusa import embedded
 from pusa.errors import InputError
 from pusa.models import hub, weight_files
+from pusa.models.backbone import Defaults, Expert, Geometry
 from pusa.models.loading.sources import (
     ENCODERS,
     PARTS,
@@ -35,52 +36,19 @@ from pusa.models.loading.sources import (
     experts_of,
     files_of,
     find,
+    lacking,
     lasting,
     locate,
     read_json,
     transformers_of,
 )
 from pusa.models.lora import runtime
-from pusa.models.wan import defaults, original_layout
-from pusa.models.wan.defaults import Defaults
-from pusa.models.wan.latents import FRAMES_PER_SLOT
-from pusa.models.wan.recognise import TRANSFORMER, TRANSFORMER_2, Expert
+from pusa.models.wan import defaults, original_layout, recognise
+from pusa.models.wan.autoencoder import FRAMES_PER_SLOT, geometry_of
+from pusa.models.wan.backbone import WanBackbone, WanEncoders
+from pusa.models.wan.recognise import TRANSFORMER, TRANSFORMER_2
+from pusa.models.wan.sizes import WanSizes
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
-
-
-@dataclass
-class Encoders:
-    """The parts of a model that clips and captions are encoded with.
-
-    source: what was asked for, in a form that `load` takes again (folders as absolute paths).
-    """
-
-    vae: AutoencoderKLWan
-    text_encoder: UMT5EncoderModel
-    tokenizer: PreTrainedTokenizerBase
-    source: str
-
-
-@dataclass
-class Components(Encoders):
-    """A loaded model: the diffusers and transformers objects, what it is called and what it likes.
-
-    transformer, transformer_2: the only one and None, or the experts for high and for low noise. fingerprint: changes
-    when a file of the checkpoint does. loras: the adapters loaded so far. beside: the parts that were given beside the
-    source, in a form that `load` takes again.
-    """
-
-    transformer: VectorWanTransformer3DModel
-    fingerprint: str
-    defaults: Defaults
-    transformer_2: VectorWanTransformer3DModel | None = None
-    loras: tuple[runtime.Lora, ...] = ()
-    beside: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def multiple(self) -> int:
-        """Width and height must be multiples of this many pixels."""
-        return int(self.vae.config.scale_factor_spatial) * int(self.transformer.config.patch_size[1])
 
 
 def load(
@@ -92,7 +60,7 @@ def load(
     expert: Expert | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
-) -> Components:
+) -> WanBackbone:
     """Load a model and put it on `device` in `dtype` (the autoencoder stays in float32).
 
     source: "tiny" (the embedded base with its adapter), "tiny-base" (without), a folder in the diffusers layout or in
@@ -113,7 +81,7 @@ def load(
         )
         for kind, place in zip(parts.transformers, (parts.device, torch.device("cpu")), strict=False)
     ]
-    components = Components(
+    components = WanBackbone(
         **vars(parts.encoders()),
         transformer=first,
         transformer_2=second[0] if second else None,
@@ -138,7 +106,7 @@ def load_encoders(
     transformer_2: str | Path | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
-) -> Encoders:
+) -> WanEncoders:
     """Only what turns clips and captions into latents and contexts, as `load` would; no transformer is fetched."""
     beside = {"vae": vae, "text_encoder": text_encoder, TRANSFORMER_2: transformer_2}
     return _Parts.of(source, ENCODERS, beside, dtype, device).encoders()
@@ -174,12 +142,13 @@ class _Parts:
         dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
         return cls(name, folder, beside, dtype, device, transformers)
 
-    def encoders(self) -> Encoders:
-        return Encoders(
+    def encoders(self) -> WanEncoders:
+        return WanEncoders(
             vae=self.network("vae", AutoencoderKLWan, torch_dtype=torch.float32),
             text_encoder=self.network("text_encoder", UMT5EncoderModel, dtype=self.dtype),
             tokenizer=self.part("tokenizer", self.tokenizer(), AutoTokenizer.from_pretrained),
             source=self.name,
+            patch=patch_of(config(self.name, self.folder, TRANSFORMER)),
         )
 
     def network(self, kind: str, cls: Any, *, device: torch.device | None = None, **options: Any) -> Any:
@@ -323,3 +292,29 @@ def defaults_of(folder: Path, *, transformer_2: str | Path | None = None) -> Def
             family = defaults.changed(family, folder / "model_index.json", {"boundary": boundary})
     path = folder / "pusa.json"
     return defaults.changed(family, path, read_json(path)) if path.is_file() else family
+
+
+def geometry(name: str, folder: Path, beside: Beside | None = None) -> Geometry:
+    """The geometry of the model at `folder`, from its configurations; `name` is what errors call it.
+
+    beside: the parts that are given elsewhere. An autoencoder that is neither there nor given is taken to be Wan's own.
+    """
+    beside = beside or {}
+    transformer = config(name, folder, "transformer")
+    if "vae" in lacking(folder) and not beside.get("vae"):
+        large = transformer.get("in_channels") == 48
+        autoencoder = recognise.wan22_vae() if large else recognise.wan21_vae()
+    else:
+        autoencoder = config(name, folder, "vae", beside)
+    return geometry_of(autoencoder, patch_of(transformer))
+
+
+def sizes(name: str, folder: Path) -> WanSizes:
+    """What decides the operations and the memory of a training, from the configurations of the model at `folder`."""
+    return WanSizes.of(*(config(name, folder, part) for part in ("transformer", "vae")))
+
+
+def patch_of(transformer: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Latents per token, from a transformer's configuration."""
+    p_t, p_h, p_w = transformer.get("patch_size", (1, 2, 2))
+    return p_t, p_h, p_w

@@ -16,8 +16,9 @@ from typing import Any
 from pusa import embedded
 from pusa.errors import InputError
 from pusa.models import hub, weight_files
+from pusa.models.backbone import Expert
 from pusa.models.wan import original_layout, recognise
-from pusa.models.wan.recognise import TRANSFORMER, TRANSFORMER_2, Expert
+from pusa.models.wan.recognise import TRANSFORMER, TRANSFORMER_2
 from pusa.models.weight_files import Stored
 
 TINY, TINY_BASE = "tiny", "tiny-base"

@@ -9,7 +9,8 @@ from safetensors import SafetensorError, safe_open
 
 from pusa.errors import InputError
 from pusa.models import hub
-from pusa.models.wan.recognise import Expert, expert_of
+from pusa.models.backbone import Expert
+from pusa.models.wan.recognise import expert_of
 
 _FOLDER_FILES = (
     "adapter_model.safetensors",

@@ -30,10 +30,10 @@ from torch import Tensor, nn
 
 from pusa.errors import InputError
 from pusa.files import replacing, sha256
+from pusa.models.backbone import Expert
 from pusa.models.lora import deltas, dialects, header
 from pusa.models.lora.deltas import Differences
 from pusa.models.lora.dialects import scaling
-from pusa.models.wan.recognise import Expert
 from pusa.models.wan.weight_names import original_name, parameter_shapes, wan_shapes
 
 
@@ -60,7 +60,7 @@ class Lora:
     scale: float
     ranks: tuple[int, ...]
     modules: int
-    deltas: int = 0
+    differences: int = 0
     expert: Expert | None = None
 
 

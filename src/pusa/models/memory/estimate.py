@@ -28,7 +28,8 @@ from pusa.models.loading.sources import Beside, transformers_of
 from pusa.models.memory import meta_networks
 from pusa.models.memory.profiles import KEPT, KEPT_OF_WAN, PLAIN, PROFILES, Profile
 from pusa.models.memory.tensor_tracker import Pass, rehearse
-from pusa.models.wan import latents
+from pusa.models.wan import autoencoder
+from pusa.models.wan.text import TOKENS
 
 RUNTIME = 0.75e9
 """Bytes of the machine's memory that Python with torch, diffusers and transformers takes before a model is there."""
@@ -122,9 +123,9 @@ class Rehearsal:
         InputError for what is no model or no clip.
         """
         dtype = dtype or (torch.float32 if on_cpu else torch.bfloat16)
-        slots = latents.latent_frames(frames)
         configs, assumed = meta_networks.configs(name, folder, beside or {})
         transformer, encoder, vae = meta_networks.built(configs, dtype)
+        slots = autoencoder.geometry_of(vae.config, (1, 1, 1)).latent_frames(frames)
         files = meta_networks.files_of(folder, beside or {})
         for number, path in enumerate(loras):
             meta_networks.adapt(transformer, path, f"lora{number}")
@@ -144,15 +145,13 @@ class Rehearsal:
         clip = torch.empty(
             1, transformer.config.in_channels, slots, height, width, device=meta_networks.META, dtype=dtype
         )
-        context = torch.empty(
-            1, latents.TEXT_TOKENS, transformer.config.text_dim, device=meta_networks.META, dtype=dtype
-        )
+        context = torch.empty(1, TOKENS, transformer.config.text_dim, device=meta_networks.META, dtype=dtype)
         times = torch.empty(1, slots, device=meta_networks.META)
         # `forward` looks at the timesteps' values to tell whether they differ, and here they have none.
         sample = rehearse(
             lambda: transformer._forward_per_frame(clip, times, context, None, return_dict=False, attention_kwargs=None)
         )
-        ids = torch.zeros(1, latents.TEXT_TOKENS, device=meta_networks.META, dtype=torch.int64)
+        ids = torch.zeros(1, TOKENS, device=meta_networks.META, dtype=torch.int64)
         text = rehearse(lambda: encoder(ids))
         few = min(slots, 3)
         z = torch.empty(1, vae.config.z_dim, few, height, width, device=meta_networks.META)
@@ -319,7 +318,7 @@ def _decoding(vae: AutoencoderKLWan, z: Tensor, slots: int, on_cpu: bool) -> Pas
     """Decoding `slots` slots, from a rehearsal of those in z."""
 
     def run() -> None:
-        for _ in latents.decoded(vae, z):
+        for _ in autoencoder.decoded(vae, z):
             pass
 
     found = rehearse(run, on_cpu)

@@ -20,7 +20,7 @@ from torch import nn
 from pusa.errors import InputError, PusaError
 
 if TYPE_CHECKING:
-    from pusa.models.loading.checkpoints import Components
+    from pusa.models.backbone import Backbone, Geometry
 
 FP8 = torch.float8_e4m3fn
 KEPT = ("norm", r"\.wo$", "shared", "embed_tokens", "relative_attention_bias")
@@ -81,13 +81,13 @@ def named(name: str) -> Profile:
     return PROFILES[name]
 
 
-def apply(components: Components, profile: Profile, device: torch.device, folder: str | None = None) -> None:
+def apply(backbone: Backbone, profile: Profile, device: torch.device, folder: str | None = None) -> None:
     """Lay a model out as the profile says; its networks are on the CPU, in the types that they compute in.
 
     device: where it is to run. folder: an empty one for the weights that go to disk, kept as long as the model; needed
     for such a profile. LoRAs may be there already or come later. A model is laid out once.
     """
-    encoder, vae = components.text_encoder, components.vae
+    encoder, vae = backbone.text_encoder, backbone.vae
     if profile.tiled:
         vae.enable_tiling()
     lay_text_encoder(encoder, profile, device)
@@ -95,8 +95,8 @@ def apply(components: Components, profile: Profile, device: torch.device, folder
         apply_group_offloading(vae, device, offload_type="leaf_level")
     else:
         vae.to(device)
-    _lay_transformer(components.transformer, profile, device, folder)
-    if (second := components.transformer_2) is not None:
+    _lay_transformer(backbone.transformer, profile, device, folder)
+    if (second := backbone.transformer_2) is not None:
         # Beside a first expert on the device, the second one waits in memory.
         place = torch.device("cpu") if profile.transformer == "device" else device
         _lay_transformer(second, profile, place, f"{folder}/transformer_2" if folder else None)
@@ -141,7 +141,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def explained(
-    profile: str | None, *, on_cpu: bool, size: tuple[int, int] | None = None, frames: int | None = None
+    profile: str | None,
+    *,
+    on_cpu: bool,
+    geometry: Geometry | None = None,
+    size: tuple[int, int] | None = None,
+    frames: int | None = None,
 ) -> Iterator[None]:
     """Turn running out of memory in the block into a PusaError of one sentence with the next three switches to try."""
     try:
@@ -150,20 +155,24 @@ def explained(
         if not is_out_of_memory(error):
             raise
         where = "the machine" if on_cpu else "the device"
-        raise PusaError(f"{where} ran out of memory: {advice(profile, on_cpu, size, frames)}.") from error
+        raise PusaError(f"{where} ran out of memory: {advice(profile, on_cpu, geometry, size, frames)}.") from error
 
 
-def advice(profile: str | None, on_cpu: bool, size: tuple[int, int] | None, frames: int | None) -> str:
+def advice(
+    profile: str | None, on_cpu: bool, geometry: Geometry | None, size: tuple[int, int] | None, frames: int | None
+) -> str:
     """`try --memory 12gb, --frames 45 or --size 624x352`: the next three switches.
 
-    profile: the one in use, None for none. size, frames: of the clip, None where it has the model's own.
+    profile: the one in use, None for none. geometry, size, frames: of the clip, None where no clip is made yet.
     """
     order = ["80gb", "cpu", "8gb"] if on_cpu else [name for name in PROFILES if name != "cpu"]
     later = order[order.index(profile or "80gb") + 1 :] if (profile or "80gb") in order else order[-1:]
     tries = [f"--memory {name}" for name in later[:1]]
-    shorter = "fewer --frames" if frames is None else f"--frames {max(1, frames * 5 // 9 // 4 * 4 + 1)}"
-    smaller = "a smaller --size"
-    if size is not None:
-        smaller = "--size {}x{}".format(*(max(32, side * 3 // 4 // 32 * 32) for side in size))
+    shorter, smaller = "fewer --frames", "a smaller --size"
+    if frames is not None and geometry is not None:
+        shorter = f"--frames {geometry.whole(frames * 5 // 9 + 1)}"
+    if size is not None and geometry is not None:
+        grid = max(32, geometry.multiple)
+        smaller = "--size {}x{}".format(*(max(grid, side * 3 // 4 // grid * grid) for side in size))
     tries += [shorter, smaller, "a smaller --model (1.3B, 5B, or a .gguf file)"]
     return f"try {tries[0]}, {tries[1]} or {tries[2]}"

@@ -1,13 +1,14 @@
-"""What a model is asked for when the user says nothing: per family, and as a checkpoint's own `pusa.json` wishes."""
+"""The default settings of a clip: per family, changed by a checkpoint's own `pusa.json`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pusa.errors import InputError
-from pusa.models.wan.latents import latent_frames
+from pusa.models.backbone import Defaults
+from pusa.models.wan.autoencoder import GEOMETRIES
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "fps": (int, float),
@@ -19,25 +20,6 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "boundary": (int, float),
     "per_frame": (list,),
 }
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """fps, pixel frames (4n+1), (width, height) and sampling.
-
-    boundary: the noise level in [0, 1] from which on the first of two experts is asked; None where there is one model.
-    per_frame: of `transformer` and `transformer_2`, those that take a timestep per frame by their own weights, as a
-    merged adapter has them.
-    """
-
-    fps: float = 16
-    frames: int = 81
-    size: tuple[int, int] = (832, 480)
-    steps: int = 10
-    guidance: float = 3.0
-    shift: float = 5.0
-    boundary: float | None = None
-    per_frame: tuple[str, ...] = ()
 
 
 WAN21 = Defaults()
@@ -53,7 +35,7 @@ def changed(family: Defaults, path: Path, wishes: dict[str, Any]) -> Defaults:
         if not isinstance(value, _KINDS[key]) or isinstance(value, bool):
             raise InputError(f"{path} has {value!r} for {key!r}, which is not of the right kind.")
     if "frames" in wishes:
-        latent_frames(wishes["frames"])
+        GEOMETRIES[16].latent_frames(wishes["frames"])
     if "boundary" in wishes and not 0 <= wishes["boundary"] <= 1:
         raise InputError(f"{path} has the boundary {wishes['boundary']}: it lies between 0 and 1.")
     if "size" in wishes:

@@ -10,15 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers, convert_wan_vae_to_diffusers
 
 from pusa.errors import InputError
+from pusa.models.backbone import Expert
 
 T = TypeVar("T")
 Shapes = Mapping[str, tuple[int, ...]]
-Expert = Literal["high", "low"]
 """Of Wan2.2 A14B's two transformers, the one for high noise or the one for low."""
 
 TRANSFORMER, TRANSFORMER_2, VAE, TEXT_ENCODER = "transformer", "transformer_2", "vae", "text_encoder"

@@ -1,14 +1,16 @@
 """Wan with one timestep per latent frame: vectorized timestep adaptation (arXiv 2507.16116, section 2.3.1).
 
-The network stays diffusers' `WanTransformer3DModel`: same parameters, same keys, same saved folder. Only two forwards
-differ, and only when a (B, F) timestep is given. The time embedder then runs on F rows instead of one, and every block
-broadcasts its (B, F, 6, D) modulation over the h*w tokens of a frame, so nothing of size tokens*6*D is ever made; the
-token-expanded form that diffusers accepts costs gigabytes at 14B. Both forwards repeat the stock arithmetic in the
-stock order. Equal rows are one timestep for the clip and take the stock path: a matrix product over F rows may round
-otherwise than one over a single row, and the base model's own result has to come out bit for bit.
+The network stays diffusers' `WanTransformer3DModel`: same parameters, same keys, same saved folder. Two forwards differ
+when a (B, F) timestep is given, and the rotary embedding differs when only some frames of a clip are given. With a
+(B, F) timestep the time embedder runs on F rows instead of one, and every block broadcasts its (B, F, 6, D) modulation
+over the h*w tokens of a frame, so nothing of size tokens*6*D is ever made; the token-expanded form that diffusers
+accepts costs gigabytes at 14B. Both forwards repeat the stock arithmetic in the stock order. Equal rows are one
+timestep for the clip and take the stock path: a matrix product over F rows may round otherwise than one over a single
+row, and the base model's own result has to come out bit for bit.
 
-Parts of diffusers that are not public are used here: the block registry, the context-parallel plan and the order of
-operations inside the block. The tests compare with the stock forward, so they fail when any of these moves.
+Parts of diffusers that are not public are used here: the block registry, the context-parallel plan, the order of
+operations inside the block and the rotary embedding's class. The tests compare with the stock forward, so they fail
+when any of these moves.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from diffusers import WanTransformer3DModel
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models._modeling_parallel import ContextParallelInput, ParallelConfig
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformerBlock
 from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -40,6 +42,32 @@ class FrameIndex(nn.Module):
         """Return int64 [1, frames * tokens_per_frame]."""
         index = torch.arange(frames, device=device)
         return index.repeat_interleave(tokens_per_frame, output_size=frames * tokens_per_frame).unsqueeze(0)
+
+
+# WanRotaryPosEmbed is private: a subclass keeps its buffers and its entry in `_cp_plan`, which splits its output over
+# processes. test_rotary_rows_of_visible_frames (tests/models/wan/test_frame_positions.py) fails when it moves.
+class FrameRotary(WanRotaryPosEmbed):
+    """The stock rotary embedding, which also takes the latent frames of the clip that are given."""
+
+    def forward(self, hidden_states: Tensor, frame_positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return cos and sin, each [1, F * h * w, 1, head dim], for latents [B, C, F, H, W].
+
+        frame_positions, int64 [F]: the absolute latent frame of each given one, below `rope_max_seq_len`; the result
+        is then the rows of these frames in that of the whole clip. None: 0 ... F - 1.
+        """
+        if frame_positions is None:
+            stock: tuple[Tensor, Tensor] = super().forward(hidden_states)
+            return stock
+        batch, channels, _, height, width = hidden_states.shape
+        frames = int(frame_positions.max()) + 1
+        if frames > self.max_seq_len:
+            last = self.max_seq_len - 1
+            raise InputError(f"Latent frame {frames - 1} is outside the model's positions, 0 to {last}.")
+        # The stock forward reads only the shape, so a clip of all frames costs no memory.
+        clip = hidden_states.new_empty(1).expand(batch, channels, frames * self.patch_size[0], height, width)
+        rows = frame_positions.to(hidden_states.device)
+        cos, sin = (x.unflatten(1, (frames, -1))[:, rows].flatten(1, 2) for x in super().forward(clip))
+        return cos, sin
 
 
 def _folded(x: Tensor, rows: Tensor) -> Tensor:
@@ -124,6 +152,7 @@ class VectorWanTransformer3DModel(WanTransformer3DModel):
 
     def _adopt_blocks(self) -> None:
         self.frame_index = FrameIndex()
+        self.rope.__class__ = FrameRotary
         for block in self.blocks:
             block.__class__ = VectorWanTransformerBlock
 
@@ -172,6 +201,7 @@ class VectorWanTransformer3DModel(WanTransformer3DModel):
         encoder_hidden_states_image: Tensor | None = None,
         return_dict: bool = True,
         attention_kwargs: dict[str, Any] | None = None,
+        frame_positions: Tensor | None = None,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """Predict the velocity, epsilon - x0, of latents [B, C, F, H, W], in the same shape.
 
@@ -180,8 +210,23 @@ class VectorWanTransformer3DModel(WanTransformer3DModel):
         the same value in all frames is (B,), except inside torch.compile, which cannot look at values.
         encoder_hidden_states is the text [B, N, text_dim]. Any other shape, or a 2-D timestep in half precision
         (which makes 936 of 937), raises InputError.
+
+        frame_positions, int64 [F]: the latent frames of the clip that hidden_states holds, so that attention sees their
+        true distances. None and 0 ... F - 1 are the stock positions. Other positions take the path per frame, also for
+        a timestep (B,), and cannot be combined with a timestep per token.
         """
         per_frame = self._is_per_frame(hidden_states, timestep)
+        positions = None if frame_positions is None or is_beginning(frame_positions) else frame_positions
+        if positions is not None:
+            return self._forward_per_frame(  # type: ignore[no-any-return]
+                hidden_states,
+                self._per_frame(hidden_states, timestep, per_frame),
+                encoder_hidden_states,
+                encoder_hidden_states_image,
+                return_dict=return_dict,
+                attention_kwargs=attention_kwargs,
+                positions=positions,
+            )
         if per_frame and not torch.compiler.is_compiling() and bool((timestep == timestep[:, :1]).all()):
             timestep, per_frame = timestep[:, 0], False
         forward = self._forward_per_frame if per_frame else super().forward
@@ -193,6 +238,14 @@ class VectorWanTransformer3DModel(WanTransformer3DModel):
             return_dict=return_dict,
             attention_kwargs=attention_kwargs,
         )
+
+    def _per_frame(self, latents: Tensor, timestep: Tensor, per_frame: bool) -> Tensor:
+        """The timestep as (B, F), for frames at positions of their own."""
+        if per_frame:
+            return timestep
+        if timestep.ndim == 2:
+            raise InputError("Frame positions cannot be combined with timesteps per token: give one per latent frame.")
+        return timestep[:, None].expand(latents.shape[0], latents.shape[2] // self.config.patch_size[0])
 
     def _is_per_frame(self, latents: Tensor, timestep: Tensor) -> bool:
         batch = latents.shape[0]
@@ -245,12 +298,13 @@ class VectorWanTransformer3DModel(WanTransformer3DModel):
         *,
         return_dict: bool,
         attention_kwargs: dict[str, Any] | None,
+        positions: Tensor | None = None,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         batch, _, _, height, width = hidden_states.shape
         p_t, p_h, p_w = self.config.patch_size
         frames, height, width = timestep.shape[1], height // p_h, width // p_w
 
-        rotary_emb = self.rope(hidden_states)
+        rotary_emb = self.rope(hidden_states) if positions is None else self.rope(hidden_states, positions)
         frame_ids = None
         if self._is_context_parallel:
             frame_ids = self.frame_index(frames, height * width, hidden_states.device)
@@ -277,3 +331,8 @@ class VectorWanTransformer3DModel(WanTransformer3DModel):
         x = x.reshape(batch, frames, height, width, p_t, p_h, p_w, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
         sample = x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+
+def is_beginning(frames: Tensor) -> bool:
+    """Whether int64 [V] latent frames are 0 ... V - 1."""
+    return bool((frames == torch.arange(len(frames), device=frames.device)).all())

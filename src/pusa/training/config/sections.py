@@ -110,12 +110,8 @@ class DataConfig(Section):
     @classmethod
     def _buckets(cls, value: list[str] | None) -> list[str] | None:
         for text in value or ():
-            match = re.fullmatch(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", text)
-            if not match:
+            if not re.fullmatch(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", text):
                 raise ValueError(f"has {text!r}, which is no bucket; give WIDTHxHEIGHTxFRAMES such as 832x480x81")
-            if int(match[3]) % 4 != 1:
-                below = max(1, (int(match[3]) - 1) // 4 * 4 + 1)
-                raise ValueError(f"has {text!r}, but a clip has 4n+1 frames; give {below} or {below + 4}")
         if value == [] or len(set(value or ())) < len(value or ()):
             raise ValueError("is empty or names a bucket twice; give each once, or null for the model's own")
         return value

@@ -37,21 +37,6 @@ from pusa.training.config.sections import (
     ValidateSettings,
 )
 
-__all__ = [
-    "SECTIONS",
-    "Config",
-    "DataConfig",
-    "LoraSettings",
-    "ModelConfig",
-    "PreviewSettings",
-    "SaveSettings",
-    "SigmaConfig",
-    "TrackSettings",
-    "TrainSettings",
-    "ValidateSettings",
-    "differences",
-    "read",
-]
 _COMMAND_LINE = "the command line"
 
 

@@ -44,7 +44,7 @@ class Samples(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One micro-batch. latents: [B, C, F, h, w]; context: [B, 512, D]; step and lane: where it belongs.
+    """One micro-batch. latents: [B, C, F, h, w]; context: [B, L, D]; step and lane: where it belongs.
 
     origins: the file of each clip, for people.
     """

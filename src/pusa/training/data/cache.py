@@ -26,8 +26,7 @@ from torch import Tensor
 
 from pusa.errors import InputError
 from pusa.files import sha256
-from pusa.models.loading.checkpoints import Encoders
-from pusa.models.wan import latents
+from pusa.models.backbone import Encoders
 from pusa.training.data import samples
 from pusa.training.data.dataset import Problem
 from pusa.training.data.fingerprints import Fingerprint, fingerprint
@@ -47,7 +46,7 @@ class Sample:
     """One clip as the trainer sees it.
 
     key: of what the latents and the context were made from. origin: for people, the file and what part of it.
-    latents: float32 [C, F, h, w], normalised. context: [512, D] in the text encoder's dtype, zero past the caption's
+    latents: float32 [C, F, h, w], normalised. context: [L, D] in the text encoder's dtype, zero past the caption's
     end.
     """
 
@@ -132,12 +131,13 @@ class Cache:
         except InputError as error:
             raise InputError(f"{cut.file.path}: {error}; run `pusa prepare` again to remake it.") from error
         digest = hashlib.sha256(" ".join(entries).encode()).hexdigest()
-        return Sample(digest, str(cut), z.float(), _padded(context), cut.file.caption, cut.bucket)
+        context = _padded(context, self.fingerprint.tokens)
+        return Sample(digest, str(cut), z.float(), context, cut.file.caption, cut.bucket)
 
     def load_text(self, caption: str) -> Tensor:
-        """The context of a caption, [512, D]. Raises InputError when it is not there or damaged."""
+        """The context of a caption, [L, D]. Raises InputError when it is not there or damaged."""
         try:
-            return _padded(self.store.read(self.text(caption)))
+            return _padded(self.store.read(self.text(caption)), self.fingerprint.tokens)
         except InputError as error:
             raise InputError(f"The caption {caption!r}: {error}; run `pusa prepare` again to remake it.") from error
 
@@ -180,7 +180,7 @@ class Cached(Sequence[Sample]):
 
     @cached_property
     def empty_context(self) -> Tensor:
-        """The context of the empty caption, [512, D]."""
+        """The context of the empty caption, [L, D]."""
         return self.cache.load_text("")
 
     @property
@@ -299,7 +299,7 @@ class _Preparation:
         """The tensor of an entry and what its header says of it."""
         if entry.cut is None:
             with warnings.catch_warnings(record=True) as told:
-                encoded = latents.encode_text(self.encoders.text_encoder, self.encoders.tokenizer, [entry.caption])[0]
+                encoded = self.encoders.encode_text([entry.caption]).tokens[0]
             for warning in told:
                 warnings.warn(f"{entry.origin}: {warning.message}", stacklevel=2)
             return _stripped(encoded), {"caption": entry.caption, "text": self.cache.fingerprint.text}
@@ -318,7 +318,7 @@ class _Preparation:
                     "fps": f"{self.plan.fps:g}",
                     "vae": self.cache.fingerprint.vae,
                 }
-                tensor = latents.encode(self.encoders.vae, frames)[0]
+                tensor = self.encoders.encode(frames)[0]
         except (InputError, OSError) as error:
             if not file.path.exists():
                 raise _UnusableError(Problem(file.path, "missing", "is not there any more")) from error
@@ -333,11 +333,9 @@ class _Preparation:
         return tensor, where
 
     def _check_ready(self, cut: Cut, z: Tensor, context: Tensor) -> None:
-        channels = int(self.encoders.vae.config.z_dim)
-        width = int(self.encoders.text_encoder.config.d_model)
-        factor = int(self.encoders.vae.config.scale_factor_spatial)
-        slots = latents.latent_frames(cut.bucket.frames)
-        expected = [channels, slots, cut.bucket.height // factor, cut.bucket.width // factor]
+        size, width = (cut.bucket.width, cut.bucket.height), self.encoders.text_width
+        geometry, channels = self.encoders.geometry, self.encoders.channels
+        expected = list(geometry.latent_shape(channels, cut.bucket.frames, size)[1:])
         if list(z.shape) != expected or context.shape[1] != width:
             raise InputError(
                 f"has latents of {list(z.shape)} and a context {context.shape[1]} wide, but {self.encoders.source} "
@@ -382,7 +380,7 @@ def _stripped(context: Tensor) -> Tensor:
     return context[: int(used[-1]) + 1] if len(used) else context[:0]
 
 
-def _padded(context: Tensor) -> Tensor:
-    """[512, D] again."""
-    missing = latents.TEXT_TOKENS - len(context)
+def _padded(context: Tensor, tokens: int) -> Tensor:
+    """[L, D] again."""
+    missing = tokens - len(context)
     return torch.cat([context, context.new_zeros(missing, context.shape[1])])

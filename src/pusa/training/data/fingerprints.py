@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from pusa.models.loading.checkpoints import Encoders
-from pusa.models.wan.latents import TEXT_TOKENS
+from pusa.models.backbone import Encoders
 
 _CALL_SETTINGS = ("padding", "truncation")
 """Parts of a tokenizer's state that are only what the last call asked for."""
@@ -21,11 +20,15 @@ _CALL_SETTINGS = ("padding", "truncation")
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """vae: the autoencoder. text: the tokenizer and the text encoder. fps: the rate that clips are resampled to."""
+    """vae: the autoencoder. text: the tokenizer and the text encoder. fps: the rate that clips are resampled to.
+
+    tokens: L, to which contexts are padded.
+    """
 
     vae: str
     text: str
     fps: float
+    tokens: int
 
 
 def fingerprint(encoders: Encoders, fps: float) -> Fingerprint:
@@ -38,9 +41,9 @@ def fingerprint(encoders: Encoders, fps: float) -> Fingerprint:
         "config": _plain(text.config.to_dict()),
         "weights": _weights(text),
         "tokenizer": _tokenizer(encoders.tokenizer),
-        "tokens": TEXT_TOKENS,
+        "tokens": encoders.text_tokens,
     }
-    return Fingerprint(_digest(of_vae), _digest(of_text), float(fps))
+    return Fingerprint(_digest(of_vae), _digest(of_text), float(fps), encoders.text_tokens)
 
 
 def _digest(described: Any) -> str:

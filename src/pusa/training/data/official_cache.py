@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pusa.errors import InputError
-from pusa.models.wan.latents import TEXT_TOKENS
+from pusa.models.wan.autoencoder import GEOMETRIES
+from pusa.models.wan.text import TOKENS
 
 
 def read_ready(path: Path) -> tuple[Tensor, Tensor]:
@@ -27,9 +28,17 @@ def read_ready(path: Path) -> tuple[Tensor, Tensor]:
         context = context[0] if context.ndim == 3 else context
         assert z.ndim == 4
         assert context.ndim == 2
-        assert len(context) <= TEXT_TOKENS
+        assert len(context) <= TOKENS
     except OSError:
         raise
     except Exception as error:
         raise InputError(f"{path} is damaged or holds no latents and prompt_emb.context; make it again") from error
     return z.float().contiguous(), context.contiguous()
+
+
+def size_of(path: Path) -> tuple[int, int, int]:
+    """Frames, width and height of the clip that the latents of an official `*.tensors.pth` stand for."""
+    z, _ = read_ready(path)
+    channels, slots, height, width = z.shape
+    geometry = GEOMETRIES.get(channels, GEOMETRIES[16])
+    return geometry.pixel_frames(slots), width * geometry.spatial, height * geometry.spatial

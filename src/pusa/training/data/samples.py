@@ -25,9 +25,9 @@ import numpy as np
 from pusa import video_probe
 from pusa.errors import InputError
 from pusa.images import Frames
-from pusa.models.wan.latents import FRAMES_PER_SLOT, latent_frames, pixel_frames
+from pusa.models.backbone import Geometry
 from pusa.training.data.dataset import Entry, Problem, find, is_ready
-from pusa.training.data.official_cache import read_ready
+from pusa.training.data.official_cache import size_of
 from pusa.video_probe import Truncated
 
 Mode = Literal["head", "uniform", "slide"]
@@ -38,8 +38,6 @@ ENLARGE = 1.1
 """A picture may be scaled up by this much to cover a bucket."""
 SAME_SHAPE = 0.1
 """Two buckets have the same shape for a clip when what they keep of its picture differs by no more than this share."""
-_FACTORS = {16: 8, 48: 16}
-"""Latent channels of Wan's autoencoders: pixels per latent and side."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class VideoFile:
 
 @dataclass(frozen=True, order=True)
 class Bucket:
-    """A size that samples have: width and height in pixels, frames 4n+1 (1: still pictures)."""
+    """A size that samples have: width and height in pixels, frames as the model's geometry has them (1: pictures)."""
 
     width: int
     height: int
@@ -79,32 +77,29 @@ class Bucket:
 
     @classmethod
     def parse(cls, text: str) -> Bucket:
-        """Read `WIDTHxHEIGHTxFRAMES`; InputError for anything else and for frames that are not 4n+1."""
+        """Read `WIDTHxHEIGHTxFRAMES`; InputError for anything else."""
         match = re.fullmatch(r"\s*([1-9]\d{0,4})\s*[x×X*]\s*([1-9]\d{0,4})\s*[x×X*]\s*([1-9]\d{0,4})\s*", text)
         if not match:
             raise InputError(f"{text!r} is no bucket; give WIDTHxHEIGHTxFRAMES such as 832x480x81")
-        bucket = cls(*map(int, match.groups()))
-        if bucket.frames % FRAMES_PER_SLOT != 1:
-            below = (bucket.frames - 1) // FRAMES_PER_SLOT * FRAMES_PER_SLOT + 1
-            raise InputError(f"the bucket {bucket} has {bucket.frames} frames, not 4n+1; use {below} or {below + 4}")
-        return bucket
+        return cls(*map(int, match.groups()))
 
     def __str__(self) -> str:
         return f"{self.width}x{self.height}x{self.frames}"
 
-    def check(self, multiple: int) -> None:
-        """Raise InputError unless both sides are multiples of `multiple` pixels, as the model needs."""
+    def check(self, geometry: Geometry) -> None:
+        """Raise InputError unless a model of this geometry can make clips of this size."""
+        if not geometry.is_whole(self.frames):
+            below, above = geometry.nearest(self.frames)
+            raise InputError(
+                f"the bucket {self} has {self.frames} frames, not {geometry.form()}; use {below} or {above}"
+            )
+        multiple = geometry.multiple
         if self.width % multiple or self.height % multiple:
             nearest = [max(1, round(side / multiple)) * multiple for side in (self.width, self.height)]
             raise InputError(
                 f"the bucket {self} does not suit this model, whose sides are multiples of {multiple}; use "
                 f"{nearest[0]}x{nearest[1]}x{self.frames}"
             )
-
-    @property
-    def slots(self) -> int:
-        """Latent frames."""
-        return latent_frames(self.frames)
 
 
 @dataclass(frozen=True)
@@ -149,7 +144,7 @@ def probe(entry: Entry) -> VideoFile | Problem:
         digest = _sha256(entry.path)
         caption = entry.caption or ""
         if is_ready(entry.path):
-            frames, width, height = _probe_ready(entry.path)
+            frames, width, height = size_of(entry.path)
             return VideoFile(entry.path, caption, frames, 16.0, width, height, digest, ready=True)
         held = video_probe.probe(entry.path)
         return VideoFile(entry.path, caption, len(held.times), held.fps, held.width, held.height, digest)
@@ -171,20 +166,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _probe_ready(path: Path) -> tuple[int, int, int]:
-    """Frames, width and height of the clip that the latents of the official cache stand for."""
-    z, _ = read_ready(path)
-    channels, slots, height, width = z.shape
-    factor = _FACTORS.get(channels, 8)
-    return pixel_frames(slots), width * factor, height * factor
-
-
 def _reason(path: Path, error: InputError) -> str:
     return str(error).removeprefix(f"{path}").lstrip(": ").rstrip(".")
 
 
-def plan(files: Sequence[VideoFile], buckets: Sequence[Bucket], fps: float, mode: Mode = "head") -> Plan:
-    """Decide what becomes of each file at `fps` frames per second.
+def plan(
+    files: Sequence[VideoFile], buckets: Sequence[Bucket], fps: float, geometry: Geometry, mode: Mode = "head"
+) -> Plan:
+    """Decide what becomes of each file at `fps` frames per second, for a model of this geometry.
 
     mode: "head" takes one sample from the beginning of each clip, "uniform" as many as fit side by side, spread from
     beginning to end, "slide" one every half length. Raises InputError without a bucket or with an impossible rate.
@@ -196,7 +185,7 @@ def plan(files: Sequence[VideoFile], buckets: Sequence[Bucket], fps: float, mode
     cuts: list[Cut] = []
     problems: list[Problem] = []
     for file in files:
-        chosen = _bucket(file, list(dict.fromkeys(buckets)), fps)
+        chosen = _bucket(file, list(dict.fromkeys(buckets)), fps, geometry)
         if isinstance(chosen, Problem):
             problems.append(chosen)
         else:
@@ -215,7 +204,7 @@ def _starts(available: int, frames: int, mode: Mode) -> list[int]:
     return list(range(0, last + 1, max(1, frames // 2)))
 
 
-def _bucket(file: VideoFile, buckets: list[Bucket], fps: float) -> Bucket | Problem:
+def _bucket(file: VideoFile, buckets: list[Bucket], fps: float, geometry: Geometry) -> Bucket | Problem:
     size = f"{file.width}x{file.height}"
     if file.ready:
         own = Bucket(file.width, file.height, file.frames)
@@ -226,7 +215,7 @@ def _bucket(file: VideoFile, buckets: list[Bucket], fps: float) -> Bucket | Prob
     moving = [bucket for bucket in buckets if (bucket.frames == 1) == still]
     if not moving:
         kind = "a still picture" if still else "a clip"
-        wanted = f"{buckets[0].width}x{buckets[0].height}x{1 if still else whole(file.frames_at(fps))}"
+        wanted = f"{buckets[0].width}x{buckets[0].height}x{1 if still else geometry.whole(file.frames_at(fps))}"
         return Problem(file.path, "too-short", f"is {kind} and no bucket is for those; add the bucket {wanted}")
     large = [bucket for bucket in moving if _scale(file, bucket) <= ENLARGE]
     if not large:
@@ -243,7 +232,7 @@ def _bucket(file: VideoFile, buckets: list[Bucket], fps: float) -> Bucket | Prob
     if fitting:
         return max(fitting, key=lambda bucket: (bucket.frames, bucket.width * bucket.height, kept(file, bucket)))
     needed = min(bucket.frames for bucket in shaped)
-    fits = f"{shaped[0].width}x{shaped[0].height}x{whole(available)}"
+    fits = f"{shaped[0].width}x{shaped[0].height}x{geometry.whole(available)}"
     reason = f"has {available} of the {needed} frames needed at {fps:g} fps; the bucket {fits} would fit"
     return Problem(file.path, "too-short", reason)
 
@@ -259,15 +248,11 @@ def kept(file: VideoFile, bucket: Bucket) -> float:
     return min(ratio, 1 / ratio)
 
 
-def whole(frames: int) -> int:
-    """The longest 4n+1 that `frames` frames fill."""
-    return (max(frames, 1) - 1) // FRAMES_PER_SLOT * FRAMES_PER_SLOT + 1
-
-
 def survey(
     source: str | Path,
     buckets: Sequence[Bucket],
     fps: float,
+    geometry: Geometry,
     mode: Mode = "head",
     *,
     progress: Callable[[int, int], None] | None = None,
@@ -293,7 +278,7 @@ def survey(
             files.append(result)
         if progress:
             progress(done, len(listing.entries))
-    planned = plan(files, buckets, fps, mode)
+    planned = plan(files, buckets, fps, geometry, mode)
     named = sum(problem.kind in ("missing", "duplicate", "unreadable") for problem in listing.problems)
     return Plan(
         tuple(cut for cut in planned.cuts if cut.file.caption or cut.file.ready),

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from pusa import processes
 from pusa.adapters.base import Attached
 from pusa.errors import InputError
-from pusa.models.loading.checkpoints import Components
+from pusa.models.backbone import Backbone
 from pusa.processes import ProcessGroup
 from pusa.training import distributed, optimisers
-from pusa.training.config.tree import Config, TrainSettings
+from pusa.training.config.sections import TrainSettings
+from pusa.training.config.tree import Config
 from pusa.training.data.batches import Batch
 from pusa.training.weight_averages import Averages
 
@@ -171,12 +172,12 @@ class Objective(Protocol):
 class Setup:
     """What an objective is made from.
 
-    config: all settings. components: the loaded model. trained: its transformer with the adapter. empty_context: the
-    encoded empty caption, [512, D]. group: the processes of the training.
+    config: all settings. backbone: the loaded model. trained: its transformer with the adapter. empty_context: the
+    encoded empty caption, [L, D]. group: the processes of the training.
     """
 
     config: Config
-    components: Components
+    backbone: Backbone
     trained: Attached
     empty_context: Tensor
     group: ProcessGroup

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from pusa.core.objectives import WEIGHTINGS, flow_matching_loss
+from pusa.models.backbone import Text
 from pusa.training import distributed, random_draws
 from pusa.training.data.batches import Batch
 from pusa.training.objectives.base import BatchLosses, Player, Setup
+from pusa.training.precision import autocast_of
 
 PLAYER = "model"
 """The name of the only player."""
@@ -31,7 +33,7 @@ class FlowMatching:
 
     def __init__(self, setup: Setup) -> None:
         self.config, self.empty_context = setup.config, setup.empty_context
-        self.transformer, train = setup.trained.model, setup.config.train
+        self.backbone, self.transformer, train = setup.backbone, setup.trained.model, setup.config.train
         self.model = distributed.wrap(self.transformer, train.parallel, setup.group)
         self.players = {PLAYER: Player(self.model, setup.trained.parameters, train)}
 
@@ -60,15 +62,14 @@ class FlowMatching:
         by_sigma = errors.new_zeros(2, SIGMA_BINS)
         by_sigma[0].index_add_(0, bins, errors.flatten())
         by_sigma[1].index_add_(0, bins, torch.ones_like(errors).flatten())
-        patch = math.prod(self.transformer.config.patch_size)
+        patch = math.prod(self.backbone.geometry.patch)
         size = torch.tensor([clips, x0[:, 0].numel() // patch], device=device)
         return BatchLosses({PLAYER: loss}, {"size": size, "by_sigma": by_sigma})
 
     def velocity(self, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
         """Predict ε − x0, [B, C, F, h, w], for noisy latents x of that shape at the levels sigma float32 [B, F]."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16"):
-            predicted: Tensor = self.model(x, 1000 * sigma, context, return_dict=False)[0]
-        return predicted
+        text = Text.padded(context)
+        return self.backbone.velocity(self.model, x, sigma, text, autocast=autocast_of(self.config))
 
     def record(self, figures: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return the number of clips and tokens, and by parts of σ the mean squared error and the number of frames."""

@@ -1,4 +1,4 @@
-"""Pixels to latents and back, and prompts to what the transformer reads.
+"""Pixels to latents and back.
 
 Wan's autoencoder is causal in time and compresses it by four: latent slot 0 is pixel frame 0, slot k >= 1 is pixel
 frames 4k-3 ... 4k. Hence the first latent of a clip is the latent of its first picture bit for bit, the latents of a
@@ -12,46 +12,29 @@ of the size too. It keeps its causal state on the module while it works: one enc
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
-from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from pusa.errors import InputError
 from pusa.images import Frames
+from pusa.models.backbone import Geometry
 
 FRAMES_PER_SLOT = 4
-TEXT_TOKENS = 512
+GEOMETRIES = {16: Geometry(FRAMES_PER_SLOT, 8, (1, 2, 2)), 48: Geometry(FRAMES_PER_SLOT, 16, (1, 2, 2))}
+"""By latent channels: the geometry of the models with Wan2.1's autoencoder and of those with Wan2.2's."""
 
 
-def latent_frames(frames: int) -> int:
-    """The number of latent slots of a clip of `frames` = 4n+1 pixel frames: n+1. InputError for any other number."""
-    if frames < 1 or (frames - 1) % FRAMES_PER_SLOT:
-        below = (frames - 1) // FRAMES_PER_SLOT * FRAMES_PER_SLOT + 1
-        nearest = [str(n) for n in (below, below + FRAMES_PER_SLOT) if n >= 1]
-        raise InputError(f"{frames} frames cannot be made, a clip has 4n+1 of them: use {' or '.join(nearest)}.")
-    return (frames - 1) // FRAMES_PER_SLOT + 1
-
-
-def pixel_frames(slots: int) -> int:
-    """The number of pixel frames that `slots` latent slots decode to."""
-    return FRAMES_PER_SLOT * (slots - 1) + 1
-
-
-def slot_of(frame: int) -> int:
-    """The latent slot that holds pixel frame `frame` >= 0."""
-    return (frame + FRAMES_PER_SLOT - 1) // FRAMES_PER_SLOT
-
-
-def frames_of(slot: int) -> range:
-    """The pixel frames that latent slot `slot` >= 0 holds: one for slot 0, four for every other."""
-    return range(1) if slot == 0 else range(FRAMES_PER_SLOT * slot - 3, FRAMES_PER_SLOT * slot + 1)
+def geometry_of(vae: Mapping[str, Any], patch: tuple[int, int, int]) -> Geometry:
+    """From the autoencoder's configuration and the transformer's patch size."""
+    return Geometry(FRAMES_PER_SLOT, int(vae.get("scale_factor_spatial") or 8), patch)
 
 
 @torch.no_grad()
@@ -62,13 +45,14 @@ def encode(vae: AutoencoderKLWan, frames: Frames) -> Tensor:
     multiples of its spatial factor; InputError otherwise.
     """
     count, height, width = frames.shape[:3]
-    latent_frames(count)
-    factor = int(vae.config.scale_factor_spatial)
+    geometry = geometry_of(vae.config, (1, 1, 1))
+    geometry.latent_frames(count)
+    factor = geometry.spatial
     if height % factor or width % factor:
         raise InputError(
             f"Frames of {width}x{height} pixels cannot be encoded: both sides must be multiples of {factor}."
         )
-    moments = _encode_whole(vae, frames) if _tiles(vae, height, width) else _encode_slots(vae, frames)
+    moments = _encode_whole(vae, frames) if _tiles(vae, height, width) else _encode_slots(vae, frames, geometry)
     latents = moments.chunk(2, dim=1)[0].float()
     mean, std = _statistics(vae, latents)
     normalised: Tensor = (latents - mean) / std
@@ -81,12 +65,12 @@ def _encode_whole(vae: AutoencoderKLWan, frames: Frames) -> Tensor:
     return parameters
 
 
-def _encode_slots(vae: AutoencoderKLWan, frames: Frames) -> Tensor:
+def _encode_slots(vae: AutoencoderKLWan, frames: Frames, geometry: Geometry) -> Tensor:
     """`_encode_whole` with one slot's pixels on the device at a time."""
     vae.clear_cache()
     try:
         slots = []
-        for held in map(frames_of, range(latent_frames(len(frames)))):
+        for held in map(geometry.frames_of, range(geometry.latent_frames(len(frames)))):
             pixels = _pixels(vae, frames[held.start : held.stop])
             if vae.config.patch_size is not None:
                 pixels = patchify(pixels, patch_size=vae.config.patch_size)
@@ -112,8 +96,8 @@ def decode(vae: AutoencoderKLWan, latents: Tensor) -> Frames:
     """
     latents = latents.to(vae.device, torch.float32)
     mean, std = _statistics(vae, latents)
-    factor = int(vae.config.scale_factor_spatial)
-    count, height, width = pixel_frames(latents.shape[2]), latents.shape[3] * factor, latents.shape[4] * factor
+    geometry = geometry_of(vae.config, (1, 1, 1))
+    count, height, width = geometry.pixel_frames(latents.shape[2]), *(n * geometry.spatial for n in latents.shape[3:])
     frames = np.empty((count, height, width, 3), np.uint8)
     done = 0
     for pixels in decoded(vae, (latents * std + mean).to(vae.dtype)):
@@ -165,33 +149,10 @@ def _configured(vae: AutoencoderKLWan) -> tuple[Sequence[float], Sequence[float]
     return vae.config.latents_mean, vae.config.latents_std
 
 
-@torch.no_grad()
-def encode_text(text_encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> Tensor:
-    """Encode prompts to [B, 512, D] in the encoder's dtype, zero past each prompt's end, as the stock WanPipeline does.
-
-    One prompt at a time, so that a prompt's bits do not depend on its neighbours. A prompt of more than 512 tokens is
-    cut to them, and a UserWarning says where.
-    """
-    return torch.cat([_encode_prompt(text_encoder, tokenizer, prompt_clean(prompt)) for prompt in prompts])
-
-
-def _encode_prompt(text_encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
-    inputs = tokenizer(prompt, return_attention_mask=True, return_tensors="pt", truncation=True, max_length=TEXT_TOKENS,
-                       padding="max_length")  # fmt: skip
-    ids, mask = inputs.input_ids, inputs.attention_mask
-    length = int(mask.sum())
-    if length == TEXT_TOKENS:
-        _warn_if_cut(tokenizer, prompt)
-    hidden = text_encoder(ids.to(text_encoder.device), mask.to(text_encoder.device)).last_hidden_state
-    return torch.cat([hidden[:, :length], hidden.new_zeros(1, TEXT_TOKENS - length, hidden.shape[2])], dim=1)
-
-
-def _warn_if_cut(tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:
-    ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-    if len(ids) > TEXT_TOKENS:
-        lost = tokenizer.decode(ids[TEXT_TOKENS - 1 :][:12], skip_special_tokens=True).strip()
-        warnings.warn(
-            f"The prompt has {len(ids)} tokens and the model reads {TEXT_TOKENS}: everything from {lost!r} on has no "
-            "effect; shorten it.",
-            stacklevel=4,
-        )
+def fingerprint(vae: AutoencoderKLWan) -> str:
+    """A short hash that tells autoencoders apart: config and outer convolutions."""
+    config = {key: value for key, value in vae.config.items() if not key.startswith("_")}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for layer in (vae.encoder.conv_in, vae.quant_conv, vae.post_quant_conv, vae.decoder.conv_out):
+        digest.update(layer.weight.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
