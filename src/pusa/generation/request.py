@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import field, fields, replace
+from dataclasses import KW_ONLY, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, TypedDict, TypeVar
 
@@ -85,12 +85,13 @@ def _size(value: Any) -> Any:
 class Sampling:
     """How the sampler walks from noise to clip. None stands for the model's own default."""
 
+    _: KW_ONLY
     steps: Annotated[
         int | None,
         Ge(1),
         Le(MAX_STEPS),
         Option("Sampling steps.", f"give a whole number from 1 to {MAX_STEPS}", of_model=True),
-    ] = field(default=None, kw_only=True)
+    ] = None
     guidance: Annotated[
         float | None,
         Option(
@@ -98,7 +99,7 @@ class Sampling:
             "give a finite number, 1 for none",
             of_model=True,
         ),
-    ] = field(default=None, kw_only=True)
+    ] = None
     guidance_2: Annotated[
         float | None,
         Option(
@@ -108,7 +109,7 @@ class Sampling:
             falls_back_to="guidance",
             experts=True,
         ),
-    ] = field(default=None, kw_only=True)
+    ] = None
     boundary: Annotated[
         float | None,
         Ge(0),
@@ -119,7 +120,7 @@ class Sampling:
             of_model=True,
             experts=True,
         ),
-    ] = field(default=None, kw_only=True)
+    ] = None
     shift: Annotated[
         float | None,
         Gt(0),
@@ -128,7 +129,7 @@ class Sampling:
             "give a number above 0, such as 5 (1 leaves the grid evenly spaced)",
             of_model=True,
         ),
-    ] = field(default=None, kw_only=True)
+    ] = None
     schedule: Annotated[
         str | None,
         Option(
@@ -139,8 +140,8 @@ class Sampling:
             default=DEFAULT,
             convert=_schedule,
         ),
-    ] = field(default=None, kw_only=True)
-    solver: Annotated[Solver, Option("ODE solver.")] = field(default="euler", kw_only=True)
+    ] = None
+    solver: Annotated[Solver, Option("ODE solver.")] = "euler"
 
     def sampling(self) -> dict[str, Any]:
         """The values of the fields of `Sampling`, by name."""
@@ -165,23 +166,20 @@ class Request(Sampling):
 
     task: ClassVar[str]
 
-    negative_prompt: Annotated[str, Option("What the clip should not show.")] = field(default="", kw_only=True)
+    _: KW_ONLY
+    negative_prompt: Annotated[str, Option("What the clip should not show.")] = ""
     seed: Annotated[
         int,
         Ge(0),
         Lt(SEEDS),
         Option("The same seed gives the same clip.", f"give a whole number from 0 to {SEEDS - 1}"),
-    ] = field(default=0, kw_only=True)
-    frames: Annotated[int | None, Option("Length in pixel frames.", "give a whole number", of_model=True)] = field(
-        default=None, kw_only=True
-    )
+    ] = 0
+    frames: Annotated[int | None, Option("Length in pixel frames.", "give a whole number", of_model=True)] = None
     size: Annotated[
         Size | None,
         Option("Width and height in pixels.", "give whole numbers (width, height)", of_model=True, convert=_size),
-    ] = field(default=None, kw_only=True)
-    fit: Annotated[Fit, Option("How pictures and clips of another shape are brought to the size.")] = field(
-        default="crop", kw_only=True
-    )
+    ] = None
+    fit: Annotated[Fit, Option("How pictures and clips of another shape are brought to the size.")] = "crop"
 
     def check(self, limits: _Limits[Decided]) -> Decided:
         """Return the `Settings` of the sampled window. Raises InputError for what the model cannot make."""
@@ -257,9 +255,10 @@ class Generate(Request):
     conditions: Annotated[
         tuple[Image | Clip, ...], Option("Pictures and clips at their frames.", convert=conditions)
     ] = ()
+    _: KW_ONLY
     init: Annotated[
         Clip | None, Option("A whole clip to edit: its motion stays, the prompt repaints it.", convert=edited)
-    ] = field(default=None, kw_only=True)
+    ] = None
     strength: Annotated[
         float | None,
         Gt(0),
@@ -269,14 +268,14 @@ class Generate(Request):
             "give a number above 0 and at most 1",
             default=f"{EDIT_STRENGTH:g}",
         ),
-    ] = field(default=None, kw_only=True)
+    ] = None
     matrix: Annotated[
         Any,
         Option(
             "A timestep matrix of your own: a JSON file. It replaces steps, shift, schedule and noise.",
             schema={"type": ["object", "array", "string", "null"]},
         ),
-    ] = field(default=None, kw_only=True)
+    ] = None
 
     def __post_init__(self) -> None:
         if self.init is None and self.strength is not None:
@@ -341,12 +340,11 @@ class Extend(Request):
 
     clip: Annotated[Any, Option("The clip to continue.", schema={"type": "string"}, convert=_source)]
     prompt: Annotated[str, Option("What the new frames show.", "give a text, which may be empty")] = ""
-    direction: Annotated[Direction, Option("Whether the new frames follow the clip or precede it.")] = field(
-        default="forward", kw_only=True
-    )
+    _: KW_ONLY
+    direction: Annotated[Direction, Option("Whether the new frames follow the clip or precede it.")] = "forward"
     overlap: Annotated[
         int | None, Option("How many frames of the clip the model sees.", "give a whole number", of_model=True)
-    ] = field(default=None, kw_only=True)
+    ] = None
     noise: Annotated[
         Noise | tuple[Noise, ...],
         Option(
@@ -354,7 +352,7 @@ class Extend(Request):
             "give a number from 0 to 1, or one for each latent frame",
             convert=listed,
         ),
-    ] = field(default=0.0, kw_only=True)
+    ] = 0.0
 
     def check(self, limits: _Limits[Decided]) -> Decided:
         overlap, added = limits.window(self.frames, self.overlap, clips=1)
@@ -381,16 +379,17 @@ class Transition(Request):
     a: Annotated[Any, Option("The clip to start from.", schema={"type": "string"}, convert=_source)]
     b: Annotated[Any, Option("The clip to arrive at.", schema={"type": "string"}, convert=_source)]
     prompt: Annotated[str, Option("What the frames between them show.", "give a text, which may be empty")] = ""
+    _: KW_ONLY
     overlap: Annotated[
         int | None, Option("How many frames of each clip the model sees.", "give a whole number", of_model=True)
-    ] = field(default=None, kw_only=True)
+    ] = None
     noise: Annotated[
         Noise,
         Option(
             "Noise multiplier of both overlaps: 0 keeps them exactly, more gives the new frames more freedom.",
             "give a number from 0 to 1",
         ),
-    ] = field(default=0.0, kw_only=True)
+    ] = 0.0
 
     def check(self, limits: _Limits[Decided]) -> Decided:
         overlap, added = limits.window(self.frames, self.overlap, clips=2)
