@@ -37,7 +37,7 @@ def pristine() -> WanTransformer3DModel:
 
 
 def components() -> Any:
-    """A backbone with a fresh copy of the transformer, no text encoder, and of an autoencoder only the configuration."""
+    """A backbone with a fresh copy of the transformer, without text encoder; the autoencoder is a configuration."""
     transformer = VectorWanTransformer3DModel.upgrade(copy.deepcopy(pristine())).requires_grad_(False)
     nothing: Any = None
     vae: Any = SimpleNamespace(config={})
