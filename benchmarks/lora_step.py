@@ -72,10 +72,11 @@ def work(kind: str, options: argparse.Namespace, pipe: Connection) -> None:
 
     from pusa.core.objectives import flow_matching_loss
     from pusa.models.wan.autoencoder import GEOMETRIES
+    from pusa.models.wan.operations import StepCounter
     from pusa.models.wan.text import TOKENS
     from pusa.models.wan.transformer import VectorWanTransformer3DModel
     from pusa.training.config.sections import TARGETS
-    from pusa.training.costs import StepCounter, device_name, matmul_rate, peak_memory
+    from pusa.training.costs import device_name, matmul_rate, peak_memory
 
     if options.threads:
         torch.set_num_threads(options.threads)

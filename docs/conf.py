@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -51,6 +52,7 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 autosummary_generate = True
+shutil.rmtree(Path(__file__).parent / "api" / "generated", ignore_errors=True)  # pages of modules that have moved
 copybutton_prompt_text = "$ "
 
 html_theme = "furo"

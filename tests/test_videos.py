@@ -209,7 +209,7 @@ BAD_CLIPS: dict[str, tuple[Callable[[Path], object], str]] = {
     "picture.png": (lambda p: PILImage.fromarray(ramp()).save(p), "is a picture, but a video is needed"),
     "picture.jpg": (lambda p: PILImage.fromarray(ramp()).save(p), "is a picture, but a video is needed"),
     "sound.m4a": (sound_only, "no video track"),
-    "headless.mp4": (headless, "damaged|no frames|no picture"),
+    "headless.mp4": (headless, "damaged|no frames|no video"),
     "cut.mp4": (lambda p: noise(p, 0.7), "damaged, cut off"),
     "cut_late.mp4": (lambda p: noise_faststart(p, 0.9), "cut off"),
     "cut_early.mp4": (lambda p: noise_faststart(p, 0.3), "cut off"),

@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from pusa.errors import Cancelled as Cancelled
     from pusa.errors import InputError as InputError
     from pusa.errors import PusaError as PusaError
+    from pusa.generation.given import Clip as Clip
+    from pusa.generation.given import Image as Image
     from pusa.generation.pipeline import Pipeline as Pipeline
     from pusa.generation.pipeline import extend as extend
     from pusa.generation.pipeline import load as load
     from pusa.generation.pipeline import transition as transition
-    from pusa.generation.request import Clip as Clip
-    from pusa.generation.request import Image as Image
     from pusa.models.lora.runtime import LoraFile as LoraFile
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Cancelled": "pusa.errors",
-    "Clip": "pusa.generation.request",
-    "Image": "pusa.generation.request",
+    "Clip": "pusa.generation.given",
+    "Image": "pusa.generation.given",
     "InputError": "pusa.errors",
     "LoraFile": "pusa.models.lora.runtime",
     "Pipeline": "pusa.generation.pipeline",

@@ -16,9 +16,9 @@ from safetensors import safe_open
 from pusa import embedded
 from pusa.core import schedules, sigmas
 from pusa.errors import InputError
+from pusa.generation.given import Clip, Image
 from pusa.generation.pipeline import extend, load, transition
 from pusa.generation.provenance import read, regenerate
-from pusa.generation.request import Clip, Image
 from pusa.images import write_image
 from pusa.models.lora import runtime
 from pusa.videos import write_video

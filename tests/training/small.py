@@ -37,11 +37,12 @@ def pristine() -> WanTransformer3DModel:
 
 
 def components() -> Any:
-    """A backbone with a fresh copy of the transformer, without text encoder; the autoencoder is a configuration."""
+    """A backbone with no weights in its autoencoder and no text encoder, with a fresh copy of the transformer."""
     transformer = VectorWanTransformer3DModel.upgrade(copy.deepcopy(pristine())).requires_grad_(False)
-    nothing: Any = None
-    vae: Any = SimpleNamespace(config={})
-    return WanBackbone(vae, nothing, nothing, "small", transformer, "small", Defaults())
+    vae: Any = SimpleNamespace(config={"scale_factor_spatial": 8})
+    text_encoder: Any = None
+    tokenizer: Any = None
+    return WanBackbone(vae, text_encoder, tokenizer, "small", transformer, "small", Defaults())
 
 
 class Samples(Sequence[Any]):

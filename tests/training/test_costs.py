@@ -10,8 +10,9 @@ import torch
 from peft import LoraConfig
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from pusa.models.wan.operations import StepCounter
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
-from pusa.training.costs import Costs, StepCounter, matmul_rate, peak_memory, scaled
+from pusa.training.costs import Costs, matmul_rate, peak_memory, scaled
 
 aten = torch.ops.aten
 FUSED_ON_CPU = {  # torch counts the fused attention of a GPU; the CPU's is the same sum

@@ -19,10 +19,11 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 
 from pusa.errors import InputError
-from pusa.models.wan.transformer import VectorWanTransformer3DModel
+from pusa.models.wan.backbone import WanBackbone
+from pusa.models.wan.operations import StepCounter
 from pusa.processes import ProcessGroup
 from pusa.training import tracking, validation
-from pusa.training.costs import Costs, StepCounter
+from pusa.training.costs import Costs
 from pusa.training.monitoring import Monitor
 from pusa.training.run_folder import Run
 from pusa.training.tracking import Tracker
@@ -31,10 +32,10 @@ from tests.training import small
 
 
 @pytest.fixture
-def model() -> VectorWanTransformer3DModel:
-    model = small.components().transformer
-    model.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), "pusa")
-    return model
+def model() -> WanBackbone:
+    backbone: WanBackbone = small.components()
+    backbone.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), "pusa")
+    return backbone
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +57,7 @@ def test_a_record_gets_its_measurements_and_keeps_the_rest(tmp_path: Path, model
         mine_later = record(2)
         tracker.step(mine_later)
     assert {k: v for k, v in mine.items() if k in record(1)} == {k: v for k, v in record(1).items() if k != "seconds"}
-    flops = StepCounter(model)(2, 24, 6)
+    flops = StepCounter(model.transformer)(2, 24, 6)
     assert (mine["flops"], mine["recomputed"]) == (flops.model, 0)
     timing = mine_later["timing"]
     assert timing["seconds"] == 1e-4
@@ -99,7 +100,7 @@ def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path: Path
     assert (costs.steps, costs.samples, costs.tokens) == (6, 12, 144)
     lines = [json.loads(line)["timing"] for line in (cut / "log.jsonl").read_text().splitlines()]
     assert costs.seconds == pytest.approx(sum(line["seconds"] for line in lines))
-    step = StepCounter(model)(2, 24, 6)
+    step = StepCounter(model.transformer)(2, 24, 6)
     assert costs.flops == 6 * (step.model + step.recomputed)
     assert costs.money == pytest.approx(costs.device_hours * 3600)
     assert Costs.read(cut / "cost.json") == costs

@@ -111,6 +111,6 @@ def _images(given: tuple[str, ...]) -> dict[str, Path]:
 
 def _check_frame(text: str, what: str) -> None:
     """InputError unless it is a frame or a time; which a clip has is for each clip to say."""
-    from pusa.generation.request import frame_index
+    from pusa.generation.given import frame_index
 
     frame_index(text, sys.maxsize, 1.0, what)

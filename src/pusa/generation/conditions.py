@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pusa.errors import InputError
+from pusa.generation.given import Clip, Encoding, Image, frame_index
 from pusa.generation.pictures import open_picture
-from pusa.generation.request import Clip, Encoding, Image, frame_index
 from pusa.generation.sources import ClipSource, open_clip
 from pusa.images import Fit, Frames, fit
 from pusa.models.backbone import Encoders, Geometry

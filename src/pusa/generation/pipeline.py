@@ -27,17 +27,16 @@ from pusa.generation import plans
 from pusa.generation.advice import advice
 from pusa.generation.clip import GeneratedClip
 from pusa.generation.conditions import Known
+from pusa.generation.given import Clip, Image
 from pusa.generation.model import Model
 from pusa.generation.plans import Plan
 from pusa.generation.request import (
     SEEDS,
     VERSION,
-    Clip,
     Extend,
     ExtendOptions,
     Generate,
     GenerateOptions,
-    Image,
     Request,
     Transition,
     TransitionOptions,

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -167,6 +167,46 @@ class Text:
         )
 
 
+@dataclass(frozen=True)
+class Flops:
+    """Operations of the forward and backward pass, and of forward passes that gradient checkpointing repeats."""
+
+    forward: int
+    backward: int
+    recomputed: int = 0
+
+    @property
+    def model(self) -> int:
+        """The operations of the forward and backward pass, which count towards MFU."""
+        return self.forward + self.backward
+
+
+class Sizes(Protocol):
+    """The sizes of a network, from configurations alone; they decide the operations and the memory of a training."""
+
+    @property
+    def geometry(self) -> Geometry: ...
+    @property
+    def parameters(self) -> int:
+        """The number of parameters of the transformer."""
+
+    @property
+    def layers(self) -> Mapping[str, tuple[int, int]]:
+        """{name: (inputs, outputs)} of the linear layers of the blocks."""
+
+    def tokens(self, frames: int, size: tuple[int, int]) -> int:
+        """Return the tokens of a clip of `frames` pixel frames and (width, height) pixels."""
+
+    def step(self, tokens: int, *, keeps_base: bool, extra: int, checkpointing: bool) -> float:
+        """Return the operations of the forward and backward pass of a clip of `tokens` tokens.
+
+        keeps_base: the weights do not change. extra: parameters of the adapter.
+        """
+
+    def activations(self, tokens: int, checkpointing: bool) -> int:
+        """Return how many numbers such a clip stores for the backward pass."""
+
+
 class Encoders(Protocol):
     """What clips and captions are encoded with; a training needs nothing else before its cache is full."""
 
@@ -257,3 +297,9 @@ class Backbone(Encoders, Protocol):
 
     def exact_modules(self, network: Any) -> Sequence[Any]:
         """The modules of a transformer that have to compute in float32 also in mixed precision."""
+
+    def step_counter(self, network: Any) -> Callable[[int, int, int], Flops]:
+        """A function from (clips, tokens, latent frames of all clips) to the operations of a training step.
+
+        network: a transformer with its adapters, as it is trained; it may lie on the meta device.
+        """

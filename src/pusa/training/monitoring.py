@@ -112,7 +112,7 @@ class Monitor:
         config = self.config
         return Tracker(
             self.out,
-            self.components.transformer,
+            self.components,
             steps=config.train.steps,
             dtype=torch.bfloat16 if config.train.precision == "bf16" else torch.float32,
             devices=group.size,

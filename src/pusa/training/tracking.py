@@ -18,16 +18,16 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from diffusers import WanTransformer3DModel
 
-from pusa.training.costs import Costs, StepCounter, device_name, matmul_rate, peak_memory
+from pusa.models.backbone import Backbone, Flops
+from pusa.training.costs import Costs, device_name, matmul_rate, peak_memory
 from pusa.training.loggers import LOGGERS, Logger, check
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ ASIDES = ("validation", "previews")
 class Tracker:
     """Shows and measures one training, on rank 0. Use it as a context manager, and call `finish` inside.
 
-    folder: of the run. transformer: the trained model with its adapter; its operations are counted at the first step.
+    folder: of the run. backbone: its transformer is trained; the operations are counted at the first step.
     steps: of the training. dtype: of the arithmetic. devices: how many train together. clips: clips in the training
     set. price: money for one hour of one device. loggers: names, see `loggers.LOGGERS`. config: settings for loggers
     that show them. quiet: print nothing to stderr.
@@ -55,7 +55,7 @@ class Tracker:
     def __init__(
         self,
         folder: Path,
-        transformer: WanTransformer3DModel,
+        backbone: Backbone,
         *,
         steps: int,
         dtype: torch.dtype = torch.float32,
@@ -68,13 +68,14 @@ class Tracker:
         quiet: bool = False,
     ) -> None:
         check(list(loggers))
-        self.folder, self.transformer, self.steps, self.dtype = folder, transformer, steps, dtype
+        self.folder, self.backbone, self.steps, self.dtype = folder, backbone, steps, dtype
+        self.transformer = backbone.transformer
         self.devices, self.clips, self.price, self.currency = devices, clips, price, currency
         self.config, self.quiet, self.wanted = dict(config or {}), quiet, list(loggers)
         self.drawing = not quiet and sys.stderr.isatty()
         self.totals: dict[str, float] = {}
         self.rate: float | None = None
-        self._counter: StepCounter | None = None
+        self._counter: Callable[[int, int, int], Flops] | None = None
         self._loggers: dict[str, Logger] = {}
         self._bar: tuple[Progress, TaskID] | None = None
         self._mean: float | None = None
@@ -118,7 +119,7 @@ class Tracker:
         seconds = min(float(record.pop("seconds", passed)), passed)
         self._last, self._done = now, record["step"]
         if self._counter is None:
-            self._counter = StepCounter(self.transformer)
+            self._counter = self.backbone.step_counter(self.transformer)
         flops = self._counter(record["clips"], record["tokens"], sum(record["frames_by_sigma"]))
         record |= {"flops": flops.model, "recomputed": flops.recomputed}
         assert self.rate is not None

@@ -140,7 +140,7 @@ def test_a_manifest_replaces_no_other_file(info: Path, tmp_path: Path, ask: Ask)
     for size in ("0x480", "0x0", "480x0"):
         assert ask("manifest", mine, "--out", tmp_path / "m.jsonl", "--size", size)[0] == 2
     code, found = ask("manifest", mine, "--out", mine)
-    assert (code, "is not a manifest" in found["error"]["message"]) == (2, True)
+    assert (code, "manifest; give another name" in found["error"]["message"]) == (2, True)
     assert mine.read_bytes() == info.read_bytes()
     for suite in ("smoke", "core"):
         assert ask("manifest", mine, "--out", tmp_path / "m.jsonl", "--suite", suite)[0] == 0

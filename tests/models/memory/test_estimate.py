@@ -19,7 +19,7 @@ from pusa.models.memory import estimate, meta_networks, profiles
 from pusa.models.memory.estimate import Rehearsal
 from pusa.models.memory.profiles import PLAIN, PROFILES
 from pusa.models.wan.autoencoder import GEOMETRIES
-from pusa.training.costs import StepCounter
+from pusa.models.wan.operations import StepCounter
 
 WAN14B = {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "num_layers": 40, "in_channels": 16,
           "out_channels": 16, "text_dim": 4096, "patch_size": [1, 2, 2]}  # fmt: skip
@@ -44,7 +44,7 @@ def wan14b(tmp_path_factory: pytest.TempPathFactory) -> Rehearsal:
     }.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(data))
-    return Rehearsal.of("wan", folder, size=(832, 480), frames=81, geometry=WAN, on_cpu=False)
+    return Rehearsal.of("wan", folder, size=(832, 480), frames=81, on_cpu=False)
 
 
 def test_weights_are_those_of_the_model(tiny: Rehearsal, tiny_pipe) -> None:

@@ -47,6 +47,7 @@ from pusa.models.wan import defaults, original_layout, recognise
 from pusa.models.wan.autoencoder import FRAMES_PER_SLOT, geometry_of
 from pusa.models.wan.backbone import WanBackbone, WanEncoders
 from pusa.models.wan.recognise import TRANSFORMER, TRANSFORMER_2
+from pusa.models.wan.sizes import WanSizes
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
 
 
@@ -306,6 +307,11 @@ def geometry(name: str, folder: Path, beside: Beside | None = None) -> Geometry:
     else:
         autoencoder = config(name, folder, "vae", beside)
     return geometry_of(autoencoder, patch_of(transformer))
+
+
+def sizes(name: str, folder: Path) -> WanSizes:
+    """What decides the operations and the memory of a training, from the configurations of the model at `folder`."""
+    return WanSizes.of(*(config(name, folder, part) for part in ("transformer", "vae")))
 
 
 def patch_of(transformer: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -60,7 +60,7 @@ class Lora:
     scale: float
     ranks: tuple[int, ...]
     modules: int
-    deltas: int = 0
+    differences: int = 0
     expert: Expert | None = None
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 from pusa.images import Frames
 from pusa.models.backbone import Defaults, Geometry, Text
 from pusa.models.wan import autoencoder, text
+from pusa.models.wan.operations import StepCounter
 from pusa.models.wan.transformer import VectorWanTransformer3DModel, is_beginning
 
 
@@ -116,6 +117,10 @@ class WanBackbone(WanEncoders):
     def exact_modules(self, network: VectorWanTransformer3DModel) -> Sequence[nn.Module]:
         """The time embedder: rounded to bfloat16, neighbouring timesteps would become one."""
         return [network.condition_embedder.time_embedder]
+
+    def step_counter(self, network: VectorWanTransformer3DModel) -> StepCounter:
+        """The operations of a training step, counted layer by layer."""
+        return StepCounter(network)
 
 
 def velocity(
