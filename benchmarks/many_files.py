@@ -49,9 +49,9 @@ def make_clips(folder: Path, count: int) -> None:
 def run(verb: str, folder: Path, cache: Path) -> dict[str, float]:
     """One command in a process of its own. seconds of wall and of CPU, peak memory in bytes."""
     command = [sys.executable, "-m", "pusa", verb, str(folder), "--model", "tiny-base", "--json", "--quiet"]
-    command += ["--buckets", f"{world.SIZE}x{world.SIZE}x{FRAMES}"]
+    command += ["--data.buckets", f"{world.SIZE}x{world.SIZE}x{FRAMES}"]
     if verb == "prepare":
-        command += ["--cache", str(cache)]
+        command += ["--data.cache", str(cache)]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

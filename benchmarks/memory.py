@@ -73,7 +73,7 @@ def restart() -> None:
 
 
 def predict(folder: Path, width: int, height: int, frames: int, profile: str | None) -> dict[str, float]:
-    """What `pusa info --memory` says of the same."""
+    """What `pusa info --memory` predicts for the same."""
     from pusa.models.memory.estimate import Rehearsal
     from pusa.models.memory.profiles import PLAIN, named
 

@@ -81,7 +81,7 @@ def clip(folder: Path, options: argparse.Namespace, dtype: str) -> dict[str, Any
     """Predict and make the clip with the commands that a user has."""
     pusa = [sys.executable, "-m", "pusa"]
     shape = ["--size", options.size, "--frames", str(options.frames), "--guidance", "1", "--dtype", dtype, "--json"]
-    command = [*pusa, "info", str(folder), "--memory", "--profile", "cpu", *shape]
+    command = [*pusa, "info", str(folder), "--memory", "cpu", *shape]
     said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     (plan,) = said["profiles"]
     command = [*pusa, "generate", "a boat on a lake", "--model", str(folder), "--steps", str(options.steps), *shape]

@@ -13,7 +13,7 @@ import yaml
 import pusa
 from pusa import embedded
 from pusa.cli import app
-from pusa.cli.shared.flag_aliases import translate
+from pusa.cli.shared.flag_aliases import renamed, translate
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -68,6 +68,14 @@ def test_links_lead_to_files(name: str) -> None:
         assert (ROOT / name).parent.joinpath(target).exists() or drawn_by_the_embedded_model, target
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_files_that_a_page_names_exist(name: str) -> None:
+    for path in re.findall(
+        r"\b(?:tests|src|recipes|benchmarks|docs|examples)/[\w/.-]+\.(?:py|md|yaml|sh|json)\b", read(name)
+    ):
+        assert (ROOT / path).exists(), path
+
+
 def commands() -> list[str]:
     """Every `pusa VERB ...` in the code blocks of the pages, with continued lines joined and comments removed."""
     found: list[str] = []
@@ -81,12 +89,13 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_the_command_is_well_formed(command: str) -> None:
-    tokens = shlex.split(command.replace("--model ...", ""), comments=True)[1:]
+    tokens = shlex.split(command.replace("--model.source ...", ""), comments=True)[1:]
+    assert not renamed(tokens)[1], "a former spelling"
     app.parse_args(translate(tokens), exit_on_error=False, print_error=False)
 
 
 def test_the_tasks_of_the_demo_are_on_the_page_about_making_clips(tmp_path: Path) -> None:
-    from pusa.cli.tasks import tasks
+    from pusa.cli.demo.tasks import tasks
 
     listed = {tuple(shlex.split(command)[1:]) for command in commands()}
     for task in tasks(tmp_path):

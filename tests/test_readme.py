@@ -1,4 +1,4 @@
-"""The README's commands, run as they stand on a random model, and the tree that it draws."""
+"""The README's commands, run as they stand on a random model. tests/test_project.py checks its links."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from pusa import embedded
 from pusa.cli import app, run
 from pusa.cli.shared.flag_aliases import translate
 from pusa.embedded import world
@@ -54,16 +53,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_table_has_every_task_of_the_demo(inputs: Path) -> None:
-    from pusa.cli.demo.tasks import tasks
-
-    table = {tuple(shlex.split(command)[1:]) for command in RUNNABLE}
-    for task in tasks(inputs):
-        tokens = tuple(token.replace(f"{inputs}/", "") for token in task.tokens)
-        if task.title != "Image to video, a shape":
-            assert tokens in table, f"{task.title} is not in the README's table"
-
-
 @pytest.mark.parametrize("command", RUNNABLE)
 def test_the_command_runs(command: str, model: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(inputs)
@@ -101,15 +90,3 @@ def test_the_python_block_runs(model: Path, inputs: Path, monkeypatch: pytest.Mo
     (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
     exec(compile(block.replace('"tiny"', repr(str(model))), "README.md", "exec"), {})
     assert Path("cat.mp4").is_file()
-
-
-def test_the_tree_and_the_links_name_what_is_there() -> None:
-    tree = TEXT.split("## What is where")[1].split("```")[1]
-    parents: list[str] = []
-    for line in tree.strip().splitlines():
-        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
-        parents = [*parents[:depth], name]
-        assert (ROOT / "".join(parents)).exists(), name
-    for target in re.findall(r"\]\(([^)#:]+)\)", TEXT):
-        drawn_by_the_embedded_model = target.startswith("docs/images/") and not embedded.folder().is_dir()
-        assert (ROOT / target).exists() or drawn_by_the_embedded_model, target

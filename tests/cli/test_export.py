@@ -143,7 +143,10 @@ def test_a_run_at_another_averaging_length(pusa: Pusa, capsys: pytest.CaptureFix
     assert not torch.equal(load_file("short.safetensors")[key], own[key])
 
     assert main(["export", "run", "--ema", "0.15", "--to", "comfy", "--out", "b.safetensors"]) == 0
-    assert "average of relative length 0.15 at step 12 of the run run, computed from 6 snapshots" in capsys.readouterr().err
+    assert (
+        "average of relative length 0.15 at step 12 of the run run, computed from 6 snapshots"
+        in capsys.readouterr().err
+    )
     failed = pusa("run", "--ema", "0.5", "--to", "comfy", "--out", "c.safetensors")
     assert failed["code"] == 2
     assert "between 0 and 0.28" in failed["error"]["message"]

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from pusa.generation.advice import advice
+from pusa.generation.given import Image
 from pusa.generation.pipeline import Pipeline, load
-from pusa.generation.request import Image
 from pusa.generation.settings import Settings
 from pusa.models.lora.header import is_distilled, is_per_frame
 from pusa.models.lora.runtime import Lora

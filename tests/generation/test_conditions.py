@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 
 from pusa.errors import InputError
 from pusa.generation.conditions import Target, place, resolve
-from pusa.generation.request import Clip, Image
+from pusa.generation.given import Clip, Image
 from pusa.images import fit, write_image
 from pusa.models.wan.autoencoder import GEOMETRIES
 from pusa.videos import write_video

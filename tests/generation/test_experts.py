@@ -10,9 +10,9 @@ from diffusers import WanTransformer3DModel
 
 from pusa.core import Call, schedules, sigmas
 from pusa.errors import InputError
+from pusa.generation.given import Image
 from pusa.generation.pipeline import Pipeline, load
 from pusa.generation.provenance import regenerate
-from pusa.generation.request import Image
 from pusa.models.lora.runtime import LoraFile
 from pusa.models.memory import profiles
 from tests.models.lora_files import truth, written

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shutil
-from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -16,19 +14,8 @@ from pusa.core import schedules, sigmas
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import Cancelled, InputError
 from pusa.generation.conditions import Target, resolve
+from pusa.generation.given import Clip, Image
 from pusa.generation.pipeline import load
-from pusa.generation.request import (
-    Clip,
-    Extend,
-    ExtendOptions,
-    Generate,
-    GenerateOptions,
-    Image,
-    Sampling,
-    SamplingOptions,
-    Transition,
-    TransitionOptions,
-)
 from pusa.generation.settings import Settings
 
 PROMPT = "a red circle moves left"
@@ -204,17 +191,6 @@ def test_a_callback_sees_every_step_and_may_stop(tiny_pipe):
     assert seen == [(0, 3), (1, 3), (2, 3)]
     with pytest.raises(Cancelled):
         tiny_pipe.generate(PROMPT, steps=3, callback=lambda step: False)
-
-
-def test_the_options_for_type_checkers_are_the_fields():
-    for request, options in (
-        (Sampling, SamplingOptions),
-        (Generate, GenerateOptions),
-        (Extend, ExtendOptions),
-        (Transition, TransitionOptions),
-    ):
-        keywords = {one.name for one in dataclasses.fields(request) if one.kw_only}
-        assert get_type_hints(options).keys() == keywords
 
 
 def test_one_frame_is_a_picture(tiny_pipe, picture):

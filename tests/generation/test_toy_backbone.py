@@ -15,13 +15,15 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from pusa.core import TimestepMatrix, schedules, sigmas
+from pusa.core import schedules, sigmas
 from pusa.errors import InputError
+from pusa.generation.given import Clip, Image
 from pusa.generation.pipeline import Pipeline, extend, transition
 from pusa.generation.provenance import regenerate
-from pusa.generation.request import Clip, Image
 from pusa.models.backbone import Backbone, Defaults, Flops, Geometry, Text
+from pusa.processes import ProcessGroup
 from pusa.training.config.tree import Config
+from pusa.training.monitoring import Monitor
 from pusa.training.trainer import train
 
 PROMPT = "a dot"
@@ -172,34 +174,40 @@ def test_sentences_speak_of_its_frames(pipe: Pipeline) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_training(precision: str, toy: Backbone, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lora", [{"rank": 2, "targets": ["inside"]}, None], ids=["lora", "all weights"])
+def test_training(lora: dict[str, Any] | None, precision: str, toy: Backbone, tmp_path: Path) -> None:
+    """With validation, previews, costs and model card."""
+
     class Samples(list[Any]):
         buckets, keys, fingerprint = ["16x16x25"] * 4, list("abcd"), "four clips"
         empty_context = toy.encode_text([""]).tokens[0]
 
-    samples = Samples(
-        SimpleNamespace(
-            key=str(seed),
-            origin=f"{seed}.mp4",
-            latents=toy.encode(video(25, seed))[0],
-            context=toy.encode_text([f"clip {seed}"]).tokens[0],
-            caption=f"clip {seed}",
-        )
-        for seed in range(4)
-    )
+    def sample(seed: int) -> Any:
+        latents, caption = toy.encode(video(25, seed))[0], f"clip {seed}"
+        context = toy.encode_text([caption]).tokens[0]
+        return SimpleNamespace(key=str(seed), origin=f"{seed}.mp4", latents=latents, context=context, caption=caption)
+
+    class HeldOut(list[Any]):
+        keys = ("4",)
+
+    samples, held_out = Samples(sample(seed) for seed in range(4)), HeldOut([sample(4)])
     config = Config.model_validate({
-        "lora": {"rank": 2, "targets": ["inside"]},
-        "train": {"steps": 3, "batch": 2, "lr": 0.1, "workers": 0, "precision": precision},
+        "lora": lora,
+        "train": {"steps": 2, "batch": 2, "lr": 0.1, "workers": 0, "precision": precision},
+        "validate": {"every": 2},
+        "preview": {"every": 2, "steps": 2},
     })  # fmt: skip
-    result = train(config, tmp_path / "run", components=toy, samples=samples)
+    before = {name: p.detach().clone() for name, p in toy.transformer.named_parameters()}
+    out = tmp_path / "run"
+    with Monitor(config, out, toy, samples, held_out, ProcessGroup(), quiet=True) as watch:
+        result = train(
+            config, out, components=toy, samples=samples, held_out=held_out, tracker=watch.tracker, hooks=watch.hooks
+        )
+        costs = watch.finish()
     assert result.loss is not None
-    assert result.output.is_file()
-    trained = {name: p for name, p in toy.transformer.named_parameters() if "lora_B" in name}
-    assert trained
-    assert all(p.abs().max() > 0 for p in trained.values())
-
-
-def test_the_toy_is_a_backbone(toy: Backbone) -> None:
-    """mypy reads the fixtures above, which say so; and a matrix of it has a column for each slot of six frames."""
-    assert isinstance(Pipeline(toy).matrix(Pipeline(toy).limits.settings(frames=19), {}), TimestepMatrix)
-    assert Pipeline(toy).matrix(Pipeline(toy).limits.settings(frames=19), {}).frames == 4
+    assert result.output.exists()
+    assert costs is not None
+    assert costs.tokens == 2 * 2 * 5 * 4 * 4
+    assert {"validation.jsonl", "previews", "README.md", "cost.json"} <= {file.name for file in out.iterdir()}
+    after = dict(toy.transformer.named_parameters())
+    assert all(torch.equal(after[name], p) for name, p in before.items() if name in after) == (lora is not None)

@@ -115,6 +115,6 @@ def _images(given: tuple[str, ...]) -> dict[str, Path]:
 
 def _check_frame(text: str, what: str) -> None:
     """Raise InputError if the text is not a frame or a time. Whether a clip has this frame is checked later."""
-    from pusa.generation.request import frame_index
+    from pusa.generation.given import frame_index
 
     frame_index(text, sys.maxsize, 1.0, what)

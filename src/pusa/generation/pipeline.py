@@ -27,17 +27,16 @@ from pusa.generation import plans
 from pusa.generation.advice import advice
 from pusa.generation.clip import GeneratedClip
 from pusa.generation.conditions import Known
+from pusa.generation.given import Clip, Image
 from pusa.generation.model import Model
 from pusa.generation.plans import Plan
 from pusa.generation.request import (
     SEEDS,
     VERSION,
-    Clip,
     Extend,
     ExtendOptions,
     Generate,
     GenerateOptions,
-    Image,
     Request,
     Transition,
     TransitionOptions,
@@ -196,7 +195,7 @@ class Pipeline(Model):
                 raise InputError("The processes were asked for different clips: make the same calls in each of them.")
             x, prompt, negative = processes.broadcast([x, *(each.tokens for each in text)])
             text = text[0].like(prompt), text[1].like(negative)
-            callback = callback and self._heard_by_all(callback)
+            callback = callback and self._shared_stop(callback)
 
         def renoise(step: int) -> Tensor:
             return self.noise((seed ^ 0x9E3779B97F4A7C15 * (step + 1)) % SEEDS, settings)
@@ -220,12 +219,12 @@ class Pipeline(Model):
         for slots in {int(row.sum()) for row in matrix.visible}:
             context_parallel.check_tokens(slots, width * height, self.backbone.heads, self.group.size, geometry)
 
-    def _heard_by_all(self, callback: Callback) -> Callback:
-        """The callback, whose False on one process stops every process after the same step."""
+    def _shared_stop(self, callback: Callback) -> Callback:
+        """The callback; if it returns False on one process, every process stops after the same step."""
         return lambda step: not processes.any_rank(self.group, callback(step) is False)
 
     def advise(self, settings: Settings, *, given: bool) -> None:
-        """A UserWarning for each way in which the settings contradict the LoRAs; given: frames have conditions."""
+        """Warn if the settings contradict the LoRAs. given: whether some frames have conditions."""
         for sentence in advice(self.backbone.source, self.loras, settings, given=given, merged=self.defaults.per_frame):
             warnings.warn(sentence, stacklevel=4)
 
@@ -285,13 +284,17 @@ def load(
 ) -> Pipeline:
     """Load a model and make a pipeline of it.
 
-    source: "tiny" (embedded, with its adapter), "tiny-base" (without), a folder, a file or a hub id. vae, text_encoder:
-    files or folders for those parts, where the source lacks them; transformer_2: the expert for low noise, where the
-    source is a file of the one for high. lora: LoRA files to add, each at its lora_scale; a `LoraFile` says itself at
-    which strength and, of two experts, on which. dtype, device: see `checkpoints.load`, as for the rest. memory: a
-    profile of `pusa.models.memory.profiles`; by default everything lies on the device. share_tokens: the processes that
-    have met (`pusa.processes.join`) make each clip together, see `Model.share_tokens`. Raises InputError for what
-    cannot be loaded.
+    Args:
+        source: "tiny" (embedded, with its adapter), "tiny-base" (without), a folder, a file or a hub id.
+        vae, text_encoder: files or folders of these parts, if the source lacks them.
+        transformer_2: the low-noise expert, if the source is a file of the high-noise expert.
+        lora: LoRA files to add, each at its lora_scale. A `LoraFile` has its own strength and expert.
+        dtype: of transformer and text encoder; by default bfloat16 on a GPU and float32 on a CPU.
+        device: by default the GPU if there is one.
+        memory: a profile of `pusa.models.memory.profiles`; by default the whole model is on the device.
+        share_tokens: the processes of the group (`pusa.processes.join`) make each clip together.
+
+    Raises InputError for what cannot be loaded.
     """
     if share_tokens:
         context_parallel.check_model(source, processes.current_group().size)
@@ -309,8 +312,8 @@ def load(
         file = header.file_of(one.path).absolute()
         if own := next((x for x in pipe.loras if x.path == file and x.expert in (None, one.expert)), None):
             raise InputError(
-                f"{source} runs the LoRA {one.path} at strength {own.scale:g} by itself: leave it out, or give it to "
-                f"{sources.TINY_BASE} at the strength it should have."
+                f"{source} runs the LoRA {one.path} at strength {own.scale:g} by default: leave it out, or give it "
+                f"to {sources.TINY_BASE} with a strength."
             )
         pipe.load_lora(one.path, one.scale, expert=one.expert)
     if profile != profiles.PLAIN:
@@ -321,7 +324,7 @@ def load(
 
 
 def _lora_files(given: Sequence[str | Path | LoraFile], scales: float | Sequence[float]) -> list[LoraFile]:
-    """What to load; InputError unless there is a strength for each and no transformer would get a file twice."""
+    """The LoRAs to load. Raises InputError unless each has a strength and no transformer gets a file twice."""
     scales = list(scales) if isinstance(scales, Sequence) else [scales] * len(given)
     if len(scales) != len(given):
         raise InputError(f"{len(scales)} LoRA scales for {len(given)} LoRAs: give one for all or one each.")
@@ -332,6 +335,6 @@ def _lora_files(given: Sequence[str | Path | LoraFile], scales: float | Sequence
     for one in wanted:
         file = Path(os.path.normpath(header.file_of(one.path).absolute()))
         if any(file == other and (one.expert == expert or None in (one.expert, expert)) for other, expert in seen):
-            raise InputError(f"The LoRA {one.path} is given twice: give it once, at the strength it should have.")
+            raise InputError(f"The LoRA {one.path} is given twice: give it once, with one strength.")
         seen.append((file, one.expert))
     return wanted

@@ -27,8 +27,9 @@ from torch import Tensor
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
 from pusa.generation.conditions import Known, Target, place, resolve
+from pusa.generation.given import Clip, frame_index
 from pusa.generation.model import Model
-from pusa.generation.request import Clip, Extend, Generate, Request, Transition, frame_index
+from pusa.generation.request import Extend, Generate, Request, Transition
 from pusa.generation.settings import Settings
 from pusa.generation.sources import ClipSource, open_clip
 from pusa.images import fit as fit_frames
@@ -186,8 +187,8 @@ def _open(
         return source, settings
     if extra:
         warnings.warn(
-            f"{source.label} has {source.count} frames and a clip has {geometry.form()}: "
-            f"{extra} at its {cut} left out.",
+            f"{source.label} has {source.count} frames, and a clip has {geometry.form()}: {extra} at its {cut} "
+            f"{'is' if extra == 1 else 'are'} left out.",
             stacklevel=3,
         )
     kept = source.frames[extra:] if cut == "start" else source.frames[: source.count - extra]

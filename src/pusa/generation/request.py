@@ -11,26 +11,43 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import field, fields, replace
+from dataclasses import KW_ONLY, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, TypedDict, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from pusa.errors import InputError
 from pusa.generation import options
+from pusa.generation.given import Clip, Image, Noise, conditions, edited, frame_index, listed
 from pusa.generation.options import Option, strict_dataclass
 from pusa.generation.schedule import DEFAULT, Schedule
+
+Decided = TypeVar("Decided", covariant=True)
+Made = TypeVar("Made", covariant=True)
 
 if TYPE_CHECKING:
     from pusa.core.sampler import Step
     from pusa.core.timesteps import TimestepMatrix
-    from pusa.generation.clip import GeneratedClip
-    from pusa.generation.limits import Limits
-    from pusa.generation.pipeline import Pipeline
-    from pusa.generation.settings import Settings
 
     Callback = Callable[[Step], bool | None]
+
+
+class _Limits(Protocol[Decided]):
+    """What a model can make, see `pusa.generation.limits.Limits`."""
+
+    @property
+    def defaults(self) -> Any: ...
+    @property
+    def settings(self) -> Callable[..., Decided]: ...
+    def window(self, added: int | None, overlap: int | None, *, clips: int) -> tuple[int, int]: ...
+
+
+class _Pipeline(Protocol[Made]):
+    """What makes clips, see `pusa.generation.pipeline.Pipeline`."""
+
+    def make(self, request: Request, callback: Callback | None = None) -> Made: ...
+
 
 VERSION = 1
 """of the format of `Request.to_dict`"""
@@ -41,116 +58,13 @@ MAX_STEPS = 1000
 EDIT_STRENGTH = 0.6
 Fit = Literal["crop", "pad", "stretch"]
 """as in `pusa.images`, whose import takes longer than a help may"""
-Encoding = Literal["single", "repeat"]
 Solver = Literal["euler", "dpm++2m"]
 Direction = Literal["forward", "backward"]
 Size = tuple[int, int]
-Place = int | str
-
-
-# ----------------------------------------------------------------------------------------------------- what is known
-
-
-def _listed(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _place(value: Any) -> Any:
-    if isinstance(value, bool) or not re.fullmatch(r"-?\d+|(\d+\.?\d*|\.\d+)s", str(value).strip()):
-        raise InputError(f"{value!r} is not a frame: give a number, -1 for the last, or a time such as '1.5s'.")
-    return value
-
-
-Source = Annotated[Any, Option("A path.", schema={"type": "string"})]
-Noise = Annotated[float, Ge(0), Le(1)]
-_FRAME = Option("", "give a pixel frame, or a time such as 1.5s", convert=_place)
-_NOISE = "give a number from 0 to 1; 0 keeps it exactly, 1 ignores it"
-
-
-@strict_dataclass
-class Image:
-    """A picture at a pixel frame of the clip.
-
-    Attributes:
-        src: a path, a PIL picture, or uint8 [H, W, 3].
-        frame: a pixel frame, -1 for the last one, or a time such as "1.5s".
-        noise: the noise multiplier in [0, 1]: 0 keeps the picture exactly, 1 ignores it.
-        encoding: how the picture fills a latent frame that stands for several pixel frames. "single" encodes it alone,
-            as the official code does; "repeat" encodes a still clip of it; None is "repeat". At frame 0 both are equal.
-    """
-
-    src: Source
-    frame: Annotated[Place, _FRAME] = 0
-    noise: Annotated[Noise, Option("", _NOISE)] = 0.0
-    encoding: Encoding | None = None
-    type: Literal["image"] = field(default="image", kw_only=True, repr=False)
-
-
-@strict_dataclass
-class Clip:
-    """A part of a video at a place in the clip.
-
-    Attributes:
-        src: a path (read at the model's frame rate), uint8 [N, H, W, 3] at that rate, or a generated clip.
-        at: the pixel frame at which it begins, or a time. With a negative number it ends there: -1 ends with the last
-            frame.
-        frames: how many of its frames are used; None uses all from `start` on.
-        noise: the noise multiplier in [0, 1], one number or one for each latent frame.
-        start: its first frame that is used, negative from its end, or a time.
-    """
-
-    src: Source
-    at: Annotated[Place, _FRAME] = 0
-    frames: Annotated[int | None, Option("", "give a whole number of frames")] = None
-    noise: Annotated[
-        Noise | tuple[Noise, ...],
-        Option("", "give a number from 0 to 1, or one for each latent frame; 0 keeps it exactly", convert=_listed),
-    ] = 0.0
-    start: Annotated[Place, _FRAME] = 0
-    type: Literal["clip"] = field(default="clip", kw_only=True, repr=False)
-
-
-def frame_index(value: Place, count: int, fps: float, what: str) -> int:
-    """The pixel frame that a number, a number from the end, or a time "1.5s" means in a clip of `count` frames."""
-    text = str(_place(value)).strip()
-    frame = round(float(text[:-1]) * fps) if text.endswith("s") else int(text)
-    if not -count <= frame < count:
-        span = f"0 to {count - 1}, -{count} to -1, or 0s to {(count - 1) / fps:g}s"
-        raise InputError(f"{what}: frame {value} is outside the clip, which has {count} frames: {span}.")
-    return frame % count
-
-
-def _conditions(value: Any) -> tuple[Image | Clip, ...]:
-    if isinstance(value, Image | Clip):
-        raise InputError(f"The conditions are {type(value).__name__}(…): give a list of conditions.")
-    found = tuple(_condition(each) if isinstance(each, Mapping) else each for each in value)
-    for each in found:
-        if not isinstance(each, Image | Clip):
-            raise InputError(f"A condition is a pusa.Image or a pusa.Clip, not a {type(each).__name__}.")
-    return found
-
-
-def _condition(record: Mapping[str, Any]) -> Image | Clip:
-    """A condition from its dictionary; a sidecar names the source `path` and adds hashes of it."""
-    kind: type[Image | Clip] = Image if record.get("type") == "image" else Clip
-    values = {key: value for key, value in record.items() if not key.endswith("sha256")}
-    if "path" in values:
-        values["src"] = values.pop("path")
-    return kind(**values)
-
-
-def _edited(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    values = {key: x for key, x in value.items() if key != "noise" or any([x] if isinstance(x, int | float) else x)}
-    return _condition(values)
 
 
 def _source(value: Any) -> Any:
     return value["path"] if isinstance(value, Mapping) else value
-
-
-# ------------------------------------------------------------------------------------------------------ how it is made
 
 
 def _schedule(value: Any) -> Any:
@@ -171,12 +85,13 @@ def _size(value: Any) -> Any:
 class Sampling:
     """How the sampler walks from noise to clip. None stands for the model's own default."""
 
+    _: KW_ONLY
     steps: Annotated[
         int | None,
         Ge(1),
         Le(MAX_STEPS),
         Option("Sampling steps.", f"give a whole number from 1 to {MAX_STEPS}", of_model=True),
-    ] = field(default=None, kw_only=True)
+    ] = None
     guidance: Annotated[
         float | None,
         Option(
@@ -184,7 +99,7 @@ class Sampling:
             "give a finite number, 1 for none",
             of_model=True,
         ),
-    ] = field(default=None, kw_only=True)
+    ] = None
     guidance_2: Annotated[
         float | None,
         Option(
@@ -194,7 +109,7 @@ class Sampling:
             falls_back_to="guidance",
             experts=True,
         ),
-    ] = field(default=None, kw_only=True)
+    ] = None
     boundary: Annotated[
         float | None,
         Ge(0),
@@ -205,7 +120,7 @@ class Sampling:
             of_model=True,
             experts=True,
         ),
-    ] = field(default=None, kw_only=True)
+    ] = None
     shift: Annotated[
         float | None,
         Gt(0),
@@ -214,7 +129,7 @@ class Sampling:
             "give a number above 0, such as 5 (1 leaves the grid evenly spaced)",
             of_model=True,
         ),
-    ] = field(default=None, kw_only=True)
+    ] = None
     schedule: Annotated[
         str | None,
         Option(
@@ -225,8 +140,8 @@ class Sampling:
             default=DEFAULT,
             convert=_schedule,
         ),
-    ] = field(default=None, kw_only=True)
-    solver: Annotated[Solver, Option("ODE solver.")] = field(default="euler", kw_only=True)
+    ] = None
+    solver: Annotated[Solver, Option("ODE solver.")] = "euler"
 
     def sampling(self) -> dict[str, Any]:
         """The values of the fields of `Sampling`, by name."""
@@ -251,30 +166,29 @@ class Request(Sampling):
 
     task: ClassVar[str]
 
-    negative_prompt: Annotated[str, Option("What the clip should not show.")] = field(default="", kw_only=True)
+    _: KW_ONLY
+    negative_prompt: Annotated[str, Option("What the clip should not show.")] = ""
     seed: Annotated[
         int,
         Ge(0),
         Lt(SEEDS),
         Option("The same seed gives the same clip.", f"give a whole number from 0 to {SEEDS - 1}"),
-    ] = field(default=0, kw_only=True)
-    frames: Annotated[int | None, Option("Length in pixel frames.", "give a whole number", of_model=True)] = field(
-        default=None, kw_only=True
-    )
+    ] = 0
+    frames: Annotated[int | None, Option("Length in pixel frames.", "give a whole number", of_model=True)] = None
     size: Annotated[
         Size | None,
         Option("Width and height in pixels.", "give whole numbers (width, height)", of_model=True, convert=_size),
-    ] = field(default=None, kw_only=True)
-    fit: Annotated[Fit, Option("How pictures and clips of another shape are brought to the size.")] = field(
-        default="crop", kw_only=True
-    )
+    ] = None
+    fit: Annotated[Fit, Option("How pictures and clips of another shape are brought to the size.")] = "crop"
 
-    def check(self, limits: Limits) -> Settings:
-        """The settings of the sampled window. Raises InputError for what the model cannot make."""
+    def check(self, limits: _Limits[Decided]) -> Decided:
+        """Return the `Settings` of the sampled window. Raises InputError for what the model cannot make."""
         raise NotImplementedError
 
-    def run(self, pipe: Pipeline, callback: Callback | None = None) -> GeneratedClip:
-        """Make the clip. callback: called with a `Step` after each step; returning False raises `Cancelled`.
+    def run(self, pipe: _Pipeline[Made], callback: Callback | None = None) -> Made:
+        """Make the clip with a `Pipeline`.
+
+        callback: called with a `Step` after each step. If it returns False, `Cancelled` is raised.
 
         Raises InputError, before the model runs, when the request does not fit the model or a source cannot be used.
         """
@@ -339,11 +253,12 @@ class Generate(Request):
 
     prompt: Annotated[str, Option("What the clip shows.", "give a text, which may be empty")] = ""
     conditions: Annotated[
-        tuple[Image | Clip, ...], Option("Pictures and clips at their frames.", convert=_conditions)
+        tuple[Image | Clip, ...], Option("Pictures and clips at their frames.", convert=conditions)
     ] = ()
+    _: KW_ONLY
     init: Annotated[
-        Clip | None, Option("A whole clip to edit: its motion stays, the prompt repaints it.", convert=_edited)
-    ] = field(default=None, kw_only=True)
+        Clip | None, Option("A whole clip to edit: its motion stays, the prompt repaints it.", convert=edited)
+    ] = None
     strength: Annotated[
         float | None,
         Gt(0),
@@ -353,14 +268,14 @@ class Generate(Request):
             "give a number above 0 and at most 1",
             default=f"{EDIT_STRENGTH:g}",
         ),
-    ] = field(default=None, kw_only=True)
+    ] = None
     matrix: Annotated[
         Any,
         Option(
             "A timestep matrix of your own: a JSON file. It replaces steps, shift, schedule and noise.",
             schema={"type": ["object", "array", "string", "null"]},
         ),
-    ] = field(default=None, kw_only=True)
+    ] = None
 
     def __post_init__(self) -> None:
         if self.init is None and self.strength is not None:
@@ -373,8 +288,8 @@ class Generate(Request):
                 "out."
             )
 
-    def check(self, limits: Limits) -> Settings:
-        settings = limits.settings(
+    def check(self, limits: _Limits[Decided]) -> Decided:
+        settings: Any = limits.settings(
             frames=self.frames,
             size=self.size,
             strength=1.0 if self.init is None else EDIT_STRENGTH if self.strength is None else self.strength,
@@ -385,7 +300,8 @@ class Generate(Request):
             for one in self.conditions:
                 at = one.frame if isinstance(one, Image) else one.at
                 frame_index(at, settings.frames, limits.defaults.fps, _label(one.src))
-        return settings
+        decided: Decided = settings
+        return decided
 
     def own_matrix(self) -> TimestepMatrix | None:
         """`matrix` as a `TimestepMatrix`, or None; see `pusa.generation.own_matrix`."""
@@ -424,22 +340,21 @@ class Extend(Request):
 
     clip: Annotated[Any, Option("The clip to continue.", schema={"type": "string"}, convert=_source)]
     prompt: Annotated[str, Option("What the new frames show.", "give a text, which may be empty")] = ""
-    direction: Annotated[Direction, Option("Whether the new frames follow the clip or precede it.")] = field(
-        default="forward", kw_only=True
-    )
+    _: KW_ONLY
+    direction: Annotated[Direction, Option("Whether the new frames follow the clip or precede it.")] = "forward"
     overlap: Annotated[
         int | None, Option("How many frames of the clip the model sees.", "give a whole number", of_model=True)
-    ] = field(default=None, kw_only=True)
+    ] = None
     noise: Annotated[
         Noise | tuple[Noise, ...],
         Option(
             "Noise multiplier of the overlap: 0 keeps it exactly, more gives the new frames more freedom.",
             "give a number from 0 to 1, or one for each latent frame",
-            convert=_listed,
+            convert=listed,
         ),
-    ] = field(default=0.0, kw_only=True)
+    ] = 0.0
 
-    def check(self, limits: Limits) -> Settings:
+    def check(self, limits: _Limits[Decided]) -> Decided:
         overlap, added = limits.window(self.frames, self.overlap, clips=1)
         return limits.settings(frames=overlap + added, size=self.size, **self.sampling())
 
@@ -464,18 +379,19 @@ class Transition(Request):
     a: Annotated[Any, Option("The clip to start from.", schema={"type": "string"}, convert=_source)]
     b: Annotated[Any, Option("The clip to arrive at.", schema={"type": "string"}, convert=_source)]
     prompt: Annotated[str, Option("What the frames between them show.", "give a text, which may be empty")] = ""
+    _: KW_ONLY
     overlap: Annotated[
         int | None, Option("How many frames of each clip the model sees.", "give a whole number", of_model=True)
-    ] = field(default=None, kw_only=True)
+    ] = None
     noise: Annotated[
         Noise,
         Option(
             "Noise multiplier of both overlaps: 0 keeps them exactly, more gives the new frames more freedom.",
             "give a number from 0 to 1",
         ),
-    ] = field(default=0.0, kw_only=True)
+    ] = 0.0
 
-    def check(self, limits: Limits) -> Settings:
+    def check(self, limits: _Limits[Decided]) -> Decided:
         overlap, added = limits.window(self.frames, self.overlap, clips=2)
         return limits.settings(frames=added + 2 * overlap - 1, size=self.size, **self.sampling())
 

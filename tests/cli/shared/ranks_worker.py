@@ -20,8 +20,8 @@ from torch import Tensor
 from pusa.cli import main
 from pusa.core.sampler import Step
 from pusa.errors import InputError, PusaError
+from pusa.generation.given import Image
 from pusa.generation.pipeline import Pipeline, load
-from pusa.generation.request import Image
 from pusa.models.wan.transformer import FrameIndex
 from pusa.processes import ProcessGroup, current_group, join
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pusa.cli.shared.flag_aliases import SYNONYMS, translate
+from pusa.cli.shared.flag_aliases import RENAMED, SYNONYMS, renamed, translate
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,41 @@ def test_the_documentation_lists_every_habit() -> None:
         row = next(line for line in text.splitlines() if line.startswith(f"| `{flag}"))
         listed = {word.strip("`,").replace("_", "-") for word in row.split("|")[2].split()}
         assert set(habits) <= listed
+
+
+@pytest.mark.parametrize(
+    ("typed", "now"),
+    [
+        (
+            "check clips --steps 9 --rank=4 --buckets 64x64x17",
+            "check clips --train.steps 9 --lora.rank=4 --data.buckets 64x64x17",
+        ),
+        ("prepare clips --cache c --model m", "prepare clips --data.cache c --model.source m"),
+        ("train --force", "train --overwrite"),
+        ("evaluate a.mp4 --jobs 2", "evaluate a.mp4 --workers 2"),
+        ("evaluate --world tiny --world=tiny-base --scenes 8", "benchmark tiny tiny-base --scenes 8"),
+        ("info tiny --memory", "info tiny --memory all"),
+        ("info --memory --size 64x64", "info --memory all --size 64x64"),
+        ("info tiny --profile 24gb", "info tiny --memory 24gb"),
+        ("info tiny --memory --profile 24gb", "info tiny --memory 24gb"),
+    ],
+)
+def test_former_spellings_work_with_a_note(typed: str, now: str) -> None:
+    tokens, notes = renamed(typed.split())
+    assert tokens == now.split()
+    assert notes
+
+
+@pytest.mark.parametrize(
+    "typed", ["info tiny --memory 24gb", "generate x --steps 3", "train --train.steps 3", "", "check -- --steps"]
+)
+def test_present_spellings_stay(typed: str) -> None:
+    assert renamed(typed.split()) == (typed.split(), [])
+
+
+def test_a_former_spelling_is_not_a_present_one() -> None:
+    from pusa.cli import VERBS
+
+    assert RENAMED.keys() <= VERBS.keys()
+    for flags in RENAMED.values():
+        assert not flags.keys() & set(flags.values())

@@ -5,7 +5,7 @@ import pytest
 
 from pusa.embedded import world
 from pusa.evaluation.synthetic.tasks import MEASURES, TASKS, SceneTask, columns, psnr_of, score, summarise
-from pusa.generation.request import Image
+from pusa.generation.given import Image
 
 SEEDS = range(12)
 

@@ -14,8 +14,8 @@ from diffusers.hooks import apply_group_offloading
 
 from pusa import embedded
 from pusa.errors import InputError
+from pusa.generation.given import Image
 from pusa.generation.pipeline import Pipeline, load
-from pusa.generation.request import Image
 from pusa.models.memory import profiles
 from pusa.models.memory.profiles import PROFILES, Profile
 from pusa.models.wan import autoencoder

@@ -141,8 +141,6 @@ REFUSED = [
     ("data: {buckets: 832x480x81}", 'data.buckets is "832x480x81" (FILE); give a list such as [832x480x81], or null.'),
     ("data: {buckets: [832x480]}",
      "data.buckets (FILE) has '832x480', which is not a bucket; give WIDTHxHEIGHTxFRAMES such as 832x480x81."),
-    ("data: {buckets: [832x480x80]}",
-     "data.buckets (FILE) has '832x480x80', but a clip has 4n+1 frames; give 77 or 81."),
     ("sigma: {pattern: tasks, tasks: {imag-to-video: 1}}",
      "sigma.tasks has the unknown key 'imag-to-video' (FILE); did you mean image-to-video?"),
     ("sigma: {pattern: tasks, tasks: {extension: 2}}", "sigma.tasks.extension is 2 (FILE); give a number from 0 to 1."),

@@ -106,7 +106,10 @@ def test_rows_that_cannot_be_used_are_named_by_line(tmp_path: Path) -> None:
         ("outside.mp4", "missing"),
         ("d.txt", "unreadable"),
     ]
-    assert "is listed in metadata.csv, line 2 and again in metadata.csv, line 3, with another caption" in listing.problems[0].reason
+    assert (
+        "is listed in metadata.csv, line 2 and again in metadata.csv, line 3, with another caption"
+        in listing.problems[0].reason
+    )
 
 
 def test_json_lines_that_cannot_be_used_are_named_by_line(tmp_path: Path) -> None:
@@ -127,7 +130,9 @@ def test_the_official_folders(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("file_name,text\na.mp4,red\nb.mp4,blue\n")
     listing = find(tmp_path)
     assert captions(listing) == {"a.mp4": "red", "b.mp4.tensors.pth": "blue"}
-    assert problems(listing) == {"a.mp4.tensors.pth": "unused: is the official cache of a clip that exists, too; the clip is used"}
+    assert problems(listing) == {
+        "a.mp4.tensors.pth": "unused: is the official cache of a clip that exists, too; the clip is used"
+    }
     (tmp_path / "metadata.csv").unlink()
     (tmp_path / "train/a.mp4").unlink()
     assert captions(find(tmp_path)) == {"a.mp4.tensors.pth": None, "b.mp4.tensors.pth": None}

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 PATHS = ("image", "last_image", "edit")
 LISTS = ("keyframe", "video")
-FIELDS = tuple(options_of(Generate).keys() - {"conditions", "init", "matrix"})
+FIELDS = tuple(name for name in options_of(Generate) if name not in ("conditions", "init", "matrix"))
 """The fields of a request that a line may set by the name of the field."""
 KEYS = ("name", *PATHS, *LISTS, "noise", "matrix", *FIELDS)
 

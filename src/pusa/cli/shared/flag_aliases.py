@@ -83,7 +83,10 @@ def renamed(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
         notes.append("`pusa evaluate --world MODEL` is now `pusa benchmark MODEL`.")
     if tokens[0] == "info" and "--memory" in tokens[:end]:
         after = tokens.index("--memory") + 1
-        if after >= len(tokens) or tokens[after] not in MEMORY_CHOICES:
+        if "--profile" in tokens[:end]:
+            del tokens[after - 1]
+            end -= 1
+        elif after >= len(tokens) or tokens[after] not in MEMORY_CHOICES:
             tokens.insert(after, "all")
             notes.append("`pusa info --memory` without a value is now `--memory all`.")
             end += 1

@@ -8,7 +8,8 @@ from typing import Any
 
 from pusa.cli.shared.arguments import Source, multiplier, number_list
 from pusa.errors import InputError
-from pusa.generation.request import Clip, Generate, Image
+from pusa.generation.given import Clip, Image
+from pusa.generation.request import Generate
 
 CLIP_KEYS = ("frames", "start", "noise")
 OFFICIAL_FRAMES = 4

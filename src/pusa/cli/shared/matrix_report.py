@@ -58,7 +58,7 @@ def _matrix_of_schedule(model: str, sampling: Sampling, frames: int | None) -> T
     limits = Limits.of(*sources.find(model, ()), {})
     settings = limits.settings(frames=frames, steps=sampling.steps, shift=sampling.shift, schedule=sampling.schedule)
     grid = sigmas.grid(settings.steps, settings.shift)
-    return Schedule.parse(settings.schedule or DEFAULT).matrix(grid, limits.latent_frames(settings.frames))
+    return Schedule.parse(settings.schedule or DEFAULT).matrix(grid, limits.geometry.latent_frames(settings.frames))
 
 
 def _write(matrix: TimestepMatrix, out: Path) -> Path:

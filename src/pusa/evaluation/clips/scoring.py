@@ -22,7 +22,7 @@ from pusa.evaluation.clips import fidelity, measures, seams
 from pusa.evaluation.clips.optical_flow import Motion
 from pusa.evaluation.results_folder import make_missing
 from pusa.files import make_folder, sha256, write_json
-from pusa.generation.request import frame_index
+from pusa.generation.given import frame_index
 from pusa.images import Frames, Image, contact_sheet, fit, read_image, write_image
 from pusa.video_probe import probe
 from pusa.videos import read_video

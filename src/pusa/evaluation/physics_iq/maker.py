@@ -23,8 +23,8 @@ from pusa.evaluation.physics_iq.dataset import (
     check_sources,
 )
 from pusa.files import replacing, write_json
+from pusa.generation.given import Image
 from pusa.generation.pipeline import Pipeline, extend
-from pusa.generation.request import Image
 from pusa.images import Frames, fit
 from pusa.videos import read_video, write_video
 from pusa.work.units import Unit

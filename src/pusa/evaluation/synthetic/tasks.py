@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pusa.embedded import judge, world
 from pusa.evaluation.intervals import Interval, bootstrap
-from pusa.generation.request import Clip, Image
+from pusa.generation.given import Clip, Image
 from pusa.images import Frames
 
 LAST = world.FRAMES - 1

@@ -21,8 +21,8 @@ from pusa.evaluation.vbench import verification
 from pusa.evaluation.vbench.manifest import Manifest, Video, shape_of
 from pusa.files import replacing, write_json
 from pusa.generation.conditions import Target, resolve
+from pusa.generation.given import Image
 from pusa.generation.pipeline import Pipeline
-from pusa.generation.request import Image
 from pusa.images import read_image
 from pusa.models.backbone import Text
 from pusa.videos import write_video

@@ -150,5 +150,11 @@ def velocity(
         else:
             dtype: Any = getattr(network, "module", network).dtype
             x, tokens = x.to(dtype), tokens.to(dtype)
-        predicted: Tensor = network(x, 1000 * sigma.float(), tokens, return_dict=False, **options)[0]
+        predicted: Tensor = network(
+            hidden_states=x,
+            timestep=1000 * sigma.float(),
+            encoder_hidden_states=tokens,
+            return_dict=False,
+            **options,
+        )[0]
     return predicted.to(latents.dtype)

@@ -1,0 +1,117 @@
+"""What the user gives for some frames of a clip: a picture, or a part of a video, at its place and with its noise.
+
+These are plain data. `conditions.py` opens and encodes them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le
+
+from pusa.errors import InputError
+from pusa.generation.options import Option, strict_dataclass
+
+Encoding = Literal["single", "repeat"]
+Place = int | str
+
+
+def listed(value: Any) -> Any:
+    """A list as a tuple; anything else as it is."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _place(value: Any) -> Any:
+    if isinstance(value, bool) or not re.fullmatch(r"-?\d+|(\d+\.?\d*|\.\d+)s", str(value).strip()):
+        raise InputError(f"{value!r} is not a frame: give a number, -1 for the last, or a time such as '1.5s'.")
+    return value
+
+
+Source = Annotated[Any, Option("A path.", schema={"type": "string"})]
+Noise = Annotated[float, Ge(0), Le(1)]
+_FRAME = Option("", "give a pixel frame, or a time such as 1.5s", convert=_place)
+_NOISE = "give a number from 0 to 1; 0 keeps it exactly, 1 ignores it"
+
+
+@strict_dataclass
+class Image:
+    """A picture at a pixel frame of the clip.
+
+    Attributes:
+        src: a path, a PIL picture, or uint8 [H, W, 3].
+        frame: a pixel frame, -1 for the last one, or a time such as "1.5s".
+        noise: the noise multiplier in [0, 1]: 0 keeps the picture exactly, 1 ignores it.
+        encoding: how the picture fills a latent frame that stands for several pixel frames. "single" encodes it alone,
+            as the official code does; "repeat" encodes a still clip of it; None is "repeat". At frame 0 both are equal.
+    """
+
+    src: Source
+    frame: Annotated[Place, _FRAME] = 0
+    noise: Annotated[Noise, Option("", _NOISE)] = 0.0
+    encoding: Encoding | None = None
+    type: Literal["image"] = field(default="image", kw_only=True, repr=False)
+
+
+@strict_dataclass
+class Clip:
+    """A part of a video at a place in the clip.
+
+    Attributes:
+        src: a path (read at the model's frame rate), uint8 [N, H, W, 3] at that rate, or a generated clip.
+        at: the pixel frame at which it begins, or a time. With a negative number it ends there: -1 ends with the last
+            frame.
+        frames: how many of its frames are used; None uses all from `start` on.
+        noise: the noise multiplier in [0, 1], one number or one for each latent frame.
+        start: its first frame that is used, negative from its end, or a time.
+    """
+
+    src: Source
+    at: Annotated[Place, _FRAME] = 0
+    frames: Annotated[int | None, Option("", "give a whole number of frames")] = None
+    noise: Annotated[
+        Noise | tuple[Noise, ...],
+        Option("", "give a number from 0 to 1, or one for each latent frame; 0 keeps it exactly", convert=listed),
+    ] = 0.0
+    start: Annotated[Place, _FRAME] = 0
+    type: Literal["clip"] = field(default="clip", kw_only=True, repr=False)
+
+
+def frame_index(value: Place, count: int, fps: float, what: str) -> int:
+    """The pixel frame that a number, a number from the end, or a time "1.5s" means in a clip of `count` frames."""
+    text = str(_place(value)).strip()
+    frame = round(float(text[:-1]) * fps) if text.endswith("s") else int(text)
+    if not -count <= frame < count:
+        span = f"0 to {count - 1}, -{count} to -1, or 0s to {(count - 1) / fps:g}s"
+        raise InputError(f"{what}: frame {value} is outside the clip, which has {count} frames: {span}.")
+    return frame % count
+
+
+def conditions(value: Any) -> tuple[Image | Clip, ...]:
+    """Conditions from any sequence; dictionaries become conditions. Raises InputError for anything else."""
+    if isinstance(value, Image | Clip):
+        raise InputError(f"The conditions are {type(value).__name__}(…): give a list of conditions.")
+    found = tuple(condition(each) if isinstance(each, Mapping) else each for each in value)
+    for each in found:
+        if not isinstance(each, Image | Clip):
+            raise InputError(f"A condition is a pusa.Image or a pusa.Clip, not a {type(each).__name__}.")
+    return found
+
+
+def condition(record: Mapping[str, Any]) -> Image | Clip:
+    """A condition from its dictionary; a sidecar names the source `path` and adds hashes of it."""
+    kind: type[Image | Clip] = Image if record.get("type") == "image" else Clip
+    values = {key: value for key, value in record.items() if not key.endswith("sha256")}
+    if "path" in values:
+        values["src"] = values.pop("path")
+    return kind(**values)
+
+
+def edited(value: Any) -> Any:
+    """The clip to edit from its dictionary; a sidecar records its noise as one 0 for each latent frame."""
+    if not isinstance(value, Mapping):
+        return value
+    values = {key: x for key, x in value.items() if key != "noise" or any([x] if isinstance(x, int | float) else x)}
+    return condition(values)

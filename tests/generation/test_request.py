@@ -1,0 +1,185 @@
+"""A request is the one definition of a clip: strict, written as JSON, and the same in every spelling."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+
+from pusa.cli.shared.batch import KEYS
+from pusa.cli.shared.options import Sampling as SamplingFlags
+from pusa.core import schedules, sigmas
+from pusa.errors import InputError
+from pusa.generation import request as requests
+from pusa.generation.given import Clip, Image
+from pusa.generation.pipeline import Pipeline
+from pusa.generation.request import (
+    Extend,
+    ExtendOptions,
+    Generate,
+    GenerateOptions,
+    Request,
+    Sampling,
+    SamplingOptions,
+    Transition,
+    TransitionOptions,
+    json_schema,
+)
+
+REQUESTS: list[Generate | Extend | Transition] = [
+    Generate("a cat"),
+    Generate(
+        "a cat",
+        [Image("a.png", frame="1.5s", noise=0.2), Clip("b.mp4", at=-1, noise=[0.0, 0.5])],  # type: ignore[arg-type]
+        steps=4,
+        guidance=2,
+        guidance_2=1.5,
+        schedule="staircase,block=3",
+        size="64x32",  # type: ignore[arg-type]
+        seed=7,
+        negative_prompt="blurry",
+    ),
+    Generate("a cat", init=Clip("b.mp4", start=-8), strength=0.4),
+    Extend("b.mp4", "more", direction="backward", frames=8, overlap=5, noise=[0.0, 0.3]),  # type: ignore[arg-type]
+    Transition("a.mp4", "b.mp4", "between", frames=12, noise=0.1),
+]
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda one: f"{one.task}-{one.prompt}")
+def test_json_and_back(request_: Generate | Extend | Transition) -> None:
+    written = json.loads(json.dumps(request_.to_dict()))
+    assert written["version"] == 1
+    assert Request.from_dict(written) == request_
+    jsonschema.validate(written, json_schema())
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": 0}, {"steps": "4"}, {"solver": "heun"}, {"promt": "x"}, {"seed": -1}, {"task": "dream"}]
+)
+def test_the_schema_and_the_program_refuse_the_same(change: dict[str, Any]) -> None:
+    wrong = {"version": 1, "task": "generate", "prompt": "a cat", **change}
+    with pytest.raises(InputError):
+        Request.from_dict(wrong)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(wrong, json_schema())
+
+
+def test_a_later_version_is_named() -> None:
+    with pytest.raises(InputError, match="version 2 and this program reads 1: update pusa"):
+        Request.from_dict({"version": 2, "prompt": "a cat"})
+
+
+def test_pixels_in_memory_are_not_written() -> None:
+    with pytest.raises(InputError, match="ndarray in memory cannot be written"):
+        Generate("a", [Image(np.zeros((4, 4, 3), np.uint8))]).to_dict()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (Sampling, SamplingOptions),
+        (Generate, GenerateOptions),
+        (Extend, ExtendOptions),
+        (Transition, TransitionOptions),
+    ],
+)
+def test_the_keywords_for_type_checkers_are_the_fields(kind: type, options: type) -> None:
+    assert get_type_hints(options).keys() == {one.name for one in dataclasses.fields(kind) if one.kw_only}
+
+
+def test_a_field_of_sampling_is_a_flag_a_key_and_an_entry_of_the_sidecar(tiny_pipe: Pipeline) -> None:
+    names = {one.name for one in dataclasses.fields(Sampling)}  # type: ignore[arg-type]
+    assert names <= {one.name for one in dataclasses.fields(SamplingFlags)}
+    assert names <= set(KEYS)
+    recipe = tiny_pipe.generate("a", schedule="staircase", steps=1).recipe
+    assert names - {"guidance_2", "boundary"} <= recipe.keys()  # those two are for models with two experts
+
+
+def test_a_request_needs_no_torch() -> None:
+    code = """
+import sys
+from pusa.generation.request import Generate
+from pusa.generation.given import Image
+try:
+    Generate("a", [Image("a.png", noise=2.0)])
+except ValueError as error:
+    print(error)
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "a.png: noise is 2.0: give a number from 0 to 1; 0 keeps it exactly, 1 ignores it.\n"
+
+
+def test_pictures_are_decoded_once(tiny_pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pusa.generation import pictures
+    from pusa.images import write_image
+
+    write_image(tmp_path / "a.png", np.full((32, 32, 3), 90, np.uint8))
+    read: list[Any] = []
+    decode = pictures.read_image
+    monkeypatch.setattr(pictures, "read_image", lambda path: read.append(path) or decode(path))
+    opened = Generate("a", [Image(tmp_path / "a.png")], steps=1).opened()  # type: ignore[arg-type]
+    for seed in (0, 1):
+        clip = dataclasses.replace(opened, seed=seed).run(tiny_pipe)
+    assert len(read) == 1
+    assert clip.recipe["conditions"][0]["path"] == str(tmp_path / "a.png")
+
+
+class TestOwnMatrix:
+    MATRIX = schedules.conditioned(schedules.staircase(sigmas.grid(3), 3), {0: 0.5})
+
+    @pytest.mark.parametrize("form", ["matrix", "dictionary", "rows", "tensor", "array", "file", "sidecar"])
+    def test_forms(self, form: str, tmp_path: Path) -> None:
+        file = tmp_path / "m.json"
+        file.write_text(json.dumps({"sidecar": {"matrix": self.MATRIX.to_dict()}}.get(form, self.MATRIX.to_dict())))
+        value = {
+            "matrix": self.MATRIX,
+            "dictionary": self.MATRIX.to_dict(),
+            "rows": self.MATRIX.sigma.tolist(),
+            "tensor": self.MATRIX.sigma,
+            "array": self.MATRIX.sigma.numpy(),
+        }.get(form, file)
+        assert Generate("a", matrix=value).own_matrix() == self.MATRIX
+
+    @pytest.mark.parametrize(
+        ("content", "sentence"),
+        [
+            ("{", "not JSON"),
+            ("3", "state has shape|sigma has shape"),
+            ('{"rows": []}', "a timestep matrix has 'sigma'"),
+            ("[[1, 2], [0]]", "rows of equal length"),
+            ("[[2, 2], [0, 0]]", "noise levels lie between 0 and 1"),
+        ],
+    )
+    def test_files_without_a_matrix(self, content: str, sentence: str, tmp_path: Path) -> None:
+        (tmp_path / "m.json").write_text(content)
+        with pytest.raises(InputError, match=f"m.json does not hold a timestep matrix.*({sentence})"):
+            Generate("a", matrix=tmp_path / "m.json").own_matrix()
+
+    def test_it_decides_alone(self) -> None:
+        for name, value in (("shift", 2.0), ("schedule", "staircase")):
+            with pytest.raises(InputError, match="leave shift, schedule and strength out"):
+                Generate("a", matrix=self.MATRIX, **{name: value})
+
+
+def test_a_schedule_is_walked_and_remade(tiny_pipe: Pipeline) -> None:
+    clip = tiny_pipe.generate("a", schedule="staircase,block=2,delay=1", steps=3, frames=17)
+    expected = schedules.staircase(sigmas.grid(3, tiny_pipe.defaults.shift), 5, block=2, delay=1)
+    assert clip.matrix == expected
+    again = Request.from_dict(clip.recipe).run(tiny_pipe)
+    assert torch.equal(again.latents, clip.latents)
+    assert not torch.equal(clip.latents, tiny_pipe.generate("a", steps=3, frames=17).latents)
+
+
+def test_every_task_is_known_by_its_name() -> None:
+    assert {name: kind.task for name, kind in requests.TASKS.items()} == {
+        "generate": "generate", "extend": "extend", "transition": "transition",
+    }  # fmt: skip
