@@ -16,6 +16,7 @@ from cyclopts.exceptions import RepeatArgumentError, UnusedCliTokensError
 
 from pusa import __version__
 from pusa.cli.shared.flag_aliases import renamed, translate
+from pusa.cli.shared.help_formatter import HelpFormatter
 from pusa.cli.shared.ranks import as_one_command, first_to_fail
 from pusa.cli.shared.terminal import Report, printable
 from pusa.errors import PusaError
@@ -50,6 +51,7 @@ app = App(
     help="Make video from text, images and clips. Every frame of a clip has its own timestep.",
     version=__version__,
     help_format="plaintext",
+    help_formatter=HelpFormatter(),
     help_epilogue="""Start with `pusa demo`, or `pusa generate "a red circle moves left on a black background"`.""",
     suppress_keyboard_interrupt=False,
 )

@@ -65,8 +65,6 @@ def generate(
 ) -> Report:
     """Make a clip from a prompt and from pictures or clips at any frames.
 
-    A FRAME is a pixel frame (0 is the first, -1 the last) or a time such as 1.5s.
-
     Parameters
     ----------
     prompt

@@ -54,7 +54,7 @@ def test_buckets_read_back_what_they_print(width: int, height: int, slots: int) 
     [
         ("832x480", "is not a bucket"),
         ("0x480x81", "is not a bucket"),
-        ("", "no bucket"),
+        ("", "not a bucket"),
     ],
 )
 def test_what_is_no_bucket(text: str, match: str) -> None:

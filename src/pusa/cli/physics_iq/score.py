@@ -30,7 +30,11 @@ def score(
     descriptions: Annotated[Path, File],
     data: Annotated[Path, File],
     out: Annotated[
-        Path | None, File, Parameter(group=OUTPUT, show_default=lambda _: "scores or VIDEOS-scores, next to VIDEOS")
+        Path | None,
+        File,
+        Parameter(
+            group=OUTPUT, show_default=lambda _: "next to VIDEOS: scores if VIDEOS is called videos, else VIDEOS-scores"
+        ),
     ] = None,
     workers: Annotated[int, Whole, Parameter(group=OUTPUT)] = 1,
     verbosity: Verbosity = Verbosity(),
@@ -52,8 +56,7 @@ def score(
     data
         The folder of the Physics-IQ dataset.
     out
-        Folder of the scores. It keeps the score of each video. Only for one folder of videos. The default is a folder
-        next to VIDEOS: scores if VIDEOS is called videos, else VIDEOS-scores.
+        Folder of the scores; it keeps the score of each video. Give it only for one folder of videos.
     workers
         Number of processes.
     """

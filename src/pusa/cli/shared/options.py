@@ -16,7 +16,9 @@ from pusa.generation import request
 from pusa.generation.options import options_of
 from pusa.generation.request import Generate
 
-CONDITIONS = Group.create_ordered("Conditions")
+CONDITIONS = Group.create_ordered(
+    "Conditions", help="FRAME is a pixel frame (0 is the first, -1 the last) or a time such as 1.5s."
+)
 CLIP = Group.create_ordered("Clip")
 MANY = Group.create_ordered("Many clips")
 SAMPLING = Group.create_ordered("Sampling")

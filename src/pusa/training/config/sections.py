@@ -170,7 +170,7 @@ class LoraSettings(Section):
     """The LoRA; null trains the whole model."""
 
     rank: Count = 32
-    """Rank."""
+    """Rank of the LoRA."""
     alpha: Annotated[Positive | None, Absent] = None
     """The LoRA is scaled by alpha / rank; null: alpha is the rank."""
     targets: Annotated[list[str], Field(min_length=1), Give("a list of module names")] = list(TARGETS)
@@ -200,7 +200,7 @@ class TrainSettings(Section):
         0.9,
         0.999,
     )
-    """Decay of Adam's two moments."""
+    """Decay of Adam's first and second moment."""
     clip: Annotated[Positive | None, Absent] = 1.0
     """Greatest norm of the gradient; null: no limit."""
     optimiser: Literal["adamw", "adamw8bit"] = "adamw"
