@@ -103,6 +103,6 @@ def test_a_second_run_renews_its_own_folder_and_no_other(
     assert main(["demo", "--out", str(foreign)]) == 2
     assert "contains other files" in capsys.readouterr().err
     assert [path.name for path in foreign.iterdir()] == ["index.html"]
-    from pusa.cli.demo import claim
+    from pusa.cli.demo import prepare_folder
 
-    claim(demo)
+    prepare_folder(demo)

@@ -151,8 +151,8 @@ def test_for_people_there_is_a_line_per_problem_and_a_summary(
     )
     *problems, summary = capsys.readouterr().out.splitlines()
     assert len(problems) == 1
-    assert "2.mp4 has no 2.txt" in problems[0]
-    assert summary.startswith("3 clips encoded, 0 kept, 0 failed, 1 not used; 4 captions encoded;")
+    assert "2.mp4 has no caption file 2.txt" in problems[0]
+    assert summary.startswith("3 clips encoded, 0 already in the cache, 0 failed, 1 not used; 4 captions encoded;")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_without_a_terminal_the_stages_are_lines(
     common = ["prepare", str(data), "--model.source", str(tiny_folder), "--data.buckets", "32x32x5"]
     assert main(common) == 0
     said = capsys.readouterr().err.splitlines()
-    assert said == ["Looking at the clips (4)", f"Loading {tiny_folder}", "Verifying the cache (9)", "Encoding (9)"]
+    assert said == ["Reading the clips (4)", f"Loading {tiny_folder}", "Verifying the cache (9)", "Encoding (9)"]
     for silent in ("--json", "--quiet"):
         assert main([*common, silent]) == 0
         assert capsys.readouterr().err == ""

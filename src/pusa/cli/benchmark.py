@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 
 from pusa.cli.shared.arguments import lora as read_lora
-from pusa.cli.shared.options import OUTPUT, SAMPLING, File, Many, Verbosity, Whole, of_model
+from pusa.cli.shared.options import OUTPUT, SAMPLING, File, Many, Verbosity, Whole, model_default
 from pusa.cli.shared.terminal import Report, Terminal, clock
 from pusa.errors import InputError
 
@@ -34,9 +34,9 @@ def benchmark(
     lora: Annotated[tuple[str, ...], Many, Parameter(group=MODELS, metavar="PATH[:SCALE]")] = (),
     tasks: Annotated[tuple[str, ...], Many, Parameter(group=MODELS, metavar="TASK...", consume_multiple=True)] = (),
     scenes: Annotated[int, Whole, Parameter(group=MODELS)] = 64,
-    steps: Annotated[int | None, Whole, Parameter(group=SAMPLING, show_default=of_model)] = None,
-    guidance: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
-    shift: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
+    steps: Annotated[int | None, Whole, Parameter(group=SAMPLING, show_default=model_default)] = None,
+    guidance: Annotated[float | None, Parameter(group=SAMPLING, show_default=model_default)] = None,
+    shift: Annotated[float | None, Parameter(group=SAMPLING, show_default=model_default)] = None,
     out: Annotated[Path, File, Parameter(group=OUTPUT)] = Path("outputs/evaluation"),
     workers: Annotated[int, Whole, Parameter(group=OUTPUT)] = 1,
     verbosity: Verbosity = Verbosity(),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from pusa.cli.shared.arguments import number
-from pusa.cli.shared.options import MODEL, Many, Verbosity, Whole, of_model
+from pusa.cli.shared.options import MODEL, Many, Verbosity, Whole, model_default
 from pusa.cli.shared.terminal import Report, Terminal
 from pusa.errors import InputError
 
@@ -35,7 +35,7 @@ def check(
         Many,
         Parameter(name="--data.buckets", group=SAMPLES, metavar="WxHxF...", consume_multiple=True),
     ] = (),
-    fps: Annotated[float | None, Parameter(name="--data.fps", group=SAMPLES, show_default=of_model)] = None,
+    fps: Annotated[float | None, Parameter(name="--data.fps", group=SAMPLES, show_default=model_default)] = None,
     cut: Annotated[Literal["head", "uniform", "slide"], Parameter(name="--data.cut", group=SAMPLES)] = "head",
     model: Annotated[str, Parameter(name="--model.source", group=MODEL)] = "tiny-base",
     steps: Annotated[int, Whole, Parameter(name="--train.steps", group=RUN)] = 900,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from pusa.cli.shared.arguments import size as read_size
-from pusa.cli.shared.options import OUTPUT, File, Many, Model, Switch, Whole, of_model
+from pusa.cli.shared.options import OUTPUT, File, Many, Model, Switch, Whole, model_default
 from pusa.cli.shared.terminal import Report
 from pusa.errors import InputError
 
@@ -28,16 +28,16 @@ def info(
     presets: Annotated[bool, Switch] = False,
     schedule: Annotated[str | None, Parameter(group=MATRIX, metavar="NAME[,KEY=N ...]")] = None,
     matrix: Annotated[Path | None, File, Parameter(group=MATRIX, metavar="FILE.json")] = None,
-    steps: Annotated[int | None, Whole, Parameter(group=MATRIX, show_default=of_model)] = None,
-    shift: Annotated[float | None, Parameter(group=MATRIX, show_default=of_model)] = None,
+    steps: Annotated[int | None, Whole, Parameter(group=MATRIX, show_default=model_default)] = None,
+    shift: Annotated[float | None, Parameter(group=MATRIX, show_default=model_default)] = None,
     out: Annotated[Path | None, File, Parameter(group=MATRIX, metavar="FILE", show_default=False)] = None,
     memory: Annotated[
         Literal["all", "auto", "none", "80gb", "48gb", "24gb", "16gb", "12gb", "8gb", "cpu"] | None,
         Parameter(group=MEMORY, show_default=False),
     ] = None,
-    size: Annotated[str | None, Parameter(group=MEMORY, metavar="WxH", show_default=of_model)] = None,
-    frames: Annotated[int | None, Whole, Parameter(group=MEMORY, show_default=of_model)] = None,
-    guidance: Annotated[float | None, Parameter(group=MEMORY, show_default=of_model)] = None,
+    size: Annotated[str | None, Parameter(group=MEMORY, metavar="WxH", show_default=model_default)] = None,
+    frames: Annotated[int | None, Whole, Parameter(group=MEMORY, show_default=model_default)] = None,
+    guidance: Annotated[float | None, Parameter(group=MEMORY, show_default=model_default)] = None,
     dtype: Annotated[Literal["auto", "bfloat16", "float32"], Parameter(group=MEMORY)] = "auto",
     rate: Annotated[float | None, Parameter(group=MEMORY, metavar="TFLOPS")] = None,
     vae: Annotated[str | None, Parameter(group=MEMORY, metavar="PATH")] = None,

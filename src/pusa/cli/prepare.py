@@ -11,7 +11,7 @@ from cyclopts import Group, Parameter
 
 from pusa.cli.check import HARMLESS, SAMPLES
 from pusa.cli.shared.arguments import number
-from pusa.cli.shared.options import MODEL, OUTPUT, File, Many, Verbosity, Whole, of_model
+from pusa.cli.shared.options import MODEL, OUTPUT, File, Many, Verbosity, Whole, model_default
 from pusa.cli.shared.terminal import Report, Terminal, clock, count, printable
 from pusa.errors import InputError
 
@@ -30,7 +30,7 @@ def prepare(
         Many,
         Parameter(name="--data.buckets", group=SAMPLES, metavar="WxHxF...", consume_multiple=True),
     ] = (),
-    fps: Annotated[float | None, Parameter(name="--data.fps", group=SAMPLES, show_default=of_model)] = None,
+    fps: Annotated[float | None, Parameter(name="--data.fps", group=SAMPLES, show_default=model_default)] = None,
     cut: Annotated[Literal["head", "uniform", "slide"], Parameter(name="--data.cut", group=SAMPLES)] = "head",
     model: Annotated[str, Parameter(name="--model.source", group=MODEL)] = "tiny-base",
     cache: Annotated[Path, File, Parameter(name="--data.cache", group=OUTPUT)] = Path("runs/cache"),
@@ -137,15 +137,17 @@ def _report(data: str, folder: Path, plan: Plan, prepared: Prepared) -> Report:
         "captions": prepared.captions,
         "bytes": prepared.bytes,
         "seconds": round(prepared.seconds, 3),
-        "problems": [{"path": str(each.path), "kind": each.kind, "reason": each.reason} for each in problems],
+        "problems": [
+            {"path": str(problem.path), "kind": problem.kind, "reason": problem.reason} for problem in problems
+        ],
     }
     shared = f", {prepared.shared} encoded by other processes" if prepared.shared else ""
     summary = (
         f"{count(prepared.made, 'clip')} encoded, {prepared.kept} already in the cache{shared}, "
         f"{len(prepared.failed)} failed, "
-        f"{sum(each.kind not in HARMLESS for each in plan.problems)} not used; "
+        f"{sum(problem.kind not in HARMLESS for problem in plan.problems)} not used; "
         f"{count(prepared.captions, 'caption')} encoded; {prepared.bytes / 2**20:.1f} MiB in {folder}; "
         f"{clock(prepared.seconds)}"
     )
-    lines = [*(printable(f"{each.path} {each.reason}") for each in problems), summary]
-    return Report(record, "\n".join(lines), exit_code=int(any(each.kind not in HARMLESS for each in problems)))
+    lines = [*(printable(f"{problem.path} {problem.reason}") for problem in problems), summary]
+    return Report(record, "\n".join(lines), exit_code=int(any(problem.kind not in HARMLESS for problem in problems)))

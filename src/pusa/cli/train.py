@@ -192,7 +192,7 @@ def train(
         "skipped": list(result.skipped),
         "samples": outcome.samples,
         "held_out": outcome.held_out,
-        "unused": [{"path": str(each.path), "kind": each.kind, "reason": each.reason} for each in outcome.problems],
+        "unused": [{"path": str(one.path), "kind": one.kind, "reason": one.reason} for one in outcome.problems],
     }
     return Report(record, str(result.output))
 

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from pusa.cli.shared.arguments import size as read_size
 from pusa.cli.shared.clip_jobs import limits_of, make, open_pipeline, opened
-from pusa.cli.shared.options import CLIP, File, Model, Output, Sampling, Whole, of_model, values_of, with_preset
+from pusa.cli.shared.options import CLIP, File, Model, Output, Sampling, Whole, model_default, values_of, with_preset
 from pusa.cli.shared.terminal import Report, Terminal
 from pusa.generation.request import Transition
 
@@ -20,8 +20,8 @@ def transition(
     b: Annotated[Path, File, Parameter(metavar="B")],
     prompt: str = "",
     *,
-    frames: Annotated[int | None, Whole, Parameter(group=CLIP, show_default=of_model)] = None,
-    overlap: Annotated[int | None, Whole, Parameter(group=CLIP, show_default=of_model)] = None,
+    frames: Annotated[int | None, Whole, Parameter(group=CLIP, show_default=model_default)] = None,
+    overlap: Annotated[int | None, Whole, Parameter(group=CLIP, show_default=model_default)] = None,
     noise: Annotated[float | None, Parameter(group=CLIP, show_default=lambda _: "0")] = None,
     size: Annotated[
         str | None, Parameter(group=CLIP, metavar="WxH", show_default=lambda _: "A's, else the model's own")

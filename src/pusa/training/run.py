@@ -67,7 +67,7 @@ def run(config: Config, out: Path, *, force: bool = False, terminal: Terminal) -
     """
     with processes.join() as group:
         processes.from_rank_zero(group, lambda: loggers.check(list(config.track.loggers)))
-        with terminal.status("Looking at the model"):
+        with terminal.status("Reading the configuration of the model"):
             name, folder = sources.find(config.model.source, parts=())
             kinds = checkpoints.check(name, folder, expert=config.model.expert)
             if len(kinds) > 1:
@@ -128,8 +128,8 @@ def survey(config: Config, buckets: Sequence[Bucket], fps: float, geometry: Geom
     if source is None:
         raise InputError("There is no training data: give --data FOLDER, or set data.path.")
     with terminal.counting() as progress:
-        looking = partial(progress, "Looking at the clips")
-        plan = samples.survey(source, buckets, config.data.fps or fps, geometry, config.data.cut, progress=looking)
+        reading = partial(progress, "Reading the clips")
+        plan = samples.survey(source, buckets, config.data.fps or fps, geometry, config.data.cut, progress=reading)
     _something_left(plan)
     return plan
 

@@ -163,7 +163,7 @@ def test_every_line_is_checked_before_a_model_is_loaded(
 def test_what_goes_together(ask: Ask, work: Path) -> None:
     assert "no line" in ask("\n")[1]["error"]["message"]
     for options, message in (
-        (("--count", "2"), "a line for each clip"),
+        (("--count", "2"), "one clip for each line"),
         (("--workers", "2"), "needs --ray"),
     ):
         code, said = ask(LINES, *options)

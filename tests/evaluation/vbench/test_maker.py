@@ -102,7 +102,7 @@ def test_a_limit_leaves_the_rest_for_later(plan: Path, run: Path, crops: Path, a
     assert (code, found["made"], found["left"]) == (0, 1, 0)
     code, found = ask(*generate, "--limit", "0")
     assert code == 2
-    assert "--limit 0: it takes" in found["error"]["message"]
+    assert "--limit 0: give 1 or more" in found["error"]["message"]
 
 
 def test_nothing_of_elsewhere_is_taken_for_this_run(

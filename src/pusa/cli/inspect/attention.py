@@ -22,7 +22,7 @@ from pusa.cli.shared.options import (
     Switch,
     Verbosity,
     Whole,
-    of_model,
+    model_default,
     values_of,
     with_preset,
 )
@@ -47,8 +47,8 @@ def attention(
         tuple[str, ...], Many, Parameter(group=CONDITIONS, metavar="PATH@FRAME[,frames=N][,start=S][,noise=M]")
     ] = (),
     noise: Annotated[float | None, Parameter(group=CONDITIONS, show_default=lambda _: "0")] = None,
-    frames: Annotated[int | None, Whole, Parameter(group=CLIP, show_default=of_model)] = None,
-    size: Annotated[str | None, Parameter(group=CLIP, metavar="WxH", show_default=of_model)] = None,
+    frames: Annotated[int | None, Whole, Parameter(group=CLIP, show_default=model_default)] = None,
+    size: Annotated[str | None, Parameter(group=CLIP, metavar="WxH", show_default=model_default)] = None,
     blocks: Annotated[tuple[int, ...], Many, Parameter(group=WHERE, metavar="BLOCK...", consume_multiple=True)] = (),
     at_steps: Annotated[tuple[int, ...], Many, Parameter(group=WHERE, metavar="STEP...", consume_multiple=True)] = (),
     per_head: Annotated[bool, Switch, Parameter(group=WHERE)] = False,

@@ -89,11 +89,11 @@ def memory_report(
     free = estimate.free_memory(device)
     rehearsals: dict[bool, Rehearsal] = {}
     rows: list[dict[str, Any]] = []
-    for each in chosen:
-        on_cpu = each.gigabytes is None
+    for candidate in chosen:
+        on_cpu = candidate.gigabytes is None
         if on_cpu not in rehearsals:
             rehearsals[on_cpu] = _rehearse(model, size, frames, guidance, on_cpu)
-        needs = rehearsals[on_cpu].needs(each)
+        needs = rehearsals[on_cpu].needs(candidate)
         runs_here = on_cpu or device.type != "cpu"
         speed = rate * 1e12 if rate else None
         if speed is None and runs_here:
@@ -102,9 +102,11 @@ def memory_report(
         rows.append(
             needs.record()
             | {
-                "within": None if each.gigabytes is None else needs.device_peak <= each.gigabytes * 1e9,
+                "within": None if candidate.gigabytes is None else needs.device_peak <= candidate.gigabytes * 1e9,
                 "fits_here": needs.fits(None if on_cpu else free[0], free[1]) if runs_here else False,
-                "seconds_per_step": None if speed is None else _seconds(needs, each.transformer, speed, EFFICIENCY),
+                "seconds_per_step": None
+                if speed is None
+                else _seconds(needs, candidate.transformer, speed, EFFICIENCY),
             }
         )
     first = next(iter(rehearsals.values()))

@@ -29,7 +29,7 @@ OFFICIAL = Group.create_ordered(
 )
 
 
-def of_model(_: object) -> str:
+def model_default(_: object) -> str:
     """Return the text by which the help shows a default that depends on the model."""
     return "the model's own"
 
@@ -51,7 +51,7 @@ def option_group(names: Iterable[str], title: str, help_text: str) -> Any:
     for name in names:
         kind, option = options[name]
         default = defaults[name]
-        shown: Any = of_model if option.of_model else None
+        shown: Any = model_default if option.of_model else None
         if option.default:
             shown = _constant(option.default)
         elif default in (None, "") and shown is None:
