@@ -49,7 +49,7 @@ def _warn_if_cut(tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:
     if len(ids) > TOKENS:
         lost = tokenizer.decode(ids[TOKENS - 1 :][:12], skip_special_tokens=True).strip()
         warnings.warn(
-            f"The prompt has {len(ids)} tokens and the model reads {TOKENS}: everything from {lost!r} on has no "
-            "effect; shorten it.",
+            f"The prompt has {len(ids)} tokens and the model reads {TOKENS}: the text from {lost!r} on has no effect; "
+            "shorten it.",
             stacklevel=4,
         )
