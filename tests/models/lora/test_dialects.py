@@ -346,7 +346,7 @@ def test_peft_folders(model, good, stock, tmp_path):
     for change, says in (
         ({"use_dora": True}, "is a DoRA"),
         ({"peft_type": "LOHA"}, "is a LOHA"),
-        ({"init_lora_weights": "pissa_niter_4"}, "begun as pissa_niter_4"),
+        ({"init_lora_weights": "pissa_niter_4"}, "initialised with pissa_niter_4"),
         ({"lora_alpha": "much"}, "damaged configuration"),
         ({"alpha_pattern": {"(": 3}}, "damaged configuration"),
     ):

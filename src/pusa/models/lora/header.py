@@ -50,7 +50,7 @@ def file_of(path: str | Path) -> Path:
         if not path.is_file():
             raise InputError(f"The LoRA {path} does not exist: check the path.")
         if path.stat().st_size == 0:
-            raise InputError(f"The LoRA {path} is empty (0 bytes): copy it again.")
+            raise InputError(f"The LoRA {path} is damaged: it is empty (0 bytes); copy it again.")
     except OSError as error:
         raise InputError(f"The path of the LoRA {path} cannot be used ({error.strerror}): check it.") from error
     return path
