@@ -10,7 +10,6 @@ buckets of one frame, moving ones in the others.
 from __future__ import annotations
 
 import errno
-import hashlib
 import itertools
 import re
 from collections import Counter
@@ -24,6 +23,7 @@ import numpy as np
 
 from pusa import video_probe
 from pusa.errors import InputError
+from pusa.files import sha256
 from pusa.images import Frames
 from pusa.models.backbone import Geometry
 from pusa.training.data.dataset import Entry, Problem, find, is_ready
@@ -141,7 +141,7 @@ def probe(entry: Entry) -> VideoFile | Problem:
     Damage between the frames that are looked at is found when the clip is read. A missing caption becomes "".
     """
     try:
-        digest = _sha256(entry.path)
+        digest = sha256(entry.path)
         caption = entry.caption or ""
         if is_ready(entry.path):
             frames, width, height = size_of(entry.path)
@@ -159,11 +159,6 @@ def probe(entry: Entry) -> VideoFile | Problem:
         if error.errno == errno.ELOOP:
             return Problem(entry.path, "missing", "is a link to itself; mend it")
         return Problem(entry.path, "unreadable", f"cannot be read ({error.strerror or error}); check the disk")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _reason(path: Path, error: InputError) -> str:
