@@ -49,11 +49,11 @@ def test_models_are_compared_on_the_same_scenes_and_a_run_goes_on(tmp_path: Path
 @pytest.mark.parametrize(
     ("tokens", "sentence"),
     [
-        ((), "there is no model to score"),
+        ((), "There is no model to score"),
         (("tiny", "--scenes", "0"), "--scenes 0: give 1 or more"),
         (("tiny", "--workers", "0"), "--workers 0: give 1 or more"),
         (("tiny", "--tasks", "juggling"), "no task 'juggling'"),
-        (("+x.safetensors",), "no model stands before"),
+        (("+x.safetensors",), "there is no model before"),
         (("tiny", "tiny"), "given twice"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`pusa check` through the door of the console command: what it says to people and as JSON, its exit code."""
+"""`pusa check`, run like the console command: its report as text and as JSON, and its exit code."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def test_what_needs_attention_is_named_and_exit_code_1(
     for line in (
         "3 of 6 clips are not used",
         "1 too short at 8 fps (longest bucket that fits: 9 frames)",
-        "brief.mp4  has 11 of the 17 frames needed at 8 fps; the bucket 32x32x9 would fit",
+        "brief.mp4  has only 11 of the 17 frames needed at 8 fps; the bucket 32x32x9 fits",
         "twin.mp4  is the same file as clip0.mp4",
-        "bad.mp4  has no bad.txt beside it; write one",
-        "notes.pdf  is no clip",
+        "bad.mp4  has no caption file bad.txt; write one",
+        "notes.pdf  is not a clip",
         "32x32x17",
     ):
         assert line in text, line
@@ -99,7 +99,7 @@ def test_cropping_is_said_before_training(
     }  # fmt: skip
     main(["check", str(folder), "--model.source", str(tiny_folder), "--data.buckets", "32x32x17"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "32x32x17 crops away 33 to 50 % of the picture of 4 clips, most of tall.mp4" in text
+    assert "32x32x17 crops 33 to 50 % of the picture from 4 clips, most from tall.mp4" in text
     assert check(str(folder), "--data.buckets", "48x32x17", "32x64x17", "32x32x17")["cropped"] == []
 
 
@@ -118,16 +118,16 @@ def test_one_is_one(folder: Path, tiny_folder: Path, capsys: pytest.CaptureFixtu
     assert "1 of 1 clip is not used" in capsys.readouterr().out
 
 
-def test_it_says_how_many_clips_training_keeps_apart(
+def test_it_says_how_many_clips_are_held_out(
     folder: Path, noise_frames: Frames, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["check", str(folder), "--model.source", str(tiny_folder)]) == 0
-    assert "keeps no clip apart to validate with: these are fewer than 10" in capsys.readouterr().out
+    assert "holds out no clip for validation, because there are fewer than 10" in capsys.readouterr().out
     for seed in range(3, 10):
         videos.write_video(folder / f"clip{seed}.mp4", noise_frames(17, seed, (32, 32)), 8)
         (folder / f"clip{seed}.txt").write_text("more")
     assert main(["check", str(folder), "--model.source", str(tiny_folder)]) == 0
-    assert "pusa train keeps 1 clip apart to validate with" in capsys.readouterr().out
+    assert "pusa train holds out 1 clip for validation" in capsys.readouterr().out
 
 
 def test_what_is_merely_left_over_needs_no_attention(folder: Path, check: Callable[..., dict[str, Any]]) -> None:
@@ -138,7 +138,7 @@ def test_what_is_merely_left_over_needs_no_attention(folder: Path, check: Callab
 
 def test_no_sample_needs_attention(folder: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(folder), "--model.source", str(tiny_folder), "--data.buckets", "32x32x81"]) == 1
-    assert "No sample, no training." in capsys.readouterr().out
+    assert "There is no sample to train on." in capsys.readouterr().out
 
 
 def test_names_are_shown_as_they_are(folder: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

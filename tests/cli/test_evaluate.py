@@ -171,13 +171,13 @@ def test_a_damaged_clip_fails_alone_and_is_tried_again(folder: Path, ask: Ask) -
 @pytest.mark.parametrize(
     ("tokens", "sentence"),
     [
-        ((), "there is no clip to measure"),
+        ((), "There is no clip to measure"),
         (("nowhere",), "no file or folder nowhere"),
         (("EMPTY",), "contains no clip"),
         (("CLIP", "--given", "photo.png"), "give a picture and its frame"),
         (("CLIP", "--given", "gone.png@0"), "there is no file gone.png"),
         (("CLIP", "--given", "CLIP@first"), "'first' is not a frame"),
-        (("CLIP", "--given", "CLIP@0", "--given", "CLIP@0"), "is given for that frame too"),
+        (("CLIP", "--given", "CLIP@0", "--given", "CLIP@0"), "is given for this frame, too"),
         (("CLIP", "--join", "end"), "'end' is not a frame"),
         (("CLIP", "--workers", "0"), "give 1 or more"),
     ],

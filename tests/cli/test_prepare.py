@@ -1,4 +1,4 @@
-"""`pusa prepare` through the door of the console command, on a random model."""
+"""`pusa prepare` run like the console command, on a random model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pusa.cli.shared.terminal import Terminal
 from pusa.models.loading.checkpoints import load
 from pusa.models.wan.autoencoder import GEOMETRIES
 from pusa.training.data import samples
-from pusa.training.data.cache import Cached
+from pusa.training.data.cache import CachedSamples
 from pusa.training.data.fingerprints import fingerprint
 from pusa.videos import write_video
 
@@ -64,7 +64,7 @@ def test_the_cache_it_makes_is_the_one_that_is_read(prepare: Pusa, tiny_folder: 
     assert first["bytes"] == sum(path.stat().st_size for path in Path("runs/cache").rglob("*.safetensors"))
     assert numbers(prepare()) == (0, 0, 4, 0, 0)
     plan = samples.survey("data", [samples.Bucket(32, 32, 5)], 8, GEOMETRIES[16])
-    cached = Cached(plan, fingerprint(load(str(tiny_folder), device="cpu"), 8), Path("runs/cache"))
+    cached = CachedSamples(plan, fingerprint(load(str(tiny_folder), device="cpu"), 8), Path("runs/cache"))
     assert [sample.caption for sample in cached] == [f"clip number {i}" for i in range(4)]
 
 

@@ -147,8 +147,8 @@ def test_calls_that_differ_are_refused_and_one_process_stops_all(together: Any) 
 
 TROUBLES = {
     "error": ("this process has trouble; help it.", "exitcode  : 2 "),
-    "interrupt": ("interrupted; no file was left half written.", "exitcode  : 130 "),
-    "kill": ("another process ended without a word", "exitcode  : -9 "),
+    "interrupt": ("interrupted; no file is half written.", "exitcode  : 130 "),
+    "kill": ("another process ended without an error message", "exitcode  : -9 "),
 }
 
 

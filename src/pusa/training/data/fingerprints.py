@@ -1,4 +1,4 @@
-"""What decides a clip's latents and a caption's context, as hashes: every weight and setting that has a say."""
+"""Hashes of all weights and settings that determine the latents of a clip and the context of a caption."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from transformers import PreTrainedTokenizerBase
 from pusa.models.backbone import Encoders
 
 _CALL_SETTINGS = ("padding", "truncation")
-"""Parts of a tokenizer's state that are only what the last call asked for."""
+"""Parts of a tokenizer's state that only record the arguments of its last call."""
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """vae: the autoencoder. text: the tokenizer and the text encoder. fps: the rate that clips are resampled to.
+    """The hashes of a model's encoders.
 
-    tokens: L, to which contexts are padded.
+    vae: of the autoencoder. text: of the tokenizer and the text encoder. fps: the frame rate to which clips are
+    resampled. tokens: L, the number of tokens to which contexts are padded.
     """
 
     vae: str
@@ -32,18 +33,18 @@ class Fingerprint:
 
 
 def fingerprint(encoders: Encoders, fps: float) -> Fingerprint:
-    """Hashes of everything in a model that decides a clip's latents and a caption's context, every weight included."""
+    """Return the hashes of the encoders, of their weights and their settings. fps: the frame rate of the samples."""
     vae, text = encoders.vae, encoders.text_encoder
     tiles = [vae.tile_sample_min_height, vae.tile_sample_min_width, vae.tile_sample_stride_height,
              vae.tile_sample_stride_width] if vae.use_tiling else None  # fmt: skip
-    of_vae = {"config": _plain(dict(vae.config)), "weights": _weights(vae), "tiles": tiles}
-    of_text = {
+    vae_content = {"config": _plain(dict(vae.config)), "weights": _weights(vae), "tiles": tiles}
+    text_content = {
         "config": _plain(text.config.to_dict()),
         "weights": _weights(text),
         "tokenizer": _tokenizer(encoders.tokenizer),
         "tokens": encoders.text_tokens,
     }
-    return Fingerprint(_digest(of_vae), _digest(of_text), float(fps), encoders.text_tokens)
+    return Fingerprint(_digest(vae_content), _digest(text_content), float(fps), encoders.text_tokens)
 
 
 def _digest(described: Any) -> str:
@@ -51,7 +52,7 @@ def _digest(described: Any) -> str:
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without what only says where it came from or which version wrote it."""
+    """Return a configuration without the entries that only record its source or the version that wrote it."""
     names = sorted(name for name in config if not name.startswith("_") and name != "transformers_version")
     plain: dict[str, Any] = json.loads(json.dumps({name: config[name] for name in names}, default=str))
     return plain
@@ -69,7 +70,7 @@ def _weights(module: nn.Module) -> str:
 
 
 def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of how text becomes ids, without the padding and truncation that the last call happened to set."""
+    """Return a hash of the tokenizer, without the padding and truncation that its last call set."""
     fast = getattr(tokenizer, "backend_tokenizer", None)
     if fast is None:
         described: Any = [type(tokenizer).__name__, tokenizer.get_vocab(), _plain(tokenizer.init_kwargs)]
