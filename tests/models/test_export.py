@@ -431,7 +431,7 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(layers, tiny_fold
     )
     save_file(bad, source)
     refused(
-        r"blocks\.1\.ffn\.0\.lora_B\.weight holds values that are not",
+        r"blocks\.1\.ffn\.0\.lora_B\.weight has values that are not",
         lambda: export.convert(source, out, "comfy"),
     )
     deeper = {key.replace("blocks.1.", "blocks.7."): value for key, value in good.items()}

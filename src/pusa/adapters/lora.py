@@ -63,9 +63,8 @@ class Lora:
         return Card(
             title=f"A rank-{self.rank} LoRA for",
             relation="adapter",
-            diffusers_classes=("WanPipeline",),
             diffusers_code=(
-                "pipe = WanPipeline.from_pretrained({base}, torch_dtype=torch.bfloat16)\n"
+                "pipe = {pipeline}.from_pretrained({base}, torch_dtype=torch.bfloat16)\n"
                 'pipe.load_lora_weights(".", weight_name={file})'
             ),
             tags=("lora", "template:diffusion-lora"),

@@ -197,7 +197,7 @@ class Pipeline(Model):
             if not processes.all_agree(self.group, f"{matrix.to_dict()} {settings} {seed} {callback is None}"):
                 raise InputError("The processes make different clips: make the same calls in each of them.")
             x, prompt, negative = processes.broadcast([x, *(each.tokens for each in text)])
-            text = text[0].like(prompt), text[1].like(negative)
+            text = text[0].with_tokens(prompt), text[1].with_tokens(negative)
             callback = callback and self._shared_stop(callback)
 
         def renoise(step: int) -> Tensor:

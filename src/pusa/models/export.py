@@ -238,7 +238,7 @@ def _prepare(
     kept, there = dict.fromkeys(factors, 0.0), dict.fromkeys(factors, 0.0)
     for module, (down, up) in factors.items():
         if not (down.float().isfinite().all() and up.float().isfinite().all()):
-            raise InputError(f"The LoRA {source} is damaged: {module} holds values that are not finite; copy it again.")
+            raise InputError(f"The LoRA {source} is damaged: {module} has values that are not finite; copy it again.")
         if up.element_size() > down.element_size() and torch.equal(up.to(down.dtype).to(up.dtype), up):
             up = up.to(down.dtype)
         if rank is not None:

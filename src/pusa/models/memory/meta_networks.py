@@ -55,7 +55,7 @@ class Network:
 
 def configs(name: str, folder: Path, beside: Beside) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Configuration of each network, and the kinds that are neither in the model nor given, so taken as Wan's own."""
-    lacking = [kind for kind in sources.lacking(folder) if not beside.get(kind)]
+    lacking = [kind for kind in sources.missing_parts(folder) if not beside.get(kind)]
     configs = {
         kind: sources.config(name, folder, kind, beside)
         for kind in ("transformer", "text_encoder", "vae")
