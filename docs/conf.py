@@ -7,6 +7,8 @@ mean themselves, and an indented block is code. `_plain_docstring` translates th
 from __future__ import annotations
 
 import ast
+import dataclasses
+import importlib
 import re
 import shutil
 import sys
@@ -17,7 +19,10 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
+from sphinx.util.docutils import SphinxDirective  # noqa: E402
+
 import pusa  # noqa: E402
+from pusa.generation.options import options_of  # noqa: E402
 
 project = "pusa"
 author = "The pusa contributors"
@@ -126,6 +131,37 @@ def _colons_back(app: Any, what: str, name: str, obj: Any, options: Any, lines: 
     lines[:] = [line.replace(_COLON, ":") for line in lines]
 
 
+def _without_metadata(app: Any, what: str, name: str, obj: Any, options: Any, sig: str | None, ret: str | None) -> Any:
+    """The signature with `Annotated[T, ...]` as T: the rest is for programs."""
+    while sig and (found := re.search(r"~?(typing|types)\.Annotated\[", sig)):
+        depth, comma, at = 1, 0, found.end()
+        while depth:
+            depth += (sig[at] in "[({") - (sig[at] in "])}")
+            comma = at if sig[at] == "," and depth == 1 and not comma else comma
+            at += 1
+        sig = sig[: found.start()] + sig[found.end() : comma] + sig[at:]
+    return sig, ret
+
+
+class RequestOptions(SphinxDirective):
+    """`.. request-options:: Generate` lists the fields of a request that have a help text, and their defaults."""
+
+    required_arguments = 1
+
+    def run(self) -> list[Any]:
+        cls = getattr(importlib.import_module("pusa.generation.request"), self.arguments[0])
+        lines = []
+        for one in dataclasses.fields(cls):
+            option = options_of(cls)[one.name][1] if one.name in options_of(cls) else None
+            if option is not None and option.help:
+                shown = option.default or ("the model's own" if option.of_model else f"``{one.default!r}``")
+                default = "" if one.default is dataclasses.MISSING else f" Default: {shown}."
+                lines.append(f"* ``{one.name}``: {_escaped(option.help)}{default}")
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
 def setup(app: Any) -> None:
+    app.add_directive("request-options", RequestOptions)
+    app.connect("autodoc-process-signature", _without_metadata)
     app.connect("autodoc-process-docstring", _plain_docstring, priority=100)  # before napoleon, which has 500
     app.connect("autodoc-process-docstring", _colons_back, priority=900)

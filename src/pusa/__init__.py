@@ -14,10 +14,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pusa.core.sampler import Step as Step
     from pusa.core.timesteps import TimestepMatrix as TimestepMatrix
     from pusa.errors import Cancelled as Cancelled
     from pusa.errors import InputError as InputError
     from pusa.errors import PusaError as PusaError
+    from pusa.generation.clip import GeneratedClip as GeneratedClip
     from pusa.generation.given import Clip as Clip
     from pusa.generation.given import Image as Image
     from pusa.generation.pipeline import Pipeline as Pipeline
@@ -31,11 +33,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "Cancelled": "pusa.errors",
     "Clip": "pusa.generation.given",
+    "GeneratedClip": "pusa.generation.clip",
     "Image": "pusa.generation.given",
     "InputError": "pusa.errors",
     "LoraFile": "pusa.models.lora.runtime",
     "Pipeline": "pusa.generation.pipeline",
     "PusaError": "pusa.errors",
+    "Step": "pusa.core.sampler",
     "TimestepMatrix": "pusa.core.timesteps",
     "extend": "pusa.generation.pipeline",
     "load": "pusa.generation.pipeline",

@@ -1,4 +1,4 @@
-"""`pusa check` through the door of the console command: what it says to people and as JSON, its exit code."""
+"""`pusa check`, run like the console command: its report as text and as JSON, and its exit code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def folder(tmp_path: Path, noise_frames: Frames) -> Path:
 @pytest.fixture
 def check(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
     def call(*tokens: str) -> dict[str, Any]:
-        code = main(["check", *tokens, "--model", str(tiny_folder), "--json"])
+        code = main(["check", *tokens, "--model.source", str(tiny_folder), "--json"])
         return {"code": code, **json.loads(capsys.readouterr().out)}
 
     return call
@@ -52,9 +52,11 @@ def test_a_good_folder(folder: Path, check: Callable[..., dict[str, Any]], monke
 
 
 def test_the_settings_decide(folder: Path, check: Callable[..., dict[str, Any]]) -> None:
-    said = check(str(folder), "--buckets", "32x32x33", "48x32x9", "--cut", "uniform", "--fps", "8")
+    said = check(str(folder), "--data.buckets", "32x32x33", "48x32x9", "--data.cut", "uniform", "--data.fps", "8")
     assert {row["bucket"]: row["samples"] for row in said["buckets"]} == {"32x32x33": 0, "48x32x9": 7}
-    slower = check(str(folder), "--buckets", "32x32x9", "--fps", "4", "--steps", "3", "--batch", "5")
+    slower = check(
+        str(folder), "--data.buckets", "32x32x9", "--data.fps", "4", "--train.steps", "3", "--train.batch", "5"
+    )
     assert (slower["samples"], slower["estimate"]["samples"]) == (3, 15)
 
 
@@ -67,20 +69,20 @@ def test_what_needs_attention_is_named_and_exit_code_1(
     (folder / "twin.txt").write_text("twin")
     (folder / "bad.mp4").write_bytes(b"bad")
     (folder / "notes.pdf").write_bytes(b"pdf")
-    assert main(["check", str(folder), "--model", str(tiny_folder)]) == 1
+    assert main(["check", str(folder), "--model.source", str(tiny_folder)]) == 1
     text = capsys.readouterr().out
     for line in (
         "3 of 6 clips are not used",
         "1 too short at 8 fps (longest bucket that fits: 9 frames)",
-        "brief.mp4  has 11 of the 17 frames needed at 8 fps; the bucket 32x32x9 would fit",
+        "brief.mp4  has only 11 of the 17 frames needed at 8 fps; the bucket 32x32x9 fits",
         "twin.mp4  is the same file as clip0.mp4",
-        "bad.mp4  has no bad.txt beside it; write one",
-        "notes.pdf  is no clip",
+        "bad.mp4  has no caption file bad.txt; write one",
+        "notes.pdf  is not a clip",
         "32x32x17",
     ):
         assert line in text, line
     assert "Traceback" not in text
-    assert main(["check", str(folder), "--model", str(tiny_folder), "--quiet"]) == 1
+    assert main(["check", str(folder), "--model.source", str(tiny_folder), "--quiet"]) == 1
     assert capsys.readouterr().out == "3 of 6 clips are used\n"
 
 
@@ -91,14 +93,14 @@ def test_cropping_is_said_before_training(
     for name, size in (("tall", (32, 64)), ("nearly", (34, 32))):
         videos.write_video(folder / f"{name}.mp4", noise_frames(17, 7, size), 8)
         (folder / f"{name}.txt").write_text(name)
-    (row,) = check(str(folder), "--buckets", "32x32x17")["cropped"]
+    (row,) = check(str(folder), "--data.buckets", "32x32x17")["cropped"]
     assert row == {
         "bucket": "32x32x17", "clips": 4, "least": 0.3333, "most": 0.5, "worst": str(folder / "tall.mp4"),
     }  # fmt: skip
-    main(["check", str(folder), "--model", str(tiny_folder), "--buckets", "32x32x17"])
+    main(["check", str(folder), "--model.source", str(tiny_folder), "--data.buckets", "32x32x17"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "32x32x17 crops away 33 to 50 % of the picture of 4 clips, most of tall.mp4" in text
-    assert check(str(folder), "--buckets", "48x32x17", "32x64x17", "32x32x17")["cropped"] == []
+    assert "32x32x17 crops 33 to 50 % of the picture from 4 clips, most from tall.mp4" in text
+    assert check(str(folder), "--data.buckets", "48x32x17", "32x64x17", "32x32x17")["cropped"] == []
 
 
 def test_one_is_one(folder: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,26 +108,26 @@ def test_one_is_one(folder: Path, tiny_folder: Path, capsys: pytest.CaptureFixtu
         (folder / f"{name}.mp4").unlink()
         (folder / f"{name}.txt").unlink()
     (folder / "clip0.txt").write_text("dance")
-    assert main(["check", str(folder), "--model", str(tiny_folder)]) == 0
+    assert main(["check", str(folder), "--model.source", str(tiny_folder)]) == 0
     text = capsys.readouterr().out
     assert "1 video\n" in text
     assert "1, of 1 word\n" in text
-    assert main(["check", str(folder), "--model", str(tiny_folder), "--quiet"]) == 0
+    assert main(["check", str(folder), "--model.source", str(tiny_folder), "--quiet"]) == 0
     assert capsys.readouterr().out == "1 of 1 clip is used\n"
-    assert main(["check", str(folder), "--model", str(tiny_folder), "--buckets", "32x32x81"]) == 1
+    assert main(["check", str(folder), "--model.source", str(tiny_folder), "--data.buckets", "32x32x81"]) == 1
     assert "1 of 1 clip is not used" in capsys.readouterr().out
 
 
-def test_it_says_how_many_clips_training_keeps_apart(
+def test_it_says_how_many_clips_are_held_out(
     folder: Path, noise_frames: Frames, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["check", str(folder), "--model", str(tiny_folder)]) == 0
-    assert "keeps no clip apart to validate with: these are fewer than 10" in capsys.readouterr().out
+    assert main(["check", str(folder), "--model.source", str(tiny_folder)]) == 0
+    assert "holds out no clip for validation, because there are fewer than 10" in capsys.readouterr().out
     for seed in range(3, 10):
         videos.write_video(folder / f"clip{seed}.mp4", noise_frames(17, seed, (32, 32)), 8)
         (folder / f"clip{seed}.txt").write_text("more")
-    assert main(["check", str(folder), "--model", str(tiny_folder)]) == 0
-    assert "pusa train keeps 1 clip apart to validate with" in capsys.readouterr().out
+    assert main(["check", str(folder), "--model.source", str(tiny_folder)]) == 0
+    assert "pusa train holds out 1 clip for validation" in capsys.readouterr().out
 
 
 def test_what_is_merely_left_over_needs_no_attention(folder: Path, check: Callable[..., dict[str, Any]]) -> None:
@@ -135,14 +137,14 @@ def test_what_is_merely_left_over_needs_no_attention(folder: Path, check: Callab
 
 
 def test_no_sample_needs_attention(folder: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", str(folder), "--model", str(tiny_folder), "--buckets", "32x32x81"]) == 1
-    assert "No sample, no training." in capsys.readouterr().out
+    assert main(["check", str(folder), "--model.source", str(tiny_folder), "--data.buckets", "32x32x81"]) == 1
+    assert "There is no sample to train on." in capsys.readouterr().out
 
 
 def test_names_are_shown_as_they_are(folder: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("[bold]x.mp4", "new\nline\x1b[31m.mp4"):
         (folder / name).write_bytes(b"bad")
-    assert main(["check", str(folder), "--model", str(tiny_folder)]) == 1
+    assert main(["check", str(folder), "--model.source", str(tiny_folder)]) == 1
     text = capsys.readouterr().out
     assert "[bold]x.mp4" in text
     assert "new\\nline\\x1b[31m.mp4" in text
@@ -153,19 +155,19 @@ def test_names_are_shown_as_they_are(folder: Path, tiny_folder: Path, capsys: py
     ("tokens", "words"),
     [
         (["nowhere/at all"], "there is no folder"),
-        (["CLIPS", "--buckets", "32x32x16"], "not 4n+1; use 13 or 17"),
-        (["CLIPS", "--buckets", "40x32x17"], "multiples of 16; use 32x32x17"),
-        (["CLIPS", "--fps", "0"], "--fps 0"),
-        (["CLIPS", "--fps", "nan"], "frame rate"),
-        (["CLIPS", "--steps", "0"], "--steps 0"),
+        (["CLIPS", "--data.buckets", "32x32x16"], "not 4n+1; use 13 or 17"),
+        (["CLIPS", "--data.buckets", "40x32x17"], "multiples of 16; use 32x32x17"),
+        (["CLIPS", "--data.fps", "0"], "--data.fps 0"),
+        (["CLIPS", "--data.fps", "nan"], "frame rate"),
+        (["CLIPS", "--train.steps", "0"], "--train.steps 0"),
         (["CLIPS", "--price", "-1"], "--price -1"),
-        (["CLIPS", "--model", "gone"], "There is no model 'gone'"),
+        (["CLIPS", "--model.source", "gone"], "There is no model 'gone'"),
     ],
 )
 def test_wrong_usage_is_one_sentence(
     folder: Path, tiny_folder: Path, tokens: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = [] if "--model" in tokens else ["--model", str(tiny_folder)]
+    model = [] if "--model.source" in tokens else ["--model.source", str(tiny_folder)]
     assert main(["check", *[str(folder) if token == "CLIPS" else token for token in tokens], *model]) == 2
     said = capsys.readouterr()
     assert words in said.err

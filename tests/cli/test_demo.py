@@ -101,7 +101,7 @@ def test_a_second_run_renews_its_own_folder_and_no_other(
     foreign.mkdir()
     (foreign / "index.html").write_text("mine")
     assert main(["demo", "--out", str(foreign)]) == 2
-    assert "holds other files" in capsys.readouterr().err
+    assert "contains other files" in capsys.readouterr().err
     assert [path.name for path in foreign.iterdir()] == ["index.html"]
     from pusa.cli.demo import claim
 

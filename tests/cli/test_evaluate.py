@@ -1,4 +1,4 @@
-"""`pusa evaluate`: clips of any program, clips of ours with their recipes, and models on the world."""
+"""`pusa evaluate`: clips of any program, and clips of ours with their recipes."""
 
 from __future__ import annotations
 
@@ -171,21 +171,15 @@ def test_a_damaged_clip_fails_alone_and_is_tried_again(folder: Path, ask: Ask) -
 @pytest.mark.parametrize(
     ("tokens", "sentence"),
     [
-        ((), "there is no clip to measure"),
+        ((), "There is no clip to measure"),
         (("nowhere",), "no file or folder nowhere"),
         (("EMPTY",), "contains no clip"),
         (("CLIP", "--given", "photo.png"), "give a picture and its frame"),
         (("CLIP", "--given", "gone.png@0"), "there is no file gone.png"),
-        (("CLIP", "--given", "CLIP@first"), "'first' is no frame"),
-        (("CLIP", "--given", "CLIP@0", "--given", "CLIP@0"), "is given for that frame too"),
-        (("CLIP", "--join", "end"), "'end' is no frame"),
-        (("CLIP", "--scenes", "4"), "are for models"),
-        (("CLIP", "--jobs", "0"), "give 1 or more"),
-        (("CLIP", "--steps", "3"), "are for models"),
-        (("CLIP", "--world", "tiny"), "asks models and not clips"),
-        (("--world", "tiny", "--tasks", "juggling"), "no task 'juggling'"),
-        (("--world", "+x.safetensors"), "no model stands before"),
-        (("--world", "tiny", "--world", "tiny"), "given twice"),
+        (("CLIP", "--given", "CLIP@first"), "'first' is not a frame"),
+        (("CLIP", "--given", "CLIP@0", "--given", "CLIP@0"), "is given for this frame, too"),
+        (("CLIP", "--join", "end"), "'end' is not a frame"),
+        (("CLIP", "--workers", "0"), "give 1 or more"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -209,29 +203,3 @@ def test_scores_of_other_measures_are_not_mixed_in(folder: Path, tmp_path: Path,
     code, found = ask(folder)
     assert code == 2
     assert "scores of version 0" in found["error"]["message"]
-
-
-# ------------------------------------------------------------------------------------------------------------ the world
-
-
-def test_models_are_compared_on_the_same_scenes_and_a_run_goes_on(tmp_path: Path, ask: Ask) -> None:
-    flags = ("--tasks", "image-to-video", "text-to-video", "--steps", "2", "--guidance", "1")
-    code, alone = ask("--world", "tiny-base", *flags, "--scenes", "2")
-    assert code == 0
-    times = (tmp_path / "out" / ".times.jsonl").read_text().splitlines()
-    assert alone["tasks"]["image-to-video"]["tiny-base"]["db"]["low"] is None  # two scenes say nothing of a spread
-    _, both = ask("--world", "tiny-base", "--world", "tiny", *flags, "--scenes", "8")
-    again = (tmp_path / "out" / ".times.jsonl").read_text().splitlines()
-    assert again[: len(times)] == times
-    assert len(again) == 2 * len(times)
-    found = both["tasks"]["image-to-video"]
-    assert set(found) == {"tiny-base", "tiny"}
-    assert set(found["tiny"]) == {"db", "over_baseline", "held_db", "motion", "colour", "shape"}
-    assert found["tiny-base"]["db"]["over_first"] == {"value": 0, "low": 0, "high": 0}
-    assert found["tiny"]["db"]["over_first"]["value"] == pytest.approx(
-        found["tiny"]["db"]["value"] - found["tiny-base"]["db"]["value"]
-    )
-    assert found["tiny-base"]["held_db"]["value"] > 25
-    assert set(both["tasks"]["text-to-video"]["tiny"]) == {"motion", "colour", "shape"}
-    assert (tmp_path / "out" / "world.png").exists()
-    assert alone["scenes"] == 2

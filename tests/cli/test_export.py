@@ -1,4 +1,4 @@
-"""`pusa export` through the door of the console command."""
+"""`pusa export`, run like the console command."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_what_is_said_and_where(pusa: Pusa, capsys: pytest.CaptureFixture[str]) 
     assert main(["export", "a.safetensors", "--to", "kohya", "--rank", "6", "--out", "d.safetensors"]) == 0
     assert "kept 100.000 % of" in capsys.readouterr().err
     assert main(["export", "a.safetensors", "--to", "kohya", "--rank", "7", "--out", "e.safetensors"]) == 0
-    assert "nothing was cut: the highest rank is 6, below 7" in capsys.readouterr().err
+    assert "no rank was reduced: the highest rank is 6, below 7" in capsys.readouterr().err
 
 
 def test_merged(pusa: Pusa, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,8 +108,8 @@ def test_the_embedded_adapter_goes_round(pusa: Pusa) -> None:
         (["--to", "kohya", "--out", "a.safetensors"], ["a.safetensors exists already"]),
         (["--to", "kohya", "--out", "a.safetensors", "--overwrite"], ["is the LoRA that is read"]),
         (["--to", "kohya", "--ema", "0.1", "--out", "b.safetensors"], ["--ema needs the folder of a run"]),
-        (["--to", "kohya", "--step", "5", "--out", "b.safetensors"], ["--step belongs to --ema"]),
-        (["--to", "kohya", "--rank", "0", "--out", "b.safetensors"], ["--rank 0 leaves nothing"]),
+        (["--to", "kohya", "--step", "5", "--out", "b.safetensors"], ["--step needs --ema"]),
+        (["--to", "kohya", "--rank", "0", "--out", "b.safetensors"], ["--rank 0: give 1 or more"]),
         (["--to", "kohya", "--rank", "2.5", "--out", "b.safetensors"], ["whole number"]),
         (["--to", "merged", "--model", "tiny-base", "--scale", "nan", "--out", "m"], ["--scale", "finite"]),
         (["--to", "merged", "--model", "tiny-bose", "--out", "m"], ["tiny-bose", "did you mean 'tiny-base'"]),
@@ -143,7 +143,10 @@ def test_a_run_at_another_averaging_length(pusa: Pusa, capsys: pytest.CaptureFix
     assert not torch.equal(load_file("short.safetensors")[key], own[key])
 
     assert main(["export", "run", "--ema", "0.15", "--to", "comfy", "--out", "b.safetensors"]) == 0
-    assert "average of relative length 0.15 at step 12 of the run run, from 6 snapshots" in capsys.readouterr().err
+    assert (
+        "average of relative length 0.15 at step 12 of the run run, computed from 6 snapshots"
+        in capsys.readouterr().err
+    )
     failed = pusa("run", "--ema", "0.5", "--to", "comfy", "--out", "c.safetensors")
     assert failed["code"] == 2
     assert "between 0 and 0.28" in failed["error"]["message"]

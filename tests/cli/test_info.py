@@ -114,7 +114,7 @@ def test_two_experts_and_refused_files_are_described(wans: Path, about: Any, tmp
 def test_an_incomplete_folder_says_what_is_not_there(wans: Path, about: Any, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(wans, tmp_path / "wan"))
     (folder / "Wan2.1_VAE.pth").unlink()
-    assert about(folder)["vae"] == "not here"
+    assert about(folder)["vae"] == "missing"
 
 
 def test_what_is_no_model_is_an_error(about: Any, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_lora_is_described(about: Any, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     save_file(tensors, tmp_path / "run" / "lora.safetensors", {"pusa.pattern": "shared", "pusa.step": "400"})
     said = about(tmp_path / "run")
-    assert (said["per frame"], said["step"]) == ("not known to be", "400")
+    assert (said["per frame"], said["step"]) == ("unknown", "400")
 
 
 def test_the_embedded_model(about: Any) -> None:

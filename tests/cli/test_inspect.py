@@ -87,13 +87,13 @@ def test_a_table_of_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("tokens", "sentence"),
     [
-        (("attention", "x", "--steps", "2", "--at-steps", "2"), "there are 2 steps, 0 to 1"),
+        (("attention", "x", "--steps", "2", "--at-steps", "2"), "there are 2 steps; give 0 to 1"),
         (("attention", "x", "--steps", "2", "--blocks", "8"), "There is no block 8"),
         (("attention", "x", "--steps", "2", "--blocks", "-1"), "There is no block -1"),
         (("attention", "x", "--frames", "1"), "has no attention between frames"),
         (("attention", "x", "--noise", "0.3"), "none is given"),
         (("weights", "tiny-base"), "nothing to compare"),
-        (("weights", "tiny", "tiny-base"), "tiny is tiny-base with a LoRA on it"),
+        (("weights", "tiny", "tiny-base"), "tiny is tiny-base with a LoRA"),
         (("weights", "tiny-base", "/nowhere"), "There is no model '/nowhere'"),
         (("weights", "tiny-base", "--lora", "/nowhere.safetensors"), "does not exist"),
     ],

@@ -1,4 +1,4 @@
-"""`pusa prepare` through the door of the console command, on a random model."""
+"""`pusa prepare` run like the console command, on a random model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pusa.cli.shared.terminal import Terminal
 from pusa.models.loading.checkpoints import load
 from pusa.models.wan.autoencoder import GEOMETRIES
 from pusa.training.data import samples
-from pusa.training.data.cache import Cached
+from pusa.training.data.cache import CachedSamples
 from pusa.training.data.fingerprints import fingerprint
 from pusa.videos import write_video
 
@@ -45,8 +45,8 @@ def prepare(data: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -
     """Run `pusa prepare data ... --json`; returns its JSON with the exit code."""
 
     def call(*tokens: str, source: str = "data") -> dict[str, Any]:
-        small = [] if "--buckets" in tokens else ["--buckets", "32x32x5"]
-        code = main(["prepare", source, *tokens, *small, "--model", str(tiny_folder), "--json"])
+        small = [] if "--data.buckets" in tokens else ["--data.buckets", "32x32x5"]
+        code = main(["prepare", source, *tokens, *small, "--model.source", str(tiny_folder), "--json"])
         captured = capsys.readouterr()
         return {"code": code, "stderr": captured.err, **json.loads(captured.out or "{}")}
 
@@ -64,15 +64,15 @@ def test_the_cache_it_makes_is_the_one_that_is_read(prepare: Pusa, tiny_folder: 
     assert first["bytes"] == sum(path.stat().st_size for path in Path("runs/cache").rglob("*.safetensors"))
     assert numbers(prepare()) == (0, 0, 4, 0, 0)
     plan = samples.survey("data", [samples.Bucket(32, 32, 5)], 8, GEOMETRIES[16])
-    cached = Cached(plan, fingerprint(load(str(tiny_folder), device="cpu"), 8), Path("runs/cache"))
+    cached = CachedSamples(plan, fingerprint(load(str(tiny_folder), device="cpu"), 8), Path("runs/cache"))
     assert [sample.caption for sample in cached] == [f"clip number {i}" for i in range(4)]
 
 
 def test_other_cuts_buckets_and_rates_are_other_samples(prepare: Pusa) -> None:
     prepare()
-    assert numbers(prepare("--cut", "slide")) == (0, 16, 4, 0, 0)
-    assert numbers(prepare("--fps", "4")) == (0, 4, 0, 0, 0)
-    result = prepare("--buckets", "32x32x9", "16x16x5")
+    assert numbers(prepare("--data.cut", "slide")) == (0, 16, 4, 0, 0)
+    assert numbers(prepare("--data.fps", "4")) == (0, 4, 0, 0, 0)
+    result = prepare("--data.buckets", "32x32x9", "16x16x5")
     assert numbers(result) == (0, 4, 0, 0, 0)
     assert result["buckets"] == {"32x32x9": 4}
     assert numbers(prepare()) == (0, 0, 4, 0, 0)
@@ -84,7 +84,7 @@ def test_it_needs_no_transformer(
     shutil.copytree(tiny_folder, tmp_path / "model")
     for file in (tmp_path / "model" / "transformer").glob("*.safetensors"):
         file.unlink()
-    assert main(["prepare", "data", "--model", "model", "--buckets", "32x32x5", "--quiet"]) == 0
+    assert main(["prepare", "data", "--model.source", "model", "--data.buckets", "32x32x5", "--quiet"]) == 0
     assert capsys.readouterr().out.startswith("4 clips encoded")
     assert numbers(prepare()) == (0, 0, 4, 0, 0)
 
@@ -94,7 +94,7 @@ def test_a_cache_that_cannot_be_is_one_sentence(prepare: Pusa, place: str, monke
     monkeypatch.setattr(
         "pusa.models.loading.checkpoints.load_encoders", lambda *_, **__: pytest.fail("weights were loaded")
     )
-    result = prepare("--cache", place)
+    result = prepare("--data.cache", place)
     assert result["code"] == 2
     message = result["error"]["message"]
     assert message.startswith(f"cannot write the cache into {place}: ")
@@ -145,7 +145,10 @@ def test_for_people_there_is_a_line_per_problem_and_a_summary(
     prepare: Pusa, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("data/2.txt").unlink()
-    assert main(["prepare", "data", "--model", str(tiny_folder), "--buckets", "32x32x5", "--cache", "c"]) == 1
+    assert (
+        main(["prepare", "data", "--model.source", str(tiny_folder), "--data.buckets", "32x32x5", "--data.cache", "c"])
+        == 1
+    )
     *problems, summary = capsys.readouterr().out.splitlines()
     assert len(problems) == 1
     assert "2.mp4 has no 2.txt" in problems[0]
@@ -155,12 +158,12 @@ def test_for_people_there_is_a_line_per_problem_and_a_summary(
 @pytest.mark.parametrize(
     ("tokens", "words"),
     [
-        (("--buckets", "32x32x6"), ("32x32x6", "4n+1")),
-        (("--buckets", "40x32x5"), ("40x32x5", "multiples of 16")),
-        (("--fps", "0"), ("--fps 0", "above 0")),
+        (("--data.buckets", "32x32x6"), ("32x32x6", "4n+1")),
+        (("--data.buckets", "40x32x5"), ("40x32x5", "multiples of 16")),
+        (("--data.fps", "0"), ("--data.fps 0", "above 0")),
         (("--workers", "2"), ("--ray",)),
         (("--ray", "local", "--workers", "0"), ("--workers 0",)),
-        (("--cut", "middle"), ("middle",)),
+        (("--data.cut", "middle"), ("middle",)),
     ],
 )
 def test_wrong_arguments_are_refused(prepare: Pusa, tokens: tuple[str, ...], words: tuple[str, ...]) -> None:
@@ -211,7 +214,7 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(capsys: pytest.Captu
 def test_without_a_terminal_the_stages_are_lines(
     data: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    common = ["prepare", str(data), "--model", str(tiny_folder), "--buckets", "32x32x5"]
+    common = ["prepare", str(data), "--model.source", str(tiny_folder), "--data.buckets", "32x32x5"]
     assert main(common) == 0
     said = capsys.readouterr().err.splitlines()
     assert said == ["Looking at the clips (4)", f"Loading {tiny_folder}", "Verifying the cache (9)", "Encoding (9)"]

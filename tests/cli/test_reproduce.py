@@ -61,7 +61,9 @@ def test_tables_with_intervals_orderings_figures_and_what_they_took(
         assert read_image(folder / "images" / f"paper_{letter}.png").std() > 1
 
 
-@pytest.mark.parametrize(("tokens", "sentence"), [(("z",), "no table 'z'"), (("c", "--jobs", "0"), "give 1 or more")])
+@pytest.mark.parametrize(
+    ("tokens", "sentence"), [(("z",), "no table 'z'"), (("c", "--workers", "0"), "give 1 or more")]
+)
 def test_bad_input(tokens: tuple[str, ...], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", *tokens, "--out", str(tmp_path / "paper"), "--json"]) == 2
     assert sentence in json.loads(capsys.readouterr().out)["error"]["message"]

@@ -44,7 +44,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     seen: dict[str, Any] = {}
 
     def run(config: Config, out: Path, *, force: bool, terminal: Any) -> room.Outcome:
-        seen.update(config=config, out=out, force=force, talkative=terminal.talkative)
+        seen.update(config=config, out=out, force=force, verbose=terminal.verbose)
         return room.Outcome(Result(out, out / "lora.safetensors", 0, config.train.steps, 0.25, ()), 9, 1, ())
 
     monkeypatch.setattr(room, "run", run)
@@ -69,7 +69,7 @@ def test_the_shortest_run_reaches_the_trainer(ask: Ask, asked: dict[str, Any]) -
     )
     assert (code, out) == (0, "runs/x/lora.safetensors\n")
     assert asked["config"] == read(None, "tiny", {"data.path": "clips", "train.steps": 20, "train.seed": 3})
-    assert (asked["out"], asked["force"], asked["talkative"]) == (Path("runs/x"), False, True)
+    assert (asked["out"], asked["force"], asked["verbose"]) == (Path("runs/x"), False, True)
 
 
 def test_a_file_a_preset_and_options_together(ask: Ask, asked: dict[str, Any], tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_file_a_preset_and_options_together(ask: Ask, asked: dict[str, Any], t
     config = asked["config"]
     assert (config.train.lr, config.train.batch, config.lora) == (1e-4, 7, None)
     assert config.train.steps == PRESETS["tiny"].config["train"]["steps"]
-    assert (asked["force"], asked["talkative"]) == (True, False)
+    assert (asked["force"], asked["verbose"]) == (True, False)
     record = json.loads(out)
     assert record["folder"] == str(Path("runs") / "mine")
     assert (record["steps"], record["loss"], record["samples"], record["held_out"]) == (config.train.steps, 0.25, 9, 1)
@@ -89,7 +89,7 @@ def test_a_file_a_preset_and_options_together(ask: Ask, asked: dict[str, Any], t
 def test_other_processes_say_nothing(ask: Ask, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     assert ask("--data", "clips") == (0, "", "")
-    assert asked["talkative"] is False
+    assert asked["verbose"] is False
 
 
 @pytest.mark.parametrize(
@@ -98,11 +98,11 @@ def test_other_processes_say_nothing(ask: Ask, asked: dict[str, Any], monkeypatc
         (["--train.lrr", "1"], "Unknown option: --train.lrr. Did you mean --train.lr?"),
         (["--data", "x", "--train.lr", "fast"], 'train.lr is "fast" (the command line); give a number above 0.'),
         (["--data", "x", "--preset", "tinny"], "There is no preset 'tinny'; did you mean tiny?"),
-        (["--preset", "tiny", "--preset", "paper"], "--preset is given more than once; keep the one that is meant."),
+        (["--preset", "tiny", "--preset", "paper"], "--preset is given more than once; give it once."),
         (["none.yaml"], "There is no settings file none.yaml; check the name."),
-        (["--preset", "tiny"], "There is no data to train on; give --data DIR, or data.path in the settings."),
+        (["--preset", "tiny"], "There are no clips to train on; give --data DIR, or data.path in the settings."),
         (["--data", "a", "--data.path", "b"],
-         "--data and --data.path are the same and name two places; give one of them."),
+         "--data and --data.path are the same option and have different values; give one of them."),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_before_anything_is_loaded(ask: Ask, tokens: list[str], sentence: str) -> None:

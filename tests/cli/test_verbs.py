@@ -1,4 +1,4 @@
-"""The verbs through the door that the console command uses, on a random model."""
+"""The verbs, run like the console command, on a random model."""
 
 from __future__ import annotations
 
@@ -207,8 +207,8 @@ def test_nothing_is_overwritten_unless_told(pusa: Pusa) -> None:
         (["--image_paths", "", "--cond_position", "0"], ["--image_paths", "path is empty"]),
         (["--out", ""], ["--out", "empty path"]),
         (["--from", ""], ["--from", "empty path"]),
-        (["--lora", "x.safetensors:nan"], ["--lora", "'nan' is no finite number"]),
-        (["--lora-scale", "inf", "--lora", "x"], ["--lora-scale", "'inf' is no finite number"]),
+        (["--lora", "x.safetensors:nan"], ["--lora", "'nan' is not a finite number"]),
+        (["--lora-scale", "inf", "--lora", "x"], ["--lora-scale", "'inf' is not a finite number"]),
         (["--guidance", "nan"], ["guidance"]),
         (["--seed", "-1"], ["seed"]),
         (["--count", "0"], ["--count"]),
@@ -335,10 +335,10 @@ def test_the_bar_shows_steps_speed_and_time_left_in_a_terminal_only(
 
     from pusa.core.sampler import Step
 
-    def draw(talkative: bool, tty: bool) -> str:
+    def draw(verbose: bool, tty: bool) -> str:
         monkeypatch.setattr(sys.stderr, "isatty", lambda: tty, raising=False)
         monkeypatch.setenv("FORCE_COLOR" if tty else "NO_COLOR", "1")
-        with Terminal(talkative).steps("Sampling") as callback:
+        with Terminal(verbose).steps("Sampling") as callback:
             for index in range(3):
                 callback(Step(index, 3, torch.zeros(1, 5), torch.zeros(1), torch.zeros(1)))
         return capsys.readouterr().err

@@ -96,7 +96,7 @@ def test_the_model_and_its_loras_are_loaded_again(tiny_folder, tmp_path):
     with pytest.raises(InputError, match=r"not the one that made the clip: its dtype differs"):
         regenerate(path, load(tiny_folder, device="cpu"))
     (tmp_path / "mine.safetensors").unlink()
-    with pytest.raises(InputError, match=r"mine.safetensors, .* is not there any more"):
+    with pytest.raises(InputError, match=r"mine.safetensors, .* is missing"):
         regenerate(path)
 
 
@@ -148,7 +148,7 @@ def test_the_models_own_adapter_is_remade_at_its_strength(tmp_path):
     pipe.remove_lora("pusa")
     none = pipe.generate(PROMPT, **options)
     with pytest.raises(
-        InputError, match=r"tiny runs the LoRA .* at strength 1.6 by itself: leave it out, or give it to"
+        InputError, match=r"tiny runs the LoRA .* at strength 1.6 by default: leave it out, or give it to"
     ):
         load("tiny", lora=embedded.adapter(), device="cpu")
     for number, clip in enumerate((half, none)):
@@ -162,11 +162,11 @@ def test_changed_and_missing_sources_are_refused(tiny_pipe, files, noise_frames)
     with pytest.raises(InputError, match=r"start.png has changed since the clip was made"):
         regenerate(path, tiny_pipe)
     (files / "start.png").unlink()
-    with pytest.raises(InputError, match=r"start.png, .* is not there any more"):
+    with pytest.raises(InputError, match=r"start.png, .* is missing"):
         regenerate(path, tiny_pipe)
     longer = extend(tiny_pipe, path, PROMPT, frames=4).save(files / "longer.mp4")
     (files / "clip.latents.safetensors").unlink()
-    with pytest.raises(InputError, match=r"clip.latents.safetensors, .* is not there"):
+    with pytest.raises(InputError, match=r"clip.latents.safetensors, .* is missing"):
         regenerate(longer, tiny_pipe)
     tiny_pipe.generate("something else").save(files / "clip.mp4")
     with pytest.raises(InputError, match=r"clip.mp4 has changed"):
@@ -193,11 +193,11 @@ def test_a_matrix_edited_in_the_recipe_is_said_or_walked(tiny_pipe, tmp_path):
     recipe["matrix"]["sigma"] = [rows[0], [0.9 * value for value in rows[1]], *rows[2:]]
     path.with_suffix(".json").write_text(json.dumps(recipe))
     with pytest.warns(
-        UserWarning, match='another timestep matrix than its settings give, .*; set "own_matrix" to true'
+        UserWarning, match='is not the one that its settings give; .*; to use the matrix, set "own_matrix" to true'
     ):
         assert torch.equal(regenerate(path, tiny_pipe).latents, clip.latents)
     path.with_suffix(".json").write_text(json.dumps(recipe | {"own_matrix": True}))
-    with pytest.warns(UserWarning, match="not bit for bit the one that"):
+    with pytest.warns(UserWarning, match="not bit-identical to the one of"):
         assert not torch.equal(regenerate(path, tiny_pipe).latents, clip.latents)
     longer = extend(tiny_pipe, path, PROMPT, frames=4)
     longer.save(tmp_path / "longer.mp4")
@@ -205,7 +205,7 @@ def test_a_matrix_edited_in_the_recipe_is_said_or_walked(tiny_pipe, tmp_path):
     rows = recipe["matrix"]["sigma"]
     recipe["matrix"]["sigma"] = [rows[0], [0.9 * value for value in rows[1]], *rows[2:]]
     (tmp_path / "longer.json").write_text(json.dumps(recipe))
-    with pytest.warns(UserWarning, match=r"another timestep matrix .* these were followed\.$"):
+    with pytest.warns(UserWarning, match=r"is not the one that its settings give; the settings were used\.$"):
         regenerate(tmp_path / "longer.mp4", tiny_pipe)
 
 
@@ -238,10 +238,10 @@ def test_recipes_with_values_of_the_wrong_kind(tiny_pipe, tmp_path, key, value):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (None, "no recipe"),
+        (None, "There is no recipe"),
         ("{", "cannot be read"),
-        ("[]", "no recipe of a clip"),
-        ('{"task": "generate"}', "has no prompt"),
+        ("[]", "not the recipe of a clip"),
+        ('{"task": "generate"}', "it lacks prompt"),
     ],
 )
 def test_what_is_no_recipe(content, sentence, tmp_path):

@@ -1,4 +1,4 @@
-"""`pusa benchmark`: models on every task of the synthetic world, beside each other."""
+"""`pusa benchmark`: score models on every task of the synthetic world."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Group, Parameter
 
 from pusa.cli.shared.arguments import lora as read_lora
-from pusa.cli.shared.options import OUTPUT, SAMPLING, File, Many, Talk, Whole, of_model
+from pusa.cli.shared.options import OUTPUT, SAMPLING, File, Many, Verbosity, Whole, of_model
 from pusa.cli.shared.terminal import Report, Terminal, clock
 from pusa.errors import InputError
 
 if TYPE_CHECKING:
     from pusa.evaluation.synthetic.benchmark import Candidate
 
-MODELS = Group.create_ordered("What is scored")
+MODELS = Group.create_ordered("Models and tasks")
 SHOWN = {
     "db": ("PSNR", 1.0, "dB"),
     "over_baseline": ("over baseline", 1.0, "dB"),
@@ -26,7 +26,7 @@ SHOWN = {
     "direction": ("direction", 100.0, "%"),
     "held_db": ("given frames", 1.0, "dB"),
 }
-"""Measures as they are printed: name, scale, unit."""
+"""For each measure, its printed name, the factor for printing, and its unit."""
 
 
 def benchmark(
@@ -39,23 +39,22 @@ def benchmark(
     shift: Annotated[float | None, Parameter(group=SAMPLING, show_default=of_model)] = None,
     out: Annotated[Path, File, Parameter(group=OUTPUT)] = Path("outputs/evaluation"),
     workers: Annotated[int, Whole, Parameter(group=OUTPUT)] = 1,
-    talk: Talk = Talk(),
+    verbosity: Verbosity = Verbosity(),
 ) -> Report:
-    """Score models on every task of the synthetic world, on the same held-out scenes, beside each other.
+    """Score models on every task of the synthetic world and compare them on the same held-out scenes.
 
-    Scores are kept, so that a second run measures only what is new.
+    Scores are kept, so a second run computes only new ones.
 
     Parameters
     ----------
     models
-        Models: tiny, tiny-base, a folder, a file or a hub id, each with LoRAs after a +, such as
-        tiny-base+mine.safetensors:1.4.
+        tiny, tiny-base, a folder, a file or a hub id. Add LoRAs with +, such as tiny-base+mine.safetensors:1.4.
     lora
-        A LoRA that all of these models get. Repeatable.
+        A LoRA to load on every model. Repeatable.
     tasks
-        Some of the tasks, such as image-to-video extension; by default all.
+        Tasks, such as image-to-video extension. The default is all.
     scenes
-        Held-out scenes of each task.
+        Number of held-out scenes for each task.
     steps
         Sampling steps.
     guidance
@@ -65,11 +64,11 @@ def benchmark(
     out
         Folder for the scores, world.json and world.png.
     workers
-        Processes that work at the same time.
+        Number of processes.
     """
-    terminal = Terminal(talk.talkative)
+    terminal = Terminal(verbosity.verbose)
     if not models:
-        raise InputError("there is no model to score; give one or more, such as tiny tiny-base.")
+        raise InputError("There is no model to score; give one or more, such as tiny tiny-base.")
     for flag, value in (("--scenes", scenes), ("--workers", workers)):
         if value < 1:
             raise InputError(f"{flag} {value}: give 1 or more.")
@@ -87,37 +86,41 @@ def benchmark(
     ]
     chosen = list(tasks) or list(TASKS)
     run = Benchmark(out, candidates, chosen, scenes)
-    wanted = run.units()
+    units = run.units()
     with terminal.counting() as progress:
         results_folder.make_in_processes(
-            workers, partial(make, out, tuple(candidates), tuple(chosen), scenes), wanted, "Making clips", progress
+            workers, partial(make, out, tuple(candidates), tuple(chosen), scenes), units, "Making clips", progress
         )
     record = run.results()
-    record["seconds"] = results_folder.seconds(wanted, out)
+    record["seconds"] = results_folder.seconds(units, out)
     write_json(out / "world.json", record)
     sheet = run.sheet(out / "world.png")
     return Report(
         record | {"files": [str(out / "world.json"), str(sheet)]},
         "\n\n".join([*(_table(TASKS[task].title, record["tasks"][task], candidates) for task in chosen),
-                     f"{out / 'world.json'}\n{sheet}\n{clock(record['seconds'])} of one process."]),
+                     f"{out / 'world.json'}\n{sheet}",
+                     f"Computing time, summed over processes: {clock(record['seconds'])}."]),
     )  # fmt: skip
 
 
-def _parts(text: str, more: Sequence[str]) -> tuple[str, tuple[tuple[str, float], ...]]:
+def _parts(text: str, common_loras: Sequence[str]) -> tuple[str, tuple[tuple[str, float], ...]]:
     source, *files = text.split("+")
-    each = [read_lora(file, 1.0, text) for file in files] + [read_lora(file, 1.0) for file in more]
+    loras = [read_lora(file, 1.0, text) for file in files] + [read_lora(file, 1.0) for file in common_loras]
     if not source:
-        raise InputError(f"{text}: no model stands before the first +; give MODEL+LORA:STRENGTH.")
-    return source, tuple((str(path), scale) for path, scale in each)
+        raise InputError(f"{text}: there is no model before the first +; give MODEL+LORA:SCALE.")
+    return source, tuple((str(path), scale) for path, scale in loras)
 
 
-def _name(text: str, more: Sequence[str]) -> str:
+def _name(text: str, common_loras: Sequence[str]) -> str:
     source, *files = text.split("+")
-    return " + ".join([Path(source).name or source, *(Path(file).name for file in [*files, *more])])
+    return " + ".join([Path(source).name or source, *(Path(file).name for file in [*files, *common_loras])])
 
 
 def _table(title: str, found: dict[str, Any], candidates: Sequence[Candidate]) -> str:
-    """A line for each model; behind each number its interval, and whether it differs from the first model's."""
+    """Return a table with a line for each model.
+
+    Each number is followed by its interval, and by + or − if it differs significantly from that of the first model.
+    """
     measures = [measure for measure in SHOWN if measure in next(iter(found.values()))]
     lines = [["", *(SHOWN[measure][0] for measure in measures)]]
     for one in candidates:

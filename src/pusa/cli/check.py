@@ -1,4 +1,4 @@
-"""`pusa check`: which clips there are, what becomes of them, and what a training on them will take."""
+"""`pusa check`: report the clips of a folder, their training samples, and the cost of a training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from pusa.cli.shared.arguments import number
-from pusa.cli.shared.options import MODEL, Many, Talk, Whole, of_model
+from pusa.cli.shared.options import MODEL, Many, Verbosity, Whole, of_model
 from pusa.cli.shared.terminal import Report, Terminal
 from pusa.errors import InputError
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from pusa.training.estimate import Estimate
 
 SAMPLES = Group.create_ordered("Samples")
-RUN = Group.create_ordered("The run that is estimated")
+RUN = Group.create_ordered("Estimated training")
 
 HARMLESS = {"unused"}
-"""Kinds of problems that need nobody's attention."""
+"""Kinds of problems that need no attention."""
 CROPPED = 0.1
-"""Clips that lose more of their picture to the shape of their bucket are pointed out."""
+"""A clip is reported if its bucket crops more than this share of its picture."""
 
 
 def check(
@@ -42,35 +42,37 @@ def check(
     batch: Annotated[int, Whole, Parameter(name="--train.batch", group=RUN)] = 1,
     rank: Annotated[int, Whole, Parameter(name="--lora.rank", group=RUN)] = 32,
     price: Annotated[float | None, Parameter(group=RUN)] = None,
-    talk: Talk = Talk(),
+    verbosity: Verbosity = Verbosity(),
 ) -> Report:
-    """Say what clips there are, which samples become of them, and what a training will take. No weight is loaded.
+    """Check the clips of a folder and estimate the memory, time and cost of a training. No weights are loaded.
 
-    Exit code 1 when a clip is unreadable, cut off, too short, too small, a duplicate, missing or without a caption.
+    The exit code is 1 if a clip is unreadable, truncated, too short, too small, a duplicate, missing or without a
+    caption.
 
     Parameters
     ----------
     data
-        A folder of clips with captions, a table of them, or the hub id of a dataset.
+        A folder of clips with captions, a table of clips, or the hub id of a dataset.
     buckets
-        Sizes and lengths of samples, for example 832x480x81 480x832x81; each clip goes to the one that suits it best.
-        By default the model's own.
+        Sizes and lengths of samples, for example 832x480x81 480x832x81. Each clip goes to the bucket that fits it best.
+        The default is the model's own size and length.
     fps
-        Frames per second that clips are resampled to.
+        Frames per second to which clips are resampled.
     cut
-        Samples of a longer clip: one from its head, as many as fit spread uniformly, or one every half length.
+        How a clip that is longer than its bucket is cut: head takes one sample from its beginning, uniform as many as
+        fit without overlap, slide one every half bucket length.
     model
-        tiny-base, a diffusers folder or a hub id, of which only the configs are fetched.
+        tiny-base, a diffusers folder or a hub id. Only the configs of a hub repository are downloaded.
     steps
         Optimiser steps.
     batch
-        Samples of a step.
+        Samples per step.
     rank
         Rank of the LoRA; 0 is full fine-tuning.
     price
-        Money for one hour of this machine.
+        Price of one hour of this machine.
     """
-    terminal = Terminal(talk.talkative)
+    terminal = Terminal(verbosity.verbose)
     for flag, value, least in (("--train.steps", steps, 1), ("--train.batch", batch, 1), ("--lora.rank", rank, 0)):
         if value < least:
             raise InputError(f"{flag} {value}: give {least} or more.")
@@ -97,7 +99,7 @@ def check(
             fps or defaults.fps,
             shape.geometry,
             cut,
-            progress=partial(progress, "Looking at the clips"),
+            progress=partial(progress, "Reading the clips"),
             workers=min(16, os.cpu_count() or 1),
         )
     with terminal.status("Measuring this machine"):
@@ -111,7 +113,7 @@ def check(
 
     text = (
         f"{check_report.share(_used(plan), plan.found)} used"
-        if talk.quiet
+        if verbosity.quiet
         else check_report.render(record, plan, run, shape.geometry)
     )
     return Report({**record, "attention": attention}, text, exit_code=int(attention))
@@ -124,7 +126,7 @@ def _used(plan: Plan) -> int:
 def _record(
     model: str, plan: Plan, counts: dict[Bucket, int], cut: str, run: Estimate | None, device: str
 ) -> dict[str, Any]:
-    """Everything that `--json` says."""
+    """Return the output of `--json`, without the exit code."""
     from pusa.training.run import held_out
 
     files = plan.files
@@ -166,18 +168,18 @@ def _record(
 
 
 def _range(values: list[Any]) -> list[Any] | None:
-    """Least, median and greatest."""
+    """Return the least, the median and the greatest value."""
     ordered = sorted(values)
     return [ordered[0], ordered[len(ordered) // 2], ordered[-1]] if ordered else None
 
 
 def _cropped(plan: Plan) -> list[dict[str, Any]]:
-    """Per bucket, the clips of which more than `CROPPED` is cropped away: how many, the shares, and the worst."""
-    from pusa.training.data.samples import kept
+    """Return, for each bucket, the clips that lose more than `CROPPED`: how many, the shares, and the worst clip."""
+    from pusa.training.data.samples import kept_share
 
     lost: dict[Bucket, dict[str, float]] = {}
     for cut in plan.cuts:
-        if (share := 1 - kept(cut.file, cut.bucket)) > CROPPED:
+        if (share := 1 - kept_share(cut.file, cut.bucket)) > CROPPED:
             lost.setdefault(cut.bucket, {})[str(cut.file.path)] = share
     return [
         {

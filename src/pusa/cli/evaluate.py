@@ -1,4 +1,4 @@
-"""`pusa evaluate`: scores of clips of any program."""
+"""`pusa evaluate`: measure the quality of clips, from this or any other program."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Annotated
 
 from cyclopts import Group, Parameter
 
-from pusa.cli.shared.options import OUTPUT, File, Many, Talk, Whole
+from pusa.cli.shared.options import OUTPUT, File, Many, Verbosity, Whole
 from pusa.cli.shared.terminal import Report, Terminal, count
 from pusa.errors import InputError
 
-COMPARED = Group.create_ordered("What clips are compared with")
+COMPARED = Group.create_ordered("Comparison")
 
 
 def evaluate(
@@ -22,37 +22,37 @@ def evaluate(
     join: Annotated[tuple[str, ...], Many, Parameter(group=COMPARED, metavar="FRAME")] = (),
     out: Annotated[Path, File, Parameter(group=OUTPUT)] = Path("outputs/evaluation"),
     workers: Annotated[int, Whole, Parameter(group=OUTPUT)] = 1,
-    talk: Talk = Talk(),
+    verbosity: Verbosity = Verbosity(),
 ) -> Report:
-    """Measure clips, of any program, without a network: fidelity, joins, colour, flicker, motion, sharpness, camera.
+    """Measure clips of any program: fidelity, joins, colour, flicker, motion, sharpness and camera. No network is used.
 
-    What a clip of ours was given, and where its joins are, is read from the .json beside it. Scores are kept, so that a
-    second run measures what is new. Exit code 1 when a clip could not be measured.
+    If a clip has a sidecar of pusa, its conditions and its joins are read from there. Scores are kept, so a second run
+    measures only new clips. The exit code is 1 if a clip could not be measured.
 
     Parameters
     ----------
     clips
-        Files, or folders of them.
+        Files, or folders of files.
     truth
-        The clip that they should be, or a folder with one of the same name for each.
+        The expected clip, or a folder with an expected clip of the same name for each clip.
     given
-        A picture that they were made from, and the frame it belongs to: photo.png@0, @-1 or @1.5s. Repeatable.
+        A picture that the clips were made from, and its frame: photo.png@0, photo.png@-1 or photo.png@1.5s. Repeatable.
     join
-        The first frame after a join, likewise. Repeatable.
+        The first frame after a join, such as 12, -5 or 1.5s. Repeatable.
     out
         Folder for the scores and report.html.
     workers
-        Processes that work at the same time.
+        Number of processes.
     """
-    terminal = Terminal(talk.talkative)
+    terminal = Terminal(verbosity.verbose)
     if workers < 1:
         raise InputError(f"--workers {workers}: give 1 or more.")
     if not clips:
-        raise InputError("there is no clip to measure; give files or folders.")
-    return _clips([Path(clip) for clip in clips], truth, given, join, out, workers, terminal)
+        raise InputError("There is no clip to measure; give files or folders.")
+    return _measure([Path(clip) for clip in clips], truth, given, join, out, workers, terminal)
 
 
-def _clips(
+def _measure(
     paths: list[Path],
     truth: Path | None,
     given: tuple[str, ...],
@@ -75,12 +75,12 @@ def _clips(
         _check_frame(text, "--join")
     found, others = scoring.find(paths)
     if others:
-        terminal.note(f"left alone: {', '.join(other.name for other in others[:4])}" + ("…" if others[4:] else ""))
-    wanted = scoring.tasks(found, truth=truth, images=_images(given), joins=list(dict.fromkeys(joins)))
-    evaluation = scoring.Evaluation(out, wanted)
+        terminal.note(f"ignored: {', '.join(other.name for other in others[:4])}" + ("…" if others[4:] else ""))
+    tasks = scoring.tasks(found, truth=truth, images=_images(given), joins=list(dict.fromkeys(joins)))
+    evaluation = scoring.Evaluation(out, tasks)
     evaluation.begin()
     with terminal.counting() as progress:
-        job = partial(scoring.make, out, wanted)
+        job = partial(scoring.make, out, tasks)
         results_folder.make_in_processes(workers, job, evaluation.units(), "Measuring clips", progress)
     records = evaluation.records()
     page = report.write(evaluation, records, out / "report.html")
@@ -94,15 +94,19 @@ def _clips(
 
 
 def _images(given: tuple[str, ...]) -> dict[str, Path]:
-    """Pictures by their frames, from PICTURE@FRAME."""
+    """Return the pictures of --given by their frames."""
     found: dict[str, Path] = {}
     for text in given:
         path, at, frame = text.rpartition("@")
         if not at:
-            raise InputError(f"--given {text}: give a picture and its frame, such as photo.png@0.")
+            raise InputError(
+                f"--given {text}: the frame is missing; give a picture and its frame, such as photo.png@0."
+            )
         _check_frame(frame, f"--given {text}")
         if frame in found:
-            raise InputError(f"--given {text}: {found[frame]} is given for that frame too; give one picture a frame.")
+            raise InputError(
+                f"--given {text}: {found[frame]} is given for this frame, too; give one picture for each frame."
+            )
         if not Path(path).is_file():
             raise InputError(f"--given {text}: there is no file {path}; check the name.")
         found[frame] = Path(path)
@@ -110,7 +114,7 @@ def _images(given: tuple[str, ...]) -> dict[str, Path]:
 
 
 def _check_frame(text: str, what: str) -> None:
-    """InputError unless it is a frame or a time; which a clip has is for each clip to say."""
+    """Raise InputError if the text is not a frame or a time. Whether a clip has this frame is checked later."""
     from pusa.generation.given import frame_index
 
     frame_index(text, sys.maxsize, 1.0, what)

@@ -1,4 +1,4 @@
-"""`pusa export`: a LoRA for other programs, of a lower rank, of another average, or merged into a checkpoint."""
+"""`pusa export`: write a LoRA for other programs, of a lower rank, of another average, or merged into a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pusa.models.export import Energy
 
 LORA_FILE = "lora.safetensors"
-"""What a run hands out, in its folder."""
+"""The LoRA that a training writes into the folder of its run."""
 
 
 def export(
@@ -37,84 +37,88 @@ def export(
     quiet: Annotated[bool, Switch, Parameter(alias="-q", group=OUTPUT)] = False,
     debug: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
 ) -> Report:
-    """Write a LoRA under other names, at a lower rank, or into the weights of a checkpoint.
+    """Convert a LoRA for another program, reduce its rank, or merge it into the weights of a model.
 
     Parameters
     ----------
     lora
-        A LoRA file under the names of diffusers, PEFT, ComfyUI, kohya or the official Pusa, or the folder of a run.
+        A LoRA file with the names of diffusers, PEFT, ComfyUI, kohya or the official Pusa; or the folder of a run.
     to
-        Names of diffusers, ComfyUI or kohya; or merged, a whole checkpoint that needs no LoRA any more.
+        The program whose names are written: diffusers, comfy or kohya. Or merged: the weights of a model that includes
+        the LoRA.
     model
-        With merged: the base model, tiny-base, a diffusers folder or a hub id.
+        With merged: the base model, which is tiny-base, a diffusers folder or a hub id.
     scale
-        With merged: the strength at which the LoRA is added, 1 (as it was trained) by default.
+        With merged: the strength of the LoRA. The default is 1, the strength of the training.
     expert
-        With merged, of a base with two experts: the one that gets the LoRA, both by default.
+        With merged and a base of two experts: the expert that gets the LoRA. The default is both.
     ema
-        Of a run with train.ema post-hoc: average its weights over another length (EDM2's sigma_rel; runs hand out 0.1).
+        For a run with train.ema post-hoc: average its weights with this length, EDM2's sigma_rel. The run itself writes
+        the average for 0.1.
     step
-        With --ema: as if the training had ended after so many steps, at one of its checkpoints.
+        With --ema: average as if the training had ended at this step, which is one of its checkpoints.
     rank
-        Keep this many singular values of each layer, and say how much of the LoRA that is.
+        Keep this many singular values of each layer, and print how much of the LoRA they keep.
     dtype
-        Type of the numbers written; as they are by default.
+        Number type of the written file. The default is that of the LoRA.
     out
-        The .safetensors file, or with merged the folder, to write.
+        The .safetensors file to write; with merged, the folder.
     overwrite
-        Replace a file that is already there.
+        Replace an existing file.
     json
-        Print one JSON object on stdout, also for errors.
+        Print one JSON object on stdout, also for an error.
     quiet
-        Say nothing but the result.
+        Print only the result, no notes and no progress.
     debug
-        Show the traceback of an error.
+        Print the traceback of an error.
     """
     merging = to == "merged"
     if merging and model is None:
-        raise InputError("--to merged needs --model: the base whose weights the LoRA is added to.")
+        raise InputError("--to merged needs the base model to which the LoRA is added; give --model.")
     for flag, value in (("--model", model), ("--scale", scale), ("--expert", expert)):
         if value is not None and not merging:
-            raise InputError(f"{flag} belongs to --to merged: a LoRA file is of no base and at no strength.")
+            raise InputError(f"{flag} needs --to merged: a LoRA file contains no base model and no strength.")
     if scale is not None:
         number(str(scale), "--scale", "finite number")
     if rank is not None and rank < 1:
-        raise InputError(f"--rank {rank} leaves nothing of the LoRA: give at least 1.")
+        raise InputError(f"--rank {rank}: give 1 or more.")
     if step is not None and ema is None:
-        raise InputError("--step belongs to --ema: it says from which step the average looks back.")
+        raise InputError("--step needs --ema: it is the step at which the average ends.")
     if ema is not None and not lora.is_dir():
-        raise InputError(f"--ema needs the folder of a run, in which its snapshots are, and {lora} is none.")
+        raise InputError(f"--ema needs the folder of a run, which contains its snapshots, and {lora} is not a folder.")
     if out.exists() and not merging and not overwrite:
-        raise InputError(f"{out} exists already; give --overwrite to replace it, or another --out.")
+        raise InputError(f"{out} exists already; give --overwrite to replace it, or give another --out.")
 
     from pusa.models import export as exporting
 
     terminal = Terminal(not (quiet or json))
     with TemporaryDirectory(prefix="pusa-") as scratch:
-        source, average, called = lora, None, None
+        source, average, description = lora, None, None
         if ema is not None:
             from pusa.training import posthoc_average
 
             source = Path(scratch) / f"{lora.resolve().name}_ema{ema:g}.safetensors"
             with terminal.status(f"Averaging {lora.name}"):
                 average = posthoc_average.write(lora, source, ema, step)
-            called = f"average of relative length {ema:g} at step {average.step} of the run {lora.resolve().name}"
+            description = f"average of relative length {ema:g} at step {average.step} of the run {lora.resolve().name}"
         elif (lora / LORA_FILE).is_file():
             source = lora / LORA_FILE
         with terminal.status(f"Reading {source.name}"):
             if to == "merged":
                 strength = 1.0 if scale is None else scale
                 done = exporting.merge(
-                    source, str(model), out, scale=strength, expert=expert, rank=rank, dtype=dtype, called=called
+                    source, str(model), out, scale=strength, expert=expert, rank=rank, dtype=dtype, called=description
                 )
             else:
                 done = exporting.convert(source, out, to, rank=rank, dtype=dtype)
     if average:
-        terminal.note(f"{called}, from {average.snapshots} snapshots, {100 * average.misfit:.1f} % from exact")
+        terminal.note(
+            f"{description}, computed from {average.snapshots} snapshots with an error of {100 * average.misfit:.1f} %"
+        )
     ranks, dtypes = "-".join(map(str, sorted({done.ranks[0], done.ranks[-1]}))), " and ".join(done.dtypes)
     terminal.note(f"{done.modules} layers, rank {ranks}, {dtypes}")
     if done.stale:
-        terminal.note(f"left out, as no longer true of the new file: {', '.join(done.stale)}")
+        terminal.note(f"metadata that does not apply to the new file was left out: {', '.join(done.stale)}")
     record: dict[str, Any] = {
         "path": str(done.path),
         "to": to,
@@ -133,11 +137,11 @@ def export(
             "misfit": average.misfit,
         }
     if done.energy:
-        nothing = rank is not None and done.ranks[-1] < rank
+        unchanged = rank is not None and done.ranks[-1] < rank
         terminal.note(
-            f"nothing was cut: the highest rank is {done.ranks[-1]}, below {rank}"
-            if nothing
-            else _sentence(done.energy)
+            f"no rank was reduced: the highest rank is {done.ranks[-1]}, below {rank}"
+            if unchanged
+            else _energy_note(done.energy)
         )
         record["kept_energy"] = {
             "total": done.energy.total,
@@ -148,12 +152,12 @@ def export(
     return Report(record, str(done.path))
 
 
-def _sentence(energy: Energy) -> str:
+def _energy_note(energy: Energy) -> str:
     module, least = energy.least
     layers = f"per layer: median {_percent(energy.median)}, least {_percent(least)} ({module})"
     return f"kept {_percent(energy.total)} of the LoRA's energy; {layers}"
 
 
 def _percent(share: float) -> str:
-    """Rounded down, so that only all of it is 100 %."""
+    """Return a share as a percentage, rounded down, so that only the whole is 100 %."""
     return f"{int((share + 1e-9) * 1e5) / 1e3:.3f} %"

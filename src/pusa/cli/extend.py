@@ -1,4 +1,4 @@
-"""`pusa extend`: what comes after a clip, or before it."""
+"""`pusa extend`: continue a clip, forwards or backwards."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ def extend(
     overlap: Annotated[int | None, Whole, Parameter(group=CLIP, show_default=of_model)] = None,
     noise: Annotated[float | None, Parameter(group=CLIP, show_default=lambda _: "0")] = None,
     size: Annotated[
-        str | None, Parameter(group=CLIP, metavar="WxH", show_default=lambda _: "that of the clip, else the model's")
+        str | None, Parameter(group=CLIP, metavar="WxH", show_default=lambda _: "the clip's, else the model's own")
     ] = None,
     fit: Annotated[Literal["crop", "pad", "stretch"], Parameter(group=CLIP)] = "crop",
     sampling: Sampling = Sampling(),
     model: Model = Model(),
     output: Output = Output(),
 ) -> Report:
-    """Go on with a clip; the result holds the clip and the new frames.
+    """Continue a clip forwards or backwards. The result contains the clip and the new frames.
 
-    Where the clip's latents lie beside it they are used as they are, so that no colour shifts at the join.
+    If the file with the clip's latents is in the same folder, it is used, so that colours do not shift at the join.
 
     Parameters
     ----------
     clip
-        The clip to go on with.
+        The clip to continue.
     prompt
         What the new frames show.
     backward
-        Make what came before the clip instead.
+        Add frames before the clip, not after it.
     frames
         How many frames to add: a multiple of 4.
     overlap
@@ -52,9 +52,9 @@ def extend(
     size
         Width and height in pixels, multiples of 16.
     fit
-        How a clip of another shape is brought to the size.
+        How a clip of another aspect ratio is fitted to the size.
     """
-    terminal = Terminal(output.talk.talkative)
+    terminal = Terminal(output.verbosity.verbose)
     model, sampling, noise = with_preset(model, sampling, noise)
     request = Extend(
         clip,

@@ -1,4 +1,4 @@
-"""`pusa generate`: a clip from a prompt and whatever pictures and clips are given for some of its frames."""
+"""`pusa generate`: make a clip from a prompt and from pictures or clips for any of its frames."""
 
 from __future__ import annotations
 
@@ -65,8 +65,6 @@ def generate(
 ) -> Report:
     """Make a clip from a prompt and from pictures or clips at any frames.
 
-    A FRAME is a pixel frame (0 is the first, -1 the last) or a time such as 1.5s.
-
     Parameters
     ----------
     prompt
@@ -78,31 +76,32 @@ def generate(
     keyframe
         Picture for any frame, for example cat.png@8,noise=0.2. Repeatable.
     video
-        Clip that is kept from FRAME on (0 if not given); with a negative FRAME it ends there, so @-1 ends with the
-        last frame. frames=9 uses nine frames of it, start=-8 only its last eight. Repeatable.
+        Clip that fills the frames from FRAME on; the default is 0. If FRAME is negative, the clip ends there: @-1 ends
+        with the last frame. frames=9 uses nine of its frames, start=-8 uses its last eight. Repeatable.
     edit
-        Clip to change: its motion stays, the prompt repaints it.
+        Clip to change. Its motion stays, and the prompt decides how it looks.
     strength
         How much of --edit may change, above 0: a little at 0.1, everything at 1.
     noise
-        Noise multiplier of every condition that names none: 0 keeps it exactly, 1 ignores it.
+        Noise multiplier of every condition that is given without its own: 0 keeps it exactly, 1 ignores it.
     frames
         Length in frames: 4n+1.
     size
         Width and height in pixels, multiples of 16.
     fit
-        How pictures of another shape are brought to the size.
+        How pictures of another aspect ratio are fitted to the size.
     count
         Number of clips, with consecutive seeds.
     prompts
-        Many clips: a .jsonl with an object for each, whose keys are options (prompt, image, seed, ...) and name, or a
-        .txt with a prompt a line. Run it again to go on; started several times, the processes share the work.
+        Make one clip for each line of a file. A .txt file has a prompt on each line. A .jsonl file has a JSON object on
+        each line; its keys are options (prompt, image, seed, ...) and name. To resume, run the command again. If you
+        start it several times, the processes share the work.
     ray
-        Share them over a Ray cluster: its address, auto, or local to start one on this machine.
+        Share the clips of --prompts over a Ray cluster: its address, auto, or local to start one on this machine.
     workers
-        Number of processes with --ray.
+        Number of processes, with --ray.
     matrix
-        Timestep matrix of your own, in place of steps, shift, schedule and noise. pusa info --matrix draws it.
+        Your own timestep matrix. It replaces steps, shift, schedule and noise. pusa info --matrix draws it.
     from_
         Remake the clip that this sidecar describes.
     image_paths
@@ -112,13 +111,15 @@ def generate(
     noise_multipliers
         Noise multiplier of each picture.
     """
-    terminal = Terminal(output.talk.talkative)
+    terminal = Terminal(output.verbosity.verbose)
     if from_ is not None:
         given = (prompt, image, last_image, keyframe, video, edit, frames, size, image_paths, cond_position, prompts)
         if any(given) or matrix is not None or count != 1 or sampling != Sampling() or model != Model():
-            raise InputError("--from makes a clip again exactly as it was made; give only --out with it.")
-        return _again(from_, output, terminal)
-    typed_noise = noise
+            raise InputError(
+                "--from remakes a clip exactly, so no other option may change it; give only --out with it."
+            )
+        return _remake(from_, output, terminal)
+    noise_flag = noise
     model, sampling, noise = with_preset(model, sampling, noise)
     options: dict[str, Any] = {
         **values_of(sampling),
@@ -139,12 +140,14 @@ def generate(
     }
     if prompts is not None:
         if image_paths or cond_position or noise_multipliers or count != 1:
-            raise InputError("--prompts has a line for each clip; leave --count and the official scripts' flags out.")
-        from pusa.cli.shared.batch import make_all
+            raise InputError(
+                "--prompts makes one clip for each line; leave out --count and the flags of the official scripts."
+            )
+        from pusa.cli.shared.batch import make_batch
 
-        return make_all(prompts, flags, options, model, output, terminal, ray=ray, workers=workers)
+        return make_batch(prompts, flags, options, model, output, terminal, ray=ray, workers=workers)
     if ray is not None or workers is not None:
-        raise InputError("--ray and --workers share the clips of --prompts; give it too.")
+        raise InputError("--ray and --workers need --prompts, whose clips they share; give --prompts FILE.")
     request = request_of(
         **flags,
         image_paths=image_paths,
@@ -152,9 +155,9 @@ def generate(
         noise_multipliers=noise_multipliers,
         options=options,
     )
-    if typed_noise and not request.conditions:
-        also = "; how much of --edit may change is its --strength" if edit else ""
-        raise InputError(f"--noise {noise:g} says how firmly pictures and clips are held and none is given{also}.")
+    if noise_flag and not request.conditions:
+        hint = "; --strength sets how much of --edit may change" if edit else "; give one, or leave --noise out"
+        raise InputError(f"--noise {noise:g} applies to pictures and clips, and none is given{hint}.")
     if count < 1:
         raise InputError(f"--count {count}: give 1 or more.")
     several = [replace(request, seed=request.seed + i) for i in range(count)]
@@ -174,7 +177,7 @@ def generate(
     return make(jobs, output, terminal)
 
 
-def _again(recipe: Path, output: Output, terminal: Terminal) -> Report:
+def _remake(recipe: Path, output: Output, terminal: Terminal) -> Report:
     with terminal.status("Starting"):
         from pusa.generation.provenance import read, regenerate
         from pusa.processes import current_group

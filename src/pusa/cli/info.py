@@ -1,4 +1,4 @@
-"""`pusa info`: what is installed, what it runs on, and what a model is."""
+"""`pusa info`: show the installed versions, the device, and the properties of a model, a LoRA or a timestep matrix."""
 
 from __future__ import annotations
 
@@ -47,71 +47,76 @@ def info(
     json: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
     debug: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
 ) -> Report:
-    """Show versions, the device and the embedded model; or what a model is, without loading it.
+    """Show versions, the device and the embedded models; or, with MODEL, the properties of a model or a LoRA.
+
+    The model is not loaded.
 
     Parameters
     ----------
     model
-        tiny, tiny-base, a folder, a .safetensors or .gguf file, or a hub id; or a LoRA, or the folder of one.
+        A model: tiny, tiny-base, a folder, a .safetensors or .gguf file, or a hub id. Or a LoRA file or its folder.
     presets
-        List what each --preset of generate, extend and transition sets.
+        List the options that each --preset of generate, extend and transition sets.
     schedule
         Print and draw the timestep matrix of a schedule, such as staircase,block=3,delay=5.
     matrix
-        Print and draw a timestep matrix of your own.
+        Print and draw the timestep matrix of a JSON file.
     steps
         Sampling steps of the schedule.
     shift
         Timestep shift of the schedule.
     out
-        Write the matrix as a heat map (.png) or as a file for --matrix (.json).
+        Write the matrix to a file: a heat map (.png), or JSON for --matrix (.json).
     memory
-        Say how much memory and time a clip needs, under one memory profile, or under all.
+        Show the memory and time that a clip needs with one memory profile, or with all.
     size
         Width and height of the clip.
     frames
         Length of the clip: 4n+1.
     guidance
-        Guidance scale; 1 asks the model once a step.
+        Guidance scale. With 1, the model is called once per step, not twice.
     dtype
-        What transformer and text encoder compute in; auto is bfloat16 on a GPU and float32 on a CPU.
+        Number type of the transformer and the text encoder; auto is bfloat16 on a GPU and float32 on a CPU.
     rate
-        Speed of the device in large matrix products; measured if not given.
+        Speed of the device in large matrix products. By default it is measured.
     vae
-        The autoencoder beside a file without one; without it, Wan's own is counted.
+        The autoencoder, if the model is a file that does not contain one. By default Wan's is assumed.
     text_encoder
-        The text encoder beside a file without one; without it, Wan's own is counted.
+        The text encoder, if the model is a file that does not contain one. By default Wan's is assumed.
     transformer_2
-        The expert for low noise beside a file of the one for high noise.
+        The low-noise expert, if the model is a file of the high-noise expert.
     lora
-        A LoRA that will be used. Repeatable.
+        A LoRA to load on the model. Repeatable.
     json
-        Print one JSON object on stdout, also for errors.
+        Print one JSON object on stdout, also for an error.
     debug
-        Show the traceback of an error.
+        Print the traceback of an error.
     """
     if presets:
         if model is not None or memory or schedule or matrix:
-            raise InputError("--presets lists the presets; give it alone.")
+            raise InputError("--presets only lists the presets; give it without other options.")
         return _presets()
     if schedule is not None or matrix is not None:
         from pusa.cli.shared.matrix_report import matrix_report
 
         return matrix_report(model or "tiny", schedule, matrix, frames=frames, steps=steps, shift=shift, out=out)
     if any(option is not None for option in (steps, shift, out)):
-        raise InputError("--steps, --shift and --out belong to --schedule or --matrix; give one of them too.")
+        raise InputError("--steps, --shift and --out need --schedule or --matrix; give one of them.")
     if memory:
-        from pusa.cli.shared.memory_report import outlook
+        from pusa.cli.shared.memory_report import memory_report
 
         chosen = Model(
             model=model, vae=vae, text_encoder=text_encoder, transformer_2=transformer_2, lora=lora, dtype=dtype
         )
         shape = None if size is None else read_size(size)
         chosen_profile = None if memory == "all" else memory
-        return outlook(chosen, size=shape, frames=frames, guidance=guidance, profile=chosen_profile, rate=rate)
-    given = (size, frames, guidance, rate, vae, text_encoder, transformer_2)
-    if any(option is not None for option in given) or lora or dtype != "auto":
-        raise InputError("Size, frames, guidance, types, rate and parts belong to --memory; give it too.")
+        return memory_report(chosen, size=shape, frames=frames, guidance=guidance, profile=chosen_profile, rate=rate)
+    memory_options = (size, frames, guidance, rate, vae, text_encoder, transformer_2)
+    if any(option is not None for option in memory_options) or lora or dtype != "auto":
+        raise InputError(
+            "--size, --frames, --guidance, --dtype, --rate, --vae, --text-encoder, --transformer-2 and --lora need "
+            "--memory; give it."
+        )
     record = _machine() if model is None else _lora(Path(model)) or _model(model)
     width = max(len(name) for name in record)
     return Report(record, "\n".join(f"{name:{width}}  {_plain(value)}" for name, value in record.items()))
@@ -150,15 +155,15 @@ def _machine() -> dict[str, Any]:
         **found,
         "models": {
             "tiny": f"embedded, adapter of {_megabytes(embedded.adapter())}",
-            "tiny-base": f"embedded, {_megabytes(embedded.folder())} in all",
+            "tiny-base": f"embedded, {_megabytes(embedded.folder())}",
         }
         if embedded.folder().is_dir()
-        else "none embedded in this installation",
+        else "this installation has no embedded model",
     }
 
 
 def _lora(path: Path) -> dict[str, Any] | None:
-    """What a LoRA is; None when the path is none."""
+    """Return the properties of a LoRA, or None if the path is not a LoRA."""
     from pusa.models.lora import dialects, header
 
     if not dialects.is_lora(path):
@@ -169,7 +174,7 @@ def _lora(path: Path) -> dict[str, Any] | None:
     queries = [down.shape[1] for module, (down, _) in changes.factors.items() if module.endswith("attn1.to_q")]
     width = queries[0] if queries else None
     expert = header.expert_for(file)
-    told = {key.removeprefix("pusa."): value for key, value in changes.metadata.items() if key.startswith("pusa.")}
+    metadata = {key.removeprefix("pusa."): value for key, value in changes.metadata.items() if key.startswith("pusa.")}
     return {
         "lora": str(file.resolve()),
         "files": {file.name: _size(file)},
@@ -178,9 +183,9 @@ def _lora(path: Path) -> dict[str, Any] | None:
         **({"whole": f"{len(changes.differences)} parameters"} if changes.differences else {}),
         **({} if width is None else {"for": f"{dialects.made_for(width) or 'a model'}, {width} wide"}),
         **({} if expert is None else {"expert": f"{expert} noise"}),
-        "per frame": "yes" if header.is_per_frame(file) else "not known to be",
-        **({"distilled": "by its name"} if header.is_distilled(file) else {}),
-        **told,
+        "per frame": "yes" if header.is_per_frame(file) else "unknown",
+        **({"distilled": "yes, according to its name"} if header.is_distilled(file) else {}),
+        **metadata,
     }
 
 
@@ -205,20 +210,20 @@ def _model(source: str) -> dict[str, Any]:
     experts = sources.experts_of(path)
     if path.is_file() and experts:
         lacking = ["transformer_2", *lacking]
-    own = ", ".join(f"{one.path} at strength {one.scale:g}" for one in checkpoints.own_loras(name))
+    adapter = ", ".join(f"{lora.path} at strength {lora.scale:g}" for lora in checkpoints.own_loras(name))
     family = None if config is None else recognise.family(config, experts=bool(experts))
     return {
         "model": source,
         **({} if family is None else {"kind": family.name}),
         **({"experts": " and ".join(experts)} if experts else {}),
         "folder" if path.is_dir() else "file": str(path.resolve()),
-        **({"adapter": own} if own else {}),
+        **({"adapter": adapter} if adapter else {}),
         **{part: _weights(tensors) for part, tensors in parts.items()},
-        "files": {_within(file, path): _size(file) for file in _files(parts)},
+        "files": {_relative_name(file, path): _size(file) for file in _files(parts)},
         "licence": "Apache-2.0" if name in (sources.TINY, sources.TINY_BASE) else _licence(family),
-        **({} if config is None else _wishes(path)),
+        **({} if config is None else _defaults(path)),
         **({"needs": ", ".join(f"--{kind.replace('_', '-')}" for kind in lacking)} if lacking else {}),
-        **({"refused": f"generate refuses it: {refused}"} if refused else {}),
+        **({"refused": f"pusa generate cannot use this model: {refused}"} if refused else {}),
     }
 
 
@@ -226,23 +231,23 @@ def _licence(family: Family | None) -> str:
     return "unknown" if family is None else family.licence
 
 
-def _wishes(path: Path) -> dict[str, Any]:
+def _defaults(path: Path) -> dict[str, Any]:
     from pusa.models.loading import checkpoints
 
-    wishes = checkpoints.defaults_of(path)
+    defaults = checkpoints.defaults_of(path)
     return {
-        "frames": wishes.frames,
-        "fps": wishes.fps,
-        "size": list(wishes.size),
-        "steps": wishes.steps,
-        "guidance": wishes.guidance,
-        "shift": wishes.shift,
-        **({} if wishes.boundary is None else {"boundary": wishes.boundary}),
+        "frames": defaults.frames,
+        "fps": defaults.fps,
+        "size": list(defaults.size),
+        "steps": defaults.steps,
+        "guidance": defaults.guidance,
+        "shift": defaults.shift,
+        **({} if defaults.boundary is None else {"boundary": defaults.boundary}),
     }
 
 
-def _within(file: Path, home: Path) -> str:
-    return file.relative_to(home).as_posix() if home.is_dir() else file.name
+def _relative_name(file: Path, folder: Path) -> str:
+    return file.relative_to(folder).as_posix() if folder.is_dir() else file.name
 
 
 def _size(file: Path) -> str:
@@ -254,12 +259,12 @@ def _files(parts: dict[str, list[Stored]]) -> list[Path]:
 
 
 def _weights(tensors: list[Stored]) -> str:
-    """Number of parameters and their types, the commonest first."""
+    """Return the number of parameters and their types, the most frequent type first."""
     counts: Counter[str] = Counter()
     for one in tensors:
         counts[one.dtype] += one.count
     if not counts:
-        return "not here"
+        return "missing"
     return f"{counts.total() / 1e6:,.1f} M parameters in {' and '.join(kind for kind, _ in counts.most_common())}"
 
 

@@ -1,4 +1,4 @@
-"""`pusa prepare`: the clips of a folder as latents, their captions as contexts, once for all trainings."""
+"""`pusa prepare`: encode clips into latents and captions into contexts, once for all trainings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cyclopts import Group, Parameter
 
 from pusa.cli.check import HARMLESS, SAMPLES
 from pusa.cli.shared.arguments import number
-from pusa.cli.shared.options import MODEL, OUTPUT, File, Many, Talk, Whole, of_model
+from pusa.cli.shared.options import MODEL, OUTPUT, File, Many, Verbosity, Whole, of_model
 from pusa.cli.shared.terminal import Report, Terminal, clock, count, printable
 from pusa.errors import InputError
 
@@ -36,40 +36,42 @@ def prepare(
     cache: Annotated[Path, File, Parameter(name="--data.cache", group=OUTPUT)] = Path("runs/cache"),
     ray: Annotated[str | None, Parameter(group=MACHINES, metavar="ADDRESS")] = None,
     workers: Annotated[int | None, Whole, Parameter(group=MACHINES)] = None,
-    talk: Talk = Talk(),
+    verbosity: Verbosity = Verbosity(),
 ) -> Report | None:
-    """Encode the clips and captions of a folder once, for training.
+    """Encode the clips and captions of a folder once, for all trainings.
 
-    Run it again after an interruption, or after adding clips, and it goes on where it was; start it several times, or
-    under torchrun, and the processes share the work. What cannot be encoded is named at the end (exit code 1).
+    After an interruption, or after you add clips, run the same command again. It encodes only what is missing. If you
+    start it several times, or with torchrun, the processes share the work. At the end it lists the clips that it cannot
+    encode, and the exit code is 1.
 
     Parameters
     ----------
     data
-        A folder of clips with captions, a table of them, or the hub id of a dataset.
+        A folder of clips with captions, a table of clips, or the hub id of a dataset.
     buckets
-        Sizes and lengths of the samples, for example 832x480x81 480x832x81; by default the model's own.
+        Sizes and lengths of samples, for example 832x480x81 480x832x81. The default is the model's own size and length.
     fps
-        Frames per second that clips are resampled to.
+        Frames per second to which clips are resampled.
     cut
-        Samples of a longer clip: one from its head, as many as fit spread uniformly, or one every half length.
+        How a clip that is longer than its bucket is cut: head takes one sample from its beginning, uniform as many as
+        fit without overlap, slide one every half bucket length.
     model
-        tiny-base, a diffusers folder or a hub id: whose autoencoder and text encoder are used.
+        tiny-base, a diffusers folder or a hub id. Its autoencoder and its text encoder are used.
     cache
-        Folder of the encoded samples; several data sets and models may share one.
+        Folder of the encoded samples. Several datasets and models can share it.
     ray
-        Address of a Ray cluster (auto, HOST:PORT, ray://HOST:PORT), or local to start one; needs pusa[cluster].
+        Address of a Ray cluster (auto, HOST:PORT, ray://HOST:PORT), or local to start one. Needs pusa[cluster].
     workers
-        With --ray: number of processes. By default one per GPU, else one per machine.
+        Number of processes, with --ray. The default is one per GPU, else one per machine.
     """
-    rank, world = _place()
-    terminal = Terminal(rank == 0 and talk.talkative)
+    rank, world = _rank_and_world()
+    terminal = Terminal(rank == 0 and verbosity.verbose)
     if fps is not None and not 0 < number(str(fps), "--data.fps", "frame rate") <= 1000:
         raise InputError(f"--data.fps {fps:g}: give a rate above 0 and at most 1000.")
     if workers is not None and (ray is None or workers < 1):
-        raise InputError(f"--workers {workers}: it takes a number of 1 or more, and --ray with it.")
+        raise InputError(f"--workers {workers}: give 1 or more, together with --ray.")
     if ray is not None and world > 1:
-        raise InputError("--ray starts its own processes: run it without torchrun.")
+        raise InputError("--ray starts its own processes; run the command without torchrun.")
     with terminal.status("Starting"):
         from pusa.files import make_folder
         from pusa.models.loading import checkpoints, sources
@@ -78,20 +80,20 @@ def prepare(
 
         name, folder = sources.find(model, parts=())
         checkpoints.check(name, folder)
-        wishes, (shape, sizes) = checkpoints.defaults_of(folder), sizes_for(name, folder, buckets)
+        defaults, (shape, sizes) = checkpoints.defaults_of(folder), sizes_for(name, folder, buckets)
     with terminal.counting() as progress:
         plan = samples.survey(
             data,
             sizes,
-            fps or wishes.fps,
+            fps or defaults.fps,
             shape.geometry,
             cut,
-            progress=partial(progress, "Looking at the clips"),
+            progress=partial(progress, "Reading the clips"),
             workers=min(16, 2 * (os.cpu_count() or 1)),
         )
     if ray is None:
         make_folder(cache, "the cache")
-        prepared = _here(plan, model, cache, terminal, rank, world)
+        prepared = _prepare_in_this_process(plan, model, cache, terminal, rank, world)
     else:
         from pusa.training.data import cluster
 
@@ -100,12 +102,14 @@ def prepare(
     return _report(data, cache, plan, prepared) if rank == 0 else None
 
 
-def _place() -> tuple[int, int]:
-    """Rank and number of processes, as torchrun and accelerate say them."""
+def _rank_and_world() -> tuple[int, int]:
+    """Return the rank and the number of processes that torchrun or accelerate set."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _here(plan: Plan, model: str, folder: Path, terminal: Terminal, rank: int, world: int) -> Prepared:
+def _prepare_in_this_process(
+    plan: Plan, model: str, folder: Path, terminal: Terminal, rank: int, world: int
+) -> Prepared:
     with terminal.status(f"Loading {model}", line=True):
         import torch
 
@@ -135,9 +139,10 @@ def _report(data: str, folder: Path, plan: Plan, prepared: Prepared) -> Report:
         "seconds": round(prepared.seconds, 3),
         "problems": [{"path": str(each.path), "kind": each.kind, "reason": each.reason} for each in problems],
     }
-    shared = f", {prepared.shared} made by other processes" if prepared.shared else ""
+    shared = f", {prepared.shared} encoded by other processes" if prepared.shared else ""
     summary = (
-        f"{count(prepared.made, 'clip')} encoded, {prepared.kept} kept{shared}, {len(prepared.failed)} failed, "
+        f"{count(prepared.made, 'clip')} encoded, {prepared.kept} already in the cache{shared}, "
+        f"{len(prepared.failed)} failed, "
         f"{sum(each.kind not in HARMLESS for each in plan.problems)} not used; "
         f"{count(prepared.captions, 'caption')} encoded; {prepared.bytes / 2**20:.1f} MiB in {folder}; "
         f"{clock(prepared.seconds)}"

@@ -1,7 +1,7 @@
-"""`pusa train`: an adapter from a folder of clips.
+"""`pusa train`: train an adapter on a folder of clips.
 
-Every setting of `pusa.training.config.sections` is an option here: `--train.lr` sets lr in the section train. The help
-is read from the text of that file, because importing it takes too long for `--help`.
+Every setting of `pusa.training.config.sections` is an option: `--train.lr` sets `lr` in the section `train`. The help
+is read from the source text of that module, because importing it would make `--help` slow.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from typing import Annotated
 
 from cyclopts import Group, Parameter
 
-from pusa.cli.shared.options import OUTPUT, File, Switch, Talk
+from pusa.cli.shared.options import OUTPUT, File, Switch, Verbosity
 from pusa.cli.shared.terminal import Report, Terminal
 from pusa.errors import Cancelled, InputError
 
 SECTIONS = Path(__file__).parents[1] / "training" / "config" / "sections.py"
 SEPARATOR = "__"
-"""Stands for the dot of an option in the name of a parameter."""
+"""Replaces the dot of an option in the name of its parameter."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting as sections.py states it.
+    """One setting in sections.py.
 
-    kind: what it takes. default: None where the help says what it is. about: what its section is for.
+    kind: the type of its value, as the help shows it. default: the default as text; None if the help text gives it.
+    about: the description of its section.
     """
 
     section: str
@@ -41,7 +42,7 @@ class Setting:
 
 
 def settings() -> Iterator[Setting]:
-    """Every setting, in the order of sections.py."""
+    """Yield every setting, in the order of sections.py."""
     tree = ast.parse(SECTIONS.read_text(encoding="utf-8"))
     for section in tree.body:
         if not (isinstance(section, ast.ClassDef) and section.name.endswith(("Config", "Settings"))):
@@ -51,11 +52,11 @@ def settings() -> Iterator[Setting]:
             if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and field.value):
                 continue
             if not (isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)):
-                raise TypeError(f"{field.target.id} in {SECTIONS} has no text under it")
+                raise TypeError(f"{field.target.id} in {SECTIONS} has no help text under it")
             about = (ast.get_docstring(section) or "").rstrip(".")
             kind, choices = _kind(field.annotation)
-            words = f"{text.value.value!s}{f' [choices: {choices}]' if choices else ''}"
-            yield Setting(name, field.target.id, kind, _default(field.value), words, about)
+            help_text = " ".join(str(text.value.value).split()) + (f" [choices: {choices}]" if choices else "")
+            yield Setting(name, field.target.id, kind, _default(field.value), help_text, about)
 
 
 _KINDS = {"Count": "INT", "Whole": "INT", "int": "INT", "Folder": "PATH", "str": "TEXT", "bool": "true|false"}
@@ -64,7 +65,7 @@ _KINDS |= {"list": "A,B", "dict": "A=0.5,B=0.5", "tuple": "A,B"}
 
 
 def _kind(annotation: ast.expr) -> tuple[str, str]:
-    """INT, CHOICE and the like for a type as it is written, and the choices."""
+    """Return a word such as INT or CHOICE for a type annotation, and its choices as text."""
     match annotation:
         case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[kind, *_])):
             return _kind(kind)
@@ -77,7 +78,7 @@ def _kind(annotation: ast.expr) -> tuple[str, str]:
             return _kind(left)
         case ast.BinOp(left=left, right=right):
             return f"{_kind(left)[0]}|{_kind(right)[1]}", ""
-    raise TypeError(f"{ast.unparse(annotation)} in {SECTIONS} has no name for the help")
+    raise TypeError(f"{ast.unparse(annotation)} in {SECTIONS} has no word for the help; add it to _KINDS")
 
 
 def _default(value: ast.expr) -> str | None:
@@ -99,27 +100,27 @@ def _default(value: ast.expr) -> str | None:
 
 
 def _with_settings(verb: Callable[..., Report | None]) -> Callable[..., Report | None]:
-    """Give the verb, which takes **typed, one option for each setting."""
+    """Replace the parameter **overrides of a verb by one option for each setting."""
     signature = inspect.signature(verb, eval_str=True)
     options = [option for option in signature.parameters.values() if option.kind is not option.VAR_KEYWORD]
     groups: dict[str, Group] = {}
-    for each in settings():
-        if each.section not in groups:
-            groups[each.section] = Group.create_ordered(f"{each.section}: {each.about}")
-            if each.section == "lora":
+    for setting in settings():
+        if setting.section not in groups:
+            groups[setting.section] = Group.create_ordered(f"{setting.section}: {setting.about}")
+            if setting.section == "lora":
                 options.append(_option("lora", "null", None, "Train the whole model instead.", groups["lora"]))
-        name = f"{each.section}.{each.name}"
-        options.append(_option(name, each.kind, each.default, each.help, groups[each.section]))
+        name = f"{setting.section}.{setting.name}"
+        options.append(_option(name, setting.kind, setting.default, setting.help, groups[setting.section]))
     verb.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
     return verb
 
 
 def _option(name: str, kind: str, default: str | None, text: str, group: Group) -> inspect.Parameter:
     shown = False if default is None else lambda _: default
-    look = Parameter(name=f"--{name}", group=group, metavar=kind, help=text, show_default=shown)
+    parameter = Parameter(name=f"--{name}", group=group, metavar=kind, help=text, show_default=shown)
     label = name.replace(".", SEPARATOR) if "." in name else name + SEPARATOR
     return inspect.Parameter(
-        label, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, look]
+        label, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, parameter]
     )
 
 
@@ -134,24 +135,24 @@ def train(
         Path | None, File, Parameter(group=OUTPUT, show_default=lambda _: "runs/ and the name of CONFIG or preset")
     ] = None,
     overwrite: Annotated[bool, Switch, Parameter(group=OUTPUT)] = False,
-    talk: Talk = Talk(),
-    **typed: str | None,
+    verbosity: Verbosity = Verbosity(),
+    **overrides: str | None,
 ) -> Report | None:
-    """Train an adapter that gives a text-to-video model one timestep per frame, from a folder of clips.
+    """Train an adapter on a folder of clips. It gives a text-to-video model one timestep per frame.
 
-    To resume, run the same command again. On several devices: torchrun -m pusa train, or accelerate launch -m pusa
-    train, with the same options.
+    If training is interrupted, run the same command again. It resumes from the last checkpoint. To use several devices,
+    start it with torchrun -m pusa train or accelerate launch -m pusa train, with the same options.
 
     Parameters
     ----------
     config
-        Settings in a .yaml or .toml file, which an option named in it, such as --train.lr, overrides.
+        A .yaml or .toml file of settings. Options such as --train.lr override it.
     preset
-        Settings to start from; --presets lists them.
+        A named set of settings; CONFIG and options override it. --presets lists all presets.
     presets
-        List the presets with the memory and the time that they take, and stop.
+        List the presets with their memory and time, and exit.
     data
-        A folder of clips with captions, a table of them, or the hub id of a dataset.
+        A folder of clips with captions, a table of clips, or the hub id of a dataset.
     out
         Folder of the run.
     overwrite
@@ -160,16 +161,16 @@ def train(
     if presets:
         return _presets()
     is_rank_zero = os.environ.get("RANK", "0") == "0"
-    terminal = Terminal(is_rank_zero and talk.talkative)
-    overrides = {label.rstrip("_").replace(SEPARATOR, "."): text for label, text in typed.items() if text is not None}
-    if data is not None and overrides.setdefault("data.path", data) != data:
-        raise InputError("--data and --data.path are the same and name two places; give one of them.")
+    terminal = Terminal(is_rank_zero and verbosity.verbose)
+    named = {label.rstrip("_").replace(SEPARATOR, "."): text for label, text in overrides.items() if text is not None}
+    if data is not None and named.setdefault("data.path", data) != data:
+        raise InputError("--data and --data.path are the same option and have different values; give one of them.")
     with terminal.status("Starting"):
         from pusa.training.config.tree import read
 
-        chosen = read(config, preset, overrides)
+        chosen = read(config, preset, named)
         if chosen.data.path is None:
-            raise InputError("There is no data to train on; give --data DIR, or data.path in the settings.")
+            raise InputError("There are no clips to train on; give --data DIR, or data.path in the settings.")
 
         from pusa.training.run import run
     name = config.stem if config else preset or "tiny-base"

@@ -1,4 +1,4 @@
-"""`pusa transition`: new frames that lead from one clip to another."""
+"""`pusa transition`: join two clips with new frames."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ def transition(
     overlap: Annotated[int | None, Whole, Parameter(group=CLIP, show_default=of_model)] = None,
     noise: Annotated[float | None, Parameter(group=CLIP, show_default=lambda _: "0")] = None,
     size: Annotated[
-        str | None, Parameter(group=CLIP, metavar="WxH", show_default=lambda _: "that of A, else the model's")
+        str | None, Parameter(group=CLIP, metavar="WxH", show_default=lambda _: "A's, else the model's own")
     ] = None,
     fit: Annotated[Literal["crop", "pad", "stretch"], Parameter(group=CLIP)] = "crop",
     sampling: Sampling = Sampling(),
     model: Model = Model(),
     output: Output = Output(),
 ) -> Report:
-    """Join two clips with new frames between them; the result holds A, the new frames and B.
+    """Join two clips with new frames between them. The result contains A, the new frames and B.
 
     Parameters
     ----------
     a
-        The clip to start from.
+        The first clip.
     b
-        The clip to arrive at.
+        The second clip.
     prompt
-        What the frames between them show.
+        What the new frames show.
     frames
         How many frames to add: a multiple of 4.
     overlap
-        How many frames of either clip the model sees: 4n+1.
+        How many frames of each clip the model sees: 4n+1.
     noise
         Noise multiplier of both overlaps: 0 keeps them exactly, more gives the new frames more freedom.
     size
         Width and height in pixels, multiples of 16.
     fit
-        How clips of another shape are brought to the size.
+        How clips of another aspect ratio are fitted to the size.
     """
-    terminal = Terminal(output.talk.talkative)
+    terminal = Terminal(output.verbosity.verbose)
     model, sampling, noise = with_preset(model, sampling, noise)
     request = Transition(
         a,

@@ -1,7 +1,7 @@
-"""Settings that contradict the files: a distilled LoRA with guidance, given frames without a per-frame LoRA, or two.
+"""Warnings for settings that contradict the files: guidance with a distilled LoRA, conditions without a per-frame LoRA.
 
-All give clips that look like a fault of the method. What a LoRA is for is known from its metadata where it was trained
-here, and else from its name, so this warns and never refuses.
+Such clips look like a fault of the method. The purpose of a LoRA is known from its metadata if this project trained it,
+and otherwise from its name. A name can mislead, so these are warnings and not errors.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from pusa.models.lora.header import is_distilled, is_per_frame
 from pusa.models.lora.runtime import Lora
 
 FEW_STEPS = 12
-"""Steps up to which a few-step model is not told that it has too many."""
+"""With a distilled LoRA, more steps than this give a warning."""
 
 
 def advice(
     source: str, loras: Sequence[Lora], settings: Settings, *, given: bool, merged: Sequence[str] = ()
 ) -> list[str]:
-    """A sentence for each contradiction.
+    """One sentence for each contradiction.
 
-    source: the model's name. given: some frames have conditions. merged: the transformers that take a timestep per
-    frame without a LoRA, as `Defaults.per_frame`.
+    source: the model's name. given: whether some frames have conditions. merged: the transformers that take a timestep
+    per frame without a LoRA, see `Defaults.per_frame`.
     """
     found = []
     running = [lora for lora in loras if lora.scale]

@@ -1,8 +1,9 @@
 """A generated clip: its frames, the latents they were decoded from, and the recipe that makes it again.
 
-Saved, it is three files of one stem: `clip.mp4`, `clip.json` (the recipe) and `clip.latents.safetensors`. A later
-extension or transition starts from those latents, so no decode-encode round trip shifts the colours; they carry hashes
-of the video and of the autoencoder, so that latents which no longer belong to the video are never used.
+A saved clip is three files with one stem: `clip.mp4`, `clip.json` (the sidecar, with the recipe) and
+`clip.latents.safetensors`. An extension or transition starts from these latents, so that no decoding and encoding
+shifts the colours. The latents carry hashes of the video and of the autoencoder. If the video has changed, they are
+not used.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ class GeneratedClip:
         frames: uint8 [N, H, W, 3].
         latents: float32 [1, C, F, h, w] on the CPU, normalised.
         fps: frames per second.
-        matrix: the timestep matrix that was walked; of an extension or transition, that of the sampled window.
-        recipe: JSON-able, everything that `regenerate` needs.
-        prompt: the text it was made from.
-        saved: the path and hashes of the files it was saved to last, or None.
+        matrix: the timestep matrix of the clip, or of the sampled window of an extension or transition.
+        recipe: values for JSON, everything that `regenerate` needs.
+        prompt: the text that it was made from.
+        saved: the path and hashes of the files of the last `save`, or None.
     """
 
     frames: Frames
@@ -47,10 +48,10 @@ class GeneratedClip:
     saved: dict[str, str] | None = None
 
     def save(self, path: str | Path) -> Path:
-        """Write the mp4 at `path`, its recipe (.json) and its latents (.latents.safetensors) beside it; return `path`.
+        """Write the mp4 at `path`, and next to it the sidecar (.json) and the latents; return `path`.
 
-        All three are finished before the first takes its place. Missing folders are made. Raises InputError for a name
-        that does not end in .mp4, a read-only folder or a full disk.
+        All three files are complete before the first is renamed to its place. Missing folders are made. Raises
+        InputError for a name that does not end in .mp4, a read-only folder, or a full disk.
         """
         path = Path(path)
         if path.suffix != ".mp4":
@@ -60,7 +61,7 @@ class GeneratedClip:
         except OSError as error:
             raise InputError(f"A clip cannot be saved to {path}: {error.strerror}; write elsewhere.") from error
         with (
-            replacing(path) as video,  # which takes its place last, so that a video never lies without its recipe
+            replacing(path) as video,  # renamed last, so that there is never a video without its sidecar
             replacing(path.with_suffix(".json")) as recipe,
             replacing(latents_path(path)) as latents,
         ):
@@ -76,16 +77,15 @@ class GeneratedClip:
 
 
 def latents_path(video: Path) -> Path:
-    """Where the latents of a saved clip lie."""
+    """The path of the latents of a saved clip."""
     return video.with_suffix(".latents.safetensors")
 
 
 def kept_latents(video: Path, vae: str) -> Tensor | None:
-    """The latents saved with a clip, float32 [1, C, F, h, w]; None without any or with another autoencoder's.
+    """The latents saved with a clip, float32 [1, C, F, h, w]; None if there are none, or another autoencoder's.
 
-    vae: the autoencoder's fingerprint.
-    Latents that belong to an earlier version of the video are not used, and a UserWarning says so. InputError when the
-    file is damaged.
+    vae: the fingerprint of the autoencoder. If the video has changed since, the latents are not used and a UserWarning
+    says so. Raises InputError if the file is damaged.
     """
     path = latents_path(video)
     if not video.is_file() or not path.is_file():
@@ -95,8 +95,8 @@ def kept_latents(video: Path, vae: str) -> Tensor | None:
         return None
     if metadata.get("video_sha256") != sha256(video):
         warnings.warn(
-            f"{video} has changed since {path.name} was written, so its pixels are used; delete the latents to hear no "
-            "more of it.",
+            f"{video} has changed since {path.name} was written, so its pixels are used; delete the latents to "
+            "silence this warning.",
             stacklevel=3,
         )
         return None
@@ -104,7 +104,7 @@ def kept_latents(video: Path, vae: str) -> Tensor | None:
 
 
 def read_latents(path: Path) -> tuple[Tensor, dict[str, str]]:
-    """The latents in a file, float32 [1, C, F, h, w], and what is said about them. InputError when it is damaged."""
+    """The latents in a file, float32 [1, C, F, h, w], and its metadata. Raises InputError if it is damaged."""
     try:
         with safe_open(str(path), "pt") as file:
             return file.get_tensor("latents"), file.metadata() or {}
@@ -114,5 +114,5 @@ def read_latents(path: Path) -> tuple[Tensor, dict[str, str]]:
 
 
 def latents_hash(latents: Tensor) -> str:
-    """Hash of latents, whatever file they are in."""
+    """The SHA-256 of latents, independent of their file."""
     return hashlib.sha256(latents.contiguous().numpy().tobytes()).hexdigest()

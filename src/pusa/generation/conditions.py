@@ -1,21 +1,19 @@
-"""What is known beforehand: pictures and clips at given frames, turned into known latents.
+"""From conditions to known latents: pictures and clips at given frames become latents at their slots.
 
-A condition says where (a pixel frame, negative from the end, or a time such as "1.5s") and how noisy it stays: 0 keeps
-it bit for bit, 1 ignores it. Resolving gives every touched latent slot one latent and one noise multiplier. Slot 0 is
-frame 0 and slot k >= 1 is frames 4k-3 ... 4k, so:
+A slot is a latent frame. Every slot that a condition covers gets one latent and one noise multiplier. The numbers
+below are those of Wan, whose slots have four pixel frames; the code takes them from the backbone's geometry. Slot 0 is
+frame 0, and slot k >= 1 is frames 4k-3 to 4k.
 
-(The numbers are those of Wan, whose slots hold four frames; they follow from the backbone's geometry.)
-
-* A picture at frame 0 is encoded alone, which is exactly its latent in any clip that begins with it. A picture at a
-  later frame owns a whole four-frame slot: `single` puts the one-frame latent there, as the official code does;
-  `repeat` puts the latent of four copies that follow a fifth. The copy, not the picture at frame 0, is the context,
-  because what precedes a keyframe is nearer to the keyframe than to the clip's beginning.
-* A clip at frame 0 is encoded as one video and needs 4n+1 frames. A clip further on must begin at a frame 4k-3 and have
-  4n frames, so that groups of four stay groups; it is encoded behind the frames that precede it in its source (up to
-  17; a copy of its first frame where none do), and the latents of that lead-in are dropped.
-* A generated clip, or its file, brings its latents. They are used as they are wherever its groups of four fall on
-  slots: from its frame 4j on when placed at frame 0 (for j >= 1 the one-frame latent of slot 0 is encoded from its
-  picture), from its frame 4j+1 on when placed further in. Elsewhere, and at another size, its frames are encoded anew.
+* A picture at frame 0 is encoded alone. This is exactly its latent in any clip that begins with it. A picture at a
+  later frame fills a whole slot of four frames. `single` puts the latent of one frame there, as the official code
+  does. `repeat` encodes five copies and takes the latent of the last four. The context is then a copy of the picture
+  and not frame 0, because the frames before a keyframe resemble the keyframe more than the beginning of the clip.
+* A clip at frame 0 is encoded as one video and needs 4n+1 frames. A clip at a later frame begins at a frame 4k-3 and
+  has 4n frames, so that its groups of four stay together. It is encoded after up to 17 frames that precede it in its
+  source, or after a copy of its first frame. The latents of this lead-in are dropped.
+* A generated clip, or its file, has latents. If its groups of four match the slots, these latents are used unchanged:
+  from its frame 4j on at frame 0 (for j >= 1 the latent of slot 0 is encoded from its picture), and from its frame
+  4j+1 on at a later frame. Otherwise, and at another size, its frames are encoded again.
 """
 
 from __future__ import annotations
@@ -42,12 +40,15 @@ Known = Mapping[int, tuple[Tensor, float]]
 
 DEFAULT_ENCODING: Encoding = "repeat"
 LEAD_IN = 5
-"""slots: how far back the context of a clip reaches when its pixels are encoded"""
+"""slots that are encoded before a clip as its context"""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What conditions are fitted to: pixel frames, (width, height), frame rate, and what happens to another shape."""
+    """The clip that conditions are fitted to.
+
+    frames: pixel frames. size: (width, height) in pixels. fit: how pictures of another shape are brought to the size.
+    """
 
     frames: int
     size: tuple[int, int]
@@ -61,13 +62,13 @@ class Target:
 
     @property
     def geometry(self) -> Geometry:
-        """Of the backbone."""
+        """The geometry of the backbone."""
         return self.backbone.geometry
 
 
 @dataclass
 class Placed:
-    """A condition that has found its slots but is not encoded yet. record: what the recipe says about it."""
+    """A condition whose slots are known and that is not encoded yet. record: its entry in the sidecar."""
 
     label: str
     slots: range
@@ -79,10 +80,10 @@ class Placed:
 def resolve(
     conditions: Sequence[Image | Clip], target: Target
 ) -> tuple[dict[int, tuple[Tensor, float]], list[dict[str, Any]]]:
-    """Encode all conditions: ({latent slot: (latent, noise multiplier)}, their records for the recipe).
+    """Encode all conditions: ({latent slot: (latent, noise multiplier)}, their entries in the sidecar).
 
     Raises InputError for a frame outside the clip, frames that do not fill whole slots, two conditions on one slot,
-    noise outside [0, 1] and sources that cannot be read; nothing is encoded before everything has been checked.
+    and sources that cannot be read. All conditions are checked before the first is encoded.
     """
     placed = [place(condition, target) for condition in conditions]
     owners: dict[int, str] = {}
@@ -105,7 +106,7 @@ def resolve(
 
 
 def place(condition: Image | Clip, target: Target) -> Placed:
-    """Find a condition's slots and check everything about it; opens its source."""
+    """Open the source of a condition, find its slots, and check it."""
     if isinstance(condition, Image):
         return _place_image(condition, target)
     return _place_clip(condition, target)
@@ -189,7 +190,7 @@ def _beginning(condition: Clip, label: str, last: int, count: int, target: Targe
 
 
 def _check_groups(label: str, at: int, count: int, available: int, target: Target) -> None:
-    """InputError unless `count` frames from `at` on fill slots; it advises what `available` and the target allow."""
+    """Raise InputError unless `count` frames from `at` on fill slots; advise numbers up to `available`."""
     geometry = target.geometry
     if not geometry.begins_slot(at):
         places = " or ".join(str(n) for n in geometry.nearest(at) if n + count <= target.frames)
@@ -208,7 +209,7 @@ def _check_groups(label: str, at: int, count: int, available: int, target: Targe
 
 
 def _encode_clip(source: ClipSource, start: int, count: int, at: int, target: Target) -> Tensor:
-    """Latents of `count` frames from `start` on, as they are when the first one is at frame `at` of a clip."""
+    """The latents of `count` frames from `start` on, for a place at frame `at` of a clip."""
     kept = source.latents if source.size == target.size else None
     geometry = target.geometry
     first, ends_slot = geometry.slot_of(start), geometry.is_whole(start + 1)

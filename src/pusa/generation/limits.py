@@ -1,6 +1,7 @@
-"""What a model can be asked for, from its configurations alone: wishes become settings, or are refused.
+"""What a model can make, from its configuration files alone.
 
-No weight is needed, so that a command can refuse a clip before it loads 30 GB for it.
+`Limits.settings` decides every value of a request, or refuses the request. It needs no weights, so that a command can
+refuse a clip before it loads 30 GB.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
 class Limits:
     """What decides which clips a model can make.
 
-    defaults: the settings that are used where none are given. geometry: of its frames and pictures. positions: how many
-    it knows along time, height and width (of its rotary embedding). experts: whether it has two.
+    Attributes:
+        source: the model's name, for error messages.
+        defaults: the values of options that are not given.
+        geometry: pixel frames per latent frame, pixels per latent and per token.
+        positions: how many positions its rotary embedding has along time, height and width.
+        experts: whether it has two experts.
     """
 
     source: str
@@ -44,9 +49,9 @@ class Limits:
 
     @classmethod
     def of(cls, name: str, folder: Path, beside: Beside) -> Self:
-        """Of the model at `folder`, called `name` in errors, with the parts that are given beside it.
+        """The limits of the model in `folder`. name: the model in error messages. beside: its parts in other places.
 
-        An autoencoder that is neither there nor given is taken to be Wan's own.
+        If no autoencoder is found or given, Wan's own is assumed.
         """
         transformer = sources.config(name, folder, "transformer")
         return cls(
@@ -59,7 +64,7 @@ class Limits:
 
     @classmethod
     def loaded(cls, backbone: Backbone) -> Self:
-        """Of a model that is loaded."""
+        """The limits of a loaded model."""
         return cls(
             backbone.source,
             backbone.defaults,
@@ -113,8 +118,8 @@ class Limits:
         slots = self.geometry.latent_frames(_whole("frames", frames))
         if slots > self.positions:
             raise InputError(
-                f"{frames:,} frames are too many: {self.source} knows {self.positions:,} latent frames, so make at "
-                f"most {self.geometry.pixel_frames(self.positions):,} at once, and extend the clip."
+                f"{frames:,} frames are too many: {self.source} has positions for {self.positions:,} latent frames; "
+                f"make at most {self.geometry.pixel_frames(self.positions):,} at once, and extend the clip."
             )
         if matrix is not None and matrix.frames != slots:
             raise InputError(
@@ -144,10 +149,6 @@ class Limits:
             raise InputError(f"{added} frames cannot be added: give a multiple of {group}, {below} or {below + group}.")
         return overlap, added
 
-    def latent_frames(self, frames: int) -> int:
-        """The number of latent frames of a clip of `frames` pixel frames."""
-        return self.geometry.latent_frames(frames)
-
     def check_size(self, size: tuple[int, int] | None) -> tuple[int, int]:
         """(width, height) in pixels, the model's default for None; InputError unless the model can make it."""
         pair = size or self.defaults.size
@@ -161,7 +162,7 @@ class Limits:
                 f"{better}."
             )
         if max(width, height) > (most := self.positions * self.multiple):
-            raise InputError(f"The size {width}x{height} is too large: {self.source} knows sides of at most {most:,}.")
+            raise InputError(f"The size {width}x{height} is too large: {self.source} makes sides of at most {most:,}.")
         return width, height
 
 

@@ -1,7 +1,7 @@
-"""A loaded model as it stands: its networks, where they lie, the LoRAs on it, and what it says about a clip's noise.
+"""A loaded model: its networks, their place in memory, its LoRAs, and its prediction for the sampler.
 
-A model with two experts, Wan2.2 A14B, asks one of them in each step, by the noisiest frame; only that one has to be on
-the device. Nothing here knows of tasks; `pipeline.py` makes clips with it.
+A model with two experts (Wan2.2 A14B) calls one of them in each step. The noisiest frame decides which. Only this
+expert has to be on the device. `pipeline.py` makes clips with a model.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class Model:
         self._disk: TemporaryDirectory[str] | None = None
 
     def lay_out(self, profile: profiles.Profile, device: str | torch.device) -> None:
-        """Spread the model, which is on the CPU, over device, memory and disk as a memory profile says; once.
+        """Place the model, which is on the CPU, on device, memory and disk by a memory profile. Call this once.
 
-        LoRAs may be there already; with a profile that offloads to disk none can be added later.
+        LoRAs may be loaded before. With a profile that offloads to disk, none can be added later.
         """
         if profile.transformer == "disk":
             self._disk = TemporaryDirectory(prefix="pusa-weights-")
@@ -59,10 +59,10 @@ class Model:
         self.profile, self._device = profile, torch.device(device)
 
     def share_tokens(self) -> None:
-        """Compute only a share of every clip's tokens here, and the rest in the other processes that have met; once.
+        """Share the tokens of every clip with the other processes of the group. Call this once, after `lay_out`.
 
-        After the model is laid out. Every process then has to make the same calls, and gets the same clips. Raises
-        InputError when the attention heads do not divide by the number of processes.
+        Every process must then make the same calls, and gets the same clips. Raises InputError unless the number of
+        processes divides the number of attention heads.
         """
         group = processes.current_group()
         context_parallel.enable(list(self._experts(None).values()), group.size)
@@ -70,12 +70,12 @@ class Model:
 
     @property
     def transformer(self) -> Any:
-        """The network; of two experts, the one for high noise."""
+        """The network, or the high-noise expert of two."""
         return self.backbone.transformer
 
     @property
     def transformer_2(self) -> Any:
-        """The expert for low noise of a model that has two; None for others."""
+        """The low-noise expert, or None."""
         return self.backbone.transformer_2
 
     @property
@@ -85,7 +85,7 @@ class Model:
 
     @property
     def text_encoder(self) -> Any:
-        """The text encoder; it is read again where the memory profile released it."""
+        """The text encoder. It is loaded again if the memory profile has released it."""
         parts = self.backbone
         if parts.text_encoder is None:
             again = checkpoints.load_encoders(parts.source, **parts.beside, dtype=self.transformer.dtype, device="cpu")
@@ -100,12 +100,12 @@ class Model:
 
     @property
     def defaults(self) -> Defaults:
-        """What the model makes when nothing is said: fps, frames, size, steps, guidance, shift."""
+        """The default fps, frames, size, steps, guidance and shift."""
         return self.backbone.defaults
 
     @property
     def device(self) -> torch.device:
-        """Where the transformer runs."""
+        """The device on which the transformer runs."""
         return self._device if self.transformer_2 is not None else torch.device(self.transformer.device)
 
     def encode(self, frames: Frames) -> Tensor:
@@ -120,9 +120,9 @@ class Model:
             return self.backbone.decode(z)
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
-        """Prompts to what the transformer reads, [B, L, D] in its dtype and on its device."""
+        """Prompts to the text [B, L, D] that the transformer takes, in its dtype and on its device."""
         with self.explained():
-            _ = self.text_encoder  # read again where it was released
+            _ = self.text_encoder  # loads it again if it was released
             encoded = self.backbone.encode_text(prompts)
         if self.profile.releases:
             self.backbone.text_encoder = None
@@ -130,7 +130,7 @@ class Model:
 
     @property
     def loras(self) -> tuple[runtime.Lora, ...]:
-        """The LoRAs that run, with their strengths, in the order in which they are added up."""
+        """The LoRAs that run, with their strengths, in the order in which they are added."""
         return self.backbone.loras
 
     def load_lora(
@@ -138,11 +138,15 @@ class Model:
     ) -> runtime.Lora:
         """Add a LoRA at a strength: a file of any dialect, or the folder of a PEFT adapter.
 
-        name: what `set_lora` and `remove_lora` know it by; a LoRA that has it is replaced. By default it is the file's
-        name, with a number where another file has that; so the same file again is replaced. expert: of two, the one
-        that it is for; None puts it on both, each of which then has it as a LoRA of its own. Raises InputError, with
-        nothing changed, for a file that cannot be read or does not fit, for one that runs under another name, and for
-        one that was made for the other expert, as its metadata or its name says.
+        Args:
+            path: the file or folder.
+            scale: the strength.
+            name: the name for `set_lora` and `remove_lora`. A LoRA of the same name is replaced. By default it is the
+                name of the file, with a number if another file has this name.
+            expert: the expert that gets the LoRA. None gives it to both.
+
+        Raises InputError, and changes nothing, for a file that cannot be read or does not fit, for a file that runs
+        under another name, and for a file that was made for the other expert by its metadata or name.
         """
         self._check_changeable()
         places = self._experts(expert)
@@ -160,9 +164,9 @@ class Model:
         return self.loras[-1]
 
     def set_lora(self, name: str, scale: float, expert: Expert | None = None) -> None:
-        """Give a LoRA another strength from the next clip on, whatever it had; at 0 the model runs without it.
+        """Set the strength of a LoRA for the next clips. At 0 the model runs without it, bit for bit.
 
-        expert: on that one of two only.
+        expert: only on this expert.
         """
         for present in self._named(name, expert):
             runtime.set_scale(self._experts(present.expert)[present.expert], name, scale)
@@ -170,14 +174,14 @@ class Model:
             self.backbone.loras = tuple(changed if x is present else x for x in self.loras)
 
     def remove_lora(self, name: str, expert: Expert | None = None) -> None:
-        """Take a LoRA off the model, or off one of two experts, bit for bit, and free its memory."""
+        """Remove a LoRA from the model, or from one expert, and free its memory. The base stays bit-identical."""
         self._check_changeable()
         for gone in self._named(name, expert):
             runtime.remove(self._experts(gone.expert)[gone.expert], name)
             self.backbone.loras = tuple(x for x in self.loras if x is not gone)
 
     def _experts(self, expert: Expert | None) -> dict[Expert | None, Any]:
-        """The transformers that are meant, by the expert that they are: all of them for None."""
+        """The transformers by expert; None selects all."""
         if self.transformer_2 is None:
             if expert is not None:
                 raise InputError(f"{self.backbone.source} has one transformer and no {expert}-noise expert.")
@@ -188,12 +192,12 @@ class Model:
     def _check_changeable(self) -> None:
         if self._disk is not None:
             raise InputError(
-                f"The weights lie on the disk (memory profile {self.profile.name}), where no LoRA can come or go: give "
-                "LoRAs when the model is loaded."
+                f"The weights are on the disk (memory profile {self.profile.name}), so LoRAs cannot change: give them "
+                "when the model is loaded."
             )
 
     def explained(self, size: tuple[int, int] | None = None, frames: int | None = None) -> AbstractContextManager[None]:
-        """For the block, running out of memory is one sentence with what to try next."""
+        """Turn running out of memory inside the block into one sentence that says what to try."""
         on_cpu, geometry = self.device.type == "cpu", self.backbone.geometry
         return profiles.explained(self.profile.name, on_cpu=on_cpu, geometry=geometry, size=size, frames=frames)
 
@@ -207,10 +211,10 @@ class Model:
     def guided(self, guidance: float, guidance_2: float | None = None, boundary: float | None = None) -> Velocity:
         """The model's prediction of eps - x0 with classifier-free guidance, for the sampler.
 
-        Its context is a pair, for the prompt and for the negative prompt: the name of the guidance branch, which
-        diffusers' caches need, and the encoded text of B prompts. Of two experts, that for high noise with `guidance`
-        runs where the noisiest frame is at `boundary` (by default the model's own) or above; elsewhere the other runs
-        with `guidance_2` (by default the same).
+        The context is a pair, for the prompt and for the negative prompt. Each has the name of the guidance branch,
+        which diffusers' caches need, and the encoded text of B prompts. With two experts, the high-noise expert runs
+        with `guidance` if the noisiest frame is at `boundary` (default: the model's) or above. Otherwise the low-noise
+        expert runs with `guidance_2` (default: `guidance`).
         """
         high = sampler.guided(partial(self._predict, self.transformer), guidance)
         if self.transformer_2 is None:
@@ -238,7 +242,7 @@ class Model:
         return self.backbone.velocity(transformer, x, sigma, text, frames=call.frames, branch=branch)
 
     def _bring(self, wanted: Any) -> None:
-        """Put an expert on the device, and first the other one off it."""
+        """Move the other expert off the device, then this one onto it."""
         if wanted.device != self.device:
             other = self.transformer_2 if wanted is self.transformer else self.transformer
             assert other is not None
@@ -246,7 +250,7 @@ class Model:
             wanted.to(self.device)
 
     def recipe(self) -> dict[str, Any]:
-        """What identifies the model and the software, for a clip's recipe."""
+        """The entries of a recipe that identify the model and the software."""
         parts = self.backbone
         return {
             "model": {
@@ -269,6 +273,6 @@ class Model:
 
 
 def versions() -> dict[str, str]:
-    """The versions that decide a clip's bits."""
+    """The versions of the software that decide the bits of a clip."""
     packages = {package: version(package) for package in ("torch", "diffusers", "transformers", "peft")}
     return {"pusa": __version__, "python": platform.python_version(), **packages}

@@ -171,10 +171,13 @@ class Pipeline(Model):
     ) -> Tensor:
         """Walk the matrix from the seed's noise: float32 [1, C, F, h, w] on the CPU.
 
-        text: encoded prompt and negative prompt, of one each. known: latents at their slots. init: latents of the
-        whole clip, for the slots that are not known. Known and init latents start at the matrix's first row; a slot
-        that starts below σ = 1 and has neither is an InputError. Of several processes that share the tokens, all walk
-        what process 0 starts from.
+        Args:
+            text: the encoded prompt and negative prompt, one each.
+            known: latents at their slots; they start at the matrix's first row.
+            init: latents of the whole clip, for the slots that are not known.
+
+        Raises InputError if a slot starts below σ = 1 and is neither known nor in `init`. If several processes share
+        the tokens, all start from the latents of rank 0.
         """
         self._check_shares(matrix, settings)
         noise = self.noise(seed, settings)
@@ -186,16 +189,16 @@ class Pipeline(Model):
             for slot, level in enumerate(begin.tolist()):
                 if level < 1 and slot not in known:
                     raise InputError(
-                        f"The matrix starts latent frame {slot} at σ = {level:g}, so something must be known of it: "
-                        "give a condition or init for it, or start it at 1."
+                        f"The matrix starts latent frame {slot} at σ = {level:g}: give a condition or init for this "
+                        "frame, or let it start at 1."
                     )
         x = sampler.add_noise(clean, noise, begin[None])
         if self.group.size > 1:
             if not processes.all_agree(self.group, f"{matrix.to_dict()} {settings} {seed} {callback is None}"):
-                raise InputError("The processes were asked for different clips: make the same calls in each of them.")
+                raise InputError("The processes make different clips: make the same calls in each of them.")
             x, prompt, negative = processes.broadcast([x, *(each.tokens for each in text)])
             text = text[0].with_tokens(prompt), text[1].with_tokens(negative)
-            callback = callback and self._heard_by_all(callback)
+            callback = callback and self._shared_stop(callback)
 
         def renoise(step: int) -> Tensor:
             return self.noise((seed ^ 0x9E3779B97F4A7C15 * (step + 1)) % SEEDS, settings)
@@ -213,18 +216,18 @@ class Pipeline(Model):
         return z.cpu()
 
     def _check_shares(self, matrix: TimestepMatrix, settings: Settings) -> None:
-        """InputError unless the tokens of every step divide by the number of processes that share them."""
+        """Raise InputError unless the number of processes divides the tokens of every step."""
         geometry = self.backbone.geometry
         width, height = (side // geometry.multiple for side in settings.size)
         for slots in {int(row.sum()) for row in matrix.visible}:
             context_parallel.check_tokens(slots, width * height, self.backbone.heads, self.group.size, geometry)
 
-    def _heard_by_all(self, callback: Callback) -> Callback:
-        """The callback, whose False on one process stops every process after the same step."""
+    def _shared_stop(self, callback: Callback) -> Callback:
+        """The callback; if it returns False on one process, every process stops after the same step."""
         return lambda step: not processes.any_rank(self.group, callback(step) is False)
 
     def advise(self, settings: Settings, *, given: bool) -> None:
-        """A UserWarning for each way in which the settings contradict the LoRAs; given: frames have conditions."""
+        """Warn if the settings contradict the LoRAs. given: whether some frames have conditions."""
         for sentence in advice(self.backbone.source, self.loras, settings, given=given, merged=self.defaults.per_frame):
             warnings.warn(sentence, stacklevel=4)
 
@@ -284,13 +287,17 @@ def load(
 ) -> Pipeline:
     """Load a model and make a pipeline of it.
 
-    source: "tiny" (embedded, with its adapter), "tiny-base" (without), a folder, a file or a hub id. vae, text_encoder:
-    files or folders for those parts, where the source lacks them; transformer_2: the expert for low noise, where the
-    source is a file of the one for high. lora: LoRA files to add, each at its lora_scale; a `LoraFile` says itself at
-    which strength and, of two experts, on which. dtype, device: see `checkpoints.load`, as for the rest. memory: a
-    profile of `pusa.models.memory.profiles`; by default everything lies on the device. share_tokens: the processes that
-    have met (`pusa.processes.join`) make each clip together, see `Model.share_tokens`. Raises InputError for what
-    cannot be loaded.
+    Args:
+        source: "tiny" (embedded, with its adapter), "tiny-base" (without), a folder, a file or a hub id.
+        vae, text_encoder: files or folders of these parts, if the source lacks them.
+        transformer_2: the low-noise expert, if the source is a file of the high-noise expert.
+        lora: LoRA files to add, each at its lora_scale. A `LoraFile` has its own strength and expert.
+        dtype: of transformer and text encoder; by default bfloat16 on a GPU and float32 on a CPU.
+        device: by default the GPU if there is one.
+        memory: a profile of `pusa.models.memory.profiles`; by default the whole model is on the device.
+        share_tokens: the processes of the group (`pusa.processes.join`) make each clip together.
+
+    Raises InputError for what cannot be loaded.
     """
     if share_tokens:
         context_parallel.check_model(source, processes.current_group().size)
@@ -308,8 +315,8 @@ def load(
         file = header.file_of(one.path).absolute()
         if own := next((x for x in pipe.loras if x.path == file and x.expert in (None, one.expert)), None):
             raise InputError(
-                f"{source} runs the LoRA {one.path} at strength {own.scale:g} by itself: leave it out, or give it to "
-                f"{sources.TINY_BASE} at the strength it should have."
+                f"{source} runs the LoRA {one.path} at strength {own.scale:g} by default: leave it out, or give it "
+                f"to {sources.TINY_BASE} with a strength."
             )
         pipe.load_lora(one.path, one.scale, expert=one.expert)
     if profile != profiles.PLAIN:
@@ -320,7 +327,7 @@ def load(
 
 
 def _lora_files(given: Sequence[str | Path | LoraFile], scales: float | Sequence[float]) -> list[LoraFile]:
-    """What to load; InputError unless there is a strength for each and no transformer would get a file twice."""
+    """The LoRAs to load. Raises InputError unless each has a strength and no transformer gets a file twice."""
     scales = list(scales) if isinstance(scales, Sequence) else [scales] * len(given)
     if len(scales) != len(given):
         raise InputError(f"{len(scales)} LoRA scales for {len(given)} LoRAs: give one for all or one each.")
@@ -331,6 +338,6 @@ def _lora_files(given: Sequence[str | Path | LoraFile], scales: float | Sequence
     for one in wanted:
         file = Path(os.path.normpath(header.file_of(one.path).absolute()))
         if any(file == other and (one.expert == expert or None in (one.expert, expert)) for other, expert in seen):
-            raise InputError(f"The LoRA {one.path} is given twice: give it once, at the strength it should have.")
+            raise InputError(f"The LoRA {one.path} is given twice: give it once, with one strength.")
         seen.append((file, one.expert))
     return wanted

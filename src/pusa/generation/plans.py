@@ -187,8 +187,8 @@ def _open(
         return source, settings
     if extra:
         warnings.warn(
-            f"{source.label} has {source.count} frames and a clip has {geometry.form()}: "
-            f"{extra} at its {cut} left out.",
+            f"{source.label} has {source.count} frames, and a clip has {geometry.form()}: {extra} at its {cut} "
+            f"{'is' if extra == 1 else 'are'} left out.",
             stacklevel=3,
         )
     kept = source.frames[extra:] if cut == "start" else source.frames[: source.count - extra]

@@ -1,6 +1,6 @@
-"""Read the recipe beside a clip and make the clip again: the same bits on the same machine and versions.
+"""Read the sidecar of a clip and make the clip again, bit-identical on the same machine with the same versions.
 
-Nothing is remade from something else: a source file, LoRA or checkpoint whose hash is not the recorded one is refused.
+A source file, LoRA or checkpoint with another hash than the recorded one is refused.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ _ENTRIES = {
     "extend": ("clip", "direction", "overlap", "noise"),
     "transition": ("a", "b", "overlap", "noise"),
 }
-"""The entries of each task's own."""
+"""The entries that each task needs besides."""
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The recipe of a clip, from its .json or from the .mp4 beside which it lies."""
+    """The recipe of a clip, from its .json or from its .mp4."""
     path = Path(path)
     sidecar = path.with_suffix(".json") if path.suffix == ".mp4" else path
     if not sidecar.is_file():
-        raise InputError(f"There is no recipe {sidecar}: give the .json that was written beside a clip.")
+        raise InputError(f"There is no recipe {sidecar}: give the .json that was written next to a clip.")
     try:
         recipe = json.loads(sidecar.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{sidecar} is no recipe of a clip: it cannot be read ({error}).") from error
+        raise InputError(f"{sidecar} is not the recipe of a clip: it cannot be read ({error}).") from error
     missing = [key for key in _NEEDED if key not in recipe] if isinstance(recipe, dict) else list(_NEEDED)
     if missing:
-        raise InputError(f"{sidecar} is no recipe of a clip: it has no {', '.join(missing)}.")
+        raise InputError(f"{sidecar} is not the recipe of a clip: it lacks {', '.join(missing)}.")
     kinds: dict[str, Any] = {
         "prompt": str,
         "seed": int,
@@ -92,25 +92,24 @@ def regenerate(
 
 
 def _as_recorded(clip: GeneratedClip, recipe: dict[str, Any], path: str | Path) -> GeneratedClip:
-    """The clip; a UserWarning when it did not come out as the recipe says it did."""
+    """The clip, with a UserWarning if it differs from the result in the recipe."""
     result = recipe.get("result", {})
     if clip.matrix != TimestepMatrix.from_dict(recipe["matrix"]):
-        own = '; set "own_matrix" to true in it to walk the matrix' if recipe["task"] == "generate" else ""
+        own = '; to use the matrix, set "own_matrix" to true in it' if recipe["task"] == "generate" else ""
         warnings.warn(
-            f"{path} holds another timestep matrix than its settings give, and these were followed{own}.",
+            f"The timestep matrix in {path} is not the one that its settings give; the settings were used{own}.",
             stacklevel=3,
         )
     elif result.get("latents_sha256") not in (None, latents_hash(clip.latents)):
         warnings.warn(
-            f"The clip is not bit for bit the one that {path} was written for: the recipe, the software or the machine "
-            "is another.",
+            f"The clip is not bit-identical to the one of {path}: the recipe, the software or the machine has changed.",
             stacklevel=3,
         )
     return clip
 
 
 def _sources(recipe: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records of everything that the clip was made from, models apart."""
+    """The entries of everything that the clip was made from, except models."""
     single = [recipe.get(key) for key in ("init", "clip", "a", "b")]
     return [*recipe.get("conditions", []), *(record for record in single if record)]
 
@@ -124,22 +123,22 @@ def _check_file(record: dict[str, Any]) -> None:
     kept = latents_path(path) if "latents_sha256" in record else None
     for file in (path, kept):
         if file is not None and not file.is_file():
-            raise InputError(f"{file}, which the clip was made from, is not there any more: put it back.")
+            raise InputError(f"{file}, which the clip was made from, is missing: put it back.")
     if kept is None:
         same = sha256(path) == record["sha256"]
-    else:  # the latents are the source; the video only has to be theirs, and a codec may write it a little differently
+    else:  # the latents are the source; the video only has to belong to them
         latents, about = read_latents(kept)
         same = latents_hash(latents) == record["latents_sha256"] and about.get("video_sha256") == sha256(path)
     if not same:
-        raise InputError(f"{path} has changed since the clip was made from it: put the old one back.")
+        raise InputError(f"{path} has changed since the clip was made from it: restore the former file.")
 
 
 def _check_lora(record: dict[str, Any]) -> None:
     path = Path(record["path"])
     if not path.is_file():
-        raise InputError(f"The LoRA {path}, which the clip was made with, is not there any more: put it back.")
+        raise InputError(f"The LoRA {path}, which the clip was made with, is missing: put it back.")
     if runtime.fingerprint(path) != record["sha256"]:
-        raise InputError(f"The LoRA {path} has changed since the clip was made with it: put the old one back.")
+        raise InputError(f"The LoRA {path} has changed since the clip was made with it: restore the former file.")
 
 
 def _pipeline(recipe: dict[str, Any], share_tokens: bool) -> Pipeline:
@@ -147,7 +146,7 @@ def _pipeline(recipe: dict[str, Any], share_tokens: bool) -> Pipeline:
     profile = model.get("memory")
     device = "cpu" if profile else model["device"]
     pipe = load(model["source"], **model.get("beside", {}), dtype=getattr(torch, model["dtype"]), device=device)
-    for present in pipe.loras:  # the model's own may have been at another strength or place, or taken off
+    for present in pipe.loras:  # the model's own LoRA may have had another strength, or was removed
         pipe.remove_lora(present.name)
     for record in recipe["loras"]:
         pipe.load_lora(record["path"], record["scale"], record["name"], record.get("expert"))

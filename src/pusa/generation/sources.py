@@ -1,4 +1,4 @@
-"""An opened video source: pixels, latents where it was generated, and how the recipe names it."""
+"""An opened video: its pixels, its latents if it was generated, and its entry in a sidecar."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pusa.videos import read_video
 
 @dataclass(eq=False)
 class ClipSource:
-    """A source of frames, of latents, or of both; one of the two is always there.
+    """A source of frames, of latents, or of both.
 
-    A saved clip has its latents only, and its frames are decoded from them when asked for: the file then stands for the
-    clip that was saved, not for what the video codec made of it. latents: float32 [1, C, F, h, w].
+    A saved clip has latents only. Its frames are decoded from them when they are needed, so that the coding error of
+    the video file does not matter. latents: float32 [1, C, F, h, w].
     """
 
     label: str
@@ -39,7 +39,7 @@ class ClipSource:
 
     @property
     def count(self) -> int:
-        """Pixel frames."""
+        """The number of pixel frames."""
         if self.pixels is not None:
             return len(self.pixels)
         return self.backbone.geometry.pixel_frames(self._latents.shape[2])
@@ -59,7 +59,7 @@ class ClipSource:
 
 
 def open_clip(src: str | Path | Frames | GeneratedClip | ClipSource, fps: float, backbone: Encoders) -> ClipSource:
-    """Open a source: a path is read at `fps`; what was generated with this autoencoder brings its latents."""
+    """Open a source. A path is read at `fps` frames per second. Clips of this autoencoder keep their latents."""
     if isinstance(src, ClipSource):
         return src
     if isinstance(src, GeneratedClip):

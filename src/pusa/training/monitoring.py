@@ -37,8 +37,8 @@ class Monitor:
     """The tracker and the hooks of a training.
 
     config: all settings. out: the folder of the run. components: the loaded model. samples, held_out: encoded clips,
-    see `cache.Cached`. quiet: print nothing to stderr. Attributes: tracker, on rank 0 and None on other processes;
-    hooks, for `trainer.train`.
+    see `cache.CachedSamples`. quiet: print nothing to stderr. Attributes: tracker, on rank 0 and None on other
+    processes; hooks, for `trainer.train`.
     """
 
     def __init__(

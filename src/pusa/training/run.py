@@ -21,7 +21,7 @@ from pusa.models.loading import checkpoints, sources
 from pusa.training import loggers
 from pusa.training.config.tree import Config
 from pusa.training.data import samples
-from pusa.training.data.cache import Cache, Cached, prepare
+from pusa.training.data.cache import Cache, CachedSamples, prepare
 from pusa.training.data.dataset import Problem
 from pusa.training.data.fingerprints import fingerprint
 from pusa.training.data.samples import Bucket, Cut, Plan
@@ -39,7 +39,7 @@ class Terminal(Protocol):
     """Where progress and notes are printed; see `cli.shared.terminal.Terminal`."""
 
     @property
-    def talkative(self) -> bool: ...
+    def verbose(self) -> bool: ...
     def note(self, text: str) -> None: ...
     def status(self, text: str, *, line: bool = False) -> AbstractContextManager[None]: ...
     def counting(self) -> AbstractContextManager[Callable[[str, int, int], None]]: ...
@@ -100,8 +100,8 @@ def run(config: Config, out: Path, *, force: bool = False, terminal: Terminal) -
         if components.vae.device.type == "cuda" and not config.preview.every:
             components.vae.to("cpu")
             components.text_encoder.to("cpu")
-        samples, others = (Cached(part, key, config.data.cache) for part in (training_part, held_out_part))
-        with Monitor(config, out, components, samples, others, group, quiet=not terminal.talkative) as monitor:
+        samples, others = (CachedSamples(part, key, config.data.cache) for part in (training_part, held_out_part))
+        with Monitor(config, out, components, samples, others, group, quiet=not terminal.verbose) as monitor:
             result = train(
                 config,
                 out,

@@ -86,7 +86,7 @@ def train(
     Under torchrun or accelerate, every process calls this.
 
     Args:
-        samples: encoded clips, see `cache.Cached`.
+        samples: encoded clips, see `cache.CachedSamples`.
         held_out: encoded clips that must not be among the samples.
         tracker: on rank 0, shows and measures the training.
         hooks: callbacks between steps.

@@ -72,11 +72,11 @@ def test_sizes() -> None:
 
 
 def test_lists_of_the_official_scripts() -> None:
-    assert arguments.listed("0,20", "--cond_position", int) == [0, 20]
-    assert arguments.listed("[0, -1]", "--cond_position", int) == [0, -1]
-    assert arguments.listed("0.2 0.5", "--noise_multipliers", float) == [0.2, 0.5]
+    assert arguments.number_list("0,20", "--cond_position", int) == [0, 20]
+    assert arguments.number_list("[0, -1]", "--cond_position", int) == [0, -1]
+    assert arguments.number_list("0.2 0.5", "--noise_multipliers", float) == [0.2, 0.5]
     with pytest.raises(InputError, match="list of numbers"):
-        arguments.listed("0;20", "--cond_position", int)
+        arguments.number_list("0;20", "--cond_position", int)
 
 
 def test_a_lora_carries_its_own_scale_or_the_common_one() -> None:
@@ -105,7 +105,7 @@ def test_a_lora_that_is_there_is_its_whole_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scale", ["nan", "inf", "abc", ""])
 def test_a_lora_scale_is_a_finite_number(scale: str, tmp_path: Path) -> None:
     text = f"{tmp_path}/x:{scale}"
-    with pytest.raises(InputError, match=f"{scale!r} is no finite number"):
+    with pytest.raises(InputError, match=f"{scale!r} is not a finite number"):
         arguments.lora(text, 1.0)
     Path(text).touch()
     assert arguments.lora(text, 1.0) == (Path(text), 1.0)

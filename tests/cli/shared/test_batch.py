@@ -1,4 +1,4 @@
-"""`pusa generate --prompts`: every line is checked first, a clip is made once, and the command goes on where it was."""
+"""`pusa generate --prompts`: every line is checked first, each clip is made once, and the command resumes."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def test_what_was_made_otherwise_is_not_mixed_in(ask: Ask, work: Path, what: str
         options = ("--memory", "24gb")
     code, said = ask(LINES, *options)
     assert code == 2
-    why = "has changed since it was made" if what == "cut off" else "was made otherwise"
-    assert f"is there already and {why}; give --overwrite" in said["error"]["message"]
+    why = "has changed since it was made" if what == "cut off" else "was made with other settings"
+    assert f"exists already and {why}; give --overwrite" in said["error"]["message"]
     code, said = ask(LINES, *options, "--overwrite")
     assert code == 0
     assert len(said["made"]) == {"settings": 3, "picture": 2, "cut off": 1, "profile": 3}[what]
@@ -104,7 +104,7 @@ def test_the_adapter_of_tiny_tells_it_from_tiny_base(work: Path, capsys: pytest.
     command = ["generate", "--prompts", str(work / "one.txt"), "--out", str(work / "out"), "--steps", "1", "--frames"]
     assert main([*command, "1", "--model", "tiny", "-q"]) == 0
     assert main([*command, "1", "--model", "tiny-base", "-q"]) == 2
-    assert "was made otherwise" in capsys.readouterr().err
+    assert "was made with other settings" in capsys.readouterr().err
 
 
 def test_one_that_fails_does_not_stop_the_others(ask: Ask, work: Path) -> None:
@@ -137,10 +137,10 @@ def test_prompts_in_a_text_file(ask: Ask) -> None:
         ('{"image": "none.png"}', "none.png does not exist"),
         ('{"frames": 6}', "line 2: 6 frames cannot be made"),
         ('{"noise": 2, "image": "grey.png"}', "line 2: --noise: noise 2 is outside 0 to 1"),
-        ('{"name": "../x"}', "line 2: the name '../x' is no file name"),
+        ('{"name": "../x"}', "line 2: the name '../x' is not a file name"),
         ('{"name": "first"}', "line 2: it would write"),
-        ("[1]", "line 2: it is no object"),
-        ('{"prompt": "x"', "line 2: it is no JSON"),
+        ("[1]", "line 2: it is not a JSON object"),
+        ('{"prompt": "x"', "line 2: it is not JSON"),
         ('{"seed": -1}', "line 2: seed is -1: give a whole number from 0 to 9223372036854775807"),
         ('{"steps": 0}', "line 2: steps"),
         ('{"size": "33x32"}', "line 2: The size 33x32 cannot be made"),
@@ -164,12 +164,12 @@ def test_what_goes_together(ask: Ask, work: Path) -> None:
     assert "no line" in ask("\n")[1]["error"]["message"]
     for options, message in (
         (("--count", "2"), "a line for each clip"),
-        (("--workers", "2"), "belongs to --ray"),
+        (("--workers", "2"), "needs --ray"),
     ):
         code, said = ask(LINES, *options)
         assert code == 2
         assert message in said["error"]["message"]
-    assert "go into a folder" in ask(LINES, out="x.mp4")[1]["error"]["message"]
+    assert "give a folder" in ask(LINES, out="x.mp4")[1]["error"]["message"]
     assert main(["generate", "x", "--ray", "local"]) == 2
 
 

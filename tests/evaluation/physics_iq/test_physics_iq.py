@@ -173,7 +173,7 @@ def test_real_takes_in_which_nothing_moves_are_named(
     command = ["physics-iq", "score", str(place), "--descriptions", str(dataset / "descriptions.csv"), "--data"]
     assert main([*command, str(still), "-q"]) == 0
     said = capsys.readouterr().out
-    assert said.count("no motion is found in the real takes") == 1
+    assert said.count("the real takes show no motion") == 1
     assert f"trimmed-square-slides, {VIEWS[0]}: no motion" in said
     assert main([*command, str(dataset), "-q"]) == 0
     assert "no motion" not in capsys.readouterr().out

@@ -118,7 +118,7 @@ def test_nothing_of_elsewhere_is_taken_for_this_run(
     verification.recipe_path(run, names(plan)[2]).unlink()
     code, found = ask(*generate, "--images", crops)
     assert code == 2
-    assert f"{names(plan)[2]} was not made here: it has no recipe" in found["error"]["message"]
+    assert f"{names(plan)[2]} was not made by this command, because it has no recipe" in found["error"]["message"]
     code, found = ask("verify", plan, run)
     assert (code, found["good"], found["without_recipe"]) == (0, 6, 1)
     code, found = ask("generate", plan, "--images", tmp_path / "nowhere", "--out", run, *FAST)

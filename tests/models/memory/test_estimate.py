@@ -143,7 +143,7 @@ def test_info_counts_the_parts_beside_a_file(tiny_folder: Path, capsys: pytest.C
     assert whole["assumed"] == []
     assert whole["profiles"][0]["host"] < alone["profiles"][0]["host"] / 10  # UMT5-XXL is 5.7 billion parameters
     assert main(["info", str(file), *beside]) == 2
-    assert "belong to --memory" in capsys.readouterr().err
+    assert "need --memory" in capsys.readouterr().err
 
 
 def test_a_clip_that_will_not_fit_is_refused_before_loading(

@@ -117,9 +117,9 @@ REFUSED = [
     ("trian: {lr: 3}", "There is no section 'trian' (FILE); did you mean train?"),
     ("lr: 3", "There is no section 'lr' (FILE); did you mean train.lr?"),
     ("zzz: 3",
-     "There is no section 'zzz' (FILE); there is model, data, sigma, lora, train, save, validate, preview and "
-     "track."),
-    ("train: 3", "The section train is 3 (FILE); write its settings under it, such as train.steps."),
+     "There is no section 'zzz' (FILE); give one of model, data, sigma, lora, train, save, validate, preview "
+     "or track."),
+    ("train: 3", "The section train is 3 (FILE); write settings in this section, such as train.steps."),
     ("train: {lr: fast}", 'train.lr is "fast" (FILE); give a number above 0.'),
     ("train: {lr: true}", "train.lr is true (FILE); give a number above 0."),
     ("train: {lr: .inf}", "train.lr is inf (FILE); give a number above 0."),
@@ -140,31 +140,31 @@ REFUSED = [
     ("data: {buckets: [5]}", "data.buckets[0] is 5 (FILE); give a text."),
     ("data: {buckets: 832x480x81}", 'data.buckets is "832x480x81" (FILE); give a list such as [832x480x81], or null.'),
     ("data: {buckets: [832x480]}",
-     "data.buckets (FILE) has '832x480', which is no bucket; give WIDTHxHEIGHTxFRAMES such as 832x480x81."),
+     "data.buckets (FILE) has '832x480', which is not a bucket; give WIDTHxHEIGHTxFRAMES such as 832x480x81."),
     ("sigma: {pattern: tasks, tasks: {imag-to-video: 1}}",
-     "sigma.tasks names 'imag-to-video' (FILE), which does not exist; did you mean image-to-video?"),
+     "sigma.tasks has the unknown key 'imag-to-video' (FILE); did you mean image-to-video?"),
     ("sigma: {pattern: tasks, tasks: {extension: 2}}", "sigma.tasks.extension is 2 (FILE); give a number from 0 to 1."),
     ("sigma: {pattern: tasks, tasks: {extension: 0.2}}",
      "sigma (FILE) has tasks whose probabilities add up to 0.2; make them add up to 1."),
     ("sigma: {p: 0.2}", "sigma (FILE) sets p, which only pattern ptss uses; set pattern to ptss or leave p out."),
     ("sigma: {shift: 3}",
      "sigma (FILE) sets shift, which only law shifted uses; set law to shifted or leave shift out."),
-    ("sigma: {low: 0.5, high: 0.5}", "sigma (FILE) has low 0.5 and high 0.5; make low the smaller one."),
+    ("sigma: {low: 0.5, high: 0.5}", "sigma (FILE) has low 0.5 and high 0.5; make low smaller than high."),
     ("model: {full_range: false}",
-     "model.full_range false restricts an expert and model.expert is null; give high or low (FILE)."),
+     "model.full_range is false but model.expert is null; give the expert, high or low (FILE)."),
     ("model: {full_range: false, expert: low}\nsigma: {low: 0.5, high: 0.9}",
-     "sigma.low 0.5 and sigma.high 0.9 leave the side of the low-noise expert, 0 to 0.875; leave them out or "
-     "narrow them (FILE)."),
+     "sigma.low 0.5 and sigma.high 0.9 are outside the range of the low-noise expert, 0 to 0.875; leave them out "
+     "or give values in this range (FILE)."),
     ("track: {loggers: [tensorbord]}", 'track.loggers[0] is "tensorbord" (FILE); give tensorboard, trackio or wandb.'),
-    ("validate: {sigmas: [0.5, 0.1, 0.5]}", "validate.sigmas (FILE) names a level twice; give each once."),
+    ("validate: {sigmas: [0.5, 0.1, 0.5]}", "validate.sigmas (FILE) has a level twice; give each level once."),
     ("validate: {sigmas: [0]}", "validate.sigmas[0] is 0 (FILE); give a number above 0 and at most 1."),
     ("lora: {targets: []}", "lora.targets is [] (FILE); give a list of module names."),
     ("train: {lr: -1, steps: 0, seed: x}",
-     "train.steps is 0 (FILE); give a whole number of at least 1 (and train.lr, train.seed are wrong too)."),
-    ("train: {steps: 3, steps: 4}", "FILE is no YAML: 'steps' occurs twice in line 1; correct it there."),
-    ("train: [1", "FILE is no YAML: expected ',' or ']', but got '<stream end>' in line 1; correct it there."),
-    ("- 3", "FILE holds a list where sections are needed; write for example 'train:'."),
-    ("5: 3", "FILE is no YAML: the key 5 is no text in line 1; correct it there."),
+     "train.steps is 0 (FILE); give a whole number of at least 1 (train.lr, train.seed are also wrong)."),
+    ("train: {steps: 3, steps: 4}", "FILE is not valid YAML: 'steps' occurs twice in line 1; correct the file."),
+    ("train: [1", "FILE is not valid YAML: expected ',' or ']', but got '<stream end>' in line 1; correct the file."),
+    ("- 3", "FILE contains a list instead of sections; write a section such as 'train:'."),
+    ("5: 3", "FILE is not valid YAML: the key 5 is not a text in line 1; correct the file."),
 ]  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def test_what_is_wrong_is_said_in_one_sentence_with_its_place(tmp_path: Path, te
     ("preset", "typed", "sentence"),
     [
         ("tinny", {}, "There is no preset 'tinny'; did you mean tiny?"),
-        ("?", {}, "There is no preset '?'; there is tiny, wan21-1.3b, wan21-14b, wan22-a14b, wan22-5b and paper."),
+        ("?", {}, "There is no preset '?'; give one of tiny, wan21-1.3b, wan21-14b, wan22-a14b, wan22-5b or paper."),
         ("tiny", {"train.lrr": "1"}, "There is no setting 'lrr' in the section train (the command line); did you mean "
          "train.lr?"),
         (None, {"train.lr": "fast"}, 'train.lr is "fast" (the command line); give a number above 0.'),
@@ -198,10 +198,10 @@ def test_files_that_are_none_are_named(tmp_path: Path) -> None:
         read(tmp_path, None, {})
     with pytest.raises(InputError, match=r"neither \.yaml nor \.toml"):
         read(written(tmp_path, "{}", "a.json"), None, {})
-    with pytest.raises(InputError, match=r"is no TOML: invalid value"):
+    with pytest.raises(InputError, match=r"is not valid TOML: invalid value"):
         read(written(tmp_path, "lr = ", "a.toml"), None, {})
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="no text in UTF-8"):
+    with pytest.raises(InputError, match="is not UTF-8 text"):
         read(tmp_path / "b.yaml", None, {})
 
 

@@ -188,5 +188,5 @@ def test_closing_ends_the_threads() -> None:
 
 
 def test_no_clips_is_an_error() -> None:
-    with pytest.raises(InputError, match="no clip"):
+    with pytest.raises(InputError, match="no sample"):
         Order([], 1, 0)

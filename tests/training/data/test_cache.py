@@ -1,4 +1,4 @@
-"""`prepare` fills the cache and `Cached` reads it, on small random clips and the random Wan of conftest."""
+"""`prepare` fills the cache and `CachedSamples` reads it, on small random clips and the random Wan of conftest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pusa.models.loading.checkpoints import load
 from pusa.models.wan.autoencoder import GEOMETRIES
 from pusa.models.wan.backbone import WanBackbone
 from pusa.training.data import cache, samples
-from pusa.training.data.cache import Cache, Cached, Prepared
+from pusa.training.data.cache import Cache, CachedSamples, Prepared
 from pusa.training.data.fingerprints import Fingerprint, fingerprint
 from pusa.training.data.samples import Bucket, Cut, Plan, VideoFile
 from pusa.training.data.tensor_store import Store
@@ -73,7 +73,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
-def entry(cached: Cached, index: int, kind: str = "latents") -> Path:
+def entry(cached: CachedSamples, index: int, kind: str = "latents") -> Path:
     store, cut = cached.cache.store, cached.plan.cuts[index]
     return store.path(cached.cache.latents(cut) if kind == "latents" else cached.cache.context(cut))
 
@@ -85,7 +85,7 @@ def test_a_sample_is_the_clip_encoded_bit_for_bit(tmp_path: Path, data: Path, co
     plan = plan_of(data)
     done = cache.prepare(plan, components, tmp_path / "cache")
     assert counts(done) == (6, 0, 0, 0, 6)  # five captions and the empty one
-    cached = Cached(plan, fingerprint(components, FPS), tmp_path / "cache")
+    cached = CachedSamples(plan, fingerprint(components, FPS), tmp_path / "cache")
     assert len(cached) == 6
     assert cached.buckets == [SMALL] * 6
     assert len(set(cached.keys)) == 6
@@ -120,7 +120,7 @@ def test_contexts_lie_on_disk_without_their_padding_and_once_per_caption(
 def test_the_dtype_of_the_text_encoder_is_kept(tmp_path: Path, data: Path, tiny_folder: Path) -> None:
     components = load(str(tiny_folder), device="cpu", dtype=torch.bfloat16)
     cache.prepare(plan_of(data), components, tmp_path / "cache")
-    cached = Cached(plan_of(data), fingerprint(components, FPS), tmp_path / "cache")
+    cached = CachedSamples(plan_of(data), fingerprint(components, FPS), tmp_path / "cache")
     assert cached[0].context.dtype == torch.bfloat16
     assert cached[0].latents.dtype == torch.float32
 
@@ -149,11 +149,11 @@ def test_the_second_time_nothing_is_encoded(
 
 def test_a_new_caption_is_encoded_alone(tmp_path: Path, data: Path, components: WanBackbone) -> None:
     cache.prepare(plan_of(data), components, tmp_path / "cache")
-    old = Cached(plan_of(data), fingerprint(components, FPS), tmp_path / "cache")
+    old = CachedSamples(plan_of(data), fingerprint(components, FPS), tmp_path / "cache")
     (data / "3.txt").write_text("something else")
     done = cache.prepare(plan_of(data), components, tmp_path / "cache")
     assert counts(done) == (0, 6, 0, 0, 1)
-    new = Cached(plan_of(data), fingerprint(components, FPS), tmp_path / "cache")
+    new = CachedSamples(plan_of(data), fingerprint(components, FPS), tmp_path / "cache")
     assert new.keys == old.keys
     assert not torch.equal(new[3].context, old[3].context)
     assert new.fingerprint != old.fingerprint
@@ -168,7 +168,7 @@ def test_one_changed_weight_is_another_model(
     weights = max(getattr(other, part).parameters(), key=torch.numel)
     weights.data.view(-1)[weights.numel() // 2] += 1e-3
     with pytest.raises(InputError, match="run `pusa prepare`"):
-        Cached(plan_of(data), fingerprint(other, FPS), tmp_path / "cache")
+        CachedSamples(plan_of(data), fingerprint(other, FPS), tmp_path / "cache")
     done = cache.prepare(plan_of(data), other, tmp_path / "cache")
     assert counts(done) == ((6, 0, 0, 0, 0) if part == "vae" else (0, 6, 0, 0, 6))
 
@@ -211,7 +211,7 @@ def test_a_damaged_entry_is_named_when_read_and_remade_by_prepare(
 ) -> None:
     plan, made = plan_of(data), fingerprint(components, FPS)
     cache.prepare(plan, components, tmp_path / "cache")
-    cached = Cached(plan, made, tmp_path / "cache")
+    cached = CachedSamples(plan, made, tmp_path / "cache")
     whole, path = files(tmp_path / "cache"), entry(cached, 4, kind)
     content = path.read_bytes()
     if damage == "deleted":
@@ -224,8 +224,8 @@ def test_a_damaged_entry_is_named_when_read_and_remade_by_prepare(
     cached[3]
     assert [cut.file.path.name for cut in cached.cache.missing(plan, verify=True)] == ["4.mp4"]
     if damage != "flipped":
-        with pytest.raises(InputError, match=r"no whole entry of .*4\.mp4: run `pusa prepare`"):
-            Cached(plan, made, tmp_path / "cache")
+        with pytest.raises(InputError, match=r"no complete entry for .*4\.mp4: run `pusa prepare`"):
+            CachedSamples(plan, made, tmp_path / "cache")
     done = cache.prepare(plan, components, tmp_path / "cache")
     assert counts(done) == ((1, 5, 0, 0, 0) if kind == "latents" else (0, 6, 0, 0, 1))
     assert files(tmp_path / "cache") == whole
@@ -251,9 +251,9 @@ def test_a_clip_damaged_in_the_middle_is_named_and_the_others_are_cached(
     (problem,) = done.failed
     assert (problem.path, problem.kind) == (data / "3.mp4", "unreadable")
     with pytest.raises(InputError, match=r"3\.mp4"):
-        Cached(plan, fingerprint(components, FPS), tmp_path / "cache")
+        CachedSamples(plan, fingerprint(components, FPS), tmp_path / "cache")
     rest = replace(plan, cuts=tuple(cut for cut in plan.cuts if cut.file.path != problem.path))
-    assert len(list(Cached(rest, fingerprint(components, FPS), tmp_path / "cache"))) == 5
+    assert len(list(CachedSamples(rest, fingerprint(components, FPS), tmp_path / "cache"))) == 5
 
 
 @pytest.mark.parametrize("when", ["before", "while"])
@@ -353,7 +353,7 @@ def test_official_samples_are_taken_as_they_are(tmp_path: Path, official: Path, 
     plan = plan_of(official)
     done = cache.prepare(plan, components, tmp_path / "cache")
     assert counts(done) == (2, 0, 0, 0, 3)
-    cached = Cached(plan, fingerprint(components, FPS), tmp_path / "cache")
+    cached = CachedSamples(plan, fingerprint(components, FPS), tmp_path / "cache")
     for cut, sample in zip(plan.cuts, cached, strict=True):
         content = torch.load(cut.file.path, weights_only=True)
         assert torch.equal(sample.latents, content["latents"].float())
@@ -493,7 +493,7 @@ def test_after_kill_9_at_random_moments_the_same_command_goes_on(
         assert there.items() <= now.items(), "what was there stays"
         there = now
     store = Store(folder)
-    assert all(store.holds(f"{Path(name).parts[0]}/{Path(name).stem}", verify=True) for name in there)
+    assert all(store.contains(f"{Path(name).parts[0]}/{Path(name).stem}", verify=True) for name in there)
     assert not Path(f"{folder}.0.json").exists(), "it ended before it was killed"
     kept = sum(name.startswith("latents/") for name in there)
     assert 0 < kept < 80

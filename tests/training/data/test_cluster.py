@@ -13,8 +13,8 @@ from pusa.errors import InputError
 from pusa.generation.pipeline import Pipeline
 from pusa.models.wan.autoencoder import GEOMETRIES
 from pusa.training.data import cluster, samples
-from pusa.training.data.cache import Cached, Prepared
-from pusa.training.data.cluster import together
+from pusa.training.data.cache import CachedSamples, Prepared
+from pusa.training.data.cluster import combined_result
 from pusa.training.data.dataset import Problem
 from pusa.training.data.fingerprints import fingerprint
 from pusa.videos import write_video
@@ -25,7 +25,7 @@ def test_a_clip_that_one_node_could_read_has_not_failed() -> None:
     blind = Prepared(made=3, kept=1, shared=0, failed=(unseen, corrupt), captions=2, bytes=10, seconds=1.0)
     other = Prepared(made=1, kept=1, shared=3, failed=(corrupt,), captions=1, bytes=12, seconds=2.0)
     for parts in ((blind, other), (other, blind)):
-        assert together(parts, 3.0) == Prepared(4, 1, 0, (corrupt,), 3, 12, 3.0)
+        assert combined_result(parts, 3.0) == Prepared(4, 1, 0, (corrupt,), 3, 12, 3.0)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_two_ray_processes_share_a_cache(
     rest = samples.plan(
         [cut.file for cut in plan.cuts if cut.file.path.exists()], [samples.Bucket(32, 32, 5)], 8, GEOMETRIES[16]
     )
-    assert len(list(Cached(rest, fingerprint(tiny_pipe.backbone, 8), tmp_path / "cache"))) == 11
+    assert len(list(CachedSamples(rest, fingerprint(tiny_pipe.backbone, 8), tmp_path / "cache"))) == 11
 
 
 @pytest.mark.slow

@@ -50,10 +50,10 @@ def test_texts_beside_clips(tmp_path: Path) -> None:
     }
     found = problems(listing)
     assert set(found) == {"d.mp4", "e.mp4", "f.gif", "notes.txt", "x.zip"}
-    assert found["d.mp4"] == "no-caption: has an empty d.txt; write what it shows"
+    assert found["d.mp4"] == "no-caption: has an empty d.txt; write what the clip shows"
     assert "e.txt is not UTF-8 text (line 1)" in found["e.mp4"]
-    assert found["f.gif"] == "no-caption: has no f.txt beside it; write one"
-    assert found["x.zip"] == "unused: is no clip"
+    assert found["f.gif"] == "no-caption: has no caption file f.txt; write one"
+    assert found["x.zip"] == "unused: is not a clip"
 
 
 DIALECTS = ["file_name,text", "video,prompt", "video_path,caption", "media_path,caption", " Video , PROMPT "]
@@ -72,7 +72,7 @@ def test_tables_in_every_dialect(tmp_path: Path, header: str, kind: str) -> None
     (tmp_path / f"metadata.{kind}").write_bytes(b"\xef\xbb\xbf" + text.encode())
     listing = find(tmp_path)
     assert captions(listing) == {"a.mp4": 'red, "big"\nand round', "b.mp4": "blue"}
-    assert problems(listing) == {"left.mp4": f"unused: is not named in metadata.{kind}"}
+    assert problems(listing) == {"left.mp4": f"unused: is not listed in metadata.{kind}"}
     assert (
         listing.entries[1].where
         == {
@@ -106,7 +106,10 @@ def test_rows_that_cannot_be_used_are_named_by_line(tmp_path: Path) -> None:
         ("outside.mp4", "missing"),
         ("d.txt", "unreadable"),
     ]
-    assert "line 3, with another caption; it was in metadata.csv, line 2 first" in listing.problems[0].reason
+    assert (
+        "is listed in metadata.csv, line 2 and again in metadata.csv, line 3, with another caption"
+        in listing.problems[0].reason
+    )
 
 
 def test_json_lines_that_cannot_be_used_are_named_by_line(tmp_path: Path) -> None:
@@ -127,7 +130,9 @@ def test_the_official_folders(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("file_name,text\na.mp4,red\nb.mp4,blue\n")
     listing = find(tmp_path)
     assert captions(listing) == {"a.mp4": "red", "b.mp4.tensors.pth": "blue"}
-    assert problems(listing) == {"a.mp4.tensors.pth": "unused: is the official cache of a clip that is read itself"}
+    assert problems(listing) == {
+        "a.mp4.tensors.pth": "unused: is the official cache of a clip that exists, too; the clip is used"
+    }
     (tmp_path / "metadata.csv").unlink()
     (tmp_path / "train/a.mp4").unlink()
     assert captions(find(tmp_path)) == {"a.mp4.tensors.pth": None, "b.mp4.tensors.pth": None}
@@ -145,32 +150,32 @@ def test_two_lists(tmp_path: Path) -> None:
     touch(tmp_path, "clips/a.mp4", "clips/b.mp4", "clips/c.mp4")
     (tmp_path / "videos.txt").write_text("clips/a.mp4\nclips\\b.mp4\n\n")
     (tmp_path / "prompts.txt").write_text("one\u2028still one\n\n")
-    with pytest.raises(InputError, match=r"videos.txt and prompts.txt have 2 and 1 lines"):
+    with pytest.raises(InputError, match=r"videos.txt has 2 lines and prompts.txt has 1"):
         find(tmp_path)
     (tmp_path / "prompts.txt").write_text("one\u2028still one\ntwo\n\n")
     listing = find(tmp_path)
     assert captions(listing) == {"a.mp4": "one\u2028still one", "b.mp4": "two"}
-    assert problems(listing) == {"c.mp4": "unused: is not named in videos.txt"}
+    assert problems(listing) == {"c.mp4": "unused: is not listed in videos.txt"}
 
 
 @pytest.mark.parametrize(
     ("files", "match"),
     [
-        ({}, "holds no files; put .mp4"),
+        ({}, "contains no files; add .mp4"),
         ({"a.zip": "", "b.zip": "", "c.parquet": ""}, "only 2 .zip, 1 .parquet"),
-        ({"metadata.csv": "name,words\na,b\n", "a.mp4": ""}, "has no file column .it has name, words."),
+        ({"metadata.csv": "name,words\na,b\n", "a.mp4": ""}, "has no file column .its columns: name, words."),
         ({"metadata.csv": "video,words\na.mp4,b\n", "a.mp4": ""}, "has no caption column"),
         ({"metadata.csv": "file_name,prompt,caption\na.mp4,b,c\n", "a.mp4": ""}, "several columns of captions"),
         ({"metadata.csv": 'video,prompt\na.mp4,"open\n', "a.mp4": ""}, "from line 2 on .*quotes"),
         ({"metadata.csv": "video,prompt\ngone.mp4,x\n"}, "gone.mp4 .*does not exist"),
-        ({"metadata.json": '{"a.mp4": "red"}', "a.mp4": ""}, "must be a list of objects"),
-        ({"metadata.json": "[", "a.mp4": ""}, "is no JSON"),
+        ({"metadata.json": '{"a.mp4": "red"}', "a.mp4": ""}, "is not a list; write a list of objects"),
+        ({"metadata.json": "[", "a.mp4": ""}, "is not JSON"),
         ({"metadata.csv": b"video,prompt\na.mp4,caf\xe9\n", "a.mp4": ""}, "not UTF-8 text .line 2."),
         ({"metadata.csv": "", "a.mp4": ""}, "metadata.csv is empty; write a header"),
-        ({"metadata.csv": "file_name,text\n\n", "a.mp4": ""}, "metadata.csv names no clip; write a row for each"),
-        ({"metadata.jsonl": "\n"}, "metadata.jsonl names no clip"),
+        ({"metadata.csv": "file_name,text\n\n", "a.mp4": ""}, "metadata.csv lists no clip; write a row for each"),
+        ({"metadata.jsonl": "\n"}, "metadata.jsonl lists no clip"),
         ({"metadata.csv": "video,prompt\n", "metadata.jsonl": "{}", "a.mp4": ""}, "several tables"),
-        ({"videos.txt": "a.mp4\n"}, "videos.txt without prompts.txt"),
+        ({"videos.txt": "a.mp4\n"}, "has a videos.txt but no prompts.txt"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -197,7 +202,7 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the path of the clips is empty"):
         find("")
     touch(tmp_path, "a.mp4")
-    with pytest.raises(InputError, match="is one file; give its folder"):
+    with pytest.raises(InputError, match="is a single file; give its folder"):
         find(tmp_path / "a.mp4")
     with pytest.raises(InputError, match="there is no folder"):
         find(tmp_path / "gone")
@@ -227,7 +232,7 @@ def test_a_dataset_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (asked["repo_id"], asked["repo_type"]) == ("someone/clips", "dataset")
     assert "*.mp4" in asked["allow_patterns"]
     assert captions(listing) == {"a.mp4": "red"}
-    assert "lies outside of the dataset" in problems(listing)["secret.mp4"]
+    assert "is outside the dataset" in problems(listing)["secret.mp4"]
 
 
 def test_a_dataset_of_the_hub_that_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,14 +246,14 @@ def test_a_dataset_of_the_hub_that_is_out_of_reach(monkeypatch: pytest.MonkeyPat
         raise OSError("the line is cut")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
-    with pytest.raises(InputError, match=r"could not be downloaded .the line is cut."):
+    with pytest.raises(InputError, match=r"cannot be downloaded .the line is cut."):
         find("someone/clips")
 
     def unknown(*_: Any, **__: Any) -> str:
         raise errors.RepositoryNotFoundError.__new__(errors.RepositoryNotFoundError)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unknown)
-    with pytest.raises(InputError, match="no folder someone/clips here and no dataset"):
+    with pytest.raises(InputError, match="neither a folder someone/clips nor a dataset"):
         find("someone/clips")
 
 

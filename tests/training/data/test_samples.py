@@ -52,9 +52,9 @@ def test_buckets_read_back_what_they_print(width: int, height: int, slots: int) 
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("832x480", "is no bucket"),
-        ("0x480x81", "is no bucket"),
-        ("", "no bucket"),
+        ("832x480", "is not a bucket"),
+        ("0x480x81", "is not a bucket"),
+        ("", "not a bucket"),
     ],
 )
 def test_what_is_no_bucket(text: str, match: str) -> None:
@@ -93,17 +93,17 @@ def test_a_clip_lands_by_shape_then_length_then_size() -> None:
 def test_why_a_clip_lands_nowhere_and_what_would_take_it() -> None:
     short = problem(video(72, 24), "832x480x81", "832x480x61")
     assert (short.kind, short.reason) == (
-        "too-short", "has 48 of the 61 frames needed at 16 fps; the bucket 832x480x45 would fit",
+        "too-short", "has only 48 of the 61 frames needed at 16 fps; the bucket 832x480x45 fits",
     )  # fmt: skip
     small = problem(video(width=640, height=360), "832x480x81")
     assert (small.kind, small.reason) == (
-        "too-small", "has 640x360 pixels and would be enlarged 1.3 times to cover 832x480x81",
+        "too-small", "has 640x360 pixels and would be enlarged 1.3 times to cover 832x480x81; add a smaller bucket",
     )  # fmt: skip
     assert landed(video(width=800, height=450), "832x480x81") == "832x480x81"
     assert "add the bucket 832x480x1" in problem(video(1, 0), "832x480x81").reason
     assert "add the bucket 832x480x81" in problem(video(), "832x480x1").reason
     tall = problem(video(60, width=480, height=832), "832x480x49", "480x832x81")
-    assert "the bucket 480x832x57 would fit" in tall.reason
+    assert "the bucket 480x832x57 fits" in tall.reason
 
 
 def test_pictures_and_clips_have_buckets_of_their_own() -> None:
@@ -186,11 +186,11 @@ def test_the_official_cache_is_a_sample_of_its_own_size(tmp_path: Path) -> None:
     made = survey(tmp_path, [SQUARE], 8, WAN)
     assert made.layout == "official cached tensors"
     (cut,) = made.cuts
-    assert cut.file.ready
+    assert cut.file.is_encoded
     assert cut.bucket == SQUARE
     assert [(Path(p.path).name, p.kind) for p in made.problems] == [("b.mp4.tensors.pth", "unreadable")]
     assert "add the bucket 32x32x17" in plan([cut.file], [Bucket(64, 64, 17)], 8, WAN).problems[0].reason
-    with pytest.raises(InputError, match="holds latents"):
+    with pytest.raises(InputError, match="contains latents"):
         samples.read(cut, 8)
 
 

@@ -1,7 +1,7 @@
-"""The demo's page: one self-contained HTML file in which every clip plays beside the timestep matrix that made it.
+"""The page of the demo: one self-contained HTML file that plays every clip next to its timestep matrix.
 
-Clips travel inside the page as lossless film strips rather than as video, so that the pixels are exactly the model's
-and the column of the matrix that belongs to the frame on screen can be marked while it plays.
+The page contains each clip as a lossless strip of frames, not as a video. So its pixels are exactly those of the model,
+and the page can mark the column of the matrix that belongs to the frame on screen.
 """
 
 from __future__ import annotations
@@ -27,18 +27,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Given:
-    """What the user gave for one latent slot: its frames [n, H, W, 3] and a caption such as `frame 8, noise 0.3`."""
+    """The input for one latent slot. frames: uint8 [n, H, W, 3]. caption: such as `frame 8, noise 0.3`."""
 
     frames: Frames
     caption: str
 
 
 @dataclass(frozen=True)
-class Exhibit:
-    """One task of the demo: what was given, the matrix, and what came out.
+class TaskResult:
+    """One task of the demo: its input, its matrix and its clip.
 
-    `matrix` covers the clip's latent slots from `first_slot` on: an extension samples only the new part and its
-    overlap. `truth`, where the world knows it, has the frames that a perfect model would have made.
+    command: the command line. file: the name of the clip. seconds: the time that it took. frames: uint8 [F, H, W, 3].
+    given: the input by column of the matrix. matrix, first_slot: the matrix begins at this latent slot of the clip; an
+    extension samples only the new part and its overlap. truth: the frames that a perfect model makes, if they are
+    known.
     """
 
     title: str
@@ -56,63 +58,66 @@ class Exhibit:
     truth_caption: str = "truth"
 
     def slot_frames(self, slot: int) -> range:
-        """The clip's pixel frames of a column of the matrix; the first column stands for one frame."""
+        """Return the pixel frames of the clip for a column of the matrix. The first column is one frame."""
         last = 4 * (slot + self.first_slot)
         return range(last, last + 1) if slot == 0 else range(last - 3, last + 1)
 
 
-def page(exhibits: Sequence[Exhibit], facts: Sequence[str]) -> str:
-    """The whole page; `facts` are lines about the run (versions, device, time)."""
-    cards = "\n".join(_card(exhibit) for exhibit in exhibits)
-    lines = "".join(f"<li>{escape(fact)}</li>" for fact in facts)
+def page(results: Sequence[TaskResult], notes: Sequence[str]) -> str:
+    """Return the HTML of the page. notes: lines about the run, such as versions, device and time."""
+    cards = "\n".join(_card(result) for result in results)
+    lines = "".join(f"<li>{escape(note)}</li>" for note in notes)
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     return template.replace("{{cards}}", cards).replace("{{facts}}", lines)
 
 
-def _card(exhibit: Exhibit) -> str:
-    columns = exhibit.matrix.frames
+def _card(result: TaskResult) -> str:
+    columns = result.matrix.frames
     given = "".join(
-        f'<figure style="grid-column:{slot + 1}">{_strip(shown.frames, exhibit.fps, "mini")}'
+        f'<figure style="grid-column:{slot + 1}">{_strip(shown.frames, result.fps, "mini")}'
         f"<figcaption>{escape(shown.caption)}</figcaption></figure>"
-        for slot, shown in sorted(exhibit.given.items())
+        for slot, shown in sorted(result.given.items())
     )
     labels, made = "", ""
     for slot in range(columns):
-        span = exhibit.slot_frames(slot)
+        span = result.slot_frames(slot)
         labels += f"<span>{span[0]}{f'–{span[-1]}' if len(span) > 1 else ''}</span>"
-        made += _strip(exhibit.frames[span[0] : span[-1] + 1], exhibit.fps, "mini")
-    heat = _png(heat_map(exhibit.matrix, 64, 16))
-    clips = f"<figure>{_strip(exhibit.frames, exhibit.fps, 'clip main')}<figcaption>made</figcaption></figure>"
-    if exhibit.truth is not None:
-        caption = escape(exhibit.truth_caption)
-        clips += f"<figure>{_strip(exhibit.truth, exhibit.fps, 'clip')}<figcaption>{caption}</figcaption></figure>"
-    return f"""<article data-slots="{columns}" data-first="{exhibit.first_slot}" style="--columns:{columns}">
-<header><h2>{escape(exhibit.title)}</h2><p class="why">{escape(exhibit.explanation)}</p>
-<p class="prompt">“{escape(exhibit.prompt)}”</p></header>
+        made += _strip(result.frames[span[0] : span[-1] + 1], result.fps, "mini")
+    heat = _png(heat_map(result.matrix, 64, 16))
+    clips = f"<figure>{_strip(result.frames, result.fps, 'clip main')}<figcaption>made</figcaption></figure>"
+    if result.truth is not None:
+        caption = escape(result.truth_caption)
+        clips += f"<figure>{_strip(result.truth, result.fps, 'clip')}<figcaption>{caption}</figcaption></figure>"
+    return f"""<article data-slots="{columns}" data-first="{result.first_slot}" style="--columns:{columns}">
+<header><h2>{escape(result.title)}</h2><p class="why">{escape(result.explanation)}</p>
+<p class="prompt">“{escape(result.prompt)}”</p></header>
 <div class="work">
 <div class="rows">
-<span class="row">given</span><div class="grid given">{given or '<p class="nothing">only the words</p>'}</div>
-<span class="row">noise<br>level<small>{exhibit.matrix.steps} steps ↓</small></span>
-<div class="heat"><img src="{heat}" alt="timestep matrix: {exhibit.matrix.steps} steps by {columns} latent frames">
+<span class="row">given</span><div class="grid given">{given or '<p class="nothing">only the prompt</p>'}</div>
+<span class="row">noise<br>level<small>{result.matrix.steps} steps ↓</small></span>
+<div class="heat"><img src="{heat}" alt="timestep matrix: {result.matrix.steps} steps by {columns} latent frames">
 <i></i></div>
 <span class="row">frames</span><div class="grid labels">{labels}</div>
 <span class="row">made</span><div class="grid made">{made}</div>
 </div>
 <div class="clips">{clips}</div>
 </div>
-<footer><code>{_command(exhibit.command)}</code><a href="{escape(exhibit.file)}">{escape(exhibit.file)}</a>
-<span>{exhibit.seconds:.1f} s</span></footer>
+<footer><code>{_command(result.command)}</code><a href="{escape(result.file)}">{escape(result.file)}</a>
+<span>{result.seconds:.1f} s</span></footer>
 </article>"""
 
 
 def _command(line: str) -> str:
-    """A command line that breaks only between its words."""
+    """Return the HTML of a command line that breaks only between its words."""
     words = (shlex.quote(word).replace("'", '"') for word in shlex.split(line))
     return " ".join(f"<span>{escape(word)}</span>" for word in words)
 
 
 def heat_map(matrix: TimestepMatrix, width: int, height: int, gap: int = 2) -> NDArray[np.uint8]:
-    """The matrix as RGBA, uint8 [S * height, F * width, 4]: the cells of `TimestepMatrix.image` on transparent gaps."""
+    """Return the matrix as RGBA, uint8 [S * height, F * width, 4].
+
+    width, height: of a cell in pixels, including its gap. gap: the transparent pixels between two cells.
+    """
     cell = 32
     cells = matrix.image(cell).numpy().reshape(matrix.steps, cell, matrix.frames, cell, 3)
     rows, columns = (np.linspace(0, cell - 2, side - gap).round().astype(int) for side in (height, width))

@@ -1,4 +1,4 @@
-"""The tasks of the demo: each a command line, the files that it needs, and what to show beside its clip."""
+"""The tasks of the demo: for each task, its command line, its input files, and what the page shows with its clip."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from pusa.images import Frames, fit, read_image, write_image
 from pusa.videos import write_video
 
 ADDED, OVERLAP, LENGTH = 12, 5, world.FRAMES
-"""pixel frames: what an extension adds, the part of the given clip that it sees, and a clip of the embedded model"""
+"""Pixel frames that an extension adds, of its overlap, and of a clip of the embedded model."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A command line and what to show beside its clip.
+    """A command line and what the page shows with its clip.
 
-    given: {column of the matrix: (frames [n, H, W, 3], caption)}. first_slot: the clip's latent slot at which the
-    matrix begins. truth: the frames that a perfect model would make, where there is such a thing.
+    tokens: the command line without `pusa`. given: {column of the matrix: (frames, uint8 [n, H, W, 3]; caption)}.
+    first_slot: the latent slot of the clip at which the matrix begins. truth: the frames that a perfect model makes, if
+    they are known.
     """
 
     title: str
@@ -33,7 +34,7 @@ class Task:
 
 
 class Scene:
-    """A held-out scene of the world whose frames can be written as files into a folder."""
+    """A held-out scene of the synthetic world. Its methods write frames of it as files into `folder`."""
 
     def __init__(self, seed: int, folder: Path, frames: int = LENGTH) -> None:
         scene = world.sample(seed, "heldout", "shape")
@@ -43,13 +44,13 @@ class Scene:
         self.name = folder / f"{scene.colour}-{scene.shape}"
 
     def picture(self, frame: int) -> str:
-        """The file of one frame."""
+        """Write one frame and return the path of the file."""
         path = self.name.with_name(f"{self.name.name}-{frame}.png")
         write_image(path, self.frames[frame])
         return str(path)
 
     def clip(self, begin: int = 0, end: int | None = None) -> str:
-        """The file of the frames from `begin` up to `end`."""
+        """Write the frames from `begin` up to `end`, without it, and return the path of the file."""
         part = self.frames[begin:end]
         suffix = "" if len(part) == len(self.frames) else f"-{begin}-to-{begin + len(part) - 1}"
         path = self.name.with_name(f"{self.name.name}{suffix}.mp4")
@@ -57,32 +58,33 @@ class Scene:
         return str(path)
 
     def shown(self, *numbers: int) -> dict[int, tuple[Frames, str]]:
-        """Single frames over the columns that hold them."""
+        """Return single frames by the column of the matrix to which they belong, as in `Task.given`."""
         return {-(-n // 4): (self.frames[n : n + 1], f"frame {n}") for n in numbers}
 
 
 def tasks(folder: Path) -> list[Task]:
-    """All tasks, with their input files written into `folder`."""
+    """Return all tasks, and write their input files into `folder`."""
     photo = folder / "photo.png"
     copyfile(Path(embedded.__file__).parent / "assets" / "photo.png", photo)
     small = fit(read_image(photo), (world.SIZE, world.SIZE))[None]
     return [
         Task(
             "Text to video",
-            "Nothing is given but the words: every latent frame runs from noise to clean, all at the same pace.",
+            "Only the prompt is given. All latent frames go from noise to clean together.",
             ["generate", "a red circle moves left on a black background"],
         ),
         Task(
             "Image to video",
-            "The first frame is a photograph the model never saw. Its column is clean from the first step. What "
-            "follows dissolves: photographs are more than this small model has learnt.",
+            "The first frame is a photograph that was not in the training data. Its column is clean from the first "
+            "step. The later frames lose detail, because this small model has not learnt photographs.",
             ["generate", "the camera zooms in over a photograph", "--image", str(photo)],
             {0: (small, "frame 0")},
         ),
         *_shape_tasks(folder),
         Task(
             "Noise multiplier",
-            "The same photograph, held loosely: its column starts at 0.4 times the noise and may change that much.",
+            "The same photograph with the noise multiplier 0.4. Its column starts at 0.4 times the noise, so the model "
+            "may change the photograph a little.",
             ["generate", "the camera pans right over a photograph", "--image", str(photo), "--noise", "0.4"],
             {0: (small, "frame 0, noise 0.4")},
         ),
@@ -98,28 +100,28 @@ def _shape_tasks(folder: Path) -> list[Task]:
     return [
         Task(
             "Image to video, a shape",
-            "First frame and words determine the rest, so the result can be compared with the truth.",
+            "The first frame and the prompt determine all other frames, so the result can be compared with the truth.",
             ["generate", image.caption, "--image", image.picture(0)],
             image.shown(0),
             truth=image.frames,
         ),
         Task(
             "Last frame",
-            "The clip has to arrive at a given picture.",
+            "The last frame is given, and the clip ends with it.",
             ["generate", last.caption, "--last-image", last.picture(16)],
             last.shown(16),
             truth=last.frames,
         ),
         Task(
             "Start and end",
-            "Both ends are given and the model finds the way.",
+            "The first and the last frame are given, and the model makes the frames between them.",
             ["generate", ends.caption, "--image", ends.picture(0), "--last-image", ends.picture(16)],
             ends.shown(0, 16),
             truth=ends.frames,
         ),
         Task(
             "Keyframes",
-            "Pictures at any frames, here the first, the ninth and the last.",
+            "Pictures are given at any frames, here at the first, the ninth and the last.",
             [
                 *("generate", keys.caption, "--image", keys.picture(0)),
                 *("--keyframe", f"{keys.picture(8)}@8", "--keyframe", f"{keys.picture(16)}@-1"),
@@ -129,7 +131,7 @@ def _shape_tasks(folder: Path) -> list[Task]:
         ),
         Task(
             "Extension",
-            "The end of a clip is known and the model goes on. Clip and new frames are decoded as one.",
+            "The end of a clip is given, and the model continues it. The clip and the new frames are decoded together.",
             ["extend", longer.clip(0, LENGTH), longer.caption],
             {0: (longer.frames[12:13], "frame 12"), 1: (longer.frames[13:17], "13–16")},
             first_slot=3,
@@ -137,14 +139,15 @@ def _shape_tasks(folder: Path) -> list[Task]:
         ),
         Task(
             "Extension backwards",
-            "What happened before? The beginning of a clip is known and stands at the end of the matrix.",
+            "The beginning of a clip is given, and the model makes the frames before it. The given frames are at the "
+            "end of the matrix.",
             ["extend", earlier.clip(ADDED), earlier.caption, "--backward"],
             {4: (earlier.frames[13:17], "13–16")},
             truth=earlier.frames,
         ),
         Task(
             "Completion",
-            "The first five frames and the last four are kept, the part between is made anew.",
+            "The first five and the last four frames are kept, and the model makes the frames between them.",
             [
                 *("generate", parts.caption, "--video", f"{parts.clip()},frames=5"),
                 *("--video", f"{parts.clip()}@-1,start=-4"),
@@ -158,7 +161,7 @@ def _shape_tasks(folder: Path) -> list[Task]:
         ),
         Task(
             "Transition",
-            "Two clips are joined by frames that lead from one to the other.",
+            "Two clips are given, and the model makes the frames that join them.",
             ["transition", joined.clip(0, 9), joined.clip(16), joined.caption],
             {
                 0: (joined.frames[4:5], "frame 4"),
@@ -170,7 +173,7 @@ def _shape_tasks(folder: Path) -> list[Task]:
         ),
         Task(
             "Editing",
-            "A whole clip is noised part of the way and made clean again under other words.",
+            "Noise is added to a whole clip, and the model removes it with another prompt.",
             [
                 *("generate", edited.caption.replace("green", "red"), "--edit", edited.clip()),
                 *("--strength", "0.8"),

@@ -1,4 +1,4 @@
-"""`pusa inspect attention`: the self-attention between latent frames, by block and step."""
+"""`pusa inspect attention`: measure the self-attention between latent frames, by block and step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pusa.cli.shared.options import (
     Model,
     Sampling,
     Switch,
-    Talk,
+    Verbosity,
     Whole,
     of_model,
     values_of,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from pusa.evaluation.inspect.attention import Maps
 
-WHERE = Group.create_ordered("Where")
+WHERE = Group.create_ordered("Blocks and steps")
 
 
 def attention(
@@ -55,11 +55,12 @@ def attention(
     sampling: Sampling = Sampling(),
     model: Model = Model(),
     out: Annotated[Path, File, Parameter(group=OUTPUT)] = Path("outputs/attention"),
-    talk: Talk = Talk(),
+    verbosity: Verbosity = Verbosity(),
 ) -> Report:
-    """Make a clip and note how much every latent frame attends to every other: exact means over tokens and heads.
+    """Make a clip and measure how much each latent frame attends to each other one.
 
-    The clip is the one that `pusa generate` makes, bit for bit. attention.png, attention.json and clip.mp4 are written.
+    The values are exact means over tokens and heads. The clip is identical, bit for bit, to that of `pusa generate`.
+    The command writes attention.png, attention.json and clip.mp4.
 
     Parameters
     ----------
@@ -72,30 +73,30 @@ def attention(
     keyframe
         Picture for any frame, for example cat.png@8,noise=0.2. Repeatable.
     video
-        Clip that is kept from FRAME on, as in pusa generate. Repeatable.
+        Clip that fills the frames from FRAME on, as in pusa generate. Repeatable.
     noise
-        Noise multiplier of every condition that names none: 0 keeps it exactly, 1 ignores it.
+        Noise multiplier of every condition that is given without its own: 0 keeps it exactly, 1 ignores it.
     frames
         Length in frames: 4n+1.
     size
         Width and height in pixels, multiples of 16.
     blocks
-        Blocks of the transformer, from 0; by default the last.
+        Blocks of the transformer, from 0. The default is the last.
     at_steps
-        Sampling steps, from 0; by default the first, one in the middle and the last.
+        Sampling steps, from 0. The default is the first, the middle and the last one.
     per_head
-        Keep the heads apart.
+        Report each head separately.
     out
         Folder for the results.
     """
-    model, sampling, held = with_preset(model, sampling, noise)
-    terminal = Terminal(talk.talkative)
+    model, sampling, condition_noise = with_preset(model, sampling, noise)
+    terminal = Terminal(verbosity.verbose)
     request = request_of(
         image=image,
         last_image=last_image,
         keyframe=keyframe,
         video=video,
-        noise=held,
+        noise=condition_noise,
         options={
             **values_of(sampling),
             "prompt": prompt,
@@ -104,90 +105,99 @@ def attention(
         },
     )
     if noise and not request.conditions:
-        raise InputError(f"--noise {noise:g} says how firmly pictures and clips are held and none is given.")
+        raise InputError(
+            f"--noise {noise:g} applies to pictures and clips, and none is given; give one, or leave --noise out."
+        )
     if frames == 1:
         raise InputError("A clip of one frame has no attention between frames; give --frames 5 or more.")
     with terminal.status("Starting"):
         from pusa.cli.shared.clip_jobs import limits_of, open_pipeline, opened
         from pusa.errors import needing
-        from pusa.evaluation.inspect import attention as inside
+        from pusa.evaluation.inspect import attention as recorder
         from pusa.files import check_writable, make_folder, write_json
 
         with needing("eval"):
             from pusa.evaluation import plots
     request = opened(request, terminal)
-    decided = request.check(limits_of(model, terminal))
+    settings = request.check(limits_of(model, terminal))
     pipe = open_pipeline(model, terminal, size=request.size, frames=frames, guidance=request.guidance)
-    steps = _steps(at_steps, decided.steps)
+    steps = _steps(at_steps, settings.steps)
     chosen = tuple(dict.fromkeys(blocks)) or (len(pipe.backbone.blocks(pipe.transformer)) - 1,)
     transformers = [one for one in (pipe.transformer, pipe.transformer_2) if one is not None]
-    passes = dict(zip(transformers, decided.calls, strict=True))
+    passes = dict(zip(transformers, settings.calls, strict=True))
     with (
-        inside.recording(passes, chosen, steps, partial(inside.between_frames, per_head=per_head)) as maps,
+        recorder.recording(passes, chosen, steps, partial(recorder.between_frames, per_head=per_head)) as maps,
         terminal.steps("Sampling") as callback,
     ):
         make_folder(out, "the results")
         check_writable(out / "attention.json")
         clip = request.run(pipe, callback)
     clip.save(out / "clip.mp4")
-    record = {"clip": str(out / "clip.mp4"), "prompt": prompt, "seed": request.seed, "steps": decided.steps}
-    record["maps"] = [_record(place, found) for place, found in sorted(maps.items())]
+    record = {"clip": str(out / "clip.mp4"), "prompt": prompt, "seed": request.seed, "steps": settings.steps}
+    record["maps"] = [_record(place, attention_map) for place, attention_map in sorted(maps.items())]
     picture = plots.heat(
         out / "attention.png",
-        _shown(maps, chosen, steps),
+        _panels(maps, chosen, steps),
         label="share of attention",
         xlabel="to latent frame",
         ylabel="from",
     )
     files = [str(picture), str(out / "attention.json"), str(out / "clip.mp4")]
     write_json(out / "attention.json", record)
-    even = 100 / next(iter(maps.values())).shape[-1]
-    shares = {f"to frame 0 (even: {even:.0f})": inside.first_frame_share, "to themselves": inside.own_frame_share}
-    text = [f"Attention of the later latent frames, %\n{_table(maps, chosen, steps, shares)}\n", *files]
+    uniform = 100 / next(iter(maps.values())).shape[-1]
+    shares = {
+        f"to frame 0 (uniform: {uniform:.0f})": recorder.first_frame_share,
+        "to themselves": recorder.own_frame_share,
+    }
+    text = [f"Attention of the latent frames after frame 0, %\n{_table(maps, chosen, steps, shares)}\n", *files]
     return Report(record | {"files": files}, "\n".join(text), [clip])
 
 
-def _steps(asked: Sequence[int], count: int) -> tuple[int, ...]:
-    if odd := [step for step in asked if not 0 <= step < count]:
-        raise InputError(f"--at-steps {odd[0]}: there are {count} steps, 0 to {count - 1}.")
-    return tuple(dict.fromkeys(asked or (0, (count - 1) // 2, count - 1)))
+def _steps(at_steps: Sequence[int], count: int) -> tuple[int, ...]:
+    if outside := [step for step in at_steps if not 0 <= step < count]:
+        raise InputError(f"--at-steps {outside[0]}: there are {count} steps; give 0 to {count - 1}.")
+    return tuple(dict.fromkeys(at_steps or (0, (count - 1) // 2, count - 1)))
 
 
-def _record(place: tuple[int, int], found: Tensor) -> dict[str, Any]:
-    """A map as JSON: the mean over heads, and the heads where they were kept apart."""
+def _record(place: tuple[int, int], attention_map: Tensor) -> dict[str, Any]:
+    """Return a map as JSON: the mean over heads, and each head if the heads are separate.
+
+    place: step and block. attention_map: [F, F], or [heads, F, F].
+    """
     from pusa.evaluation.inspect.attention import first_frame_share, own_frame_share
 
     step, block = place
-    mean = found.mean(dim=0) if found.ndim == 3 else found
+    mean = attention_map.mean(dim=0) if attention_map.ndim == 3 else attention_map
     return {
         "step": step,
         "block": block,
         "first_frame_share": first_frame_share(mean),
         "own_frame_share": own_frame_share(mean),
         "attention": mean.tolist(),
-        **({"heads": found.tolist()} if found.ndim == 3 else {}),
+        **({"heads": attention_map.tolist()} if attention_map.ndim == 3 else {}),
     }
 
 
-def _shown(maps: Maps, blocks: Sequence[int], steps: Sequence[int]) -> dict[tuple[str, str], Tensor]:
-    """What is drawn, by row and column: a row for each block, or for each of its heads."""
-    shown: dict[tuple[str, str], Tensor] = {}
+def _panels(maps: Maps, blocks: Sequence[int], steps: Sequence[int]) -> dict[tuple[str, str], Tensor]:
+    """Return the panels of the picture by (row, column). A row is a block, or one head of it; a column is a step."""
+    panels: dict[tuple[str, str], Tensor] = {}
     for block in blocks:
         for step in steps:
-            found = maps[step, block]
-            for head, one in enumerate(found if found.ndim == 3 else found[None]):
-                row = f"block {block}" + (f", head {head}" if found.ndim == 3 else "")
-                shown[row, f"step {step}"] = one
-    return shown
+            attention_map = maps[step, block]
+            heads = attention_map if attention_map.ndim == 3 else attention_map[None]
+            for number, head in enumerate(heads):
+                row = f"block {block}" + (f", head {number}" if attention_map.ndim == 3 else "")
+                panels[row, f"step {step}"] = head
+    return panels
 
 
 def _table(
     maps: Maps, blocks: Sequence[int], steps: Sequence[int], shares: Mapping[str, Callable[[Tensor], float]]
 ) -> str:
-    """For each share a line for each block and a column for each step, in percent."""
+    """Return, for each share, a table in percent with a line for each block and a column for each step."""
     rows = []
     for title, share in shares.items():
         rows.append([title, *(f"step {step}" for step in steps)])
         rows += [[f"block {b}", *(f"{100 * share(maps[s, b]):.1f}" for s in steps)] for b in blocks]
-    wide = max(len(row[0]) for row in rows)
-    return "\n".join(row[0].ljust(wide) + "".join(cell.rjust(10) for cell in row[1:]) for row in rows)
+    width = max(len(row[0]) for row in rows)
+    return "\n".join(row[0].ljust(width) + "".join(cell.rjust(10) for cell in row[1:]) for row in rows)

@@ -1,4 +1,4 @@
-"""`pusa inspect weights`: relative change of weights, by component, layer and block."""
+"""`pusa inspect weights`: measure the relative change of weights, by component, layer and block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from pusa.cli.shared.arguments import lora as read_lora
-from pusa.cli.shared.options import OUTPUT, File, Many, Talk
+from pusa.cli.shared.options import OUTPUT, File, Many, Verbosity
 from pusa.cli.shared.terminal import Report, Terminal
 from pusa.errors import InputError
 
@@ -24,27 +24,28 @@ def weights(
     *others: str,
     lora: Annotated[tuple[str, ...], Many, Parameter(metavar="PATH[:SCALE]")] = (),
     out: Annotated[Path, File, Parameter(group=OUTPUT)] = Path("outputs/weights"),
-    talk: Talk = Talk(),
+    verbosity: Verbosity = Verbosity(),
 ) -> Report:
-    """Compare models, or LoRAs at their strengths, with a base: ‖ΔW‖ / ‖W‖ by component, layer and block.
+    """Compare models or LoRAs with a base model: ‖ΔW‖ / ‖W‖ by component, layer and block.
 
-    weights.png, blocks.png and weights.json are written. Models are read a tensor at a time, so that two of any size
-    fit.
+    The command writes weights.png, blocks.png and weights.json. It reads one tensor at a time, so models of any size
+    fit into memory.
 
     Parameters
     ----------
     base
-        The model that is compared with: tiny-base, a folder, that of a transformer alone, a file or a hub id.
+        The base model: tiny-base, a folder of a model or of a transformer, a file or a hub id.
     others
-        Models of the same size; further input channels, as an image-to-video model has them, are left out and said.
+        Models of the same size. If one has further input channels, like an image-to-video model, they are left out and
+        a note says so.
     lora
-        LoRA files for the base, each at its strength. Repeatable.
+        A LoRA for the base, with its strength. Repeatable.
     out
         Folder for the results.
     """
     if not others and not lora:
         raise InputError("There is nothing to compare with the base; give another model or --lora FILE.")
-    terminal = Terminal(talk.talkative)
+    terminal = Terminal(verbosity.verbose)
     files = [read_lora(text, 1.0) for text in lora]
     with terminal.status("Starting"):
         from pusa.errors import needing
@@ -57,50 +58,52 @@ def weights(
         make_folder(out, "the results")
         check_writable(out / "weights.json")
         found = _compare(base, others, files, models)
-    components = _beside(found, lambda group: group.component)
-    layers = _beside(found, lambda group: f"{group.component}, {group.layer}" if group.layer else None)
-    blocks = _beside(found, lambda group: group.block)
-    each = _beside(found, lambda group: None if group.block is None else f"{group.component}, block {group.block}")
+    components = _changes(found, lambda group: group.component)
+    layers = _changes(found, lambda group: f"{group.component}, {group.layer}" if group.layer else None)
+    blocks = _changes(found, lambda group: group.block)
+    in_blocks = _changes(
+        found, lambda group: None if group.block is None else f"{group.component}, block {group.block}"
+    )
     record = {
         "base": base,
         "components": components,
-        "share_of_change": {name: one.shares() for name, one in found.items()},
+        "share_of_change": {name: drift.shares() for name, drift in found.items()},
         "layers": layers,
         "blocks": blocks,
-        "components_by_block": each,
-        "notes": {name: one.notes for name, one in found.items() if one.notes},
+        "components_by_block": in_blocks,
+        "notes": {name: drift.notes for name, drift in found.items() if drift.notes},
     }
     pictures = [
-        plots.grouped_bars(out / "weights.png", _drawn(components), xlabel="‖ΔW‖ / ‖W‖"),
+        plots.grouped_bars(out / "weights.png", _infinity_as_nan(components), xlabel="‖ΔW‖ / ‖W‖"),
         plots.lines(
             out / "blocks.png",
             list(blocks),
-            {name: [values[name] for values in _drawn(blocks).values()] for name in found},
+            {name: [values[name] for values in _infinity_as_nan(blocks).values()] for name in found},
             xlabel="block",
             ylabel="‖ΔW‖ / ‖W‖",
         ),
     ]
     write_json(out / "weights.json", _without_infinity(record))
     paths = [str(path) for path in (*pictures, out / "weights.json")]
-    notes = [f"{name}: {note}" for name, one in found.items() for note in one.notes]
+    notes = [f"{name}: {note}" for name, drift in found.items() for note in drift.notes]
     text = [*_table(found, components, layers), *notes, "", *paths]
     return Report(_without_infinity(record) | {"files": paths}, "\n".join(text))
 
 
 def _find(base: str, others: tuple[str, ...]) -> dict[str, StoredTransformer]:
-    """Where the models are, by what they were asked for as; `tiny` is a LoRA on the base."""
+    """Return the models by their given names. `tiny` is not included, because it is a LoRA on tiny-base."""
     from pusa.evaluation.inspect.stored_transformer import StoredTransformer
     from pusa.models.loading.sources import TINY, TINY_BASE
 
     if TINY in (base, *others) and base != TINY_BASE:
-        raise InputError("tiny is tiny-base with a LoRA on it; compare it with tiny-base.")
+        raise InputError("tiny is tiny-base with a LoRA; give tiny-base as the base.")
     return {source: StoredTransformer.find(source) for source in (base, *others) if source != TINY}
 
 
 def _compare(
     base: str, others: tuple[str, ...], files: list[tuple[Path, float]], models: Mapping[str, StoredTransformer]
 ) -> dict[str, Drift]:
-    """Each change by the name that it is shown under."""
+    """Return the drift of each model and each LoRA by its name in the report."""
     from pusa import embedded
     from pusa.evaluation.inspect import weight_drift
     from pusa.models.lora.runtime import default_name
@@ -110,31 +113,33 @@ def _compare(
         name = f"{default_name(path)} × {strength:g}"
         found[f"{path} × {strength:g}" if name in found else name] = weight_drift.of_lora(models[base], path, strength)
     for other in others:
-        name = _short(other) if _short(other) not in found else other
+        name = _short_name(other) if _short_name(other) not in found else other
         if other not in models:
             found[name] = weight_drift.of_lora(models[base], embedded.adapter(), embedded.STRENGTH)
             continue
         found[name] = weight_drift.of_models(models[base], models[other])
         for model in (models[base], models[other]):
             if model.experts > 1:
-                found[name].notes.append(f"of the {model.experts} experts of {model.source} the one for high noise")
+                found[name].notes.append(
+                    f"{model.source} has {model.experts} experts; only the high-noise expert is compared"
+                )
     return found
 
 
-def _short(source: str) -> str:
+def _short_name(source: str) -> str:
     parts = [part for part in Path(source).parts if part != "transformer"]
     return "/".join(parts[-2:]) or source
 
 
-def _beside(found: Mapping[str, Drift], key: Any) -> dict[Any, dict[str, float]]:
-    """Relative change by key, side by side."""
-    each = {name: one.by(key) for name, one in found.items()}
-    keys = dict.fromkeys(key for values in each.values() for key in values)
-    return {key: {name: values[key] for name, values in each.items() if key in values} for key in keys}
+def _changes(found: Mapping[str, Drift], key: Any) -> dict[Any, dict[str, float]]:
+    """Return the relative changes as {key of a group: {name: change}}."""
+    by_name = {name: drift.by(key) for name, drift in found.items()}
+    keys = dict.fromkeys(key for values in by_name.values() for key in values)
+    return {key: {name: values[key] for name, values in by_name.items() if key in values} for key in keys}
 
 
-def _drawn(groups: Mapping[Any, Mapping[str, float]]) -> dict[Any, dict[str, float]]:
-    """The same with nothing where a change from zero has no ratio."""
+def _infinity_as_nan(groups: Mapping[Any, Mapping[str, float]]) -> dict[Any, dict[str, float]]:
+    """Replace infinity, the relative change of a weight that was zero, by NaN, which is not drawn."""
     return {
         key: {name: value if math.isfinite(value) else math.nan for name, value in values.items()}
         for key, values in groups.items()
@@ -142,7 +147,7 @@ def _drawn(groups: Mapping[Any, Mapping[str, float]]) -> dict[Any, dict[str, flo
 
 
 def _without_infinity(data: Any) -> Any:
-    """As JSON, which has no infinity: None for a change from zero."""
+    """Replace infinity, the relative change of a weight that was zero, by None, because JSON has no infinity."""
     if isinstance(data, dict):
         return {key: _without_infinity(value) for key, value in data.items()}
     return None if isinstance(data, float) and not math.isfinite(data) else data
@@ -151,8 +156,11 @@ def _without_infinity(data: Any) -> Any:
 def _table(
     found: Mapping[str, Drift], components: Mapping[str, Mapping[str, float]], layers: Mapping[str, Mapping[str, float]]
 ) -> list[str]:
-    """A line for each component, with those of its layers below, and in brackets its share of the whole change."""
-    shares = {name: one.shares() for name, one in found.items()}
+    """Return a table with a line for each component and, below it, for its layers.
+
+    A component's share of the whole change is in brackets.
+    """
+    shares = {name: drift.shares() for name, drift in found.items()}
     rows = [["‖ΔW‖ / ‖W‖, and share of ‖ΔW‖²", *found]]
     for component, values in components.items():
         cells = [

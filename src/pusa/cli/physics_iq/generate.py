@@ -1,4 +1,4 @@
-"""`pusa physics-iq generate`: five seconds of every scene, from a picture or from three seconds before."""
+"""`pusa physics-iq generate`: make five seconds of every scene, from a picture or from the three seconds before."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pusa.cli.shared.options import (
     Model,
     SeedlessSampling,
     Switch,
-    Talk,
+    Verbosity,
     Whole,
     given_of,
     with_preset,
@@ -32,44 +32,46 @@ def generate(
     sampling: SeedlessSampling = SeedlessSampling(),
     seed: Annotated[int, Whole, Parameter(group=SAMPLING)] = 0,
     dry_run: Annotated[bool, Switch] = False,
-    talk: Talk = Talk(),
+    verbosity: Verbosity = Verbosity(),
 ) -> Report:
-    """Make the videos of a track in the official layout: exactly five seconds each, by the official names.
+    """Make the videos of a track in the official layout: exactly five seconds each, with the official names.
 
-    Run the same command again to go on, or several times at once, with one device each, to share the work.
+    To resume, run the same command again. To use several devices, start it once for each device; the processes share
+    the work.
 
     Parameters
     ----------
     descriptions
-        The official descriptions CSV; its first takes are made.
+        The official descriptions CSV. Its first takes are made.
     data
         The folder of the Physics-IQ dataset.
     out
         Folder for videos/, recipes/ and run.json.
     track
-        i2v: from the picture at the moment it begins; v2v: from the three seconds before it.
+        i2v: from the picture at which the video begins; v2v: from the three seconds before it.
     seed
-        Of the run; a video's own seed follows from it and the scene.
+        Seed of the run. The seed of a video is computed from it and the scene.
     dry_run
-        Look whether everything is there, and make nothing.
+        Check that all input files exist, and make no video.
     """
     model, sampling, _ = with_preset(model, sampling, 0.0)
-    terminal = Terminal(talk.talkative)
+    terminal = Terminal(verbosity.verbose)
     with terminal.status("Starting"):
-        from pusa.cli.shared.batch import about
+        from pusa.cli.shared.batch import model_identity
         from pusa.cli.shared.clip_jobs import open_pipeline
         from pusa.evaluation.physics_iq.dataset import Dataset, scenes
         from pusa.evaluation.physics_iq.maker import VIDEOS, VideoMaker
         from pusa.evaluation.results_folder import keep_settings, make_missing
 
-        wanted, dataset = scenes(descriptions), Dataset(data)
+        chosen_scenes, dataset = scenes(descriptions), Dataset(data)
     chosen = given_of(sampling)
     pipe = open_pipeline(model, terminal, guidance=sampling.guidance)
-    maker = VideoMaker(pipe, dataset, wanted, out, track, seed, chosen)
-    record = {"videos": len(wanted), "track": track, "folder": str(out / VIDEOS)}
+    maker = VideoMaker(pipe, dataset, chosen_scenes, out, track, seed, chosen)
+    record = {"videos": len(chosen_scenes), "track": track, "folder": str(out / VIDEOS)}
     if dry_run:
-        return Report(record, f"{count(len(wanted), 'video')} could be made; everything is there.")
-    keep_settings(out, {"track": track, "seed": seed, **chosen, **about(model)})
+        return Report(record, f"All input files for {count(len(chosen_scenes), 'video')} exist.")
+    keep_settings(out, {"track": track, "seed": seed, **chosen, **model_identity(model)})
     with terminal.counting() as progress:
         make_missing(maker.units(), out, "Videos", progress)
-    return Report(record, f"{out / VIDEOS}: {count(len(wanted), 'video')}; score them with pusa physics-iq score.")
+    made = count(len(chosen_scenes), "video")
+    return Report(record, f"{out / VIDEOS}: {made}. To score the videos, run pusa physics-iq score.")

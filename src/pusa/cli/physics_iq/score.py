@@ -1,4 +1,4 @@
-"""`pusa physics-iq score`: videos against the real takes."""
+"""`pusa physics-iq score`: score videos by comparing them with the real takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from pusa.cli.shared.options import OUTPUT, File, Talk, Whole
+from pusa.cli.shared.options import OUTPUT, File, Verbosity, Whole
 from pusa.cli.shared.terminal import Report, Terminal, count
 from pusa.errors import InputError, needing
 from pusa.files import write_json
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 SHOWN = 8
 VIDEOS = "videos"
-"""what `generate` calls its folder"""
+"""The name of the folder that `generate` fills."""
 SCORES = ("verified", "original")
-STILL = "no motion is found in the real takes, so a video that stands still scores best"
+STILL = "the real takes show no motion, so a still video gets the best score"
 
 
 def score(
@@ -30,42 +30,48 @@ def score(
     descriptions: Annotated[Path, File],
     data: Annotated[Path, File],
     out: Annotated[
-        Path | None, File, Parameter(group=OUTPUT, show_default=lambda _: "beside VIDEOS, in scores or VIDEOS-scores")
+        Path | None,
+        File,
+        Parameter(
+            group=OUTPUT, show_default=lambda _: "next to VIDEOS: scores if VIDEOS is called videos, else VIDEOS-scores"
+        ),
     ] = None,
     workers: Annotated[int, Whole, Parameter(group=OUTPUT)] = 1,
-    talk: Talk = Talk(),
+    verbosity: Verbosity = Verbosity(),
 ) -> Report:
     """Score a folder of videos: the verified and the original Physics-IQ score, by part and by category.
 
-    Exit code 1 when a video or a real take is missing or of another length: there is no score of the benchmark then,
-    and the rest is called partial.
+    If a video or a real take is missing or has another length, the benchmark has no score. The scores of the other
+    videos are then marked as partial, and the exit code is 1.
 
     Parameters
     ----------
     videos
-        A folder of videos by the official names, five seconds each.
+        A folder of videos with the official names, five seconds each.
     runs
-        Folders of the same model's videos from other seeds: mean and standard deviation of all runs are printed too.
+        Folders of videos of the same model with other seeds. The mean and the standard deviation over all runs are
+        printed, too.
     descriptions
         The official descriptions CSV.
     data
         The folder of the Physics-IQ dataset.
     out
-        Folder of the scores, which are kept for each video; for one folder of videos. By default it is called scores
-        where VIDEOS is called videos, as generate does, and else after VIDEOS.
+        Folder of the scores; it keeps the score of each video. Give it only for one folder of videos.
     workers
-        Processes that work at the same time.
+        Number of processes.
     """
     folders = [videos, *map(Path, runs)]
     if workers < 1:
         raise InputError(f"--workers {workers}: give 1 or more.")
     if out is not None and runs:
-        raise InputError("--out is for one folder of videos; several keep their scores beside each.")
-    if nowhere := [folder for folder in folders if not folder.is_dir()]:
-        raise InputError(f"There is no folder {nowhere[0]}; give that of the videos.")
+        raise InputError(
+            "--out is only for one folder of videos; leave it out, and the scores of each run go next to its folder."
+        )
+    if missing := [folder for folder in folders if not folder.is_dir()]:
+        raise InputError(f"There is no folder {missing[0]}; give the folder of the videos.")
     if len({folder.resolve() for folder in folders}) < len(folders):
-        raise InputError("A folder is given twice; give that of each run once.")
-    terminal = Terminal(talk.talkative)
+        raise InputError("A folder is given twice; give the folder of each run once.")
+    terminal = Terminal(verbosity.verbose)
     with terminal.status("Starting"), needing("eval"):
         from pusa.evaluation.physics_iq import comparison, scores
 
@@ -86,17 +92,17 @@ def score(
     if not runs:
         return Report(records[0], texts[0], exit_code=code)
     values = {} if code else {name: [getattr(one, name).value for one in found] for name in SCORES}
-    together = {name: {"mean": mean(each), "std": stdev(each)} for name, each in values.items()}
-    if together:
-        spread = (f"{name + ' score':28}{100 * x['mean']:.1f} ± {100 * x['std']:.1f}" for name, x in together.items())
+    over_runs = {name: {"mean": mean(run), "std": stdev(run)} for name, run in values.items()}
+    if over_runs:
+        spread = (f"{name + ' score':28}{100 * x['mean']:.1f} ± {100 * x['std']:.1f}" for name, x in over_runs.items())
         texts.append("\n".join([f"{count(len(folders), 'run')}, mean ± standard deviation", *spread]))
-    return Report({"runs": records, **together}, "\n\n".join(texts), exit_code=code)
+    return Report({"runs": records, **over_runs}, "\n\n".join(texts), exit_code=code)
 
 
 def _compared(
     terminal: Terminal, videos: Path, descriptions: Path, data: Path, place: Path, workers: int
 ) -> tuple[list[View], dict[str, str]]:
-    """The comparisons of a folder, made where they are missing, and what is wrong with other videos."""
+    """Compare the videos of a folder; return the comparisons, and the problems of other videos by file name."""
     from functools import partial
 
     from pusa.evaluation import results_folder
@@ -112,7 +118,7 @@ def _compared(
 def _lines(views: Sequence[View], problems: Mapping[str, str], found: Summary | None) -> list[str]:
     lines = [f"{file}: {why}" for file, why in list(problems.items())[:SHOWN]]
     if len(problems) > SHOWN:
-        lines.append(f"… and {len(problems) - SHOWN} more; --json names all")
+        lines.append(f"… and {len(problems) - SHOWN} more; --json lists all")
     if found is not None:
         lines += [
             f"{'partial, ' if problems else ''}{count(len(views), 'video')} of {len(views) + len(problems)}",

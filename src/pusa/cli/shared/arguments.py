@@ -1,7 +1,7 @@
-"""What people type, turned into values: `cat.png@8,noise=0.2`, `832x480`, `1.5s`, `style.safetensors:1.4`.
+"""Parse command-line arguments: `cat.png@8,noise=0.2`, `832x480`, `1.5s`, `style.safetensors:1.4`.
 
-Nothing here reads a file or imports more than the standard library, so that a mistyped argument is answered at once,
-before a model is loaded.
+This module reads no file and imports only the standard library. So a mistyped argument fails at once, before a model is
+loaded. Every function raises InputError for a text that it cannot parse.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ Number = TypeVar("Number", int, float)
 class Source:
     """A file that conditions a clip.
 
-    at: where it goes, a pixel frame (-1 is the last) or a time such as "1.5s". start, frames: which part of a video is
-    used. noise: its noise multiplier. None where nothing was said.
+    at: its place in the clip: a pixel frame (-1 is the last) or a time such as "1.5s". start: the first frame of a
+    video that is used: a pixel frame or a time. frames: how many frames of the video are used. noise: the noise
+    multiplier in [0, 1]. A value is None if the argument does not give it.
     """
 
     path: Path
@@ -37,7 +38,7 @@ class Source:
 
     @classmethod
     def parse(cls, text: str, flag: str, *, keys: Sequence[str] = ("noise",)) -> Source:
-        """Read `PATH[@FRAME][,key=value ...]`; a file whose own name looks like that is taken as a plain path."""
+        """Parse `PATH[@FRAME][,key=value ...]`. If a file has this whole text as its name, the text is a path."""
         if Path(text).is_file():
             return cls(Path(text))
         name, *extras = text.split(",")
@@ -51,7 +52,7 @@ class Source:
             key, _, value = extra.partition("=")
             if key not in keys:
                 known = " or ".join(f"{word}=" for word in keys)
-                raise InputError(f"{flag} {text}: there is no {key!r} here; after the comma comes {known}.")
+                raise InputError(f"{flag} {text}: {key!r} is not a key of this option; write {known} after the comma.")
             values[key] = value
         where = f"{flag} {text}"
         return cls(
@@ -74,10 +75,10 @@ def _split_place(name: str, flag: str) -> tuple[Path, str | None]:
 
 
 def place(text: str, flag: str) -> str:
-    """A place in a clip, checked: a pixel frame, negative from the end, or a time."""
+    """Check and return a place in a clip: a pixel frame, which counts from the end if it is negative, or a time."""
     if not FRAME.fullmatch(text):
         raise InputError(
-            f"{flag}: {text!r} is no place in a clip; give a pixel frame such as 8, -1 for the last one, or a time "
+            f"{flag}: {text!r} is not a place in a clip; give a pixel frame such as 8, -1 for the last one, or a time "
             "such as 1.5s."
         )
     return text
@@ -85,38 +86,38 @@ def place(text: str, flag: str) -> str:
 
 def _count(text: str, flag: str) -> int:
     if not re.fullmatch(r"\d+", text):
-        raise InputError(f"{flag}: {text!r} is no number of frames; write for example frames=9.")
+        raise InputError(f"{flag}: {text!r} is not a number of frames; write for example frames=9.")
     return int(text)
 
 
 def whole(_: object, tokens: Sequence[Token]) -> int:
-    """The converter of every option that counts: 16 is read, 16.5 is not rounded to it."""
+    """Convert the value of an option that takes a whole number. A fraction such as 16.5 is an error, not rounded."""
     text = tokens[0].value
     if not re.fullmatch(r"[-+]?\d{1,99}", text):
-        raise InputError(f"{text[:99]!r} is no whole number that can be used; write for example 9.")
+        raise InputError(f"{text[:99]!r} is not a whole number; write for example 9.")
     return int(text)
 
 
 def path(_: object, tokens: Sequence[Token]) -> Path:
-    """The converter of every option and argument that is a path: an empty one is not the folder we are in."""
+    """Convert the value of an option that takes a path. An empty path is an error, not the current folder."""
     if not tokens[0].value:
         raise InputError("'' is an empty path; name a file or a folder.")
     return Path(tokens[0].value)
 
 
 def number(text: str, flag: str, what: str) -> float:
-    """A finite number."""
+    """Parse a finite number. what: the kind of number, for the error message."""
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
     if not abs(value) < float("inf"):
-        raise InputError(f"{flag}: {text!r} is no {what}; give a number.")
+        raise InputError(f"{flag}: {text!r} is not a {what}; give a number.")
     return value
 
 
 def multiplier(text: str, flag: str) -> float:
-    """A noise multiplier in [0, 1]."""
+    """Parse a noise multiplier in [0, 1]."""
     value = number(text, flag, "noise multiplier")
     if not 0 <= value <= 1:
         raise InputError(f"{flag}: noise {text} is outside 0 to 1; 0 keeps the picture exactly, 1 ignores it.")
@@ -124,26 +125,27 @@ def multiplier(text: str, flag: str) -> float:
 
 
 def size(text: str, flag: str = "--size") -> tuple[int, int]:
-    """`WxH` in pixels."""
+    """Parse `WxH` into (width, height) in pixels."""
     match = re.fullmatch(r"(\d+)\s*[x×*X]\s*(\d+)", text.strip())
     if not match:
-        raise InputError(f"{flag}: {text!r} is no size; write WIDTHxHEIGHT in pixels, for example 832x480.")
+        raise InputError(f"{flag}: {text!r} is not a size; write WIDTHxHEIGHT in pixels, for example 832x480.")
     return int(match[1]), int(match[2])
 
 
-def listed(text: str, flag: str, read: Callable[[str], Number]) -> list[Number]:
-    """A comma list such as `0,20`, as the official scripts take it; brackets and spaces may surround it."""
+def number_list(text: str, flag: str, read: Callable[[str], Number]) -> list[Number]:
+    """Parse a list such as `0,20`, as the official scripts take it; brackets and spaces are allowed."""
     words = text.strip("[]() ").replace(",", " ").split()
     try:
         return [read(word) for word in words]
     except ValueError:
-        raise InputError(f"{flag}: {text!r} is no list of numbers; write for example {flag} 0,20.") from None
+        raise InputError(f"{flag}: {text!r} is not a list of numbers; write for example {flag} 0,20.") from None
 
 
 def lora(text: str, scale: float, flag: str = "--lora") -> tuple[Path, float]:
-    """`PATH[:scale]`; without a scale of its own, or when a file has this whole name, the file takes `scale`.
+    """Parse `PATH[:SCALE]` into the path and its scale. The default is `scale`.
 
-    What follows the last colon is no scale when it has a slash (C:/style.safetensors) or a suffix (a:b.safetensors).
+    If a file has this whole text as its name, the text is a path. The text after the last colon is part of the path if
+    it contains a slash (C:/style.safetensors) or ends in a suffix (a:b.safetensors).
     """
     file, colon, own = text.rpartition(":")
     if not text:
@@ -154,11 +156,11 @@ def lora(text: str, scale: float, flag: str = "--lora") -> tuple[Path, float]:
 
 
 def slug(prompt: str, length: int = 60) -> str:
-    """A file name's worth of a prompt: its words, lower case, joined by hyphens."""
+    """Return a file name for a prompt: its words in lower case, joined by hyphens, at most `length` characters."""
     words = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-") or "clip"
     return words if len(words) <= length else words[:length].rsplit("-", 1)[0]
 
 
 def default_name(prompt: str, seed: int, frames: int, size: Sequence[int]) -> str:
-    """`<prompt>_<seed>_<WxHxF>`."""
+    """Return the default name of a clip without its suffix: `<prompt>_<seed>_<WxHxF>`."""
     return f"{slug(prompt)}_{seed}_{size[0]}x{size[1]}x{frames}"

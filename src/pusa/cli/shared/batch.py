@@ -1,8 +1,8 @@
-"""`pusa generate --prompts FILE`: a clip for each line, taken up again where it was, shared by any number of processes.
+"""`pusa generate --prompts FILE`: make one clip for each line of a file.
 
-A line is the same request as a single `pusa generate` makes. Its clip's sidecar keeps the request's digest, so running
-the command again makes what is missing and refuses to mix in what was made otherwise. Processes that fill one folder
-claim the clips one by one; that is all that they have to agree on.
+A line is the same request as one call of `pusa generate`. The sidecar of a clip records the digest of its request. If
+the command is run again, it makes only the missing clips. If a clip was made from another request, the command reports
+an error. Several processes can share the work: each claims one clip at a time in the output folder.
 """
 
 from __future__ import annotations
@@ -32,14 +32,18 @@ if TYPE_CHECKING:
 
 PATHS = ("image", "last_image", "edit")
 LISTS = ("keyframe", "video")
-FIELDS = tuple(options_of(Generate).keys() - {"conditions", "init", "matrix"})
-"""The fields of a request that a line may set, under their own names."""
+FIELDS = tuple(name for name in options_of(Generate) if name not in ("conditions", "init", "matrix"))
+"""The fields of a request that a line may set by the name of the field."""
 KEYS = ("name", *PATHS, *LISTS, "noise", "matrix", *FIELDS)
 
 
 @dataclass(frozen=True)
 class Line:
-    """A clip to make. where: the line, for errors. digest: of everything that decides it; see `_digest`."""
+    """A clip to make.
+
+    where: the file and the line, for error messages. path: the clip. digest: a hash of the request and the model; see
+    `_digest`.
+    """
 
     where: str
     path: Path
@@ -48,14 +52,14 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Shared:
-    """What a process has done of the lines: made, and what went wrong with the others, by the place in the file."""
+class BatchResult:
+    """The result of one process. made: the lines of the clips that it made. failed: error messages by line."""
 
     made: tuple[str, ...]
     failed: Mapping[str, str]
 
 
-def make_all(
+def make_batch(
     file: Path,
     flags: dict[str, Any],
     options: dict[str, Any],
@@ -66,55 +70,58 @@ def make_all(
     ray: str | None = None,
     workers: int | None = None,
 ) -> Report:
-    """Make the clips of a file. flags, options: what a line does not say. ray, workers: see `pusa generate`."""
+    """Make the clips of a file and report them; a clip that fails does not stop the others.
+
+    flags, options: values for the keys that a line does not set. ray, workers: see `pusa generate`. Raises InputError,
+    before the model is loaded, if a line is wrong.
+    """
     from pusa.processes import current_group
 
     if current_group().size > 1:
         raise InputError(
-            "--prompts under torchrun would make every clip in all processes: start the command once for each device, "
-            "or give --ray."
+            "--prompts cannot run under torchrun, because all processes would make every clip: start the command once "
+            "for each device, or give --ray."
         )
     if workers is not None and ray is None:
-        raise InputError("--workers belongs to --ray: without it, start the command once for each process.")
+        raise InputError("--workers needs --ray: without --ray, start the command once for each process.")
     if workers is not None and workers < 1:
         raise InputError(f"--workers {workers}: give 1 or more.")
     if output.out is not None and output.out.suffix == ".mp4":
-        raise InputError(f"--out {output.out}: several clips go into a folder; name one.")
+        raise InputError(f"--out {output.out}: --prompts writes several clips; give a folder.")
     started = time.perf_counter()
     lines = read(file, flags, options, output.out or Path("outputs"))
     for line in lines:
-        with _at(line.where):
+        with _error_prefix(line.where):
             opened(line.request, terminal)
     limits = limits_of(model, terminal)
     for line in lines:
-        with _at(line.where):
+        with _error_prefix(line.where):
             line.request.check(limits)
-    with terminal.status("Looking at the model"):
-        known = about(model)
-        lines = [replace(line, digest=_digest(line.request, known)) for line in lines]
-    missing = [line for line in lines if not _is_there(line, output.overwrite)]
-    done = Shared((), {})
+    with terminal.status("Reading the model's files"):
+        identity = model_identity(model)
+        lines = [replace(line, digest=_digest(line.request, identity)) for line in lines]
+    missing = [line for line in lines if not _is_done(line, output.overwrite)]
+    result = BatchResult((), {})
     if missing:
         with terminal.counting() as progress:
-            told = partial(progress, "Clips")
-            share = partial(_over_cluster, address=ray, workers=workers) if ray else _here
-            done = share(missing, model, output, terminal, told)
-    made = [line for line in missing if line.where in done.made]
-    failed = [{"line": line.where, "path": str(line.path), "reason": done.failed[line.where]}
-              for line in missing if line.where in done.failed]  # fmt: skip
-    kept = len(lines) - len(made) - len(failed)
+            make_clips = partial(_make_on_cluster, address=ray, workers=workers) if ray else _make_in_this_process
+            result = make_clips(missing, model, output, terminal, partial(progress, "Clips"))
+    made = [line for line in missing if line.where in result.made]
+    failed = [{"line": line.where, "path": str(line.path), "reason": result.failed[line.where]}
+              for line in missing if line.where in result.failed]  # fmt: skip
+    existing = len(lines) - len(made) - len(failed)
     record: dict[str, Any] = {
         "made": [str(line.path) for line in made],
-        "there": [str(line.path) for line in lines if line not in made and line.where not in done.failed],
+        "there": [str(line.path) for line in lines if line not in made and line.where not in result.failed],
         "failed": failed,
         "seconds": round(time.perf_counter() - started, 3),
     }
-    summary = f"{count(len(made), 'clip')} made, {kept} there already, {len(failed)} failed; " + clock(
+    summary = f"{count(len(made), 'clip')} made, {existing} already there, {len(failed)} failed; " + clock(
         record["seconds"]
     )
     terminal.note(summary)
-    for each in failed:
-        terminal.note(f"{each['line']}: {each['reason']}")
+    for failure in failed:
+        terminal.note(f"{failure['line']}: {failure['reason']}")
     return Report(record, "\n".join(map(str, record["made"])), exit_code=int(bool(failed)))
 
 
@@ -122,14 +129,15 @@ def make_all(
 
 
 def read(file: Path, flags: Mapping[str, Any], options: Mapping[str, Any], folder: Path) -> list[Line]:
-    """The lines of a .jsonl or .txt, checked as far as no model is needed; InputError names file and line.
+    """Read the lines of a .jsonl or .txt file and check what can be checked without the model.
 
-    flags, options: for what a line does not say. folder: where the clips go. Paths in a line are relative to the file.
+    flags, options: values for the keys that a line does not set. folder: the folder of the clips. Paths in a line are
+    relative to the file. Raises InputError, which names the file and the line.
     """
     try:
         texts = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(f"--prompts {file} cannot be read ({reason}); give a .jsonl or .txt file.") from error
     lines: list[Line] = []
     taken: dict[Path, str] = {}
@@ -137,58 +145,58 @@ def read(file: Path, flags: Mapping[str, Any], options: Mapping[str, Any], folde
         if not text.strip():
             continue
         where = f"{file}, line {number}"
-        with _at(where):
-            said = {"prompt": text.strip()} if file.suffix.lower() == ".txt" else _parsed(text)
-            own = {key: _placed(key, value, file.parent) for key, value in said.items()}
+        with _error_prefix(where):
+            record = {"prompt": text.strip()} if file.suffix.lower() == ".txt" else _parse_line(text)
+            values = {key: _resolve_paths(key, value, file.parent) for key, value in record.items()}
             request = request_of(
-                **{key: own.get(key, value) for key, value in flags.items()},
-                options={**options, **{key: own[key] for key in (*FIELDS, "matrix") if key in own}},
+                **{key: values.get(key, value) for key, value in flags.items()},
+                options={**options, **{key: values[key] for key in (*FIELDS, "matrix") if key in values}},
             )
-            name = said.get("name", f"{number:04d}_{slug(request.prompt)}_{request.seed}")
+            name = record.get("name", f"{number:04d}_{slug(request.prompt)}_{request.seed}")
             if not name or Path(name).name != name or name.startswith("."):
-                raise InputError(f"the name {name!r} is no file name; leave folders and suffix out")
+                raise InputError(f"the name {name!r} is not a file name; give one without folder and suffix")
             path = folder / f"{name}.mp4"
             if path in taken:
                 raise InputError(f"it would write {path}, as {taken[path]} does; give another name")
             taken[path] = f"line {number}"
             lines.append(Line(where, path, request))
     if not lines:
-        raise InputError(f"--prompts {file} has no line; write an object or a prompt a line.")
+        raise InputError(f"--prompts {file} has no line; write one JSON object or one prompt on each line.")
     return lines
 
 
-def _parsed(text: str) -> dict[str, Any]:
+def _parse_line(text: str) -> dict[str, Any]:
     try:
-        said = json.loads(text)
+        record = json.loads(text)
     except ValueError as error:
-        raise InputError(f"it is no JSON ({error})") from error
-    if not isinstance(said, dict):
-        raise InputError('it is no object; write {"prompt": "a cat", "seed": 1}')
-    for key, value in said.items():
+        raise InputError(f"it is not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise InputError('it is not a JSON object; write for example {"prompt": "a cat", "seed": 1}')
+    for key, value in record.items():
         if key not in KEYS:
             near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.6)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(KEYS)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(KEYS)}"
             raise InputError(f"it has the unknown key {key!r}; {hint}")
         if key in LISTS:
-            said[key] = value = [value] if isinstance(value, str) else value
-            if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            record[key] = value = [value] if isinstance(value, str) else value
+            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
                 raise InputError(f"{key} is {value!r}; give a list of texts")
         elif key in (*PATHS, "name", "matrix") and not isinstance(value, str):
             raise InputError(f"{key} is {value!r}; give a text")
         elif key == "noise" and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise InputError(f"{key} is {value!r}; give a number")
-    return said
+    return record
 
 
-def _placed(key: str, value: Any, home: Path) -> Any:
-    """A value with its path, if it is one, taken from the file's folder."""
+def _resolve_paths(key: str, value: Any, folder: Path) -> Any:
+    """Return the value; if it is a path or a list of paths, make it relative to `folder`."""
     if key in (*PATHS, "matrix"):
-        return str(home / value)
-    return tuple(str(home / each) for each in value) if key in LISTS else value
+        return str(folder / value)
+    return tuple(str(folder / path) for path in value) if key in LISTS else value
 
 
-class _at:  # noqa: N801
-    """For the block, an InputError begins with the line that it is about."""
+class _error_prefix:  # noqa: N801
+    """Add the line to the beginning of an InputError that is raised in the block."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -200,42 +208,46 @@ class _at:  # noqa: N801
             raise InputError(f"{self.where}: {error}") from error
 
 
-# ------------------------------------------------------------------------------------------------------- what is there
+# ------------------------------------------------------------------------------------------------------ existing clips
 
 
-def about(model: Model) -> dict[str, Any]:
-    """What of the model decides a clip, known without loading it."""
+def model_identity(model: Model) -> dict[str, Any]:
+    """Return everything about the model that changes a clip, without loading it: hashes, strengths, type, memory."""
     from pusa.models.loading import checkpoints, sources
     from pusa.models.lora import header, runtime
 
     name, folder = sources.find(model.source)
-    beside = model.beside()
-    second = beside["transformer_2"]
+    parts = model.separate_parts()
     transformers = checkpoints.check(
-        name, folder, vae=beside["vae"], text_encoder=beside["text_encoder"], transformer_2=second
+        name,
+        folder,
+        vae=parts["vae"],
+        text_encoder=parts["text_encoder"],
+        transformer_2=parts["transformer_2"],
     )
-    own = [(one.path, one.scale, one.expert) for one in checkpoints.own_loras(name)]
+    loras = [*((lora.path, lora.scale, lora.expert) for lora in checkpoints.own_loras(name)), *model.loras()]
     return {
-        "model": checkpoints.fingerprint(folder, beside, transformers),
-        "loras": [
-            [runtime.fingerprint(header.file_of(path)), scale, expert] for path, scale, expert in (*own, *model.loras())
-        ],
+        "model": checkpoints.fingerprint(folder, parts, transformers),
+        "loras": [[runtime.fingerprint(header.file_of(path)), scale, expert] for path, scale, expert in loras],
         "dtype": model.dtype,
         "memory": None if model.memory in ("auto", "none") else model.memory,
     }
 
 
-def _digest(request: Generate, about: Mapping[str, Any]) -> str:
-    """Of a request with the content of its files, and of the model."""
+def _digest(request: Generate, identity: Mapping[str, Any]) -> str:
+    """Return a hash of a request, the content of its files, and the model. identity: see `model_identity`."""
     from pusa.files import sha256
 
     files = {str(path): sha256(path) for path in request.files()}
-    text = json.dumps([request.to_dict(), files, about], sort_keys=True)
+    text = json.dumps([request.to_dict(), files, identity], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _is_there(line: Line, overwrite: bool) -> bool:
-    """Whether the clip of a line is there, whole; InputError where another one is and may not be replaced."""
+def _is_done(line: Line, overwrite: bool) -> bool:
+    """Return whether the clip of a line exists and is complete.
+
+    Raises InputError if the path holds another clip and `overwrite` is False.
+    """
     from pusa.files import sha256
 
     if not line.path.exists():
@@ -247,22 +259,22 @@ def _is_there(line: Line, overwrite: bool) -> bool:
     if same and recipe.get("result", {}).get("sha256") == sha256(line.path):
         return True
     if not overwrite:
-        what = "was made otherwise" if recipe else "has no readable sidecar"
+        what = "was made with other settings" if recipe else "has no readable sidecar"
         what = "has changed since it was made" if same else what
         raise InputError(
-            f"{line.where}: {line.path} is there already and {what}; give --overwrite to replace it, or another name "
-            "or --out."
+            f"{line.where}: {line.path} exists already and {what}; give --overwrite to replace it, or give another "
+            "name or --out."
         )
     return False
 
 
-# ------------------------------------------------------------------------------------------------------------ the work
+# ---------------------------------------------------------------------------------------------------- making the clips
 
 
-def _here(
+def _make_in_this_process(
     lines: Sequence[Line], model: Model, output: Output, terminal: Terminal, progress: Callable[[int, int], None]
-) -> Shared:
-    """Make the clips of these lines that no other process makes, in this process."""
+) -> BatchResult:
+    """Make the clips of these lines in this process, without those that other processes make."""
     from pusa.files import check_writable, make_folder
     from pusa.generation.clip import latents_path
     from pusa.work.units import Unit, make_units
@@ -284,7 +296,7 @@ def _here(
             line.path,
             partial(make, line),
             also=(latents_path(line.path),),
-            is_done=partial(_is_there, line, overwrite=True),
+            is_done=partial(_is_done, line, overwrite=True),
         )
         for line in lines
     ]
@@ -293,10 +305,10 @@ def _here(
     )
     made = tuple(line.where for line in lines if line.path.name in outcome.made)
     failed = {line.where: outcome.failed[line.path.name] for line in lines if line.path.name in outcome.failed}
-    return Shared(made, {where: printable(str(error)) for where, error in failed.items()})
+    return BatchResult(made, {where: printable(str(error)) for where, error in failed.items()})
 
 
-def _over_cluster(
+def _make_on_cluster(
     lines: Sequence[Line],
     model: Model,
     output: Output,
@@ -305,8 +317,8 @@ def _over_cluster(
     *,
     address: str,
     workers: int | None,
-) -> Shared:
-    """`_here` in the processes of a Ray cluster."""
+) -> BatchResult:
+    """Run `_make_in_this_process` in the processes of a Ray cluster and combine the results."""
     from pusa.work.cluster import over_cluster
     from pusa.work.workers import watch_files
 
@@ -315,8 +327,9 @@ def _over_cluster(
     job = partial(_on_node, lines, model, output)
     parts = over_cluster(address, workers, job, lines[0].path.parent, watch, "clips")
     made = tuple(where for part in parts for where in part.made)
-    return Shared(made, {where: why for part in parts for where, why in part.failed.items() if where not in made})
+    failed = {where: message for part in parts for where, message in part.failed.items() if where not in made}
+    return BatchResult(made, failed)
 
 
-def _on_node(lines: Sequence[Line], model: Model, output: Output, worker: Worker) -> Shared:
-    return _here(lines, model, output, Terminal(False), lambda finished, total: None)
+def _on_node(lines: Sequence[Line], model: Model, output: Output, worker: Worker) -> BatchResult:
+    return _make_in_this_process(lines, model, output, Terminal(False), lambda finished, total: None)

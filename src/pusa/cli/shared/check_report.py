@@ -1,4 +1,4 @@
-"""How `pusa check` looks: what is there, the buckets, what is not used and why, and what the run takes."""
+"""The text report of `pusa check`: the clips, the buckets, the unused files and why, and the cost of a training."""
 
 from __future__ import annotations
 
@@ -26,27 +26,29 @@ if TYPE_CHECKING:
 
 NAMES = {
     "unreadable": "cannot be read",
-    "truncated": "cut off",
-    "missing": "not there",
+    "truncated": "truncated",
+    "missing": "missing",
     "no-caption": "without a caption",
     "too-short": "fit no bucket",
     "too-small": "too small",
-    "duplicate": "there twice",
-    "unused": "no clips, or not named",
+    "duplicate": "duplicates",
+    "unused": "not clips, or not listed",
 }
-"""How each kind of problem is headed, in the order in which they are shown."""
+"""The heading of each kind of problem, in the order of the report."""
+SINGULAR = {"too-short": "fits no bucket", "duplicate": "duplicate", "unused": "not a clip, or not listed"}
+"""The headings that differ for a single file."""
 SHOWN = 12
-"""On a terminal, that many files of each kind are named; into a pipe or a file, all."""
+"""How many files of each kind a terminal shows. A pipe or a file gets all of them."""
 
 
 def render(record: dict[str, Any], plan: Plan, run: Estimate | None, geometry: Geometry) -> str:
-    """The report as text, in colour and as wide as the terminal when stdout is one."""
+    """Return the report as text. If stdout is a terminal, the text has its width and colours."""
     terminal = sys.stdout.isatty()
     width = min(shutil.get_terminal_size((110, 40)).columns, 130) if terminal or "COLUMNS" in os.environ else 110
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=terminal, highlight=False)
-    parts = [_what(record), _buckets(record), *_problems(record, plan, geometry, SHOWN if terminal else None)]
-    console.print(Group(*parts, _run(record, run)))
+    parts = [_overview(record), _buckets(record), *_problems(record, plan, geometry, SHOWN if terminal else None)]
+    console.print(Group(*parts, _estimate(record, run)))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
@@ -54,19 +56,17 @@ def _heading(text: str, rest: str = "") -> Text:
     return Text.assemble("\n", (text, "bold"), ("  " + rest if rest else "", "dim"))
 
 
-def _what(record: dict[str, Any]) -> Any:
+def _overview(record: dict[str, Any]) -> Any:
     clips = record["clips"]
     table = Table.grid(padding=(0, 3, 0, 0))
     table.add_column(style="dim")
     table.add_column()
     kinds = [count(clips["videos"], "video"), *([count(clips["pictures"], "picture")] if clips["pictures"] else [])]
-    table.add_row("clips", " and ".join(kinds) if clips["readable"] else "none that can be read")
+    table.add_row("clips", " and ".join(kinds) if clips["readable"] else "none is readable")
     if clips["videos"]:
         least, middle, most = clips["lengths"]
-        spread = (
-            f"{least:.3g} s" if least == most else f"{least:.3g} to {most:.3g} s, half of them up to {middle:.3g} s"
-        )
-        table.add_row("lengths", f"{spread}; {duration(clips['seconds'])} in all")
+        spread = f"{least:.3g} s" if least == most else f"{least:.3g} to {most:.3g} s, median {middle:.3g} s"
+        table.add_row("lengths", f"{spread}; total {duration(clips['seconds'])}")
         table.add_row("fps", _tally(clips["fps"]))
     if clips["sizes"]:
         table.add_row("sizes", _tally(clips["sizes"]))
@@ -95,49 +95,54 @@ def _buckets(record: dict[str, Any]) -> Any:
     ]
     unused = record["clips"]["seconds"] - record["sampled_seconds"]
     if record["cut"] == "head" and record["samples"] and unused > record["sampled_seconds"]:
-        note = f"The samples show {duration(record['sampled_seconds'])} of {duration(record['clips']['seconds'])}; "
-        parts.append(_note(note + "--cut uniform or --cut slide takes more from each clip."))
+        used, total = duration(record["sampled_seconds"]), duration(record["clips"]["seconds"])
+        note = f"The samples use {used} of {total}. --data.cut uniform and --data.cut slide use more of each clip."
+        parts.append(_note(note))
     for row in record["cropped"]:
         least, most = (f"{100 * row[name]:.0f}" for name in ("least", "most"))
-        share, of = (most if least == most else f"{least} to {most}"), count(row["clips"], "clip")
-        worst = f", most of {Path(row['worst']).name}" if row["clips"] > 1 else f", {Path(row['worst']).name}"
-        note = f"{row['bucket']} crops away {share} % of the picture of {of}{printable(worst)}; "
-        parts.append(Padding(Text(note + "a bucket of their shape would keep it.", "yellow"), (0, 0, 0, 2)))
+        share, clips = (most if least == most else f"{least} to {most}"), count(row["clips"], "clip")
+        worst = Path(row["worst"]).name
+        examples = f"{clips}, most from {worst}" if row["clips"] > 1 else f"{clips}, {worst}"
+        note = f"The bucket {row['bucket']} crops {share} % of the picture from {printable(examples)}. "
+        parts.append(Padding(Text(note + "Add a bucket of the same shape to avoid this.", "yellow"), (0, 0, 0, 2)))
     if record["samples"]:
-        kept = record["held_out"]
-        note = f"pusa train keeps {count(kept, 'clip')} apart to validate with; --data.held_out says how many."
-        few = "pusa train keeps no clip apart to validate with: these are fewer than 10; --data.held_out 1 keeps one."
-        parts.append(_note(note if kept else few))
+        held_out = record["held_out"]
+        note = f"pusa train holds out {count(held_out, 'clip')} for validation. Set --data.held_out to change this."
+        few = (
+            "pusa train holds out no clip for validation, because there are fewer than 10. "
+            "Set --data.held_out 1 to hold one out."
+        )
+        parts.append(_note(note if held_out else few))
     return Group(*parts)
 
 
 def share(part: int, whole: int) -> str:
-    """`1 of 3 clips is`."""
+    """Return for example `1 of 3 clips is`."""
     return f"{part:,} of {count(whole, 'clip')} {'is' if part == 1 else 'are'}"
 
 
 def _problems(record: dict[str, Any], plan: Plan, geometry: Geometry, shown: int | None) -> list[Any]:
     if not plan.problems:
-        return [_heading("All of them are used.")]
+        return [_heading("All clips are used.")]
     clips = record["clips"]
     root = Path(record["data"]).expanduser().absolute()
     order = list(NAMES)
     problems = sorted(plan.problems, key=lambda problem: order.index(problem.kind))
-    left_out = clips["found"] - clips["used"]
+    unused = clips["found"] - clips["used"]
     kinds = Counter(problem.kind for problem in problems if problem.kind != "unused")
-    why = ", ".join(f"{number:,} {_named(kind, number)}" for kind, number in kinds.items())
-    heading = f"{share(left_out, clips['found'])} not used" if left_out else "All clips are used"
-    parts: list[Any] = [_heading(heading, why)]
-    for kind, several in groupby(problems, key=lambda problem: problem.kind):
-        named = list(several)
-        parts.append(Padding(_kind(kind, named, root, shown, _short_ones(named, plan, geometry)), (0, 0, 0, 2)))
+    reasons = ", ".join(f"{number:,} {_title(kind, number)}" for kind, number in kinds.items())
+    heading = f"{share(unused, clips['found'])} not used" if unused else "All clips are used"
+    parts: list[Any] = [_heading(heading, reasons)]
+    for kind, group in groupby(problems, key=lambda problem: problem.kind):
+        members = list(group)
+        parts.append(Padding(_kind(kind, members, root, shown, _too_short(members, plan, geometry)), (0, 0, 0, 2)))
     return parts
 
 
-def _short_ones(problems: list[Problem], plan: Plan, geometry: Geometry) -> str:
-    """How many clips are too short, and which length would take most of them in."""
+def _too_short(problems: list[Problem], plan: Plan, geometry: Geometry) -> str:
+    """Return how many clips are too short, and the length of the longest bucket that one of them fits."""
     paths = {problem.path for problem in problems if problem.kind == "too-short"}
-    files = [file for file in plan.files if file.path in paths and file.frames > 1 and not file.ready]
+    files = [file for file in plan.files if file.path in paths and file.frames > 1 and not file.is_encoded]
     if not files:
         return ""
     longest = max(geometry.whole(file.frames_at(plan.fps)) for file in files)
@@ -152,60 +157,68 @@ def _kind(kind: str, problems: list[Problem], root: Path, shown: int | None, sum
     for problem in problems[:shown]:
         table.add_row(Text(_short(problem.path, root)), Text(printable(problem.reason.replace(f"{root}/", ""))))
     title = Text.assemble(
-        (f"{len(problems):,} {_named(kind, len(problems))}", style), (f"  {summary}" if summary else "", "dim")
+        (f"{len(problems):,} {_title(kind, len(problems))}", style), (f"  {summary}" if summary else "", "dim")
     )
     parts: list[Any] = [title, Padding(table, (0, 0, 0, 2))]
     if shown is not None and len(problems) > shown:
         parts.append(
-            Text(f"  and {len(problems) - shown} more: pipe this into a file or give --json to see all", "dim")
+            Text(f"  and {len(problems) - shown} more; write the output to a file or give --json to see all", "dim")
         )
     return Group(*parts)
 
 
-def _named(kind: str, number: int) -> str:
-    """How a kind is headed for so many files."""
-    return "fits no bucket" if kind == "too-short" and number == 1 else NAMES[kind]
+def _title(kind: str, number: int) -> str:
+    """Return the heading of a kind of problem that `number` files have."""
+    if number == 1 and kind in SINGULAR:
+        return SINGULAR[kind]
+    return NAMES[kind]
 
 
 def _short(path: Path | str, root: Path) -> str:
-    """As the person would name it."""
+    """Return the path relative to `root` if it lies inside."""
     path = Path(path)
     return printable(str(path.relative_to(root)) if path.is_relative_to(root) else str(path))
 
 
-def _run(record: dict[str, Any], run: Estimate | None) -> Any:
+def _estimate(record: dict[str, Any], run: Estimate | None) -> Any:
     if run is None:
-        return _heading("No sample, no training.", "give other --buckets, or mend what is named above")
+        return _heading("There is no sample to train on.", "give other --data.buckets, or fix the files above")
     from pusa.training.estimate import EFFICIENCY
 
-    what = f"LoRA of {_big(run.trained)} parameters on {_big(run.parameters)}"
-    what = f"all {_big(run.parameters)} parameters" if run.trained == run.parameters else what
+    trained = f"LoRA of {_big(run.trained)} parameters on {_big(run.parameters)}"
+    trained = f"all {_big(run.parameters)} parameters" if run.trained == run.parameters else trained
     table = Table.grid(padding=(0, 3, 0, 0))
     table.add_column(style="dim")
     table.add_column()
     table.add_column(style="dim")
-    table.add_row("samples", f"{run.samples:,}", f"{_plain(run.epochs)} times each of {record['samples']:,}")
+    table.add_row(
+        "samples", f"{run.samples:,}", f"each of the {record['samples']:,} samples {_plain(run.epochs)} times"
+    )
     fixed = (
-        f"{_bytes(run.weights + run.optimiser)} for weights and optimiser, the rest for {run.tokens:,} tokens a sample"
+        f"{_bytes(run.weights + run.optimiser)} for weights and optimiser, the rest for {run.tokens:,} tokens per "
+        "sample"
     )
     table.add_row("memory", f"about {_bytes(run.memory)}", fixed)
-    table.add_row("", f"or {_bytes(run.memory_checkpointed)}", "with gradient checkpointing, in a third more time")
+    table.add_row(
+        "", f"or {_bytes(run.memory_checkpointed)}", "with gradient checkpointing, which takes a third more time"
+    )
     share = " to ".join(f"{100 * part:.0f}" for part in EFFICIENCY)
     table.add_row(
         "time",
         f"{duration(run.seconds[0])} to {duration(run.seconds[1])}",
-        f"{_big(run.flops_per_step)}FLOP a step at {share} % of the {_big(run.rate)}FLOP/s measured on "
-        f"{record['estimate']['device']}, the longer time with checkpointing; validation and previews come on top",
+        f"{_big(run.flops_per_step)}FLOP per step at {share} % of the {_big(run.rate)}FLOP/s measured on "
+        f"{record['estimate']['device']}; the upper limit is with checkpointing; validation and previews are not "
+        "included",
     )
     if run.cost:
-        table.add_row("cost", f"{run.cost[0]:,.2f} to {run.cost[1]:,.2f}", "that time at the given price")
+        table.add_row("cost", f"{run.cost[0]:,.2f} to {run.cost[1]:,.2f}", "for that time at the given price")
     else:
-        table.add_row("cost", "-", "give --price for an hour of this machine")
+        table.add_row("cost", "-", "give --price, the price of one hour of this machine")
     note = (
-        "Computed from the model's config and the samples, right within a third. The program itself takes about 1 GB "
-        "more, and encoding the clips (pusa prepare) comes before it."
+        "The estimate is computed from the model's config and the samples. Its error is below one third. It does not "
+        "include about 1 GB for the program itself, or the time for encoding the clips (pusa prepare)."
     )
-    return Group(_heading("The run", what), Padding(table, (0, 0, 0, 2)), _note(note))
+    return Group(_heading("Estimated training", trained), Padding(table, (0, 0, 0, 2)), _note(note))
 
 
 def _note(text: str) -> Any:
@@ -225,7 +238,7 @@ def _plain(number: float) -> str:
 
 
 def _big(number: float) -> str:
-    """Three digits and a prefix: 4.57 M, 157 G."""
+    """Return a number with three digits and a prefix, such as `4.57 M` or `157 G`."""
     for prefix in ("", " k", " M", " G", " T", " P"):
         if number < 999.5:
             return f"{number:.3g}{prefix}" + ("" if prefix else " ")
@@ -240,7 +253,7 @@ def _bytes(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`41 s`, `5 min`, `3.2 h` or `12 days`."""
+    """Return a duration such as `41 s`, `5 min`, `3.2 h` or `12 days`."""
     for unit, size, limit in (("s", 1, 90), ("min", 60, 90), ("h", 3600, 72)):
         if seconds < limit * size:
             value = seconds / size

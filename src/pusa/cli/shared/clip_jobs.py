@@ -1,4 +1,4 @@
-"""What the verbs that make clips have in common: open the model, watch the steps, save the clip, report it."""
+"""Functions that all verbs that make clips share: load the model, show progress, save the clips, report them."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ def open_pipeline(
     frames: int | None = None,
     guidance: float | None = None,
 ) -> Pipeline:
-    """The loaded model; a second command of the same process gets the same one.
+    """Load the model. A later call in the same process with the same options returns the same pipeline.
 
-    size, frames, guidance: of the clip, which --memory is weighed for; None for the model's own.
+    size (width, height), frames, guidance: of the clip, to choose or check the memory profile; None is the model's
+    default. Raises InputError if the model cannot be loaded or the clip does not fit into memory.
     """
     with terminal.status(f"Loading {model.source}"):
         if not terminal.drawing:
@@ -50,13 +51,15 @@ def open_pipeline(
 
         group = current_group()
         memory = from_rank_zero(group, lambda: profile_for(model, size, frames, guidance))
-        return _open(model.source, tuple(model.beside().items()), model.loras(), model.dtype, memory, group.size > 1)
+        return _open(
+            model.source, tuple(model.separate_parts().items()), model.loras(), model.dtype, memory, group.size > 1
+        )
 
 
 @lru_cache(maxsize=1)
 def _open(
     source: str,
-    beside: tuple[tuple[str, str | None], ...],
+    separate_parts: tuple[tuple[str, str | None], ...],
     loras: tuple[tuple[Path, float, Expert | None], ...],
     dtype: str,
     memory: str | None,
@@ -68,7 +71,7 @@ def _open(
     from pusa.models.lora.runtime import LoraFile
     from pusa.models.memory.profiles import explained
 
-    parts = dict(beside)
+    parts = dict(separate_parts)
     with explained(memory, on_cpu=not torch.cuda.is_available()):
         return load(
             source,
@@ -83,36 +86,43 @@ def _open(
 
 
 def opened(request: AnyRequest, terminal: Terminal) -> AnyRequest:
-    """The request with its pictures decoded; InputError for one that cannot be read, or a missing clip."""
+    """Return the request with decoded pictures. Raises InputError for an unreadable picture or a missing clip."""
     with terminal.status("Starting"):
         return request.opened()
 
 
 def limits_of(model: Model, terminal: Terminal) -> Limits:
-    """What the model can be asked for, before it is loaded."""
-    with terminal.status(f"Looking at {model.source}"):
+    """Return the limits of the model, without loading it."""
+    with terminal.status(f"Reading the configuration of {model.source}"):
         from pusa.generation.limits import Limits
         from pusa.models.loading import sources
 
-        return Limits.of(*sources.find(model.source, ()), model.beside())
+        return Limits.of(*sources.find(model.source, ()), model.separate_parts())
 
 
 def check_shares(model: Model, size: tuple[int, int] | None, frames: int | None) -> None:
-    """Under torchrun, refuse a clip that its processes cannot share, before a model is loaded; None is the model's."""
+    """Raise InputError if torchrun's processes cannot share the clip. None is the model's default.
+
+    This needs no loaded model. Without torchrun, nothing is checked.
+    """
     from pusa.processes import current_group
 
     if current_group().size > 1:
         from pusa.models.context_parallel import check_clip
 
-        check_clip(model.source, model.beside(), size, frames, current_group().size)
+        check_clip(model.source, model.separate_parts(), size, frames, current_group().size)
 
 
 def make(jobs: Mapping[Path, Callable[[Callback], GeneratedClip]], output: Output, terminal: Terminal) -> Report:
-    """Run the job of each path (it gets the sampler's callback and returns the clip), save and report the clips."""
+    """Run the jobs one after the other, save each clip at its path, and report the clips.
+
+    jobs: by path; a job takes the sampler's callback and returns the clip. Raises InputError, before the first job, if
+    a path cannot be written.
+    """
     from pusa.processes import current_group, from_rank_zero
 
     group = current_group()
-    from_rank_zero(group, lambda: _check_places(jobs))
+    from_rank_zero(group, lambda: _check_writable_paths(jobs))
     clips: list[GeneratedClip] = []
     records: list[dict[str, Any]] = []
     for number, (path, job) in enumerate(jobs.items(), 1):
@@ -128,34 +138,34 @@ def make(jobs: Mapping[Path, Callable[[Callback], GeneratedClip]], output: Outpu
     return Report({"clips": records}, "\n".join(str(path) for path in jobs), clips)
 
 
-def _check_places(paths: Iterable[Path]) -> None:
-    """Raise now what saving clips at these paths would."""
+def _check_writable_paths(paths: Iterable[Path]) -> None:
+    """Raise InputError if clips cannot be saved at these paths."""
     from pusa.files import check_writable
     from pusa.generation.clip import latents_path
 
     for path in paths:
         folder = next(folder for folder in path.absolute().parents if folder.exists())
         if not folder.is_dir():
-            raise InputError(f"--out {path}: {folder} is a file, so nothing can be written in it; choose a folder.")
+            raise InputError(f"--out {path}: {folder} is a file, not a folder; choose another path.")
         nearest = path if path.parent.is_dir() else folder / path.name
         check_writable(nearest)
         check_writable(latents_path(nearest))
 
 
 def _save(clip: GeneratedClip, path: Path, output: Output) -> None:
-    """Save a clip; a SIGTERM meanwhile, as torchrun sends one when another process has died, leaves nothing behind."""
-    output.free(path)
+    """Save a clip. If SIGTERM arrives meanwhile, no half-written file stays; torchrun sends it if another rank died."""
+    output.check_free(path)
     main_thread = threading.current_thread() is threading.main_thread()
-    usual = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)) if main_thread else None
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)) if main_thread else None
     try:
         clip.save(path)
     finally:
         if main_thread:
-            signal.signal(signal.SIGTERM, usual)
+            signal.signal(signal.SIGTERM, previous)
 
 
 def record(clip: GeneratedClip, path: Path, seconds: float) -> dict[str, Any]:
-    """What `--json` says of a clip."""
+    """Return the entry of a clip in the output of `--json`. seconds: the time that the clip took."""
     count, height, width, _ = clip.frames.shape
     return {
         "path": str(path),

@@ -1,8 +1,8 @@
-"""Flags that people type from habit, rewritten to ours before parsing.
+"""Accept flag names of other programs, and former names of our own flags, by rewriting them before parsing.
 
-The names come from diffusers, the Wan scripts, musubi-tuner, LightX2V and the official Pusa scripts. They stay out of
-`--help`, which shows one name for one thing; `docs/generate.md` lists them. Underscores need no entry: the flags
-`--negative_prompt` and `--negative-prompt` are the same anyway.
+The names come from diffusers, the Wan scripts, musubi-tuner, LightX2V and the official Pusa scripts. `--help` does not
+show them, because it shows one name for one option; `docs/generate.md` lists them. Underscores need no entry:
+`--negative_prompt` and `--negative-prompt` are the same flag.
 """
 
 from __future__ import annotations
@@ -47,26 +47,27 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     "reproduce": {"--jobs": "--workers"},
     "info": {"--profile": "--memory"},
 }  # fmt: skip
-"""Former spellings of our own flags, by command. They keep working, and a note says how they are spelled now."""
-OURS = {habit: flag for flag, habits in SYNONYMS.items() for habit in habits}
+"""Former names of our own flags, by command. They still work, and a note tells the present name."""
+FLAG_OF = {synonym: flag for flag, synonyms in SYNONYMS.items() for synonym in synonyms}
+"""Our flag for each flag of another program."""
 
 
 def translate(tokens: Iterable[str]) -> list[str]:
-    """The tokens with habitual flags renamed, and `--width W --height H` joined into `--size WxH`."""
-    renamed: list[str] = []
-    given = iter(tokens)
-    for token in given:
+    """Replace flags of other programs by ours, and join `--width W --height H` into `--size WxH`."""
+    translated: list[str] = []
+    remaining = iter(tokens)
+    for token in remaining:
         if token == "--":
-            renamed += [token, *given]
+            translated += [token, *remaining]
             break
         flag, equals, value = token.partition("=")
-        flag = OURS.get(flag.replace("_", "-"), flag) if flag.startswith("-") else flag
-        renamed.append(flag + equals + value)
-    return _join_size(renamed)
+        flag = FLAG_OF.get(flag.replace("_", "-"), flag) if flag.startswith("-") else flag
+        translated.append(flag + equals + value)
+    return _join_size(translated)
 
 
 def renamed(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The tokens with former spellings of our own flags and commands replaced, and a note for each replacement."""
+    """Replace former names of our own flags and commands; return the tokens and a note for each replacement."""
     tokens = list(tokens)
     notes: list[str] = []
     if not tokens:
@@ -99,16 +100,16 @@ def renamed(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _join_size(tokens: list[str]) -> list[str]:
-    kept: list[str] = []
+    others: list[str] = []
     sides: dict[str, str] = {}
     end = tokens.index("--") if "--" in tokens else len(tokens)
-    given = iter(tokens[:end])
-    for token in given:
+    remaining = iter(tokens[:end])
+    for token in remaining:
         flag, equals, value = token.partition("=")
         if flag in ("--width", "--height"):
-            sides[flag] = value if equals else next(given, "?")
+            sides[flag] = value if equals else next(remaining, "?")
         else:
-            kept.append(token)
+            others.append(token)
     if sides:
-        kept += ["--size", f"{sides.get('--width', '?')}x{sides.get('--height', '?')}"]
-    return kept + tokens[end:]
+        others += ["--size", f"{sides.get('--width', '?')}x{sides.get('--height', '?')}"]
+    return others + tokens[end:]

@@ -1,4 +1,4 @@
-"""What `pusa info --schedule` and `--matrix` show of a timestep matrix: a table, its colours, and a file."""
+"""The report of `pusa info --schedule` and `--matrix`: a timestep matrix as a table, in colours, and as a file."""
 
 from __future__ import annotations
 
@@ -25,27 +25,31 @@ def matrix_report(
     shift: float | None,
     out: Path | None,
 ) -> Report:
-    """The matrix of a schedule with the model's defaults, or of a file. out: a .png or .json that is written."""
+    """Return the report on the matrix of a schedule, or of a JSON file.
+
+    frames (pixel frames), steps, shift: for the schedule; None is the model's default. out: a .png or .json file to
+    write. Raises InputError if the options contradict each other, or if there is no such matrix.
+    """
     if schedule is not None and file is not None:
-        raise InputError("--schedule and --matrix each name a matrix; give one of them.")
+        raise InputError("--schedule and --matrix both give a matrix; give only one of them.")
     if out is not None and out.suffix not in (".png", ".json"):
         raise InputError(f"--out {out}: a matrix is written as .png or .json; use {out.with_suffix('.png')}.")
     if file is not None:
         if (frames, steps, shift) != (None, None, None):
-            raise InputError("--frames, --steps and --shift belong to --schedule; a file decides them itself.")
+            raise InputError("--frames, --steps and --shift need --schedule; a --matrix file sets them itself.")
         from pusa.generation.own_matrix import own_matrix
 
         matrix = own_matrix(file)
     else:
         sampling = Sampling(schedule=schedule, steps=steps, shift=shift)
-        matrix = _of_schedule(model, sampling, frames)
+        matrix = _matrix_of_schedule(model, sampling, frames)
     written = [] if out is None else [str(_write(matrix, out))]
-    drawn = _drawn(matrix) if sys.stdout.isatty() else ""
-    text = "\n".join([*([drawn] if drawn else []), str(matrix), *written])
+    heat_map = _heat_map(matrix) if sys.stdout.isatty() else ""
+    text = "\n".join([*([heat_map] if heat_map else []), str(matrix), *written])
     return Report({"matrix": matrix.to_dict(), "steps": matrix.steps, "frames": matrix.frames, "files": written}, text)
 
 
-def _of_schedule(model: str, sampling: Sampling, frames: int | None) -> TimestepMatrix:
+def _matrix_of_schedule(model: str, sampling: Sampling, frames: int | None) -> TimestepMatrix:
     from pusa.core import sigmas
     from pusa.generation.limits import Limits
     from pusa.generation.schedule import DEFAULT, Schedule
@@ -54,7 +58,7 @@ def _of_schedule(model: str, sampling: Sampling, frames: int | None) -> Timestep
     limits = Limits.of(*sources.find(model, ()), {})
     settings = limits.settings(frames=frames, steps=sampling.steps, shift=sampling.shift, schedule=sampling.schedule)
     grid = sigmas.grid(settings.steps, settings.shift)
-    return Schedule.parse(settings.schedule or DEFAULT).matrix(grid, limits.latent_frames(settings.frames))
+    return Schedule.parse(settings.schedule or DEFAULT).matrix(grid, limits.geometry.latent_frames(settings.frames))
 
 
 def _write(matrix: TimestepMatrix, out: Path) -> Path:
@@ -69,8 +73,8 @@ def _write(matrix: TimestepMatrix, out: Path) -> Path:
     return out
 
 
-def _drawn(matrix: TimestepMatrix) -> str:
-    """Two spaces in the colour of its cell for each latent frame, a line for each step."""
+def _heat_map(matrix: TimestepMatrix) -> str:
+    """Return the matrix as coloured spaces: a line for each step, two columns for each latent frame."""
     from rich.console import Console
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""Options that several verbs share, each group a frozen dataclass; their docstrings are the help text."""
+"""Options that several verbs share. Each group is a frozen dataclass; the docstrings of its fields are the help."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from pusa.generation import request
 from pusa.generation.options import options_of
 from pusa.generation.request import Generate
 
-CONDITIONS = Group.create_ordered("Conditions")
+CONDITIONS = Group.create_ordered(
+    "Conditions", help="FRAME is a pixel frame (0 is the first, -1 the last) or a time such as 1.5s."
+)
 CLIP = Group.create_ordered("Clip")
 MANY = Group.create_ordered("Many clips")
 SAMPLING = Group.create_ordered("Sampling")
 MODEL = Group.create_ordered("Model")
 OUTPUT = Group.create_ordered("Output")
 OFFICIAL = Group.create_ordered(
-    "Flags of the official scripts", help="With their meaning there: positions are latent frames, not pixel frames."
+    "Flags of the official scripts", help="As in the official scripts, positions are latent frames, not pixel frames."
 )
 
 
 def of_model(_: object) -> str:
-    """How the help shows a default that depends on the model."""
+    """Return the text by which the help shows a default that depends on the model."""
     return "the model's own"
 
 
@@ -37,32 +39,32 @@ Many = Parameter(negative="", show_default=False)
 Switch = Parameter(negative="", show_default=False)
 """An option without a value."""
 Whole = Parameter(converter=whole)
-"""An option that counts."""
+"""An option that takes a whole number."""
 File = Parameter(converter=path)
-"""A path."""
+"""An option or argument that takes a path."""
 
 
-def flags_of(names: Iterable[str], title: str, help_text: str) -> Any:
-    """A group of options made of fields of a request: their types, defaults and help are the fields' own."""
+def option_group(names: Iterable[str], title: str, help_text: str) -> Any:
+    """Return a group of options for fields of a request, with the types, defaults and help of these fields."""
     options, defaults = options_of(Generate), {one.name: one.default for one in fields(Generate)}  # type: ignore[arg-type]
-    made = []
+    members = []
     for name in names:
         kind, option = options[name]
         default = defaults[name]
         shown: Any = of_model if option.of_model else None
         if option.default:
-            shown = _always(option.default)
+            shown = _constant(option.default)
         elif default in (None, "") and shown is None:
             shown = False
         kinds = get_args(kind) or (kind,)
         parameter = Parameter(help=option.help, show_default=shown, converter=whole if int in kinds else None)
-        made.append((name, Annotated[kind, parameter], dataclass_field(default=default)))
-    group = make_dataclass(title, made, frozen=True, kw_only=True)
+        members.append((name, Annotated[kind, parameter], dataclass_field(default=default)))
+    group = make_dataclass(title, members, frozen=True, kw_only=True)
     group.__doc__, group.__module__ = help_text, __name__
     return Parameter(name="*", group=SAMPLING)(group)
 
 
-def _always(text: str) -> Callable[[object], str]:
+def _constant(text: str) -> Callable[[object], str]:
     return lambda _: text
 
 
@@ -71,50 +73,50 @@ if TYPE_CHECKING:
     Sampling = request.Request
     SeedlessSampling = request.Sampling
 else:
-    Sampling = flags_of((*SAMPLING_FIELDS, "seed", "negative_prompt"), "Sampling", "How the sampler walks.")
-    SeedlessSampling = flags_of(SAMPLING_FIELDS, "SeedlessSampling", "How the sampler walks, seeds apart.")
+    Sampling = option_group((*SAMPLING_FIELDS, "seed", "negative_prompt"), "Sampling", "Options of the sampler.")
+    SeedlessSampling = option_group(SAMPLING_FIELDS, "SeedlessSampling", "Options of the sampler, without the seed.")
 
 
 def values_of(group: Any) -> dict[str, Any]:
-    """The values of a group of options, by name."""
+    """Return the values of a group of options, by name."""
     return {one.name: getattr(group, one.name) for one in fields(group)}
 
 
 @Parameter(name="*", group=MODEL)
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """Which networks run."""
+    """The model: its weights, LoRAs, number type and memory profile."""
 
     preset: Annotated[str | None, Parameter(metavar="NAME")] = None
-    """Weights and settings that belong together; what is typed beside it wins. pusa info --presets lists them."""
+    """A set of weights and settings. Other options override it. pusa info --presets lists all presets."""
     model: Annotated[str | None, Parameter(show_default=lambda _: "tiny")] = None
     """tiny (embedded), tiny-base (without its adapter), a folder, a .safetensors or .gguf file, or a hub id."""
     vae: Annotated[str | None, Parameter(metavar="PATH")] = None
-    """File or folder of the autoencoder, where the model is a file without one."""
+    """File or folder of the autoencoder, if the model is a file that does not contain one."""
     text_encoder: Annotated[str | None, Parameter(metavar="PATH")] = None
-    """File or folder of the text encoder, where the model is a file without one."""
+    """File or folder of the text encoder, if the model is a file that does not contain one."""
     transformer_2: Annotated[str | None, Parameter(metavar="PATH")] = None
-    """File or folder of the expert for low noise, where the model is a file of the one for high noise."""
+    """File or folder of the low-noise expert, if the model is a file of the high-noise expert."""
     lora: Annotated[tuple[str, ...], Many, Parameter(name="--lora", metavar="PATH[:SCALE]")] = ()
     """A LoRA file, or OWNER/REPOSITORY/FILE on the hub, and its strength: pusa_v1.safetensors:1.4. Repeatable."""
     lora_high: Annotated[tuple[str, ...], Many, Parameter(name="--lora-high", metavar="PATH[:SCALE]")] = ()
-    """The same for the expert for high noise alone."""
+    """A LoRA for the high-noise expert only. Repeatable."""
     lora_low: Annotated[tuple[str, ...], Many, Parameter(name="--lora-low", metavar="PATH[:SCALE]")] = ()
-    """The same for the expert for low noise alone."""
+    """A LoRA for the low-noise expert only. Repeatable."""
     lora_scale: float = 1.0
-    """Strength of every LoRA that names none of its own."""
+    """Strength of every LoRA that is given without a SCALE."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """What transformer and text encoder compute in; auto is bfloat16 on a GPU and float32 on a CPU."""
+    """Number type of the transformer and the text encoder; auto is bfloat16 on a GPU and float32 on a CPU."""
     memory: Literal["auto", "none", "80gb", "48gb", "24gb", "16gb", "12gb", "8gb", "cpu"] = "auto"
-    """How the model is laid out in memory: auto is the fastest way that fits; none loads it without weighing it."""
+    """Memory profile: auto is the fastest one that fits; none loads the model without a profile and without a check."""
 
     @property
     def source(self) -> str:
-        """The model."""
+        """The model's name, path or hub id; the default is the embedded model."""
         return "tiny" if self.model is None else self.model
 
     def loras(self) -> tuple[tuple[Path, float, Literal["high", "low"] | None], ...]:
-        """File, strength and expert of each LoRA."""
+        """Return (file, strength, expert) of each LoRA; the expert None means both."""
         number(str(self.lora_scale), "--lora-scale", "finite number")
         flags: list[tuple[str, tuple[str, ...], Literal["high", "low"] | None]] = [
             ("--lora", self.lora, None),
@@ -123,13 +125,13 @@ class Model:
         ]
         return tuple((*lora(text, self.lora_scale, flag), expert) for flag, texts, expert in flags for text in texts)
 
-    def beside(self) -> dict[str, str | None]:
-        """The parts that are given beside the model."""
+    def separate_parts(self) -> dict[str, str | None]:
+        """Return the paths of the parts that are not in the model's file, by name; None where no path is given."""
         return {"vae": self.vae, "text_encoder": self.text_encoder, "transformer_2": self.transformer_2}
 
 
 def given_of(group: Any) -> dict[str, Any]:
-    """The values of a group of options that are not at their defaults, by name."""
+    """Return the values of a group of options that differ from their defaults, by name."""
     return {one.name: getattr(group, one.name) for one in fields(group) if getattr(group, one.name) != one.default}
 
 
@@ -137,9 +139,10 @@ Options = TypeVar("Options", bound="request.Sampling")
 
 
 def with_preset(model: Model, sampling: Options, noise: float | None) -> tuple[Model, Options, float]:
-    """The options, and from the preset those that were not given; noise is that of conditions.
+    """Fill in options that are not given from the preset; return the model, the sampling options and the noise.
 
-    A preset's LoRAs are left out when any LoRA is given.
+    noise: the noise multiplier of the conditions, None if it is not given. If any LoRA is given, the LoRAs of the
+    preset are not used. Raises InputError for an unknown preset.
     """
     from pusa.models.loading.presets import named
 
@@ -158,48 +161,54 @@ def with_preset(model: Model, sampling: Options, noise: float | None) -> tuple[M
 
 @Parameter(name="*", group=OUTPUT)
 @dataclass(frozen=True, kw_only=True)
-class Talk:
-    """How much is said."""
+class Verbosity:
+    """What a verb prints."""
 
     json: Annotated[bool, Switch] = False
-    """Print one JSON object on stdout, also for errors."""
+    """Print one JSON object on stdout, also for an error."""
     quiet: Annotated[bool, Switch, Parameter(alias="-q")] = False
-    """Say nothing but the result."""
+    """Print only the result, no notes and no progress."""
     debug: Annotated[bool, Switch] = False
-    """Show the traceback of an error."""
+    """Print the traceback of an error."""
 
     @property
-    def talkative(self) -> bool:
+    def verbose(self) -> bool:
+        """Whether the verb prints notes and progress."""
         return not (self.quiet or self.json)
 
 
 @Parameter(name="*", group=OUTPUT)
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Where the result goes and how much is said."""
+    """Where a verb writes the clip, and what it prints."""
 
     out: Annotated[Path | None, File, Parameter(show_default=lambda _: "outputs")] = None
-    """An .mp4 file, or a folder, in which the clip is named for its prompt or source, its seed and its size."""
+    """An .mp4 file, or a folder. In a folder, the clip is named after its prompt or source, its seed and its size."""
     overwrite: Annotated[bool, Switch] = False
-    """Replace a file that is already there."""
-    talk: Talk = Talk()
+    """Replace an existing file."""
+    verbosity: Verbosity = Verbosity()
 
     def check(self) -> None:
-        """Refuse an --out that cannot be a clip, before any work is done."""
+        """Raise InputError if --out cannot be a clip, or if it is an existing file that may not be replaced."""
         if self.out is None or self.out.is_dir() or self.out.suffix == "":
             return
         if self.out.suffix != ".mp4":
             raise InputError(f"--out {self.out}: clips are written as .mp4; use {self.out.with_suffix('.mp4')}.")
-        self.free(self.out)
+        self.check_free(self.out)
 
     def path(self, name: str, *, seed: int | None = None) -> Path:
-        """The file for a clip whose default name is `name`.mp4; `seed` joins an --out that several clips share."""
+        """Return the file of a clip.
+
+        name: the file name without its suffix, if --out is a folder. seed: is added to the name if --out is a file and
+        several clips are made. Raises InputError if the file exists and may not be replaced.
+        """
         out = self.out or Path("outputs")
         if out.suffix.lower() != ".mp4" or out.is_dir():
-            return self.free(out / f"{name}.mp4")
-        return self.free(out if seed is None else out.with_stem(f"{out.stem}_{seed}"))
+            return self.check_free(out / f"{name}.mp4")
+        return self.check_free(out if seed is None else out.with_stem(f"{out.stem}_{seed}"))
 
-    def free(self, path: Path) -> Path:
+    def check_free(self, path: Path) -> Path:
+        """Return `path`. Raises InputError if it exists and may not be replaced."""
         if path.exists() and not self.overwrite:
-            raise InputError(f"{path} exists already; give --overwrite to replace it, or another --out.")
+            raise InputError(f"{path} exists already; give --overwrite to replace it, or give another --out.")
         return path

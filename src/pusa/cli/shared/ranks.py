@@ -1,7 +1,7 @@
-"""A clip that several processes make: torchrun runs the same command in each, and they speak and end like one.
+"""Make a clip with several processes: torchrun runs the same command in each of them.
 
-Process 0 speaks. Whichever fails first says why, and all end with its exit code. Every other verb, also under torchrun,
-sees to this itself or runs alone.
+Only rank 0 prints. If a rank fails, the first one that fails prints its error, and all ranks end with its exit code.
+This applies to `MULTI_RANK_COMMANDS`. Other verbs coordinate their processes themselves, or run in one process.
 """
 
 from __future__ import annotations
@@ -14,27 +14,30 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from types import FrameType
 
-TOGETHER = ("generate", "extend", "transition")
+MULTI_RANK_COMMANDS = ("generate", "extend", "transition")
 
 
 @contextmanager
-def together(tokens: Sequence[str]) -> Iterator[None]:
-    """Run the block, a command line that makes clips, with the processes that torchrun started; else as it is."""
-    if not (tokens and tokens[0] in TOGETHER and int(os.environ.get("WORLD_SIZE", 1)) > 1):
+def as_one_command(tokens: Sequence[str]) -> Iterator[None]:
+    """If torchrun runs a command that makes clips, let its processes act as one command inside the block.
+
+    Otherwise do nothing. Inside the block, only rank 0 prints.
+    """
+    if not (tokens and tokens[0] in MULTI_RANK_COMMANDS and int(os.environ.get("WORLD_SIZE", 1)) > 1):
         yield
         return
-    with _interrupted_once(), ExitStack() as stack:
+    with _ignore_second_interrupt(), ExitStack() as stack:
         from pusa.processes import join
 
         if not stack.enter_context(join()).is_rank_zero:
-            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-            stack.enter_context(redirect_stdout(nowhere))
-            stack.enter_context(redirect_stderr(nowhere))
+            devnull = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(redirect_stdout(devnull))
+            stack.enter_context(redirect_stderr(devnull))
         yield
 
 
 def first_to_fail(code: int) -> int | None:
-    """`pusa.processes.first_to_fail` where processes have met; None, this one is, where not."""
+    """Call `pusa.processes.first_to_fail` if this process belongs to a group; otherwise return None."""
     if "pusa.processes" not in sys.modules:
         return None
     from pusa.processes import first_to_fail
@@ -43,19 +46,19 @@ def first_to_fail(code: int) -> int | None:
 
 
 @contextmanager
-def _interrupted_once() -> Iterator[None]:
-    """For the block and from Ctrl-C on, a second one is not heard: torchrun repeats what the terminal sent already."""
+def _ignore_second_interrupt() -> Iterator[None]:
+    """After the first SIGINT, ignore further ones: torchrun sends it again, after the terminal has sent it."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
 
-    def hear(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    usual = signal.signal(signal.SIGINT, hear)
+    previous = signal.signal(signal.SIGINT, handle)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGINT) is hear:
-            signal.signal(signal.SIGINT, usual)
+        if signal.getsignal(signal.SIGINT) is handle:
+            signal.signal(signal.SIGINT, previous)

@@ -1,7 +1,7 @@
-"""What a verb says: notes and a progress bar on stderr, its result on stdout.
+"""The output of a verb: its result on stdout, notes and progress on stderr.
 
-stdout carries only the result (the path of each clip, or one JSON object), so that a script can read it; everything
-meant for eyes goes to stderr, and the bar only when stderr is a terminal.
+stdout gets only the result, which is the path of each clip or one JSON object, so that a script can read it. A progress
+bar is drawn only if stderr is a terminal.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Report:
-    """What a verb did: `record` for `--json`, `text` for people, and the clips for callers in the same process.
+    """The result of a verb.
 
-    exit_code: 1 when the verb did its work and something needs attention all the same.
+    record: the output with `--json`. text: the output without it. clips: the clips, for callers in the same process.
+    exit_code: 1 if the verb finished, but found a problem that needs attention.
     """
 
     record: dict[str, Any]
@@ -32,6 +33,7 @@ class Report:
     exit_code: int = 0
 
     def print(self, as_json: bool) -> None:
+        """Print the record or the text on stdout."""
         if as_json:
             print(json.dumps(self.record, ensure_ascii=False))
         elif self.text:
@@ -39,20 +41,26 @@ class Report:
 
 
 class Terminal:
-    """The person's side of a run; `talkative` is False under --quiet and --json."""
+    """Notes and progress on stderr.
 
-    def __init__(self, talkative: bool) -> None:
-        self.talkative = talkative
-        self.drawing = talkative and sys.stderr.isatty()
+    verbose: whether anything is printed; it is False with --quiet and --json. drawing: whether progress bars are drawn.
+    """
+
+    def __init__(self, verbose: bool) -> None:
+        self.verbose = verbose
+        self.drawing = verbose and sys.stderr.isatty()
 
     def note(self, text: str) -> None:
-        """One line on stderr."""
-        if self.talkative:
+        """Print one line."""
+        if self.verbose:
             print(printable(text), file=sys.stderr)
 
     @contextmanager
     def status(self, text: str, *, line: bool = False) -> Iterator[None]:
-        """A spinner beside `text` while something without steps runs; where nothing is drawn, with `line`, a line."""
+        """Show `text` with a spinner while the block runs.
+
+        line: print `text` as a line if no spinner can be drawn.
+        """
         if not self.drawing:
             if line:
                 self.note(text)
@@ -63,7 +71,7 @@ class Terminal:
 
     @contextmanager
     def steps(self, text: str) -> Iterator[Callable[[Step], None]]:
-        """A progress bar; yields the sampler's callback. It appears with the first step, as the total is known then."""
+        """Show a progress bar for a sampler; yields the sampler's callback. The bar appears with the first step."""
         if not self.drawing:
             yield lambda step: None
             return
@@ -82,69 +90,78 @@ class Terminal:
 
     @contextmanager
     def counting(self, every: float = 30.0) -> Iterator[Callable[[str, int, int], None]]:
-        """Progress through long work; yields a callback for (what is done, how much of it, of how much).
+        """Show the progress of long work; yields a callback that takes (activity, units finished, units in all).
 
-        A bar with the time left on a terminal. Else a line at the beginning, and one every `every` seconds or, where a
-        twentieth takes longer than a sixth of that, every twentieth. What is done may change on the way.
+        On a terminal, draw a bar with the remaining time. Otherwise print a line when an activity begins, then a line
+        every `every` seconds. If 5 % of the work takes between `every` / 6 and `every` seconds, print a line every 5 %.
         """
-        what, started, first, told, part = "", 0.0, 0, time.monotonic(), 0
+        activity, started, first, last_note, part = "", 0.0, 0, time.monotonic(), 0
 
-        def left(done: int, total: int) -> str:
-            passed = done - first
-            return clock((time.monotonic() - started) / passed * (total - done)) + " left" if passed > 0 else ""
+        def remaining(done: int, total: int) -> str:
+            finished = done - first
+            return clock((time.monotonic() - started) / finished * (total - done)) + " left" if finished > 0 else ""
 
-        def begin(now: str, done: int) -> None:
-            nonlocal what, started, first
-            if now != what:
-                what, started, first = now, time.monotonic(), done
+        def begin(new_activity: str, done: int) -> None:
+            nonlocal activity, started, first
+            if new_activity != activity:
+                activity, started, first = new_activity, time.monotonic(), done
 
         if not self.drawing:
 
-            def tell(now: str, done: int, total: int) -> None:
-                nonlocal told, part
-                if now != what:
-                    self.note(f"{now} ({total:,})")
-                    told, part = time.monotonic(), 20 * done // max(total, 1)
-                    begin(now, done)
+            def print_note(new_activity: str, done: int, total: int) -> None:
+                nonlocal last_note, part
+                if new_activity != activity:
+                    self.note(f"{new_activity} ({total:,})")
+                    last_note, part = time.monotonic(), 20 * done // max(total, 1)
+                    begin(new_activity, done)
                     return
-                passed, reached = time.monotonic() - told, 20 * done // max(total, 1)
+                passed, reached = time.monotonic() - last_note, 20 * done // max(total, 1)
                 if passed >= every or (passed >= every / 6 and reached > part):
-                    told, part = time.monotonic(), reached
-                    self.note(", ".join(filter(None, (f"{now}: {done:,} of {total:,}", left(done, total)))))
+                    last_note, part = time.monotonic(), reached
+                    progress_text = f"{new_activity}: {done:,} of {total:,}"
+                    self.note(", ".join(filter(None, (progress_text, remaining(done, total)))))
 
-            yield tell
+            yield print_note
             return
         with _progress("left") as progress:
             task = progress.add_task("", total=None, left="", visible=False)
 
-            def advance(now: str, done: int, total: int) -> None:
-                begin(now, done)
+            def advance(new_activity: str, done: int, total: int) -> None:
+                begin(new_activity, done)
                 progress.update(
-                    task, description=now, completed=done, total=total, left=left(done, total), visible=total > 0
+                    task,
+                    description=new_activity,
+                    completed=done,
+                    total=total,
+                    left=remaining(done, total),
+                    visible=total > 0,
                 )
 
             yield advance
 
 
 def count(number: int, thing: str) -> str:
-    """`1 clip`, `1,200 clips`."""
+    """Return a number and a noun in the singular or plural: `1 clip`, `1,200 clips`."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def printable(text: str) -> str:
-    """Control characters, which a file's name may hold, as their escapes."""
+    """Replace control characters, which a file name may contain, by escape sequences."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def clock(seconds: float) -> str:
-    """`0:02`, `4:50` or `1:02:03`."""
+    """Return a duration as `0:02`, `4:50` or `1:02:03`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def pace(seconds: float, left: int) -> str:
-    """Speed and time left, in the unit that reads well: `3.4 steps/s, 0:02 left` or `12.1 s/step, 4:50 left`."""
+    """Return the speed and the remaining time: `3.4 steps/s, 0:02 left` or `12.1 s/step, 4:50 left`.
+
+    seconds: the time of one step. left: how many steps remain.
+    """
     speed = f"{1 / seconds:.1f} steps/s" if 0 < seconds < 1 else f"{seconds:.1f} s/step"
     minutes, rest = divmod(round(seconds * left), 60)
     return f"{speed}, {minutes}:{rest:02d} left" if left else speed
@@ -157,7 +174,7 @@ def _console() -> Any:
 
 
 def _progress(field: str) -> Any:
-    """A bar on stderr that goes when it is done; the task's `field` stands behind it."""
+    """Return a bar on stderr that disappears at its end. It shows the task's `field` at the end of the line."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
     columns = (

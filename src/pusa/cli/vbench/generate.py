@@ -1,4 +1,4 @@
-"""`pusa vbench generate`: the videos of a manifest, by any number of processes, taken up again where they were."""
+"""`pusa vbench generate`: make the videos of a manifest, with any number of processes; resume after an interruption."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pusa.cli.shared.options import (
     File,
     Model,
     SeedlessSampling,
-    Talk,
+    Verbosity,
     Whole,
     given_of,
     with_preset,
@@ -43,38 +43,39 @@ def generate(
     limit: Annotated[int | None, Whole, Parameter(group=MANY, show_default=lambda _: "all")] = None,
     ray: Annotated[str | None, Parameter(group=MANY, metavar="ADDRESS")] = None,
     workers: Annotated[int | None, Whole, Parameter(group=MANY)] = None,
-    talk: Talk = Talk(),
+    verbosity: Verbosity = Verbosity(),
 ) -> Report:
-    """Make the videos of a manifest: each from its picture and prompt, with its own seed, checked once it is written.
+    """Make the videos of a manifest. Each has its picture, prompt and seed, and is checked after it is written.
 
-    Run the same command again to go on, or several times at once, with one device each, to share the work.
+    To resume, run the same command again. To use several devices, start it once for each device; the processes share
+    the work.
 
     Parameters
     ----------
     manifest
-        A file of `pusa vbench manifest`.
+        A file that `pusa vbench manifest` wrote.
     images
-        The folder of the official crops that suit the manifest's size.
+        The folder of the official crops for the manifest's size.
     out
         Folder for videos/, recipes/ and run.json.
     noise
-        Noise multiplier of the picture: 0 keeps it exactly, as the paper's benchmark does.
+        Noise multiplier of the picture: 0 keeps it exactly, as in the paper's benchmark.
     limit
-        At most so many of the videos that are not there yet.
+        Make at most this many of the missing videos.
     ray
-        Share the work over a Ray cluster: its address, or local.
+        Share the work over a Ray cluster: its address, auto, or local to start one on this machine.
     workers
-        Processes on the cluster; by default one per GPU, else one per node.
+        Number of processes, with --ray. The default is one per GPU, else one per machine.
     """
     multiplier(str(noise or 0), "--noise")
     if workers is not None and (ray is None or workers < 1):
-        raise InputError(f"--workers {workers}: it takes a number of 1 or more, and --ray with it.")
+        raise InputError(f"--workers {workers}: give 1 or more, together with --ray.")
     if limit is not None and limit < 1:
-        raise InputError(f"--limit {limit}: it takes a number of 1 or more.")
+        raise InputError(f"--limit {limit}: give 1 or more.")
     model, sampling, noise = with_preset(model, sampling, noise)
-    terminal = Terminal(talk.talkative)
+    terminal = Terminal(verbosity.verbose)
     with terminal.status("Starting"):
-        from pusa.cli.shared.batch import about
+        from pusa.cli.shared.batch import model_identity
         from pusa.cli.shared.clip_jobs import limits_of
         from pusa.evaluation.vbench import maker, verification
         from pusa.evaluation.vbench import manifest as manifests
@@ -86,18 +87,19 @@ def generate(
         chosen = given_of(sampling)
         limits_of(model, terminal).settings(size=plan.size, frames=plan.frames, **chosen)
         pictures = maker.content_of(plan, images)
-        verification.start_run(out, plan, {**chosen, "noise": noise, "pictures": pictures, **about(model)})
-        if strange := verification.without_recipe(plan, out):
+        verification.start_run(out, plan, {**chosen, "noise": noise, "pictures": pictures, **model_identity(model)})
+        if unknown := verification.without_recipe(plan, out):
             raise InputError(
-                f"{out / verification.VIDEOS / strange[0]} was not made here: it has no recipe; move it away."
+                f"{out / verification.VIDEOS / unknown[0]} was not made by this command, because it has no recipe; "
+                "move it to another folder."
             )
     videos = out / verification.VIDEOS
     missing = [video.file for video in maker.ordered(plan) if not (videos / video.file).exists()]
     files = missing[:limit]
-    terminal.note(f"{count(len(plan.videos), 'video')}, {len(plan.videos) - len(missing)} there already")
+    terminal.note(f"{count(len(plan.videos), 'video')}, {len(plan.videos) - len(missing)} already there")
     started = time.monotonic()
     if files:
-        _foretell(terminal, model, plan, len(files), chosen)
+        _estimate(terminal, model, plan, len(files), chosen)
         with terminal.counting() as progress:
             if ray:
                 manifest, images, folder = manifest.absolute(), images.absolute(), out.absolute()
@@ -108,28 +110,28 @@ def generate(
                 _make(manifest, images, out, model, noise, chosen, files, terminal, Worker(progress=progress))
     left = len(missing) - len(files)
     record = {"videos": len(plan.videos), "made": len(files), "left": left, "folder": str(out)}
-    then = f"{count(left, 'video')} left" if left else "check them with pusa vbench verify"
-    took = clock(time.monotonic() - started)
-    return Report(record, f"{videos}: {count(len(plan.videos) - left, 'video')}, {took}; {then}.")
+    next_step = f"{count(left, 'video')} left" if left else "to check them, run pusa vbench verify"
+    elapsed = clock(time.monotonic() - started)
+    return Report(record, f"{videos}: {count(len(plan.videos) - left, 'video')}, {elapsed}; {next_step}.")
 
 
-def _foretell(terminal: Terminal, model: Model, plan: Manifest, left: int, chosen: dict[str, Any]) -> None:
-    """What the videos will take, by the arithmetic of `pusa info --memory`."""
+def _estimate(terminal: Terminal, model: Model, plan: Manifest, left: int, chosen: dict[str, Any]) -> None:
+    """Print the estimated time of the videos, computed like that of `pusa info --memory`."""
     import torch
 
-    from pusa.cli.shared.memory_report import outlook
+    from pusa.cli.shared.memory_report import memory_report
     from pusa.models.loading import checkpoints, sources
 
     profile = "80gb" if torch.cuda.is_available() else "cpu"
     with terminal.status("Estimating"):
-        told = outlook(
+        report = memory_report(
             model, size=plan.size, frames=plan.frames, guidance=chosen.get("guidance"), profile=profile, rate=None
         )
-        rows = told.record["profiles"]
+        rows = report.record["profiles"]
         steps = chosen.get("steps") or checkpoints.defaults_of(sources.find(model.source, parts=())[1]).steps
-    if seconds := rows[0]["seconds_per_step"]:
-        low, high = (clock(each * steps * left) for each in seconds)
-        terminal.note(f"{count(left, 'video')} of {steps} steps: {low} to {high} of one such device, decoding aside")
+    if limits := rows[0]["seconds_per_step"]:
+        low, high = (clock(seconds * steps * left) for seconds in limits)
+        terminal.note(f"{count(left, 'video')} of {steps} steps: {low} to {high} on one such device, without decoding")
 
 
 def _video_maker(
@@ -155,7 +157,7 @@ def _make(
     terminal: Terminal,
     worker: Worker,
 ) -> None:
-    """Make the videos of these names that no other process makes."""
+    """Make the videos with these names, without those that other processes make."""
     from pusa.evaluation.results_folder import make_missing
 
     units = _video_maker(manifest, images, out, model, noise, chosen, terminal).units(files)

@@ -1,4 +1,4 @@
-"""`pusa vbench manifest`: the official list as a file of what is to be made."""
+"""`pusa vbench manifest`: write the list of videos to make, from the official list."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pusa.cli.shared.arguments import number
 from pusa.cli.shared.arguments import size as read_size
-from pusa.cli.shared.options import File, Talk, Whole
+from pusa.cli.shared.options import File, Verbosity, Whole
 from pusa.cli.shared.terminal import Report, count
 from pusa.errors import InputError
 
@@ -21,27 +21,27 @@ def manifest(
     frames: Annotated[int, Whole] = 81,
     fps: float = 16,
     seed: Annotated[int, Whole] = 0,
-    talk: Talk = Talk(),
+    verbosity: Verbosity = Verbosity(),
 ) -> Report:
-    """Write one JSON line for each video of a suite: prompt, picture, sample, seed, file name.
+    """Write one line of JSON for each video of a suite: prompt, picture, sample, seed and file name.
 
     Parameters
     ----------
     info
-        The official vbench2_i2v_full_info.json, which comes with the official code.
+        The official vbench2_i2v_full_info.json, which is part of the official code.
     out
         The manifest.
     suite
-        full: 5,590 videos, the only one with a total; core: 1,775 without camera motion; subset750: as many as the
-        paper's ablations; smoke: six.
+        full: 5,590 videos, the only suite with a total; core: 1,775 videos without camera motion; subset750: 750
+        videos, like the paper's ablations; smoke: six videos.
     size
-        WIDTHxHEIGHT of the videos; it decides which of the official crops is used.
+        WIDTHxHEIGHT of the videos. It determines which official crops are used.
     frames
-        Pixel frames, 4n+1.
+        Pixel frames: 4n+1.
     fps
-        Frame rate that the files are tagged with; dynamic degree depends on it.
+        Frame rate in the files. Dynamic degree depends on it.
     seed
-        Of the run; a video's own seed follows from it, the prompt and the sample.
+        Seed of the run. The seed of a video is computed from it, the prompt and the sample.
     """
     from pusa.evaluation.vbench import manifest as manifests
 
@@ -51,7 +51,7 @@ def manifest(
         raise InputError(f"--fps {fps:g}: give a rate above 0 and at most 1000.")
     made = manifests.build(info, suite, read_size(size), frames, fps, seed)
     if out.exists() and not _may_be_replaced(out):
-        raise InputError(f"--out {out}: this file is there and is no manifest; give another name.")
+        raise InputError(f"--out {out} exists and is not a manifest; give another name.")
     made.write(out)
     images = len({video.image for video in made.videos})
     record = {"manifest": str(out), "suite": suite, "videos": len(made.videos), "images": images, "crop": made.crop}

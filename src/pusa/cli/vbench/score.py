@@ -1,4 +1,4 @@
-"""`pusa vbench score`: the official code on the videos, a dimension at a time."""
+"""`pusa vbench score`: run the official code on the videos, one dimension after the other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from pusa.cli.shared.options import OUTPUT, File, Many, Switch, Talk
+from pusa.cli.shared.options import OUTPUT, File, Many, Switch, Verbosity
 from pusa.cli.shared.terminal import Report, Terminal
 from pusa.errors import InputError
 
@@ -25,12 +25,12 @@ def score(
     download: Annotated[bool, Switch, Parameter(group=OFFICIAL)] = False,
     legacy_antialias: Annotated[bool, Switch, Parameter(group=OFFICIAL)] = False,
     out: Annotated[Path | None, File, Parameter(group=OUTPUT, show_default=lambda _: "FOLDER/scores")] = None,
-    talk: Talk = Talk(),
+    verbosity: Verbosity = Verbosity(),
 ) -> Report:
-    """Score the videos with a checkout of VBench, in the environment that it needs.
+    """Score the videos with a checkout of VBench, in its own Python environment.
 
-    Code, crops and weight files are looked for first; a dimension that cannot run is unavailable, with the reason, and
-    exit code 1 says so. Run it again to go on.
+    The command first looks for the code, the crops and the weight files. If a dimension cannot run, it is reported as
+    unavailable with the reason, and the exit code is 1. To resume, run the same command again.
 
     Parameters
     ----------
@@ -41,17 +41,17 @@ def score(
     vbench
         A checkout of Vchitect/VBench, with the crops in vbench2_beta_i2v/data/crop.
     python
-        The Python of the environment in which it runs.
+        The Python of the environment of VBench.
     dimensions
-        Which ones; by default the nine of the total.
+        Dimensions to score. The default is the nine dimensions of the total.
     download
-        Let the official code download weights that are missing.
+        Let the official code download missing weights.
     legacy_antialias
-        Resize without antialiasing, as torchvision did before 0.17 and the leaderboard's numbers were made.
+        Resize without antialiasing, like torchvision before 0.17, with which the leaderboard was computed.
     out
         Folder of the results.
     """
-    terminal = Terminal(talk.talkative)
+    terminal = Terminal(verbosity.verbose)
     with terminal.status("Starting"):
         from pusa.evaluation.vbench import manifest as manifests
         from pusa.evaluation.vbench import scoring
@@ -59,8 +59,8 @@ def score(
         from pusa.files import write_json
 
     chosen = list(dict.fromkeys(dimensions)) or list(DIMENSIONS)
-    if odd := [name for name in chosen if name not in scoring.MODULES]:
-        raise InputError(f"There is no dimension {odd[0]!r}; there are {', '.join(scoring.MODULES)}.")
+    if unknown := [name for name in chosen if name not in scoring.MODULES]:
+        raise InputError(f"There is no dimension {unknown[0]!r}; give one of {', '.join(scoring.MODULES)}.")
     plan = manifests.read(manifest)
     place = out or folder / "scores"
     checkout = scoring.Checkout(vbench, python, download, legacy_antialias)
@@ -70,7 +70,7 @@ def score(
     write_json(results, found)
     scored = {name: result for name, result in found.items() if name in scoring.MODULES}
     missing = [name for name in chosen if isinstance(found[name], dict)]
-    lines = [f"{name:24}{_said(result)}" for name, result in scored.items()]
+    lines = [f"{name:24}{_result_text(result)}" for name, result in scored.items()]
     record: dict[str, Any] = {"results": str(results), "unavailable": {n: found[n]["unavailable"] for n in missing}}
     record |= {
         "scores": {name: result[0] for name, result in scored.items() if name not in missing},
@@ -79,5 +79,5 @@ def score(
     return Report(record, "\n".join([*lines, str(results)]), exit_code=int(bool(missing)))
 
 
-def _said(result: Any) -> str:
+def _result_text(result: Any) -> str:
     return f"unavailable: {result['unavailable']}" if isinstance(result, dict) else f"{100 * result[0]:.2f}"

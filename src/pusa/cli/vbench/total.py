@@ -1,4 +1,4 @@
-"""`pusa vbench total`: results into scores, and where two runs differ."""
+"""`pusa vbench total`: compute the total of a run, and compare two runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from pusa.cli.shared.options import OUTPUT, File, Many, Talk
+from pusa.cli.shared.options import OUTPUT, File, Many, Verbosity
 from pusa.cli.shared.terminal import Report
 
 if TYPE_CHECKING:
@@ -20,23 +20,23 @@ def total(
     *more: str,
     against: Annotated[tuple[str, ...], Many, Parameter(metavar="RESULTS...", consume_multiple=True)] = (),
     submission: Annotated[Path | None, File, Parameter(group=OUTPUT)] = None,
-    talk: Talk = Talk(),
+    verbosity: Verbosity = Verbosity(),
 ) -> Report:
-    """The scores of a run of VBench-I2V: result files of the official code, or plain numbers.
+    """Compute the total of a run of VBench-I2V from result files of the official code, or from plain numbers.
 
-    A plain file is {"i2v_subject": 0.9695, …}, in fractions or in percent. Exit code 1 when a dimension or a video is
-    missing; there is no total then.
+    A file of plain numbers is {"i2v_subject": 0.9695, …}, in fractions or in percent. If a dimension or a video is
+    missing, there is no total, and the exit code is 1.
 
     Parameters
     ----------
     results
         A result file.
     more
-        Further files of the same run, each with other dimensions.
+        Further files of the same run, with other dimensions.
     against
-        Files of another run, to see which dimension the difference comes from.
+        Files of another run. The command prints how much each dimension adds to the difference.
     submission
-        A .zip to write for the official leaderboard, from official results of all videos.
+        A .zip to write for the official leaderboard. It needs official results of all videos.
     """
     from pusa.evaluation.vbench import totals
 
@@ -67,18 +67,21 @@ def _table(run: Results, found: RunScores) -> str:
     for name, dimension in DIMENSIONS.items():
         value = f"{100 * run.values[name]:6.2f}" if name in run.values else "missing"
         lines.append(f"{dimension.title:24}{value:>8}{_bounds(found, name)}")
-    named = {"": found.scores, " of these videos": found.part, " without camera motion": found.without_camera}
-    for title, scores in [(title, scores) for title, scores in named.items() if scores is not None][:1]:
+    candidates = {"": found.scores, " of these videos": found.part, " without camera motion": found.without_camera}
+    for title, scores in [(title, scores) for title, scores in candidates.items() if scores is not None][:1]:
         lines += [
             "",
             f"{'I2V' + title:32}{100 * scores.i2v:6.2f}",
             f"{'quality':32}{100 * scores.quality:6.2f}",
             f"{'total' + title:32}{100 * scores.total:6.2f}{_bounds(found, 'total')}",
         ]
-    why = [f"{DIMENSIONS[name].title} is missing" for name in found.missing]
-    why += [f"{DIMENSIONS[name].title} has {have:,} of {want:,} videos" for name, (have, want) in found.short.items()]
-    if why:
-        lines += ["", f"No total of the benchmark: {', '.join(why)}."]
+    reasons = [f"{DIMENSIONS[name].title} is missing" for name in found.missing]
+    reasons += [
+        f"{DIMENSIONS[name].title} has {scored:,} of {expected:,} videos"
+        for name, (scored, expected) in found.short.items()
+    ]
+    if reasons:
+        lines += ["", f"The benchmark has no total: {', '.join(reasons)}."]
     return "\n".join(lines)
 
 
@@ -101,8 +104,8 @@ def _difference(run: Results, other: Results, parts: dict[str, float]) -> str:
         for group in ("i2v", "quality")
     }
     lines.append(
-        f"{'together':24}{'':15}{sum(parts.values()):+9.3f}   (I2V {sums['i2v']:+.3f}, quality {sums['quality']:+.3f})"
+        f"{'sum':24}{'':15}{sum(parts.values()):+9.3f}   (I2V {sums['i2v']:+.3f}, quality {sums['quality']:+.3f})"
     )
-    if left := [dimension.title for name, dimension in DIMENSIONS.items() if name not in parts]:
-        lines.append(f"Not both have {', '.join(left)}.")
+    if missing := [dimension.title for name, dimension in DIMENSIONS.items() if name not in parts]:
+        lines.append(f"Missing in at least one run: {', '.join(missing)}.")
     return "\n".join(lines)

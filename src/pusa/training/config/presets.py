@@ -1,14 +1,14 @@
-"""Named settings for the models people train, each with what it should cost.
+"""Presets: named settings for common models, with the memory and the time that a training takes.
 
-The costs are computed, not measured, unless the line says so. Memory is what one device holds at its peak: the base in
-the precision of the run (2 bytes a weight in bf16), 16 bytes for every trained weight (float32 weight, gradient and
-two Adam moments), the input of every block for gradient checkpointing, and one block worked out again. Time is
+If the note of a preset does not say "measured", the values are computed. Memory is the peak on one device: the base
+model in the precision of the run (2 bytes per weight in bf16), 16 bytes for each trained weight (float32 weight,
+gradient and two Adam moments), the input of every block for gradient checkpointing, and one recomputed block. Time is
 
     clips × (6 · weights · tokens + 18 · layers · dim · tokens²) / (40 % of the 989 TFLOP/s of an H100)
 
-where 6 is forward, recomputation and the gradient with respect to the input (a frozen weight needs none of its own),
-18 the same for attention (4 forward, 4 again, 10 backward), and 40 % the share of the peak that good trainers reach.
-Encoding the clips into the cache, which happens once, is not part of it.
+The factor 6 counts the forward pass, its recomputation and the gradient with respect to the input; a frozen weight
+needs no gradient of its own. The factor 18 counts the same for attention: 4 forward, 4 recomputed, 10 backward. Good
+trainers reach 40 % of the peak. The time for encoding the clips into the cache is not included.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings that differ from the defaults, and what a run with them costs.
+    """Settings that differ from the defaults, and the cost of a training with them.
 
-    memory, time: for the device that they name. note: what it is for and how the two numbers were obtained.
+    memory: the peak on one device. time: of the training, with the device. note: the purpose of the preset, and whether
+    memory and time were measured or computed.
     """
 
     config: dict[str, Any]
@@ -59,7 +60,7 @@ PRESETS = {
         },
         memory="1.2 GB",
         time="2 to 3 min on 2 CPU cores",
-        note="The embedded model: learns to animate pictures, for trying things out. Measured (135 s, two threads).",
+        note="The embedded model, for a first try: it learns image-to-video. Measured: 135 s with two threads.",
     ),
     "wan21-1.3b": Preset(
         _wan("Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
@@ -77,7 +78,7 @@ PRESETS = {
         {**_A14B, "model": {**_A14B["model"], "expert": "high", "full_range": True}},
         memory="63 GB",
         time="34 h on one H100",
-        note="One expert of the two, over all noise levels; run it again with --model.expert low. Computed.",
+        note="The high-noise expert, on all noise levels. For the other, run again with --model.expert low. Computed.",
     ),
     "wan22-5b": Preset(
         _wan("Wan-AI/Wan2.2-TI2V-5B-Diffusers"),
@@ -109,6 +110,7 @@ PRESETS = {
         },
         memory="124 GB; 64 GB on each of 8 devices with --train.parallel fsdp",
         time="139 h on one H100, 17 h on 8",
-        note="arXiv 2507.16116: rank 512, 900 steps of 8 clips, lr 1e-5; on 8 devices --train.accumulate 1. Computed.",
+        note="arXiv 2507.16116: rank 512, 900 steps of 8 clips, lr 1e-5. On 8 devices, give --train.accumulate 1. "
+        "Computed.",
     ),
 }

@@ -1,7 +1,7 @@
-"""The sections of the settings of a training, each setting with its kind, range, default and help.
+"""The sections of the training settings. Each setting has a type, a range, a default and a help text.
 
-The text under a setting is its help: `pusa train --help` shows it, reading this file as text so that help needs no
-import. What a setting takes is said once, in its type; `Give` puts it into words for the error message.
+The text below a setting is its help. `pusa train --help` reads this file as text, so that the help needs no import. The
+type of a setting defines which values are allowed. `Give` describes these values for error messages.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, fiel
 
 
 class Give(str):
-    """What a setting takes, as the end of the sentence "…; give"."""
+    """A description of the allowed values, such as "a number above 0". An error message adds it to "…; give"."""
 
 
 def _none(value: Any) -> Any:
-    """TOML has no null: the word "none" stands for it."""
+    """Convert the word "none" to None, because TOML has no null."""
     return None if value == "none" else value
 
 
 def _path(value: Any) -> Any:
-    """The empty path would be the folder we are in."""
+    """Raise ValueError for an empty path, which would mean the current folder."""
     if value == "":
         raise ValueError("is empty; give a path")
     return value
@@ -78,72 +78,74 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """Which model is trained."""
+    """The model to train."""
 
     source: str = "tiny-base"
     """tiny-base (embedded), a diffusers folder, or a hub id."""
     expert: Annotated[Literal["high", "low"] | None, Absent] = None
-    """Which expert of Wan2.2 A14B."""
+    """The expert of Wan2.2 A14B to train."""
     boundary: Annotated[float, Field(gt=0, lt=1), Give("a number between 0 and 1")] = 0.875
-    """The noise level at which the experts change."""
+    """Noise level between the two experts."""
     full_range: bool = True
-    """Train the expert over all noise levels (the author's finding), not only over its own side of the boundary."""
+    """true: train the expert on all noise levels, which works better; false: only on its own side of the boundary."""
 
 
 class DataConfig(Section):
-    """Which clips, and how they are cut."""
+    """The clips and how they are cut into samples."""
 
     path: str | None = None
-    """Folder, list or dataset id; --data is the same."""
+    """Folder, table or dataset id; the same as --data."""
     cache: Folder = Path("runs/cache")
-    """Where encoded clips are kept."""
+    """Folder of the encoded clips."""
     buckets: Annotated[list[str] | None, Absent, Give("a list such as [832x480x81]")] = None
-    """WIDTHxHEIGHTxFRAMES to cut to; null: the model's own."""
+    """Sizes of the samples, WIDTHxHEIGHTxFRAMES; null: the model's own size."""
     cut: Literal["head", "uniform", "slide"] = "head"
-    """Which parts of a long clip are used: its beginning, spread evenly, or all of it."""
+    """Samples of a long clip: one from its beginning, as many as fit without overlap, or one every half length."""
     fps: Annotated[Positive | None, Absent] = None
-    """Frames per second that clips are resampled to; null: the model's own."""
+    """Frames per second to which clips are resampled; null: the model's own rate."""
     held_out: Annotated[Whole | None, Absent] = None
-    """Clips kept for validation and never trained on; null: 10 %, at most 16."""
+    """Number of clips for validation only; null: 10 % of all clips, at most 16."""
 
     @field_validator("buckets")
     @classmethod
     def _buckets(cls, value: list[str] | None) -> list[str] | None:
         for text in value or ():
             if not re.fullmatch(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", text):
-                raise ValueError(f"has {text!r}, which is no bucket; give WIDTHxHEIGHTxFRAMES such as 832x480x81")
+                raise ValueError(f"has {text!r}, which is not a bucket; give WIDTHxHEIGHTxFRAMES such as 832x480x81")
         if value == [] or len(set(value or ())) < len(value or ()):
-            raise ValueError("is empty or names a bucket twice; give each once, or null for the model's own")
+            raise ValueError("is empty or has a bucket twice; give each bucket once, or null for the model's own size")
         return value
 
 
 class SigmaConfig(Section):
-    """How frames get their noise levels."""
+    """Noise levels of the frames in training."""
 
     pattern: Literal["independent", "ptss", "shared", "first-clean", "tasks"] = "independent"
-    """One level per frame (the method), a mix of that and one per clip, one per clip, the ablation, or tasks."""
+    """independent: a level per frame (the paper); ptss: per frame or per clip, at random; shared: a level per clip;
+    first-clean: a level per clip, with a clean first frame; tasks: levels of randomly chosen tasks."""
     p: Share = 0.5
-    """ptss: the probability of one level per frame, otherwise one per clip."""
+    """For ptss: probability of a level per frame."""
     tasks: dict[Task, Share] = Field(default=TASKS, validate_default=True)  # type: ignore[arg-type]
-    """tasks: the probability of each task."""
+    """For tasks: probability of each task."""
     condition_noise: Share = 0.0
-    """tasks: given frames get a noise multiplier drawn evenly from 0 to this; 0 keeps them clean."""
+    """For tasks: upper limit of the noise multiplier of given frames, drawn uniformly from 0; 0 keeps them clean."""
     law: Literal["uniform", "shifted", "logit-normal"] = "uniform"
-    """How one level is distributed: evenly (the paper), a shifted grid (the official code), or mostly in the middle."""
+    """Distribution of a level: uniform (the paper), shifted towards noise (the official code), or logit-normal."""
     shift: Positive = 5.0
-    """shifted: how far towards noise."""
+    """For shifted: strength of the shift towards noise."""
     levels: Annotated[Count | None, Absent] = None
-    """shifted: the number of levels, 1000 in the official code; null: all."""
+    """For shifted: number of different levels, 1000 in the official code; null: continuous."""
     mean: Number = 0.0
-    """logit-normal: mean before the sigmoid."""
+    """For logit-normal: mean before the sigmoid."""
     std: Positive = 1.0
-    """logit-normal: standard deviation before the sigmoid."""
+    """For logit-normal: standard deviation before the sigmoid."""
     low: Share = 0.0
-    """The least level of a clip's noisiest frame."""
+    """Lower limit of the level of the noisiest frame of a clip."""
     high: Share = 1.0
-    """The greatest level of a clip's noisiest frame."""
+    """Upper limit of the level of the noisiest frame of a clip."""
     weighting: Literal["none", "bell", "official"] = "none"
-    """Of the loss over levels: none (the paper), a bell for each frame, or a bell averaged over the clip."""
+    """Weight of the loss by level. none: constant (the paper); bell: a bell curve per frame; official: its mean over
+    the clip."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -160,65 +162,65 @@ class SigmaConfig(Section):
         if abs(total - 1) > 1e-6:
             raise ValueError(f"has tasks whose probabilities add up to {total:g}; make them add up to 1")
         if self.low >= self.high:
-            raise ValueError(f"has low {self.low:g} and high {self.high:g}; make low the smaller one")
+            raise ValueError(f"has low {self.low:g} and high {self.high:g}; make low smaller than high")
         return self
 
 
 class LoraSettings(Section):
-    """The adapter; null trains the whole model."""
+    """The LoRA; null trains the whole model."""
 
     rank: Count = 32
-    """Rank of every pair of factors."""
+    """Rank of the LoRA."""
     alpha: Annotated[Positive | None, Absent] = None
-    """Scale: alpha / rank multiplies the product; null: the rank."""
+    """The LoRA is scaled by alpha / rank; null: alpha is the rank."""
     targets: Annotated[list[str], Field(min_length=1), Give("a list of module names")] = list(TARGETS)
-    """Endings of the names of the linear layers that are adapted."""
+    """Linear layers that get a LoRA, by the end of their names."""
     rslora: bool = False
-    """Scale by alpha / √rank instead."""
+    """Scale by alpha / √rank instead of alpha / rank."""
 
 
 class TrainSettings(Section):
-    """How the weights are changed."""
+    """Steps, batches and the optimiser."""
 
     steps: Count = 900
     """Optimiser steps."""
     batch: Count = 1
-    """Clips per process in one pass."""
+    """Samples per process in one forward pass."""
     accumulate: Count = 1
-    """Passes per optimiser step."""
+    """Forward passes per optimiser step."""
     lr: Positive = 1e-4
-    """Learning rate at its highest."""
+    """Highest learning rate."""
     warmup: Whole = 0
-    """Steps over which it rises."""
+    """Steps in which the learning rate rises to its highest value."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """What it does after that."""
+    """Course of the learning rate after the warm-up."""
     weight_decay: Amount = 0.01
-    """Of matrices; biases and norms are not decayed."""
+    """Weight decay of matrices; biases and norms have none."""
     betas: Annotated[tuple[Momentum, Momentum], Strict(False), Give("two numbers of at least 0 and below 1")] = (
         0.9,
         0.999,
     )
-    """Memory of Adam's two moments."""
+    """Decay of Adam's first and second moment."""
     clip: Annotated[Positive | None, Absent] = 1.0
-    """Greatest norm of the gradient; null: any."""
+    """Greatest norm of the gradient; null: no limit."""
     optimiser: Literal["adamw", "adamw8bit"] = "adamw"
-    """adamw8bit needs bitsandbytes and a GPU."""
+    """Optimiser. adamw8bit needs bitsandbytes and a GPU."""
     ema: Annotated[Decay | Literal["post-hoc"] | None, Absent, Give("a number between 0 and 1, or post-hoc")] = None
-    """Average of the weights: a decay, or post-hoc (EDM2)."""
+    """Average of the weights: its decay, or post-hoc (EDM2); null: no average."""
     caption_dropout: Share = 0.1
-    """Probability that a clip is trained without its caption."""
+    """Probability of training a sample without its caption."""
     gradient_checkpointing: bool = False
-    """Less memory for a third more time."""
+    """Save memory; a step takes a third more time."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the frozen weights and the arithmetic; trained weights are float32."""
+    """Type of the frozen weights and of the computation; trained weights are float32."""
     workers: Whole = 2
-    """Threads that read ahead; the result does not depend on it."""
+    """Threads that read ahead. The result does not depend on this number."""
     seed: Annotated[int, Field(ge=0, lt=2**63), Give("a whole number from 0 to 2^63 - 1")] = 0
-    """The same seed gives the same weights."""
+    """Seed. The same seed gives the same weights."""
     on_nan: Literal["stop", "skip"] = "stop"
-    """What happens at a loss or gradient that is no number."""
+    """If a loss or a gradient is not finite: stop the training, or skip the step."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """With several processes: each holds the model, or a part of it."""
+    """With several processes: each has the whole model (ddp) or a part of it (fsdp)."""
 
 
 class SaveSettings(Section):
@@ -227,38 +229,38 @@ class SaveSettings(Section):
     every: Count = 100
     """Steps between checkpoints."""
     keep: Annotated[Count | None, Absent] = 3
-    """How many are kept; null: all."""
+    """How many checkpoints to keep; null: all."""
 
 
 class ValidateSettings(Section):
-    """Loss on held-out clips, at fixed noise."""
+    """Loss on held-out clips, with the same noise every time."""
 
     every: Whole = 100
-    """Steps between validations; 0: none."""
+    """Steps between validations; 0: no validation."""
     clips: Count = 8
-    """How many of the held-out clips are used, at most."""
+    """How many held-out clips to use at most."""
     sigmas: Annotated[list[Level], Field(min_length=1), Give("a list of numbers above 0 and at most 1")] = [
         0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95
     ]  # fmt: skip
-    """Noise levels of the frames that are made."""
+    """Noise levels of the frames that the model predicts."""
 
     @field_validator("sigmas")
     @classmethod
     def _sigmas(cls, value: list[float]) -> list[float]:
         if len(set(value)) < len(value):
-            raise ValueError("names a level twice; give each once")
+            raise ValueError("has a level twice; give each level once")
         return value
 
 
 class PreviewSettings(Section):
-    """Clips made on the way."""
+    """Clips that are made during the training."""
 
     every: Whole = 0
-    """Steps between previews; 0: none."""
+    """Steps between previews; 0: no previews."""
     tasks: Annotated[list[PreviewTask], Field(min_length=1)] = ["text-to-video", "image-to-video"]
-    """What is made of each prompt."""
+    """Tasks for each prompt."""
     prompts: Annotated[list[str] | None, Absent, Give("a list of texts")] = None
-    """Captions; null: those of held-out clips."""
+    """Prompts; null: the captions of held-out clips."""
     steps: Annotated[Count | None, Absent] = None
     """Sampling steps; null: the model's own."""
     guidance: Annotated[Amount | None, Absent] = None
@@ -266,11 +268,11 @@ class PreviewSettings(Section):
 
 
 class TrackSettings(Section):
-    """Where numbers go, beside log.jsonl."""
+    """Loggers and the cost sheet."""
 
     loggers: list[Literal["tensorboard", "trackio", "wandb"]] = []
-    """Further places."""
+    """Loggers in addition to log.jsonl."""
     price: Annotated[Amount | None, Absent] = None
-    """Money for one hour of one device, for the cost sheet."""
+    """Price of one hour of one device, for the cost sheet."""
     currency: str = "USD"
-    """Of the price."""
+    """Currency of the price."""

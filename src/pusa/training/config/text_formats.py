@@ -1,8 +1,8 @@
-"""Settings as text: YAML without the surprises of YAML 1.1, TOML, and single values typed on a command line.
+"""Read and write settings as text: a strict form of YAML, TOML, and single values from a command line.
 
-YAML 1.1, which PyYAML speaks, reads `1e-4` as a text, `no` and `off` as false and `1:30` as ninety, and lets a key that
-occurs twice silently win. Here numbers are numbers, only true and false are truth values, and a repeated key is an
-error. What `dump` writes is read back identically, and by other YAML readers as well.
+PyYAML implements YAML 1.1, which reads `1e-4` as a text, `no` and `off` as false and `1:30` as ninety. If a key occurs
+twice, it uses the second one. In this module, numbers are numbers, only true and false are booleans, and a repeated key
+is an error. `parse` and other YAML readers read exactly the values that `dump` wrote.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _RESOLVERS = (
 
 
 class Empty:
-    """The value of a key after which nothing is written; it depends on the key what that means."""
+    """The value of a key without a value. Its meaning depends on the key."""
 
 
 EMPTY = Empty()
@@ -39,7 +39,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             name = self.construct_object(key, deep=True)
             if not isinstance(name, str):
-                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} is no text", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} is not a text", key.start_mark)
             if name in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{name!r} occurs twice", key.start_mark)
             seen.add(name)
@@ -57,10 +57,10 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes whatever either version of YAML would not read as a text."""
+    """A writer that quotes every text that YAML 1.1 or YAML 1.2 would not read as a text."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
-        """Line ends of Unicode and other invisible signs survive only as escapes, between double quotes."""
+        """Write a text. Unicode line ends and other invisible characters need escapes, and so double quotes."""
         style = None if text.isprintable() else '"'
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -73,45 +73,48 @@ for _tag, _pattern, _first in _RESOLVERS:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The settings in a .yaml, .yml or .toml file. InputError, naming file and line, when it cannot be read."""
+    """Read the settings in a .yaml, .yml or .toml file. Raises InputError, with file and line, if it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise InputError(f"There is no settings file {path}; check the name.") from error
     except IsADirectoryError as error:
-        raise InputError(f"{path} is a folder where a settings file is needed; give a .yaml or .toml file.") from error
+        raise InputError(f"{path} is a folder, not a settings file; give a .yaml or .toml file.") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no text in UTF-8; give a .yaml or .toml file.") from error
+        raise InputError(f"{path} is not UTF-8 text; give a .yaml or .toml file.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
     if path.suffix.lower() not in (".yaml", ".yml", ".toml"):
-        raise InputError(f"{path} is neither .yaml nor .toml; rename it to what it is.")
+        raise InputError(f"{path} is neither .yaml nor .toml; give a file with one of these suffixes.")
     try:
         data = tomllib.loads(text) if path.suffix.lower() == ".toml" else parse(text)
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is no TOML: {_lower(str(error))}; correct it there.") from error
+        raise InputError(f"{path} is not valid TOML: {_lower(str(error))}; correct the file.") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{path} is no YAML: {_reason(error)}; correct it there.") from error
+        raise InputError(f"{path} is not valid YAML: {_reason(error)}; correct the file.") from error
     if data is EMPTY or data is None:
         return {}
     if not isinstance(data, dict):
-        raise InputError(f"{path} holds {_kind(data)} where sections are needed; write for example 'train:'.")
+        raise InputError(f"{path} contains {_kind(data)} instead of sections; write a section such as 'train:'.")
     return data
 
 
 def parse(text: str) -> Any:
-    """A YAML document as plain Python values; a key without a value holds `EMPTY`."""
+    """Parse a YAML document into plain Python values. A key without a value gets `EMPTY`.
+
+    Raises yaml.YAMLError or ValueError if the text is not valid.
+    """
     return yaml.load(text, Loader=_Loader)
 
 
 def value(text: str) -> Any:
-    """What was typed for one setting: a YAML value, else `a,b` as a list and `a=1,b=2` as a mapping."""
+    """Parse the value of one setting on the command line: a YAML value, a list `a,b`, or a mapping `a=1,b=2`."""
     try:
-        read = parse(text)
+        parsed = parse(text)
     except (yaml.YAMLError, ValueError):
         return text
-    if read is EMPTY or not isinstance(read, str) or read != text:
-        return text if read is EMPTY else read
+    if parsed is EMPTY or not isinstance(parsed, str) or parsed != text:
+        return text if parsed is EMPTY else parsed
     words = text.split(",")
     if all(re.fullmatch(r"[^=\s]+=[^=]+", word) for word in words):
         return {key: value(inner) for key, _, inner in (word.partition("=") for word in words)}
@@ -119,7 +122,7 @@ def value(text: str) -> Any:
 
 
 def dump(data: dict[str, Any]) -> str:
-    """YAML that `parse` reads back identically, keys in their order."""
+    """Write YAML from which `parse` returns the same data. The keys keep their order."""
     return str(
         yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100, default_flow_style=False)
     )

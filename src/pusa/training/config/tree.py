@@ -1,8 +1,9 @@
-"""The settings of a training: one strict tree, from defaults, a preset, a file and the command line.
+"""The settings of a training: a typed tree, built from defaults, a preset, a file and the command line.
 
-Every section is a part of the file and of the dotted options: `train: {lr: 1e-4}` in YAML, `[train] lr = 1e-4` in TOML,
-`--train.lr 1e-4` on the command line. Later places win: defaults < preset < file < command line. A name that does not
-exist, a value of the wrong kind and a value out of range are errors that say where they stand and what would do.
+A setting has the same name everywhere: `train: {lr: 1e-4}` in YAML, `[train] lr = 1e-4` in TOML, `--train.lr 1e-4` on
+the command line. The command line overrides the file, the file overrides the preset, and the preset overrides the
+defaults. An unknown name, a value of a wrong type and a value out of range are errors. The message says where the value
+was given and which values are allowed.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _COMMAND_LINE = "the command line"
 
 
 class Config(Section):
-    """Everything that is decided about a training."""
+    """All settings of a training."""
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -58,40 +59,40 @@ class Config(Section):
         if self.model.full_range:
             return self
         if self.model.expert is None:
-            raise ValueError("model.full_range false restricts an expert and model.expert is null; give high or low")
+            raise ValueError("model.full_range is false but model.expert is null; give the expert, high or low")
         low, high = (self.model.boundary, 1.0) if self.model.expert == "high" else (0.0, self.model.boundary)
         if (self.sigma.low, self.sigma.high) == (0.0, 1.0):
             self.__dict__["sigma"] = self.sigma.model_copy(update={"low": low, "high": high})
         elif not low <= self.sigma.low < self.sigma.high <= high:
             raise ValueError(
-                f"sigma.low {self.sigma.low:g} and sigma.high {self.sigma.high:g} leave the side of the "
-                f"{self.model.expert}-noise expert, {low:g} to {high:g}; leave them out or narrow them"
+                f"sigma.low {self.sigma.low:g} and sigma.high {self.sigma.high:g} are outside the range of the "
+                f"{self.model.expert}-noise expert, {low:g} to {high:g}; leave them out or give values in this range"
             )
         return self
 
     @property
     def clips_per_step(self) -> int:
-        """Clips of one optimiser step in each process."""
+        """The samples of one optimiser step in each process."""
         return self.train.batch * self.train.accumulate
 
     def plain(self) -> dict[str, Any]:
-        """Every setting as text, numbers, lists and dictionaries, ready for JSON and YAML."""
+        """Return all settings as dictionaries, lists, texts and numbers, for JSON or YAML."""
         return self.model_dump(mode="json", by_alias=True)
 
     def to_yaml(self) -> str:
-        """All settings, also those left at their defaults; `read` returns the same from it."""
+        """Return all settings, including defaults, as YAML. `read` returns an equal object for it."""
         return text_formats.dump(self.plain())
 
     def write(self, path: Path) -> None:
-        """`to_yaml` into a file, atomic."""
+        """Write `to_yaml` into a file, atomically."""
         write_text_atomic(path, self.to_yaml())
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that decide the weights, as {"train.lr": 1e-4}; `fingerprint` hashes them.
+        """Return the settings on which the trained weights depend, as {"train.lr": 1e-4}.
 
-        Not among them: where the cache lies, how many threads read, checkpointing of activations, everything about
-        saving, validating, previews and tracking. With a constant learning rate the number of steps is not either: the
-        longer run begins with the shorter one.
+        These are all settings except the path of the cache, the number of reading threads, gradient checkpointing, and
+        the sections save, validate, preview and track. If the learning rate is constant, the number of steps is not
+        included either, because a longer run begins like a shorter one.
         """
         plain = {
             name: plain for name, plain in self.plain().items() if name not in ("save", "validate", "preview", "track")
@@ -104,16 +105,16 @@ class Config(Section):
         return flat
 
     def fingerprint(self) -> str:
-        """SHA-256 over `decisive`."""
+        """Return the SHA-256 of `decisive`."""
         return hashlib.sha256(json.dumps(self.decisive(), sort_keys=True).encode()).hexdigest()
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """What decides the weights and is not the same, one line each: "train.lr was 0.0001 and is 0.001"."""
+    """Return the differences of `decisive`, a line for each: "train.lr was 0.0001 and is 0.001"."""
     before, after = old.decisive(), new.decisive()
     names = [name for name in (before | after) if name != "train.steps" or (name in before and name in after)]
     return [
-        f"{name} was {_show(before.get(name))} and is {_show(after.get(name))}"
+        f"{name} was {_as_text(before.get(name))} and is {_as_text(after.get(name))}"
         for name in names
         if before.get(name) != after.get(name)
     ]
@@ -128,28 +129,31 @@ SECTIONS: dict[str, type[Section]] = {
 
 
 def read(path: Path | None, preset: str | None, overrides: Mapping[str, Any]) -> Config:
-    """The settings from defaults < preset < file < overrides, checked.
+    """Read and check the settings: the defaults, overridden by the preset, the file `path`, and `overrides`.
 
-    overrides: {"train.lr": 1e-4} or {"train": {"lr": 1e-4}}; a value that is text is read as on the command line.
-    Raises InputError with the first thing that is wrong: its name, the place it came from and what would do.
+    overrides: {"train.lr": 1e-4} or {"train": {"lr": 1e-4}}. A text is parsed like a value on the command line.
+    Raises InputError for the first error, with the name of the setting, where it was given, and the allowed values.
     """
     merged: dict[str, Any] = {}
     origin: dict[tuple[str, str], str] = {}
     if preset is not None:
         if preset not in PRESETS:
             raise InputError(f"There is no preset {preset!r}; {_nearest(preset, PRESETS)}")
-        _lay(PRESETS[preset].config, f"the preset {preset}", merged, origin)
+        _merge(PRESETS[preset].config, f"the preset {preset}", merged, origin)
     if path is not None:
-        _lay(text_formats.load(path), str(path), merged, origin)
-    _lay(_typed(overrides), _COMMAND_LINE, merged, origin)
+        _merge(text_formats.load(path), str(path), merged, origin)
+    _merge(_override_tree(overrides), _COMMAND_LINE, merged, origin)
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
-        raise InputError(_sentence(error, origin)) from error
+        raise InputError(_error_message(error, origin)) from error
 
 
-def _lay(data: Mapping[str, Any], place: str, merged: dict[str, Any], origin: dict[tuple[str, str], str]) -> None:
-    """Put one place's settings over those of the places before it; InputError for a name that does not exist."""
+def _merge(data: Mapping[str, Any], place: str, merged: dict[str, Any], origin: dict[tuple[str, str], str]) -> None:
+    """Merge settings into `merged`, which they override, and record in `origin` where each was given.
+
+    place: where `data` was given, for messages. Raises InputError for an unknown name.
+    """
     for section, values in data.items():
         if section not in SECTIONS:
             at = next((name for name, kind in SECTIONS.items() if section in kind.model_fields), None)
@@ -162,7 +166,7 @@ def _lay(data: Mapping[str, Any], place: str, merged: dict[str, Any], origin: di
             continue
         if not isinstance(values, Mapping):
             raise InputError(
-                f"The section {section} is {_show(values)} ({place}); write its settings under it, such as "
+                f"The section {section} is {_as_text(values)} ({place}); write settings in this section, such as "
                 f"{section}.{next(iter(SECTIONS[section].model_fields))}."
             )
         merged[section] = dict(merged.get(section) or {})
@@ -176,8 +180,8 @@ def _lay(data: Mapping[str, Any], place: str, merged: dict[str, Any], origin: di
             origin[section, key] = place
 
 
-def _typed(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted names as a tree, and text as the kind of value that its setting takes."""
+def _override_tree(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tree for dotted names, with each text converted to the type of its setting."""
     tree: dict[str, Any] = {}
     for name, value in overrides.items():
         section, dot, key = name.partition(".")
@@ -200,7 +204,7 @@ def _from_text(text: str, field: FieldInfo) -> Any:
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:
-    """The members of a union, without what is annotated to them."""
+    """Yield the members of a union, without their annotations."""
     if get_origin(annotation) is Annotated:
         yield from _kinds(get_args(annotation)[0])
     elif get_origin(annotation) in (list, dict, tuple, Literal) or not get_args(annotation):
@@ -210,28 +214,28 @@ def _kinds(annotation: Any) -> Iterator[Any]:
             yield from _kinds(member)
 
 
-def _sentence(error: ValidationError, origin: Mapping[tuple[str, str], str]) -> str:
-    """The first thing that is wrong, and the names of the others."""
+def _error_message(error: ValidationError, origin: Mapping[tuple[str, str], str]) -> str:
+    """Return a message about the first error, with the names of other wrong settings."""
     first, *others = error.errors()
     name, place = _name(first["loc"]), _place(first["loc"], origin)
     more = sorted({_name(other["loc"][:2]) for other in others} - {_name(first["loc"][:2])})
-    rest = f" (and {', '.join(more)} {'is' if len(more) == 1 else 'are'} wrong too)" if more else ""
+    rest = f" ({', '.join(more)} {'is' if len(more) == 1 else 'are'} also wrong)" if more else ""
     if first["type"] == "value_error":
-        what = first["ctx"]["error"]
-        return f"{name}{place} {what}{rest}." if name else f"{what}{place}{rest}."
+        reason = first["ctx"]["error"]
+        return f"{name}{place} {reason}{rest}." if name else f"{reason}{place}{rest}."
     section, key, *deeper = (str(part) for part in first["loc"])
     field = SECTIONS[section].model_fields[key]
     if deeper and deeper[-1] == "[key]":
         known = get_args(get_args(field.annotation)[0])
-        return f"{section}.{key} names {deeper[0]!r}{place}, which does not exist; {_nearest(deeper[0], known)}"
-    found = "missing" if first["type"] == "missing" else _show(first["input"])
+        return f"{section}.{key} has the unknown key {deeper[0]!r}{place}; {_nearest(deeper[0], known)}"
+    found = "missing" if first["type"] == "missing" else _as_text(first["input"])
     if isinstance(first["input"], float) and first["type"].startswith("int"):
         found = repr(first["input"])  # 3.0, which is not a whole number here
     return f"{name} is {found}{place}; give {_expected(field, deep=bool(deeper))}{rest}."
 
 
 def _name(loc: tuple[int | str, ...]) -> str:
-    """("data", "buckets", 0) as data.buckets[0]; the tags of a union's members are left out."""
+    """Return a location such as ("data", "buckets", 0) as data.buckets[0], without the tags of unions."""
     if len(loc) < 2:
         return str(loc[0]) if loc else ""
     name = f"{loc[0]}.{loc[1]}"
@@ -253,43 +257,43 @@ def _place(loc: tuple[int | str, ...], origin: Mapping[tuple[str, str], str]) ->
 
 
 def _expected(field: FieldInfo, *, deep: bool) -> str:
-    """What the setting takes, in words; `deep`: what one of its members takes."""
+    """Return a description of the allowed values of a setting; deep: of a member of its list or mapping."""
     own = [item for item in field.metadata if isinstance(item, Give)]
     inner = [kind for kind in _kinds(field.annotation) if get_origin(kind) in (list, dict, tuple)]
     if own and not (deep and inner):
         optional = NoneType in set(_kinds(field.annotation))
         return f"{own[0]}, or null" if optional else own[0]
-    return _words(get_args(inner[0])[-1] if deep and inner else field.annotation)
+    return _description(get_args(inner[0])[-1] if deep and inner else field.annotation)
 
 
-def _words(annotation: Any) -> str:
+def _description(annotation: Any) -> str:
     origin, members = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         gives = [item for item in members[1:] if isinstance(item, Give)]
-        return gives[0] if gives else _words(members[0])
+        return gives[0] if gives else _description(members[0])
     if origin is Literal:
         return _list(members)
     if origin in (list, dict, tuple):
-        return f"a list of {_words(members[0])}" if origin is list else "a mapping of names to numbers"
+        return f"a list of {_description(members[0])}" if origin is list else "a mapping of names to numbers"
     if members:
-        parts = [_words(member) for member in members if member is not NoneType]
+        parts = [_description(member) for member in members if member is not NoneType]
         return ", ".join(parts) + (", or null" if NoneType in members else "")
     return {bool: "true or false", str: "a text", Path: "a path"}.get(annotation, str(annotation))
 
 
 def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """The end of a sentence about a name that does not exist."""
+    """Return the end of a message about an unknown name: the closest known name, or all of them."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean {prefix}{near[0]}?" if near else f"there is {_list(names, 'and')}."
+    return f"did you mean {prefix}{near[0]}?" if near else f"give one of {_list(names)}."
 
 
-def _list(words: Iterable[Any], joint: str = "or") -> str:
+def _list(words: Iterable[Any]) -> str:
     *most, last = map(str, words)
-    return f"{', '.join(most)} {joint} {last}" if most else last
+    return f"{', '.join(most)} or {last}" if most else last
 
 
-def _show(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return json.dumps(value, ensure_ascii=False, default=str)

@@ -1,16 +1,17 @@
-"""Which clips at which step, and their reading ahead of time.
+"""The order of the samples in a training, and batches that are read ahead.
 
-The order is a pure function of (seed, step): nothing is remembered, so a training that is resumed, or cut into another
-number of processes, sees the same clips.
+The samples of a step are a pure function of the seed and the step. So a training sees the same samples after it is
+resumed, or with another number of processes.
 
-* An optimiser step has `lanes` micro-batches (passes × processes) of `batch` clips. All G = lanes · batch of them are
-  of one bucket, so that every process does the same amount of work.
-* A bucket of n clips is gone through in epochs; each is a permutation, one after the other in one long row, which the
-  steps take G at a time. So every clip comes once per epoch, every batch is full, and nothing is dropped: what is left
-  of an epoch begins the step in which the next one starts. The clips that such a step already has are moved back in the
-  new epoch, so with n ≥ G no step has a clip twice; a bucket with fewer clips repeats them evenly.
-* Buckets take turns by their sizes: after e epochs, bucket b has been given ⌊e · n_b / G⌋ steps, and which of an
-  epoch's steps are whose is shuffled anew each epoch.
+* An optimiser step has `lanes` micro-batches (passes × processes) of `batch` samples. All G = lanes · batch samples of
+  a step belong to one bucket, so that all processes do the same amount of work.
+* A bucket of n samples is read in epochs. Each epoch is a permutation of the bucket. The epochs form one sequence, and
+  each step takes the next G samples of it. So every sample occurs once in each epoch, every batch is full, and no
+  sample is dropped. A step may contain the end of one epoch and the beginning of the next. The samples that such a step
+  already has are moved back in the new epoch. So if n ≥ G, no step has a sample twice; if n < G, all samples repeat
+  equally often.
+* A bucket gets steps in proportion to its size: after e epochs, bucket b has had ⌊e · n_b / G⌋ steps. The order of the
+  buckets is shuffled in each epoch.
 """
 
 from __future__ import annotations
@@ -32,11 +33,14 @@ from pusa.training.random_draws import generator
 
 
 class Samples(Protocol):
-    """Encoded clips, as `cache.Cached` has them: a sample has `latents`, `context`, `caption` and `origin`."""
+    """A sequence of encoded samples, such as `cache.CachedSamples`.
+
+    A sample has `latents` [C, F, h, w], `context` [L, D], `caption` and `origin`.
+    """
 
     @property
     def buckets(self) -> Sequence[Any]:
-        """The bucket of each sample; only its equality and its text matter here."""
+        """The bucket of each sample. The text of a bucket identifies it."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Any: ...
@@ -44,9 +48,10 @@ class Samples(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One micro-batch. latents: [B, C, F, h, w]; context: [B, L, D]; step and lane: where it belongs.
+    """One micro-batch.
 
-    origins: the file of each clip, for people.
+    step: from 0. lane: the number of the micro-batch in its step, from 0. latents: [B, C, F, h, w]. context: [B, L, D].
+    captions: of each sample. origins: the file of each sample, for messages.
     """
 
     step: int
@@ -58,17 +63,23 @@ class Batch:
 
 
 def indices(step: int, lane: int, lanes: int, batch: int, buckets: Sequence[Any], seed: int) -> list[int]:
-    """The samples of micro-batch `lane` of optimiser step `step` (from 0); `buckets` has the bucket of each sample."""
+    """Return the samples of micro-batch `lane` in optimiser step `step`, both from 0.
+
+    lanes: micro-batches of a step. batch: samples of a micro-batch. buckets: the bucket of each sample.
+    """
     group = _order(tuple(map(str, buckets)), lanes * batch, seed).group(step)
     return group[lane * batch : (lane + 1) * batch]
 
 
 class Order:
-    """The order of one training: `group(step)` is the G samples of a step. It remembers only to be quick."""
+    """The order of the samples in one training. It keeps some results, but only to be fast.
+
+    buckets: the bucket of each sample. group: G, the samples of a step. Raises InputError if there is no sample.
+    """
 
     def __init__(self, buckets: Sequence[str], group: int, seed: int) -> None:
         if not buckets:
-            raise InputError("There is no clip to make batches of.")
+            raise InputError("There is no sample to train on; give clips that fit a bucket.")
         members: dict[str, list[int]] = {}
         for sample, bucket in enumerate(buckets):
             members.setdefault(bucket, []).append(sample)
@@ -77,7 +88,7 @@ class Order:
         self._turns: tuple[int, list[tuple[int, int]]] = (-1, [])
 
     def group(self, step: int) -> list[int]:
-        """The samples of a step, all of one bucket."""
+        """Return the G samples of a step (from 0), all of one bucket."""
         epoch = self._epoch(step)
         if self._turns[0] != epoch:
             self._turns = (epoch, self._shuffled(epoch))
@@ -85,11 +96,11 @@ class Order:
         return self.rows[row].group(number)
 
     def _before(self, epoch: int) -> int:
-        """How many steps are done when `epoch` begins."""
+        """Return the number of steps before `epoch`."""
         return sum(epoch * len(row.members) // self.size for row in self.rows)
 
     def _epoch(self, step: int) -> int:
-        """The epoch that a step falls into: the last one that begins at or before it."""
+        """Return the epoch of a step: the last epoch that begins at or before it."""
         first, last = 0, 1
         while self._before(last) <= step:
             first, last = last, 2 * last
@@ -99,7 +110,7 @@ class Order:
         return first
 
     def _shuffled(self, epoch: int) -> list[tuple[int, int]]:
-        """(row, its group) of every step of an epoch; each row's groups stay in their order."""
+        """Return (row, group) of every step of an epoch. The groups of a row keep their order."""
         ends = [[e * len(row.members) // self.size for e in (epoch, epoch + 1)] for row in self.rows]
         turns = [place for place, (begin, end) in enumerate(ends) for _ in range(begin, end)]
         order = torch.randperm(len(turns), generator=generator(self.seed, 0, epoch, "buckets"))
@@ -108,7 +119,7 @@ class Order:
 
 
 class _Row:
-    """The clips of a bucket, epoch after epoch; group k is positions k·G to (k + 1)·G."""
+    """The samples of a bucket, epoch after epoch. Group k consists of the positions k·G to (k + 1)·G."""
 
     def __init__(self, name: str, members: list[int], group: int, seed: int) -> None:
         self.name, self.members, self.size, self.seed = name, members, group, seed
@@ -119,12 +130,15 @@ class _Row:
         return [self.epoch(at // n)[at % n] for at in range(begin, begin + self.size)]
 
     def epoch(self, epoch: int) -> list[int]:
-        """The order of an epoch. It depends on the one before by the clips that share a step with its beginning."""
+        """Return the order of an epoch.
+
+        It depends on the epoch before, because the last samples of that epoch may be in the first step of this one.
+        """
         if epoch not in self._epochs:
-            at = max((known for known in self._epochs if known < epoch), default=-1)
-            for following in range(at + 1, epoch + 1):
-                self._epochs[following] = self._permuted(following)
-                oldest = following - 2 - self.size // len(self.members)
+            last = max((known for known in self._epochs if known < epoch), default=-1)
+            for number in range(last + 1, epoch + 1):
+                self._epochs[number] = self._permuted(number)
+                oldest = number - 2 - self.size // len(self.members)
                 self._epochs.pop(oldest, None)
         return self._epochs[epoch]
 
@@ -137,9 +151,9 @@ class _Row:
             return order
         taken = set(self._epochs[epoch - 1][-carried:])
         head = self.size - carried
-        free = [clip for clip in order if clip not in taken][:head]
-        chosen = set(free)
-        return free + [clip for clip in order if clip not in chosen]
+        first = [sample for sample in order if sample not in taken][:head]
+        chosen = set(first)
+        return first + [sample for sample in order if sample not in chosen]
 
 
 @lru_cache(maxsize=4)
@@ -148,10 +162,11 @@ def _order(buckets: tuple[str, ...], group: int, seed: int) -> Order:
 
 
 class Batches(Iterator[Batch]):
-    """The micro-batches of one process from step `first` to the last: its passes of a step, then those of the next.
+    """The micro-batches of one process, from step `first` to the last step, in their order.
 
-    `settings.workers` threads read ahead (0: none); what comes out, and in what order, does not depend on them. An
-    error of reading is raised where the batch would have come. Close it, or use it as a context manager, to end them.
+    `settings.workers` threads read ahead; with 0, batches are read when they are needed. The batches and their order do
+    not depend on this number. If a sample cannot be read, the error is raised in place of its batch. To end the
+    threads, call `close` or use the object as a context manager.
     """
 
     def __init__(
@@ -199,7 +214,7 @@ class Batches(Iterator[Batch]):
         )
 
     def close(self) -> None:
-        """End the threads; batches that were read ahead are forgotten."""
+        """End the threads and discard the batches that were read ahead."""
         self._places = iter(())
         self._ahead.clear()
         if self._pool:

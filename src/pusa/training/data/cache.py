@@ -1,12 +1,13 @@
-"""Clips as latents and captions as contexts, encoded once: what `pusa prepare` makes and the trainer reads.
+"""The cache of encoded clips and captions. `pusa prepare` fills it, and the trainer reads it.
 
-An entry is found by what it was made from and how: the hash of the file, the cut, the bucket, the frame rate and the
-autoencoder's weights for latents; the cleaned caption, the tokenizer and the text encoder's weights for contexts; and a
-format version. Change any of them and the old entry is simply not found: a stale one cannot be used.
+The key of an entry is a hash of everything that it was made from. For latents these are the hash of the file, the cut,
+the bucket, the frame rate and the weights of the autoencoder. For a context these are the cleaned caption, the
+tokenizer and the weights of the text encoder. Both include a format version. If any of them changes, the key changes,
+so a stale entry is never used.
 
-Latents are kept in float32, as the autoencoder gives them: training from the cache is training from the clips bit for
-bit, and 8.4 MB for a clip of 832x480x81 are less than its reading costs. A context is kept in the text encoder's own
-dtype and without the zeros past its end, which are put back when it is read.
+Latents are stored in float32, like the output of the autoencoder. So training from the cache equals training from the
+clips, bit for bit; a clip of 832x480x81 takes 8.4 MB. A context is stored in the dtype of the text encoder and without
+the zeros after its last token. The reader adds these zeros.
 """
 
 from __future__ import annotations
@@ -29,24 +30,24 @@ from pusa.models.backbone import Encoders
 from pusa.training.data import samples
 from pusa.training.data.dataset import Problem
 from pusa.training.data.fingerprints import Fingerprint, fingerprint
-from pusa.training.data.official_cache import read_ready
+from pusa.training.data.official_cache import read_tensors
 from pusa.training.data.samples import Bucket, Cut, Plan, VideoFile
 from pusa.training.data.tensor_store import Store, key
 from pusa.work.units import Outcome, Progress, Unit, make_units, no_progress
 
 FORMAT = 1
-"""Counts up when the same clip and the same weights would give other latents or contexts than before."""
+"""Increase this number if the code gives other latents or contexts for the same clip and the same weights."""
 
 VERIFYING, ENCODING = "Verifying the cache", "Encoding"
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One clip as the trainer sees it.
+    """One encoded sample.
 
-    key: of what the latents and the context were made from. origin: for people, the file and what part of it.
-    latents: float32 [C, F, h, w], normalised. context: [L, D] in the text encoder's dtype, zero past the caption's
-    end.
+    key: a hash of the keys of the latents and of the context. origin: the file and its part, for messages.
+    latents: float32 [C, F, h, w], normalised. context: [L, D] in the dtype of the text encoder; after the last token of
+    the caption it is zero.
     """
 
     key: str
@@ -59,10 +60,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` did. Each distinct clip is counted once, in one of four ways.
+    """The result of `prepare`. Each distinct sample is counted once, in one of the first four fields.
 
-    made: by this process. kept: were in the cache. shared: made meanwhile by another process. failed: one Problem per
-    clip that is not in the cache. captions: contexts made by this process. bytes: what the plan's entries take on disk.
+    made: encoded by this process. kept: in the cache before. shared: encoded by another process meanwhile.
+    failed: a Problem for each sample that is not in the cache. captions: contexts that this process encoded.
+    bytes: the size of the plan's entries on disk. seconds: the time of the call.
     """
 
     made: int
@@ -75,7 +77,7 @@ class Prepared:
 
 
 class Cache:
-    """The entries for one model and frame rate in a folder; several models may share the folder."""
+    """The entries of one model and one frame rate in a folder. Several models can share the folder."""
 
     def __init__(self, folder: Path, fingerprint: Fingerprint) -> None:
         self.store = Store(folder)
@@ -83,8 +85,8 @@ class Cache:
 
     @staticmethod
     def key(cut: Cut, fingerprint: Fingerprint) -> str:
-        """What the latents of a cut are called, the same on every machine."""
-        if cut.file.ready:
+        """Return the key of the latents of a cut. It is the same on every machine."""
+        if cut.file.is_encoded:
             return key("latents", {"format": FORMAT, "ready": cut.file.sha256})
         content = {
             "format": FORMAT,
@@ -97,84 +99,84 @@ class Cache:
         return key("latents", content)
 
     def latents(self, cut: Cut) -> str:
-        """The key of a cut's latents."""
+        """Return the key of the latents of a cut."""
         return self.key(cut, self.fingerprint)
 
     def context(self, cut: Cut) -> str:
-        """The key of a cut's context."""
-        if cut.file.ready:
+        """Return the key of the context of a cut."""
+        if cut.file.is_encoded:
             return key("context", {"format": FORMAT, "ready": cut.file.sha256})
         return self.text(cut.file.caption)
 
     def text(self, caption: str) -> str:
-        """The key of a caption's context."""
+        """Return the key of the context of a caption."""
         content = {"format": FORMAT, "caption": self.fingerprint.clean(caption), "text": self.fingerprint.text}
         return key("context", content)
 
     def missing(self, plan: Plan, *, verify: bool = False) -> list[Cut]:
-        """The cuts whose latents or context are not there, or with `verify` are damaged."""
-        there: dict[str, bool] = {}
+        """Return the cuts whose latents or context are missing. verify: also those that are damaged."""
+        found: dict[str, bool] = {}
 
-        def holds(entry: str) -> bool:
-            if entry not in there:
-                there[entry] = self.store.holds(entry, verify=verify)
-            return there[entry]
+        def exists(entry: str) -> bool:
+            if entry not in found:
+                found[entry] = self.store.contains(entry, verify=verify)
+            return found[entry]
 
-        return [cut for cut in plan.cuts if not (holds(self.latents(cut)) and holds(self.context(cut)))]
+        return [cut for cut in plan.cuts if not (exists(self.latents(cut)) and exists(self.context(cut)))]
 
     def load(self, cut: Cut) -> Sample:
-        """One sample, verified. Raises InputError that names the clip when an entry is not there or damaged."""
+        """Read one sample. Raises InputError, which names the clip, if an entry is missing or damaged."""
         entries = self.latents(cut), self.context(cut)
         try:
             z, context = (self.store.read(entry) for entry in entries)
         except InputError as error:
-            raise InputError(f"{cut.file.path}: {error}; run `pusa prepare` again to remake it.") from error
+            raise InputError(f"{cut.file.path}: {error}; run `pusa prepare` again to make it.") from error
         digest = hashlib.sha256(" ".join(entries).encode()).hexdigest()
         context = _padded(context, self.fingerprint.tokens)
         return Sample(digest, str(cut), z.float(), context, cut.file.caption, cut.bucket)
 
     def load_text(self, caption: str) -> Tensor:
-        """The context of a caption, [L, D]. Raises InputError when it is not there or damaged."""
+        """Read the context of a caption, [L, D]. Raises InputError if it is missing or damaged."""
         try:
             return _padded(self.store.read(self.text(caption)), self.fingerprint.tokens)
         except InputError as error:
-            raise InputError(f"The caption {caption!r}: {error}; run `pusa prepare` again to remake it.") from error
+            raise InputError(f"The caption {caption!r}: {error}; run `pusa prepare` again to make it.") from error
 
 
-class Cached(Sequence[Sample]):
-    """The samples of a plan, read from the cache when they are asked for; threads may share it.
+class CachedSamples(Sequence[Sample]):
+    """The samples of a plan. Each is read from the cache when it is accessed. Threads can share the object.
 
-    Raises InputError when an entry is not there (naming the first clip that lacks one), and on reading a damaged one.
+    Raises InputError, which names the first clip, if an entry is missing. Reading a damaged entry raises it, too.
     """
 
     def __init__(self, plan: Plan, fingerprint: Fingerprint, folder: Path) -> None:
         self.plan = plan
         self.cache = Cache(folder, fingerprint)
-        if lost := self.cache.missing(plan):
-            files = list(dict.fromkeys(cut.file.path for cut in lost))
-            which = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+        if missing := self.cache.missing(plan):
+            files = list(dict.fromkeys(cut.file.path for cut in missing))
+            names = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
             raise InputError(
-                f"The cache {folder} has no whole entry of {which}: run `pusa prepare` with the same settings, or take "
-                "out of the data what it says cannot be cached."
+                f"The cache {folder} has no complete entry for {names}: run `pusa prepare` with the same settings, and "
+                "remove the clips that it cannot encode from the data."
             )
 
     def __len__(self) -> int:
         return len(self.plan.cuts)
 
     def __getitem__(self, index: Any) -> Any:
-        """Sample `index`; a slice is a list."""
+        """Return sample `index`, or a list of samples for a slice."""
         if isinstance(index, slice):
             return [self.cache.load(cut) for cut in self.plan.cuts[index]]
         return self.cache.load(self.plan.cuts[index])
 
     @property
     def buckets(self) -> list[Bucket]:
-        """The bucket of each sample, without reading any."""
+        """The bucket of each sample; no sample is read."""
         return [cut.bucket for cut in self.plan.cuts]
 
     @cached_property
     def keys(self) -> list[str]:
-        """The key of each sample's latents, without reading any."""
+        """The key of the latents of each sample; no sample is read."""
         return [self.cache.latents(cut) for cut in self.plan.cuts]
 
     @cached_property
@@ -184,7 +186,7 @@ class Cached(Sequence[Sample]):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of what all samples were made from, in their order."""
+        """A hash of the keys of all samples, in their order."""
         digest = hashlib.sha256()
         for cut, entry in zip(self.plan.cuts, self.keys, strict=True):
             digest.update(f"{entry} {self.cache.context(cut)}\n".encode())
@@ -203,21 +205,22 @@ def prepare(
     rank: int = 0,
     world: int = 1,
 ) -> Prepared:
-    """Encode what a plan needs and the cache has not; returns when every entry is there or named as failed.
+    """Encode the missing entries of a plan; return when every entry exists or has failed.
 
-    Each process (rank `rank` of `world`, or simply one more started by hand) begins with its own share and then helps
-    with the rest, so one that dies or is slow holds nobody up. A clip that cannot be read, or is not the one that was
-    planned, becomes a Problem and the others go on. Clips are encoded one at a time. Raises InputError when the cache
-    cannot be written, for instance on a full disk.
+    Several processes can fill the cache together: `rank` of `world`, or processes that you start by hand. A process
+    begins with its own share and continues with entries of other shares that are not made yet. So no process waits for
+    a slow or dead one. Samples are encoded one at a time. If a clip cannot be read or has changed since it was planned,
+    it becomes a Problem and the others are encoded. Raises InputError if the cache cannot be written, for example
+    because the disk is full.
     """
     return _Preparation(plan, encoders, folder, progress, rank, world).run()
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """One entry to make: the latents or the context of a cut, or (without a cut) the context of a caption.
+    """An entry to make: the latents or the context of a cut; or, without a cut, the context of a caption.
 
-    origin: of a caption, the first clip that has it.
+    origin: the first clip that has this caption.
     """
 
     key: str
@@ -227,7 +230,7 @@ class _Entry:
 
     @property
     def of_clip(self) -> bool:
-        """Whether it is the latents of a clip."""
+        """Whether the entry is the latents of a clip."""
         return self.key.startswith("latents/")
 
 
@@ -262,7 +265,7 @@ class _Preparation:
 
     def _fill(self, todo: Sequence[_Entry]) -> Outcome[_UnusableError]:
         def unit(entry: _Entry) -> Unit:
-            done = partial(self.store.holds, entry.key, verify=True)
+            done = partial(self.store.contains, entry.key, verify=True)
             return Unit(entry.key, self.store.path(entry.key), partial(self._make, entry), is_done=done)
 
         claims = self.store.claims_file
@@ -271,21 +274,23 @@ class _Preparation:
         )
 
     def _entries(self) -> list[_Entry]:
-        """Every entry that the plan needs, once, in an order that all processes agree on."""
+        """Return every entry of the plan once, in an order that is the same in all processes."""
         entries = {key: _Entry(key) for key in [self.cache.text("")]}
         for cut in self.plan.cuts:
             key = self.cache.context(cut)
-            entries.setdefault(key, _Entry(key, cut if cut.file.ready else None, cut.file.caption, str(cut.file.path)))
+            entries.setdefault(
+                key, _Entry(key, cut if cut.file.is_encoded else None, cut.file.caption, str(cut.file.path))
+            )
         for cut in self.plan.cuts:
             key = self.cache.latents(cut)
             entries.setdefault(key, _Entry(key, cut))
         return list(entries.values())
 
     def _kept(self, keys: Collection[str]) -> set[str]:
-        """The keys that are there; each process reads every byte of its own share."""
+        """Return the keys of existing entries. Each process checks the checksums of its own share."""
         kept = set()
         for place, entry in enumerate(keys):
-            if self.store.holds(entry, verify=place % self.world == self.rank):
+            if self.store.contains(entry, verify=place % self.world == self.rank):
                 kept.add(entry)
             self.progress(VERIFYING, place + 1, len(keys))
         return kept
@@ -295,24 +300,24 @@ class _Preparation:
         self.store.write(entry.key, tensor, {"format": FORMAT, **about})
 
     def _encode(self, entry: _Entry) -> tuple[Tensor, dict[str, Any]]:
-        """The tensor of an entry and what its header says of it."""
+        """Return the tensor of an entry, and the values for its header."""
         if entry.cut is None:
-            with warnings.catch_warnings(record=True) as told:
+            with warnings.catch_warnings(record=True) as caught:
                 encoded = self.encoders.encode_text([entry.caption]).tokens[0]
-            for warning in told:
+            for warning in caught:
                 warnings.warn(f"{entry.origin}: {warning.message}", stacklevel=2)
             return _stripped(encoded), {"caption": entry.caption, "text": self.cache.fingerprint.text}
         file = entry.cut.file
-        where = {"file": file.sha256, "bucket": str(entry.cut.bucket)}
+        header = {"file": file.sha256, "bucket": str(entry.cut.bucket)}
         try:
-            if file.ready:
-                z, context = read_ready(file.path)
-                self._check_ready(entry.cut, z, context)
-                where["made"] = "by the official trainer"
+            if file.is_encoded:
+                z, context = read_tensors(file.path)
+                self._check_shapes(entry.cut, z, context)
+                header["made"] = "by the official trainer"
                 tensor = z if entry.key.startswith("latents/") else _stripped(context)
             else:
                 frames = samples.read(entry.cut, self.plan.fps)
-                where |= {
+                header |= {
                     "start": f"{entry.cut.start!r}",
                     "fps": f"{self.plan.fps:g}",
                     "vae": self.cache.fingerprint.vae,
@@ -320,29 +325,29 @@ class _Preparation:
                 tensor = self.encoders.encode(frames)[0]
         except (InputError, OSError) as error:
             if not file.path.exists():
-                raise _UnusableError(Problem(file.path, "missing", "is not there any more")) from error
-            if not self._as_planned(file):
+                raise _UnusableError(Problem(file.path, "missing", "does not exist any more")) from error
+            if not self._is_unchanged(file):
                 raise _changed(file) from error
             reason = str(error).removeprefix(f"{file.path} ").rstrip(".")
             raise _UnusableError(Problem(file.path, "unreadable", reason)) from error
-        if not self._as_planned(file):
+        if not self._is_unchanged(file):
             raise _changed(file)
         if not tensor.isfinite().all():
-            raise _UnusableError(Problem(file.path, "unreadable", "gives latents that are not finite numbers"))
-        return tensor, where
+            raise _UnusableError(Problem(file.path, "unreadable", "has latents that are not finite"))
+        return tensor, header
 
-    def _check_ready(self, cut: Cut, z: Tensor, context: Tensor) -> None:
+    def _check_shapes(self, cut: Cut, z: Tensor, context: Tensor) -> None:
         size, width = (cut.bucket.width, cut.bucket.height), self.encoders.text_width
         geometry, channels = self.encoders.geometry, self.encoders.channels
         expected = list(geometry.latent_shape(channels, cut.bucket.frames, size)[1:])
         if list(z.shape) != expected or context.shape[1] != width:
             raise InputError(
-                f"has latents of {list(z.shape)} and a context {context.shape[1]} wide, but {self.encoders.source} "
-                f"takes {expected} and {width}; it was made for another model"
+                f"has latents of shape {list(z.shape)} and a context of width {context.shape[1]}, but "
+                f"{self.encoders.source} needs {expected} and {width}; it was made for another model"
             )
 
-    def _as_planned(self, file: VideoFile) -> bool:
-        """Whether the file still is the one that was planned; hashed only when its times or size have moved."""
+    def _is_unchanged(self, file: VideoFile) -> bool:
+        """Return whether the file is the one that was planned. It is hashed only if its times or size have changed."""
         try:
             before = _stat(file.path)
             if self.seen.get(file.path) == before:
@@ -356,7 +361,7 @@ class _Preparation:
 
 
 class _UnusableError(Exception):
-    """A clip that cannot be cached while the others can."""
+    """A clip that cannot be encoded. The other clips are not affected."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.reason)
@@ -364,7 +369,7 @@ class _UnusableError(Exception):
 
 
 def _changed(file: VideoFile) -> _UnusableError:
-    reason = "changed while it was being cached; run `pusa prepare` again when it is finished"
+    reason = "changed after the check; run `pusa prepare` again when the file is complete"
     return _UnusableError(Problem(file.path, "changed", reason))
 
 
@@ -374,12 +379,12 @@ def _stat(path: Path) -> tuple[int, ...]:
 
 
 def _stripped(context: Tensor) -> Tensor:
-    """[L, D] without the rows of zeros at its end."""
+    """Remove the rows of zeros at the end of a context [L, D]."""
     used = context.ne(0).any(dim=1).nonzero()
     return context[: int(used[-1]) + 1] if len(used) else context[:0]
 
 
 def _padded(context: Tensor, tokens: int) -> Tensor:
-    """[L, D] again."""
+    """Add rows of zeros, so that a context is [tokens, D]."""
     missing = tokens - len(context)
     return torch.cat([context, context.new_zeros(missing, context.shape[1])])

@@ -1,6 +1,6 @@
-"""One cache, filled by many machines: `pusa prepare --ray ADDRESS` runs `cache.prepare` on every node of a Ray cluster.
+"""Fill one cache with many machines: `pusa prepare --ray ADDRESS` runs `cache.prepare` on the nodes of a Ray cluster.
 
-The nodes need the clips, the model and the cache folder under the same paths (a network file system).
+All nodes need the clips, the model and the cache folder under the same paths, for example on a network file system.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ def prepare(
     workers: int | None = None,
     progress: Progress = no_progress,
 ) -> Prepared:
-    """`cache.prepare` in `workers` processes of the Ray cluster at `address` ("local" starts one on this machine).
+    """Run `cache.prepare` in processes of a Ray cluster and return the combined result.
 
-    source: the model, as `checkpoints.load` takes it. Raises InputError if Ray is not installed, if there is no cluster
-    at the address, or if a node does not see the cache folder.
+    source: the model, as `checkpoints.load` takes it. address: of the cluster; "local" starts one on this machine.
+    workers: how many processes; None is one per GPU, else one per machine. Raises InputError if Ray is not installed,
+    if there is no cluster at the address, or if a node does not see the cache folder.
     """
     started = time.perf_counter()
     folder = folder.absolute()
@@ -40,10 +41,10 @@ def prepare(
 
     def watch(reports: Mapping[int, tuple[str, int, int]]) -> None:
         if reports:
-            progress(*_combined(list(reports.values())))
+            progress(*_combined_progress(list(reports.values())))
 
     parts = over_cluster(address, workers, partial(_on_node, plan, source, folder), folder, watch, "the cache")
-    return together(parts, time.perf_counter() - started)
+    return combined_result(parts, time.perf_counter() - started)
 
 
 def _absolute(file: VideoFile) -> VideoFile:
@@ -55,8 +56,8 @@ def _on_node(plan: Plan, source: str, folder: Path, worker: Worker) -> Prepared:
     return cache.prepare(plan, encoders, folder, progress=worker.progress, rank=worker.rank, world=worker.size)
 
 
-def _combined(states: Sequence[tuple[str, int, int]]) -> tuple[str, int, int]:
-    """The progress of all processes. Each also counts entries that others made, so the sum may be too high."""
+def _combined_progress(states: Sequence[tuple[str, int, int]]) -> tuple[str, int, int]:
+    """Return the progress of all processes. Each also counts entries that others made, so the sum is limited."""
     encoding = [state for state in states if state[0] == cache.ENCODING]
     if not encoding:
         return max(states, key=lambda state: state[1])
@@ -64,8 +65,11 @@ def _combined(states: Sequence[tuple[str, int, int]]) -> tuple[str, int, int]:
     return cache.ENCODING, min(total, sum(state[1] for state in encoding)), total
 
 
-def together(parts: Sequence[Prepared], seconds: float) -> Prepared:
-    """The result of all processes. A clip has failed if it failed in each of them, since each has tried it."""
+def combined_result(parts: Sequence[Prepared], seconds: float) -> Prepared:
+    """Combine the results of all processes. A clip has failed if it failed in all of them, since each has tried it.
+
+    seconds: the time of the whole work.
+    """
     made = sum(part.made for part in parts)
     everywhere = set.intersection(*({problem.path for problem in part.failed} for part in parts))
     fewest = min((part.failed for part in parts), key=len)

@@ -10,10 +10,11 @@ from pusa.models.backbone import Encoders
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What decides a clip's latents and a caption's context.
+    """What determines the latents of a clip and the context of a caption.
 
-    vae: a hash of the autoencoder. text: a hash of the tokenizer and the text encoder. fps: the rate that clips are
-    resampled to. tokens: L, to which contexts are padded. clean: what the encoders do to a caption first.
+    vae: a hash of the autoencoder. text: a hash of the tokenizer and the text encoder. fps: the frame rate to which
+    clips are resampled. tokens: L, the number of tokens to which contexts are padded. clean: what the encoders do to a
+    caption first.
     """
 
     vae: str

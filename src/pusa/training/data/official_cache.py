@@ -1,7 +1,7 @@
-"""The cache files of the official trainer, `CLIP.tensors.pth`: latents and a context that were made already.
+"""Read the cache files of the official trainer, `CLIP.tensors.pth`, which contain latents and a context.
 
-Each holds `{"latents": [16, F, h, w], "prompt_emb": {"context": [1, 512, 4096]}, ...}` in bfloat16, normalised as here.
-A pickle can run code when it is loaded; these are loaded as weights only, which refuses to.
+A file contains `{"latents": [16, F, h, w], "prompt_emb": {"context": [1, 512, 4096]}, ...}` in bfloat16, with the
+normalisation of this package. A pickle can run code when it is loaded, so the files are loaded with `weights_only`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pusa.models.wan.autoencoder import GEOMETRIES
 from pusa.models.wan.text import TOKENS
 
 
-def read_ready(path: Path) -> tuple[Tensor, Tensor]:
-    """Latents float32 [C, F, h, w] and context [L, D] of an official `*.tensors.pth`, loaded as weights only.
+def read_tensors(path: Path) -> tuple[Tensor, Tensor]:
+    """Return the latents, float32 [C, F, h, w], and the context, [L, D], of an official `*.tensors.pth`.
 
-    Raises InputError when it is damaged or holds something else.
+    Raises InputError if the file is damaged or has other contents.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -32,13 +32,15 @@ def read_ready(path: Path) -> tuple[Tensor, Tensor]:
     except OSError:
         raise
     except Exception as error:
-        raise InputError(f"{path} is damaged or holds no latents and prompt_emb.context; make it again") from error
+        raise InputError(
+            f"{path} is damaged or does not contain latents and prompt_emb.context; make the file again"
+        ) from error
     return z.float().contiguous(), context.contiguous()
 
 
-def size_of(path: Path) -> tuple[int, int, int]:
-    """Frames, width and height of the clip that the latents of an official `*.tensors.pth` stand for."""
-    z, _ = read_ready(path)
+def clip_shape(path: Path) -> tuple[int, int, int]:
+    """Return the frames, width and height, in pixels, of the clip that was encoded into an official `*.tensors.pth`."""
+    z, _ = read_tensors(path)
     channels, slots, height, width = z.shape
     geometry = GEOMETRIES.get(channels, GEOMETRIES[16])
     return geometry.pixel_frames(slots), width * geometry.spatial, height * geometry.spatial

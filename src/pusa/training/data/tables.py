@@ -1,4 +1,4 @@
-"""Tables of clips: one row per clip, in CSV, JSON lines or JSON, with the columns of the usual trainers."""
+"""Read tables of clips: one row for each clip, in CSV, JSON lines or JSON, with the columns of common trainers."""
 
 from __future__ import annotations
 
@@ -19,27 +19,31 @@ DIALECTS = {
     "image": "prompt",
     "image_path": "caption",
 }
-"""Column of the file: the column of its caption that goes with it in Hugging Face, DiffSynth, musubi-tuner and LTX."""
+"""{column of the file: column of its caption}, as in Hugging Face datasets, DiffSynth, musubi-tuner and LTX."""
 
 Report = Callable[[str, str, str], None]
-"""Called with the place in a table, the kind of problem and what is wrong."""
+"""Called with the place in a table, the kind of problem and the reason; see `dataset.Problem`."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table. dialect: its two columns. lack: what to say when there is no caption."""
+    """One row of a table.
+
+    name: the path of the clip as the table gives it. where: the table and the line, for messages. dialect: the two
+    columns. no_caption: the reason of the problem if the caption is missing or empty.
+    """
 
     name: str
     caption: str | None
     where: str
     dialect: str
-    lack: str
+    no_caption: str
 
 
 def rows(table: Path, label: str, problem: Report) -> Iterator[Row]:
-    """The rows of a table that is called `label`; a row that is not usable goes to `problem`.
+    """Yield the rows of a table. label: the name of the table in messages. problem: called for an unusable row.
 
-    Raises InputError when the table as a whole cannot be read or lacks a column.
+    Raises InputError if the table cannot be read or if a column is missing.
     """
     item = "item" if table.suffix.lower() == ".json" else "line"
     columns: set[str] = set()
@@ -50,21 +54,21 @@ def rows(table: Path, label: str, problem: Report) -> Iterator[Row]:
         if column is None:
             if not columns & DIALECTS.keys():
                 raise _no_column(label, "file", DIALECTS, cells)
-            problem(where, "missing", "names no clip; fill in or remove the row")
+            problem(where, "missing", "gives no clip; fill in the row or remove it")
             continue
         text = _caption_column(label, column, cells)
         name, caption = cells[column], cells.get(text)
         if not isinstance(name, str):
-            problem(where, "missing", f"names a clip with {name!r:.40}, which is no text")
+            problem(where, "missing", f"has {name!r:.40} as its {column}; give a path as text")
             continue
-        lack = f"has {'an empty' if text in cells else 'no'} {text} in {where}; write what it shows"
+        no_caption = f"has {'an empty' if text in cells else 'no'} {text} in {where}; write what the clip shows"
         if caption is not None and not isinstance(caption, str):
-            caption, lack = None, f"has {caption!r:.40} as its {text} in {where}, which is no text"
-        yield Row(name.strip(), caption, where, f"{column},{text}", lack)
+            caption, no_caption = None, f"has {caption!r:.40} as its {text} in {where}; give a text"
+        yield Row(name.strip(), caption, where, f"{column},{text}", no_caption)
 
 
 def _caption_column(label: str, column: str, row: dict[str, Any]) -> str:
-    """The column of the captions: the one that goes with `column`, else the only other that can be meant."""
+    """Return the column of the captions: the one that belongs to `column`, or else the only one that exists."""
     if DIALECTS[column] in row:
         return DIALECTS[column]
     others = sorted(name for name in set(DIALECTS.values()) if name in row)
@@ -74,16 +78,20 @@ def _caption_column(label: str, column: str, row: dict[str, Any]) -> str:
         raise _no_column(label, "caption", set(DIALECTS.values()), row)
     if not others:
         return DIALECTS[column]
-    raise InputError(f"{label} has several columns of captions ({', '.join(others)}); keep the one that is meant")
+    raise InputError(f"{label} has several columns of captions ({', '.join(others)}); keep only one of them")
 
 
 def _no_column(label: str, what: str, known: Iterable[str], row: dict[str, Any]) -> InputError:
-    have = ", ".join(map(str, list(row)[:8])) or "none"
-    return InputError(f"{label} has no {what} column (it has {have}); name it one of {', '.join(sorted(known))}")
+    existing = ", ".join(map(str, list(row)[:8])) or "none"
+    names = ", ".join(sorted(known))
+    return InputError(f"{label} has no {what} column (its columns: {existing}); name the column one of {names}")
 
 
 def _csv(table: Path, label: str, problem: Report) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, cells) of a CSV; quoted cells may hold commas and newlines; commas, semicolons or tabs divide."""
+    """Yield (line, cells) of a CSV. The delimiter is a comma, a semicolon or a tab.
+
+    Quoted cells may contain delimiters and newlines.
+    """
     lines = iter([line + "\n" for line in read_text(table, label).split("\n")])
     header = next((line for line in lines if line.strip()), "")
     if not header:
@@ -102,23 +110,24 @@ def _csv(table: Path, label: str, problem: Report) -> Iterator[tuple[int, dict[s
             here, line = line, reader.line_num + 2
             if len(cells) > len(names):
                 where = f"{label}, line {here}"
-                problem(where, "unreadable", f"has {len(cells)} cells and the header {len(names)}; quote the caption")
+                reason = f"has {len(cells)} cells but the header has {len(names)}; put the caption in quotes"
+                problem(where, "unreadable", reason)
             elif cells:
                 yield here, dict(zip(names, cells + [""] * (len(names) - len(cells)), strict=True))
     except csv.Error as error:
-        raise InputError(f"{label} cannot be read from line {line} on ({error}); check its quotes") from error
+        raise InputError(f"{label} cannot be read from line {line} on ({error}); check the quotes there") from error
 
 
 def _json(table: Path, label: str, problem: Report) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line or item, cells) of JSON lines, or of one JSON list of objects."""
+    """Yield (line or item, cells) of JSON lines, or of one JSON list of objects."""
     text = read_text(table, label)
     if table.suffix.lower() == ".json":
         try:
             items = json.loads(text)
         except ValueError as error:
-            raise InputError(f"{label} is no JSON ({error}); mend or write it again") from error
+            raise InputError(f"{label} is not JSON ({error}); correct the file") from error
         if not isinstance(items, list):
-            raise InputError(f"{label} holds a {type(items).__name__}; it must be a list of objects, one per clip")
+            raise InputError(f"{label} is not a list; write a list of objects, one for each clip")
         numbered = list(enumerate(items, 1))
     else:
         numbered = []
@@ -127,24 +136,24 @@ def _json(table: Path, label: str, problem: Report) -> Iterator[tuple[int, dict[
                 try:
                     numbered.append((number, json.loads(line)))
                 except ValueError as error:
-                    problem(f"{label}, line {number}", "unreadable", f"is no JSON ({error}); mend the line")
+                    problem(f"{label}, line {number}", "unreadable", f"is not JSON ({error}); correct the line")
     for number, item in numbered:
         if isinstance(item, dict):
             yield number, {str(key).strip().lower(): value for key, value in item.items()}
         else:
-            problem(f"{label}, line {number}", "unreadable", f"holds a {type(item).__name__} where an object is needed")
+            problem(f"{label}, line {number}", "unreadable", f"is {item!r:.40}, not an object; write an object")
 
 
 def read_text(path: Path, name: str | None = None) -> str:
-    """A text file in UTF-8, or UTF-16 with its mark; line ends of any system become newlines.
+    """Read a text file in UTF-8, or in UTF-16 with a byte-order mark. All line ends become newlines.
 
-    name: what it is called in errors, its file name by default.
+    name: the name of the file in error messages; the default is its file name. Raises InputError if it cannot be read.
     """
     name = name or path.name
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{name} cannot be read ({error.strerror}); check it") from error
+        raise InputError(f"{name} cannot be read ({error.strerror}); check its permissions") from error
     encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         return raw.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")

@@ -1,8 +1,9 @@
-"""A folder of tensors under content keys: what is in it is whole, or it is not in it.
+"""A folder of tensors. The key of a tensor is a hash of everything that it was computed from.
 
-An entry is one safetensors file, `KIND/ab/abcdef….safetensors`, written beside itself and renamed, with a checksum of
-its tensor in the header: a half-written file is never found under its name, and a damaged one is recognised when it is
-read. Several processes, on several machines that mount the folder, may fill it together; see `work.units`.
+An entry is one safetensors file, `KIND/ab/abcdef….safetensors`. It is written under another name and renamed when it is
+complete, so no entry is half written. Its header contains a checksum of the tensor, so damage is detected when the
+entry is read. Several processes, also on several machines that mount the folder, can fill it at the same time; see
+`work.units`.
 """
 
 from __future__ import annotations
@@ -22,52 +23,52 @@ from pusa.files import make_folder, replacing
 
 
 def key(kind: str, content: dict[str, Any]) -> str:
-    """`kind/40 hex digits`: the same for the same JSON-able content and for no other."""
+    """Return `kind/40 hex digits`, a hash of `content`, which is written as JSON to compute it."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return f"{kind}/{hashlib.sha256(text.encode()).hexdigest()[:40]}"
 
 
 class Store:
-    """The entries of a folder, which is made when the first is written."""
+    """The entries of a folder. The folder is created when the first entry is written."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path(self, key: str) -> Path:
-        """Where the entry lies or would lie."""
+        """Return the path of an entry, which need not exist."""
         kind, digest = key.split("/")
         return self.folder / kind / digest[:2] / f"{digest}.safetensors"
 
     def write(self, key: str, tensor: Tensor, about: dict[str, Any]) -> None:
-        """Add an entry or replace it. `about` (JSON-able) goes into the header, for whoever opens the file.
+        """Add or replace an entry. about: further values for the header, which is written as JSON.
 
-        The same tensor and `about` give the same bytes. Raises InputError on a full disk or a read-only folder.
+        The same tensor and `about` give the same bytes. Raises InputError if the disk is full or the folder read-only.
         """
         path, tensor = self.path(key), tensor.detach().cpu().contiguous()
         make_folder(path.parent, "the cache")
-        # One metadata entry: safetensors writes several in any order.
+        # There is only one metadata entry, because safetensors writes several in any order.
         header = json.dumps({**about, "sha256": _checksum(tensor)}, sort_keys=True, ensure_ascii=False)
         content = safetensors.torch.save({key.split("/")[0]: tensor}, {"pusa": header})
         with replacing(path) as part:
             part.write_bytes(content)
 
     def read(self, key: str) -> Tensor:
-        """The tensor of an entry, verified. Raises InputError when it is not there or damaged."""
+        """Return the tensor of an entry. Raises InputError if the entry is missing or damaged."""
         path = self.path(key)
         try:
             with safe_open(str(path), "pt") as file:
                 tensor: Tensor = file.get_tensor(key.split("/")[0])
                 expected = json.loads(file.metadata()["pusa"])["sha256"]
         except FileNotFoundError as error:
-            raise InputError(f"the cache entry {path} is not there") from error
+            raise InputError(f"the cache entry {path} is missing") from error
         except Exception as error:
             raise InputError(f"the cache entry {path} is damaged ({str(error).splitlines()[0]})") from error
         if _checksum(tensor) != expected:
-            raise InputError(f"the cache entry {path} is damaged (its content does not match its checksum)")
+            raise InputError(f"the cache entry {path} is damaged (its checksum is wrong)")
         return tensor
 
-    def holds(self, key: str, *, verify: bool) -> bool:
-        """Whether the entry is there, of its full length and, with `verify`, undamaged."""
+    def contains(self, key: str, *, verify: bool) -> bool:
+        """Return whether the entry exists and is complete. verify: check its checksum, too."""
         try:
             if verify:
                 self.read(key)
@@ -83,7 +84,7 @@ class Store:
         return self.folder / "claims"
 
     def size(self, key: str) -> int:
-        """Bytes on disk, 0 for no entry."""
+        """Return the size of an entry on disk in bytes, or 0 if it does not exist."""
         try:
             return self.path(key).stat().st_size
         except OSError:
