@@ -4,7 +4,8 @@ Each frame f of a clip has its own noise level σ_f. The path from data to noise
 
     x_σ = (1 − σ) ⊙ x0 + σ ⊙ ε            dx/dσ = ε − x0            L = E ‖v(x_σ, σ) − (ε − x0)‖²
 
-The target ε − x0 does not depend on σ, so one network can learn every combination of noise levels.
+The target ε − x0 does not depend on σ, so one network can learn every combination of noise levels. Tensors of other
+shapes, and values out of range, raise InputError.
 """
 
 from __future__ import annotations
@@ -34,8 +35,7 @@ def per_frame(values: Tensor) -> Tensor:
 def interpolate(x0: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
     """Return (1 − σ) x0 + σ ε (equation 7) in the dtype of x0, computed in float32 or float64.
 
-    x0, noise: [B, C, F, H, W]. sigma: [B, F] or one number, in [0, 1]. Frames with σ = 0 stay bit-identical. Raises
-    InputError for other shapes and values.
+    x0, noise: [B, C, F, H, W]. sigma: [B, F] or one number, in [0, 1]. Frames with σ = 0 stay bit-identical.
     """
     batch, _, frames = _check_latents(x0, noise)
     exact = torch.promote_types(x0.dtype, torch.float32)
@@ -45,7 +45,7 @@ def interpolate(x0: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
             f"sigma has shape {list(level.shape)}; give one number or one per clip and frame, {[batch, frames]}"
         )
     if not ((level >= 0) & (level <= 1)).all():
-        raise InputError("sigma holds a value outside [0, 1]; 0 is clean and 1 is pure noise")
+        raise InputError("sigma has a value outside [0, 1]; 0 is clean and 1 is pure noise")
     wide = per_frame(level.to(exact).expand(batch, frames))
     mixed = (1 - wide) * x0.to(exact) + wide * noise.to(exact)
     return torch.where(wide == 0, x0, mixed.to(x0.dtype))
@@ -70,8 +70,6 @@ def flow_matching_loss(
         mask: bool [B, F], the frames that count in the loss; by default all. The model sees the other frames, too.
         weight: [B, F], factors for the mean squared error of each frame, see `WEIGHTINGS`. The loss is the sum of the
             weighted errors divided by the number of frames that count.
-
-    Raises InputError for other shapes and values.
     """
     batch, _, frames = _check_latents(x0, noise)
     for name, values in (("sigma", sigma), ("mask", mask), ("weight", weight)):
@@ -106,7 +104,7 @@ def bell_of_clip(sigma: Tensor) -> Tensor:
 
 
 WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {"none": no_weight, "bell": bell, "official": bell_of_clip}
-"""Functions from σ, [B, F], to the weight of each frame, [B, F]."""
+"""{name: function from σ, [B, F], to the weight of each frame, [B, F]}"""
 
 
 def _bump(sigma: Tensor) -> Tensor:

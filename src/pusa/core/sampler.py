@@ -34,8 +34,7 @@ class Call:
     """Where in a walk the model is called. Both tensors are on the CPU, so reading them does not wait for a GPU.
 
     Attributes:
-        step: the step, from 0.
-        steps: S, the number of steps.
+        step, steps: the step, from 0, and the number of steps.
         frames: int64 [V], the latent frames of the clip that are visible, in ascending order.
         held: bool [B, V], the frames that this step does not change.
     """
@@ -55,8 +54,7 @@ class Step:
     """The clip after a step of a walk.
 
     Attributes:
-        index: the step, from 0.
-        steps: S, the number of steps.
+        index, steps: the step, from 0, and the number of steps.
         sigma: float32 [B, F], the noise levels after the step.
         latents: [B, C, F, H, W], float32 or float64.
         denoised: the prediction of the clean clip in this step, in the shape and type of `latents`.

@@ -8,8 +8,8 @@ The same with a given first frame:              conditioned(staircase(grid(30), 
 One chunk after another:                        chunked(grid(4), 21, block=3)
 A window that rolls over a long clip:           sliding_window(grid(20), 81, window=15, block=3, context=6)
 
-In every function, `sigmas` is a descent of S steps, [S + 1], as `sigmas.grid` returns it, `frames` is the number of
-latent frames, and values out of range raise InputError.
+`sigmas` is a descent of S steps, [S + 1], as `sigmas.grid` returns it. `frames` is the number of latent frames. Values
+out of range raise InputError.
 """
 
 from __future__ import annotations
@@ -74,13 +74,9 @@ def in_context(
     """Given frames, buffer frames at rising noise levels, and target frames (TIC-FT, arXiv 2506.00996).
 
     The given frames stay clean. Buffer b of B (from 1) is held at σ = b / (B + 1) until the targets reach this σ, and
-    descends with them from there.
-
-    Args:
-        given, buffers, targets: the numbers of latent frames, in the order of the clip.
-        release: False holds the buffers in all steps, so that they are noisy in the result.
-        model_sigma: "frame" gives the model the σ of each frame. "scalar" gives it the σ of the targets for every
-            frame, for a model with one timestep per clip.
+    descends with them from there. With `release=False` it is held in all steps, and is noisy in the result. With
+    `model_sigma="scalar"` the model receives the σ of the targets for every frame, for a model with one timestep per
+    clip.
     """
     if given < 0 or buffers < 0 or targets < 1:
         counts = f"{given} given, {buffers} buffer and {targets} target frames"

@@ -1,13 +1,10 @@
 """Noise levels: the grid that sampling descends, and the random levels that training uses.
 
-A frame at the noise level σ ∈ [0, 1] is x_σ = (1 − σ) x0 + σ ε. So σ = 0 is clean and σ = 1 is pure noise. The model's
+A frame at the noise level σ ∈ [0, 1] is x_σ = (1 − σ) x0 + σ ε. So σ = 0 is clean, and σ = 1 is pure noise. The model's
 timestep is 1000 σ, which only `models/` computes.
 
-The noise levels of a training step are drawn in two independent parts:
-
-* a *law* is the distribution of one σ, written as a quantile function: it maps uniform numbers in [0, 1] to σ;
-* a *pattern* decides which frames of a clip share a σ. `ptss` (arXiv 2507.16116, section 2.3.2) mixes the two extremes:
-  one σ per frame (p = 1, as in the paper) and one σ per clip (p = 0).
+Training draws noise levels in two independent parts. A *law* is the distribution of one σ, written as a quantile
+function. A *pattern* decides which frames of a clip share a σ: see `ptss`.
 """
 
 from __future__ import annotations
@@ -21,14 +18,11 @@ from torch import Tensor
 from pusa.errors import InputError
 
 Law = Callable[[Tensor], Tensor]
-"""Maps uniform numbers in [0, 1] to σ, in the same shape."""
+"""law(uniform numbers in [0, 1]) -> σ in the same shape"""
 
 
 def shift(u: Tensor, shift: float) -> Tensor:
-    """Return s·u / (1 + (s − 1)·u) for u ∈ [0, 1]: a shift s > 1 moves u towards noise, and s = 1 changes nothing.
-
-    The ends are exact: 0 stays 0, and 1 stays 1. Raises InputError unless the shift is finite and above 0.
-    """
+    """Return s·u / (1 + (s − 1)·u), exact at u = 0 and 1. A shift s > 1 moves u ∈ [0, 1] towards noise; s > 0."""
     if not (math.isfinite(shift) and shift > 0):
         raise InputError(f"shift is {shift}; give a number above 0, such as 5 (1 leaves the grid evenly spaced)")
     return shift * u / (shift * u + (1 - u))
@@ -37,8 +31,7 @@ def shift(u: Tensor, shift: float) -> Tensor:
 def grid(steps: int, shift: float = 5.0, strength: float = 1.0) -> Tensor:
     """Return the noise levels of a descent in `steps` steps: float64 [steps + 1], from shift(strength) to exactly 0.
 
-    strength: in (0, 1]. Below 1 the descent begins at a lower noise level, to edit an existing clip. Raises InputError
-    for values outside these ranges.
+    strength: in (0, 1]. Below 1 the descent begins at a lower noise level, to edit an existing clip.
     """
     if steps < 1:
         raise InputError(f"steps is {steps}; give at least 1")
@@ -53,10 +46,7 @@ def uniform(u: Tensor) -> Tensor:
 
 
 def shifted(shift: float, levels: int | None = None) -> Law:
-    """Return the law of a shifted grid. The official code uses a shift of 5 and 1000 levels.
-
-    levels: the number of equally likely values of σ; None for a continuous law.
-    """
+    """Return the law of a shifted grid: of `levels` equally likely σ (official code: 1000), or continuous for None."""
     if levels is None:
         return lambda u: _shift(u, shift)
     if levels < 1:
@@ -72,10 +62,10 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> Law:
 
 
 def ptss(batch: int, frames: int, p: float, *, law: Law = uniform, generator: torch.Generator) -> Tensor:
-    """Probabilistic timestep sampling: with probability p a clip gets one σ per frame, otherwise one σ for all frames.
+    """Probabilistic timestep sampling (arXiv 2507.16116, section 2.3.2), float32 [batch, frames].
 
-    Returns float32 [batch, frames] on the generator's device. The paper trains with p = 1. With p = 0 every clip has
-    one σ, as in the training of ordinary text-to-video models.
+    With probability p a clip gets one σ per frame, otherwise one σ for all frames. The paper trains with p = 1. With
+    p = 0 every clip has one σ, as in the training of ordinary text-to-video models.
     """
     if batch < 1 or frames < 1:
         raise InputError(f"cannot draw noise levels for {batch} clips of {frames} frames; give at least 1 of each")

@@ -1,9 +1,8 @@
 """The central type: the noise level of every latent frame before every sampling step.
 
 An ordinary video sampler walks a list of noise levels. Here the list is a matrix with one column per latent frame: each
-row is a value of the vectorized timestep variable of arXiv 2507.16116. A task is a pattern in the matrix. For example,
-a column of zeros is a given frame, and a slanted band is a rolling window. `schedules` builds matrices, and `sampler`
-walks them.
+row is a value of the vectorized timestep variable of arXiv 2507.16116. A task is a pattern in the matrix: a column of
+zeros is a given frame, and a slanted band is a rolling window. `schedules` builds matrices, and `sampler` walks them.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ class TimestepMatrix:
         renoise: bool [S]. False: step s follows the ODE, x + (σ' − σ) v. True: step s predicts x0 and adds new noise
             up to σ', for few-step distilled models.
 
-    If a frame has the same σ before and after a step, the step *holds* it: the frame stays bit-identical. The σ of a
-    frame may also rise.
+    If a frame has the same σ before and after a step, the step *holds* it: it stays bit-identical. σ may also rise.
     """
 
     sigma: Tensor
@@ -160,8 +158,7 @@ class TimestepMatrix:
     def image(self, cell: int = 16) -> Tensor:
         """Return a heat map, uint8 [S·cell, F·cell, 3], with a row per step and a column per frame.
 
-        Clean is pale, noise is dark, and hidden is grey. The middle of a cell shows `model_sigma`. cell: the side of a
-        cell in pixels, at least 4.
+        Clean is pale, noise is dark, and hidden is grey. The middle of a cell shows `model_sigma`. cell: at least 4.
         """
         if cell < 4:
             raise InputError(f"cell is {cell} pixels; give at least 4")
@@ -178,7 +175,6 @@ class TimestepMatrix:
 
 
 def _first(mistakes: Tensor) -> tuple[int, ...] | None:
-    """Return the index of the first True."""
     found = mistakes.nonzero()
     return tuple(found[0].tolist()) if len(found) else None
 

@@ -24,16 +24,10 @@ Expert = Literal["high", "low"]
 class Defaults:
     """The settings of a clip that the user does not give.
 
-    Attributes:
-        fps: frames per second.
-        frames: the number of pixel frames.
-        size: (width, height) in pixels.
-        steps: the number of sampling steps.
-        guidance: the scale of classifier-free guidance; 1 is no guidance.
-        shift: the shift of the noise levels, above 0; see `core.sigmas.shift`.
-        boundary: the σ in [0, 1] at and above which the high-noise expert runs; None for a model without experts.
-        per_frame: the transformers whose own weights take a timestep per frame, such as those with a merged adapter.
-            The values are "transformer" and "transformer_2".
+    fps: frames per second. frames: the number of pixel frames. size: (width, height) in pixels. guidance: the scale of
+    classifier-free guidance; 1 is none. shift: see `core.sigmas.shift`. boundary: the σ in [0, 1] at and above which
+    the high-noise expert runs; None for one model. per_frame: those of `transformer` and `transformer_2` whose own
+    weights take a timestep per frame, for example after merging an adapter.
     """
 
     fps: float = 16
@@ -51,12 +45,8 @@ class Geometry:
     """How pixels become latents, and how latents become tokens.
 
     A slot is a latent frame. Slot 0 encodes pixel frame 0. Slot k >= 1 encodes the P = `frames_per_slot` pixel frames
-    P(k-1)+1 to Pk. So a clip of n+1 slots has Pn+1 pixel frames.
-
-    Attributes:
-        frames_per_slot: P, the pixel frames of each slot after the first.
-        spatial: pixels per latent, along width and height.
-        patch: latents per token, along time, height and width.
+    P(k-1)+1 to Pk. So a clip of n+1 slots has Pn+1 pixel frames. spatial: pixels per latent, along width and height.
+    patch: latents per token, along time, height and width.
     """
 
     frames_per_slot: int
@@ -132,9 +122,8 @@ class Geometry:
 class Text:
     """Encoded prompts.
 
-    Attributes:
-        tokens: [B, L, D], zero after the end of each prompt.
-        mask: bool [B, L], True up to the end of each prompt; None for a network that takes no mask.
+    tokens: [B, L, D], zero after the end of each prompt. mask: bool [B, L], True up to the end of each prompt; None for
+    a network that takes no mask.
     """
 
     tokens: Tensor

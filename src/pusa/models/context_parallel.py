@@ -5,8 +5,7 @@ of its process. For self-attention, the processes exchange them, so that each ha
 the number of tokens and the number of heads must be multiples of the number of processes. The part of a process may
 begin inside a frame, see `wan.transformer.FrameIndex`.
 
-Ring attention would not restrict the heads. But it needs the log-sum-exp of attention, which diffusers' default
-attention does not return.
+Ring attention would not restrict the heads, but diffusers' default attention does not return what it needs.
 """
 
 from __future__ import annotations

@@ -136,12 +136,9 @@ def merge(
     The sum is computed in float32, one file of weights at a time. The other parts of the base are copied. The folder
     appears when it is complete.
 
-    Args:
-        base: as for `checkpoints.load`.
-        expert: the expert to change, for a base with two; None for both.
-        rank: as for `convert`.
-        dtype: of the weights, except those that diffusers keeps in float32; None keeps the types of the base.
-        called: the description of the LoRA in the README, by default the name and hash of its file.
+    base: as for `checkpoints.load`. expert: the expert to change, for a base with two; None for both. rank: as for
+    `convert`. dtype: of the weights, except those that diffusers keeps in float32; None keeps the types of the base.
+    called: the description of the LoRA in the README, by default the name and hash of its file.
 
     Raises InputError if the LoRA does not fit the base or is for the other expert, if the target exists and is not
     empty, if a part of the base is missing, or if its weights are quantised.

@@ -54,7 +54,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({
         noise=0.0,
     ),
     "pusa-wan21-4step": Preset(
-        "The same with four steps, by the low-noise Lightning LoRA of Wan2.2, as the official scripts stack them.",
+        "The same with four steps, by the low-noise Lightning LoRA of Wan2.2, as in the official scripts.",
         _WAN21,
         lora=(_PUSA21, f"{_LIGHTNING}/low_noise_model.safetensors:1"),
         steps=4,

@@ -3,7 +3,7 @@
 | dialect | a key |
 | --- | --- |
 | diffusers | `transformer.blocks.0.attn1.to_q.lora_A.weight`, alphas in the metadata |
-| PEFT | `base_model.model.blocks.0.attn1.to_q.lora_A.weight`, alphas in the `adapter_config.json` beside it |
+| PEFT | `base_model.model.blocks.0.attn1.to_q.lora_A.weight`, alphas in the `adapter_config.json` next to it |
 | ComfyUI and Kijai's files | `diffusion_model.blocks.0.self_attn.q.lora_A.weight`, or lora_down, lora_up and alpha |
 | official Pusa, DiffSynth | `blocks.0.self_attn.q.lora_A.default.weight`, without alpha; also behind `pipe.dit.` |
 | kohya, musubi | `lora_unet_blocks_0_self_attn_q.lora_down.weight` with its alpha |

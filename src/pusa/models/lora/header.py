@@ -32,10 +32,7 @@ def in_folder(path: Path) -> Path | None:
 
 
 def file_of(path: str | Path) -> Path:
-    """Return the file of a LoRA. InputError if there is none.
-
-    path: the file, a folder that contains it, or OWNER/REPOSITORY/FILE on the hub, which is downloaded.
-    """
+    """Return the file of a LoRA: `path`, the file in it, or OWNER/REPOSITORY/FILE of the hub. InputError if none."""
     text, path = str(path), Path(path).expanduser()
     try:
         if path.is_dir():

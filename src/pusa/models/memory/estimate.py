@@ -45,9 +45,8 @@ SMALL = 100e6
 class Needs:
     """What a clip needs with a profile.
 
-    device, host: {phase: peak memory in bytes} of the GPU and the machine, for the phases load, text, sample and
-    decode. Without a GPU, `device` is empty. moved: bytes that one step copies to the device from the machine's memory
-    or the disk. flops: operations of one step.
+    device, host: {phase: peak memory in bytes} of the GPU, if there is one, and the machine; the phases are load, text,
+    sample and decode. moved: bytes that one step copies to the device. flops: operations of one step.
     """
 
     profile: str
@@ -89,9 +88,8 @@ class Rehearsal:
     """The weights and passes of the networks for a clip, from which `needs` computes every profile.
 
     networks: by kind. Each of two experts is assumed to have all LoRAs. text, sample: a pass of the text encoder and
-    of the transformer. plain, tiled: decoding whole frames, and decoding tiles. size: (width, height) in pixels.
-    frames: the number of pixel frames. passes: calls of the transformer per step. on_cpu: whether the clip is made on a
-    CPU. assumed: the parts that the source does not have, and that are assumed to be Wan's own.
+    of the transformer. plain, tiled: decoding whole frames, and decoding tiles. passes: calls of the transformer per
+    step. assumed: the parts that the source does not have, and that are assumed to be Wan's own.
     """
 
     networks: Mapping[str, meta_networks.Network]

@@ -86,7 +86,7 @@ def build(configs: Mapping[str, Mapping[str, Any]], dtype: torch.dtype) -> tuple
 
 
 def files_of(folder: Path, beside: Beside) -> dict[str, list[Path]]:
-    """The files of weights of each network, as far as they are here."""
+    """Return {network: its files of weights on this machine}."""
     found = {kind: sorted({one.file for one in stored}) for kind, stored in sources.contents(folder).items()}
     for kind in ("transformer_2", "vae", "text_encoder"):
         if given := beside.get(kind):

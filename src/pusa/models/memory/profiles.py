@@ -39,8 +39,7 @@ class Profile:
             machine's memory. "host": in the machine's memory, and copied to the device block by block. "stream": the
             same, and the next block is copied while a block computes. "disk": block by block from a temporary folder.
         text_encoder, vae: "device", or "host": in the machine's memory, and copied to the device layer by layer.
-        fp8: the networks whose linear layers are stored as float8_e4m3fn and converted when they run. The layers of a
-            GGUF file, which are smaller, do not change.
+        fp8: the networks whose linear layers are stored as float8_e4m3fn and converted when they run; not for GGUF.
         pinned: whether the memory for "stream" is page-locked, for faster copies. It cannot be swapped out then.
         tiled: whether the autoencoder works in tiles of 256x256 pixels. Pixels differ a little, because the edges of
             the tiles are blended.

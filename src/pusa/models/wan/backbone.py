@@ -102,8 +102,8 @@ class WanBackbone(WanEncoders):
     def heads(self) -> int:
         return int(self.transformer.config.num_attention_heads)
 
+    @staticmethod
     def velocity(
-        self,
         network: nn.Module,
         latents: Tensor,
         sigma: Tensor,
@@ -113,8 +113,31 @@ class WanBackbone(WanEncoders):
         branch: str | None = None,
         autocast: torch.dtype | None = None,
     ) -> Tensor:
-        """See the function `velocity`."""
-        return velocity(network, latents, sigma, text, frames=frames, branch=branch, autocast=autocast)
+        """Return Wan's prediction of ε − x0, in the type of `latents`. Every call of the transformer is made here.
+
+        The transformer gets the timestep 1000 σ in float32. network: a `VectorWanTransformer3DModel`, also in DDP.
+        sigma: [B, V], or [B] for one level per clip. The other arguments are those of `Backbone.velocity`.
+        """
+        options: dict[str, Any] = {}
+        if frames is not None and not is_beginning(frames):
+            options["frame_positions"] = frames
+        x, tokens = latents, text.tokens
+        with ExitStack() as stack:
+            if branch is not None:  # of diffusers' CacheMixin; tests/generation/test_pipeline.py fails when it moves
+                stack.enter_context(network.cache_context(branch))  # type: ignore[operator]
+            if autocast is not None:
+                stack.enter_context(torch.autocast(latents.device.type, autocast))
+            else:
+                dtype: Any = getattr(network, "module", network).dtype
+                x, tokens = x.to(dtype), tokens.to(dtype)
+            predicted: Tensor = network(
+                hidden_states=x,
+                timestep=1000 * sigma.float(),
+                encoder_hidden_states=tokens,
+                return_dict=False,
+                **options,
+            )[0]
+        return predicted.to(latents.dtype)
 
     def exact_modules(self, network: VectorWanTransformer3DModel) -> Sequence[nn.Module]:
         """Return the time embedder. In bfloat16, neighbouring timesteps would be rounded to the same number."""
@@ -125,41 +148,3 @@ class WanBackbone(WanEncoders):
 
     def step_counter(self, network: VectorWanTransformer3DModel) -> StepCounter:
         return StepCounter(network)
-
-
-def velocity(
-    network: nn.Module,
-    latents: Tensor,
-    sigma: Tensor,
-    text: Text,
-    *,
-    frames: Tensor | None = None,
-    branch: str | None = None,
-    autocast: torch.dtype | None = None,
-) -> Tensor:
-    """Return Wan's prediction of ε − x0, in the type of `latents`. Every call of the transformer is made here.
-
-    The transformer gets the timestep 1000 σ in float32. network: a `VectorWanTransformer3DModel`, also under FSDP or in
-    DDP. latents: [B, C, V, h, w]. sigma: [B, V], or [B] for one level per clip. The other arguments are those of
-    `Backbone.velocity`.
-    """
-    options: dict[str, Any] = {}
-    if frames is not None and not is_beginning(frames):
-        options["frame_positions"] = frames
-    x, tokens = latents, text.tokens
-    with ExitStack() as stack:
-        if branch is not None:  # cache_context is public in diffusers' CacheMixin, and not part of nn.Module
-            stack.enter_context(network.cache_context(branch))  # type: ignore[operator]
-        if autocast is not None:
-            stack.enter_context(torch.autocast(latents.device.type, autocast))
-        else:
-            dtype: Any = getattr(network, "module", network).dtype
-            x, tokens = x.to(dtype), tokens.to(dtype)
-        predicted: Tensor = network(
-            hidden_states=x,
-            timestep=1000 * sigma.float(),
-            encoder_hidden_states=tokens,
-            return_dict=False,
-            **options,
-        )[0]
-    return predicted.to(latents.dtype)

@@ -29,8 +29,7 @@ def encode(text_encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, p
 
 def clean(prompt: str) -> str:
     """Return the prompt as the tokenizer receives it: without HTML entities, broken Unicode and repeated spaces."""
-    cleaned: str = prompt_clean(prompt)
-    return cleaned
+    return str(prompt_clean(prompt))
 
 
 def _encode_prompt(text_encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:

@@ -2,9 +2,8 @@
 
 The network stays diffusers' `WanTransformer3DModel`, with the same parameters, keys and saved folder. For a timestep
 (B, F), two forwards are replaced: that of the model and that of the block. The time embedder then runs on F rows, and
-each block broadcasts its modulation (B, F, 6, D) over the h*w tokens of a frame. So no tensor has tokens*6*D values. (A
-timestep per token, which diffusers accepts, needs gigabytes for such a tensor at 14B.) If only some frames of a clip
-are given, the rotary embedding is replaced, too.
+each block broadcasts its modulation (B, F, 6, D) over the h*w tokens of a frame. So no tensor has tokens*6*D values,
+which are gigabytes at 14B. If only some frames of a clip are given, the rotary embedding is replaced, too.
 
 Both forwards repeat the stock operations in the stock order. If all rows of a clip are equal, they are one timestep and
 the stock forward runs: a matrix product over F rows may be rounded differently from one over a single row, and the
@@ -145,10 +144,9 @@ class VectorWanTransformer3DModel(WanTransformer3DModel):
     `save_pretrained` writes a stock folder.
     """
 
-    # Private names that diffusers reads. These tests fail when they move: test_loading_with_a_device_map
-    # (test_transformer.py), test_compile_repeated_blocks and test_two_processes_share_the_tokens_of_a_clip
-    # (test_compatibility.py). _cp_plan names the tensors that context parallelism splits over processes. The entry ""
-    # of the stock plan splits a two-dimensional timestep by tokens, and a timestep per frame must stay whole.
+    # Private names that diffusers reads; test_loading_with_a_device_map, test_compile_repeated_blocks and
+    # test_two_processes_share_the_tokens_of_a_clip fail when they move. _cp_plan names the tensors that are split over
+    # processes. The stock entry "" splits a two-dimensional timestep by tokens; one per frame must stay whole.
     _no_split_modules = ["VectorWanTransformerBlock"]
     _repeated_blocks = ["VectorWanTransformerBlock"]
     _cp_plan = {name: plan for name, plan in WanTransformer3DModel._cp_plan.items() if name != ""} | {
@@ -216,19 +214,14 @@ class VectorWanTransformer3DModel(WanTransformer3DModel):
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """Predict the velocity, epsilon - x0, of latents [B, C, F, H, W], in the same shape.
 
-        Args:
-            hidden_states: the latents.
-            timestep: 1000 * sigma, 0 to 1000. (B, F) is one per latent frame, in float32, float64 or an integer type.
-                (B,) and (B, F * h * w), one per clip or token, give the stock result bit for bit. So does (B, F) with
-                equal values in all frames of a clip, except inside torch.compile, which cannot read values.
-            encoder_hidden_states: the text, [B, N, text_dim].
-            encoder_hidden_states_image, return_dict, attention_kwargs: as in the stock model.
-            frame_positions: int64 [F], the absolute latent frames, from which attention gets their distances. None
-                and 0 to F - 1 are the stock positions. With other positions, the forward per frame runs also for a
-                timestep (B,), and a timestep per token raises InputError.
+        timestep: 1000 * sigma, 0 to 1000. (B, F) is one per latent frame, in float32, float64 or an integer type. (B,)
+        and (B, F * h * w), one per clip or token, give the stock result bit for bit. So does (B, F) with equal values
+        in all frames of a clip, except inside torch.compile, which cannot read values. Raises InputError for another
+        shape, and for one per frame or token in half precision. (bfloat16 would round 937 to 936.)
 
-        Raises InputError for a timestep of another shape, and for one per frame or token in half precision. (bfloat16
-        would round 937 to 936.)
+        encoder_hidden_states: the text, [B, N, text_dim]. frame_positions: int64 [F], the absolute latent frames, from
+        which attention gets their distances. None and 0 to F - 1 are the stock positions. With other positions, the
+        forward per frame runs also for a timestep (B,), and a timestep per token raises InputError.
         """
         per_frame = self._is_per_frame(hidden_states, timestep)
         positions = None if frame_positions is None or is_beginning(frame_positions) else frame_positions
