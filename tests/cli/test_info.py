@@ -118,7 +118,7 @@ def test_an_incomplete_folder_says_what_is_not_there(wans: Path, about: Any, tmp
 
 
 def test_what_is_no_model_is_an_error(about: Any, tmp_path: Path) -> None:
-    assert "is no model: it needs a model_index.json" in about(tmp_path, code=2)["error"]["message"]
+    assert "is not a model: it needs a model_index.json" in about(tmp_path, code=2)["error"]["message"]
 
 
 def test_a_lora_is_described(about: Any, tmp_path: Path) -> None:

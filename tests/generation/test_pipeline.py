@@ -172,7 +172,7 @@ def test_your_own_matrix_decides(tiny_pipe, picture):
         tiny_pipe.generate(PROMPT, matrix=matrix, steps=4)
     with pytest.raises(InputError, match="leave shift, schedule and strength out"):
         tiny_pipe.generate(PROMPT, matrix=matrix, shift=3.0)
-    with pytest.raises(InputError, match="starts latent frame 0 at σ = 0, so something must be known"):
+    with pytest.raises(InputError, match="starts latent frame 0 at σ = 0: give a condition"):
         tiny_pipe.generate(PROMPT, matrix=matrix)
 
 

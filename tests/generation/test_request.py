@@ -103,6 +103,13 @@ def test_a_field_of_sampling_is_a_flag_a_key_and_an_entry_of_the_sidecar(tiny_pi
     assert names - {"guidance_2", "boundary"} <= recipe.keys()  # those two are for models with two experts
 
 
+def test_an_option_is_defined_in_one_file() -> None:
+    """Elsewhere its name stands only where it acts: the settings, the call of the model, and the loop of steps."""
+    source = Path(requests.__file__).parents[1]
+    files = {str(file.relative_to(source)) for file in source.rglob("*.py") if "guidance_2" in file.read_text("utf-8")}
+    assert files == {f"generation/{name}.py" for name in ("request", "settings", "model", "pipeline")}
+
+
 def test_a_request_needs_no_torch() -> None:
     code = """
 import sys

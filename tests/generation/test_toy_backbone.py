@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,13 @@ from pusa.generation.provenance import regenerate
 from pusa.models.backbone import Backbone, Defaults, Flops, Geometry, Text
 from pusa.processes import ProcessGroup
 from pusa.training.config.tree import Config
+from pusa.training.data import samples
+from pusa.training.data.cache import CachedSamples, prepare
+from pusa.training.data.fingerprints import fingerprint
+from pusa.training.data.samples import Bucket
 from pusa.training.monitoring import Monitor
 from pusa.training.trainer import train
+from pusa.videos import write_video
 
 PROMPT = "a dot"
 
@@ -55,7 +59,7 @@ class Toy:
     transformer: Any = field(default_factory=ToyNetwork)
     text_encoder: Any = field(default_factory=lambda: nn.Embedding(128, 8).requires_grad_(False))
     vae: Any = field(default_factory=nn.Identity)
-    transformer_2 = tokenizer = None
+    transformer_2 = tokenizer = hub_names = None
     source, fingerprint, vae_fingerprint = "toy", "toy", "averages"
     defaults = Defaults(fps=6, frames=25, size=(16, 16), steps=3)
     beside: dict[str, str] = field(default_factory=dict)
@@ -84,8 +88,21 @@ class Toy:
         mask = torch.arange(12) < torch.tensor([[len(prompt)] for prompt in prompts])
         return Text(self.text_encoder(ids) * mask[..., None], mask)
 
+    def latents_fingerprint(self):
+        return self.vae_fingerprint
+
+    def text_fingerprint(self):
+        return str(self.text_encoder.weight.tolist())
+
+    @staticmethod
+    def clean(prompt):
+        return prompt[:12]
+
     def exact_modules(self, network):
         return [network.text]
+
+    def blocks(self, network):
+        return []
 
     def step_counter(self, network):
         return lambda clips, tokens, frames: Flops(6 * tokens * 8, 12 * tokens * 8)
@@ -176,21 +193,18 @@ def test_sentences_speak_of_its_frames(pipe: Pipeline) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("lora", [{"rank": 2, "targets": ["inside"]}, None], ids=["lora", "all weights"])
 def test_training(lora: dict[str, Any] | None, precision: str, toy: Backbone, tmp_path: Path) -> None:
-    """With validation, previews, costs and model card."""
-
-    class Samples(list[Any]):
-        buckets, keys, fingerprint = ["16x16x25"] * 4, list("abcd"), "four clips"
-        empty_context = toy.encode_text([""]).tokens[0]
-
-    def sample(seed: int) -> Any:
-        latents, caption = toy.encode(video(25, seed))[0], f"clip {seed}"
-        context = toy.encode_text([caption]).tokens[0]
-        return SimpleNamespace(key=str(seed), origin=f"{seed}.mp4", latents=latents, context=context, caption=caption)
-
-    class HeldOut(list[Any]):
-        keys = ("4",)
-
-    samples, held_out = Samples(sample(seed) for seed in range(4)), HeldOut([sample(4)])
+    """With the cache, validation, previews, costs and model card."""
+    (tmp_path / "data").mkdir()
+    for seed in range(5):
+        write_video(tmp_path / f"data/{seed}.mp4", video(25, seed), 6)
+        (tmp_path / f"data/{seed}.txt").write_text(f"clip {seed}")
+    plan = samples.survey(tmp_path / "data", (Bucket(16, 16, 25),), 6, toy.geometry)
+    done = prepare(plan, toy, tmp_path / "cache")
+    assert (done.made, done.captions, done.failed) == (5, 6, ())
+    parts = [replace(plan, cuts=cuts) for cuts in (plan.cuts[:4], plan.cuts[4:])]
+    encoded, held_out = (CachedSamples(part, fingerprint(toy, 6), tmp_path / "cache") for part in parts)
+    assert torch.equal(encoded[0].latents, toy.encode(samples.read(plan.cuts[0], 6))[0])
+    assert torch.equal(encoded[0].context, toy.encode_text(["clip 0"]).tokens[0])
     config = Config.model_validate({
         "lora": lora,
         "train": {"steps": 2, "batch": 2, "lr": 0.1, "workers": 0, "precision": precision},
@@ -199,9 +213,9 @@ def test_training(lora: dict[str, Any] | None, precision: str, toy: Backbone, tm
     })  # fmt: skip
     before = {name: p.detach().clone() for name, p in toy.transformer.named_parameters()}
     out = tmp_path / "run"
-    with Monitor(config, out, toy, samples, held_out, ProcessGroup(), quiet=True) as watch:
+    with Monitor(config, out, toy, encoded, held_out, ProcessGroup(), quiet=True) as watch:
         result = train(
-            config, out, components=toy, samples=samples, held_out=held_out, tracker=watch.tracker, hooks=watch.hooks
+            config, out, components=toy, samples=encoded, held_out=held_out, tracker=watch.tracker, hooks=watch.hooks
         )
         costs = watch.finish()
     assert result.loss is not None

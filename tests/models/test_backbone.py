@@ -54,5 +54,5 @@ def test_the_mask_ends_with_the_prompt() -> None:
     assert torch.equal(text[1:].tokens, tokens[1:])
     assert text[:1].expand(3).tokens.shape == (3, 5, 3)
     assert Text(tokens)[:1].expand(3).mask is None
-    assert Text(tokens).like(tokens).mask is None
-    assert torch.equal(Text(tokens, text.mask).like(tokens).mask, text.mask)
+    assert Text(tokens).with_tokens(tokens).mask is None
+    assert torch.equal(Text(tokens, text.mask).with_tokens(tokens).mask, text.mask)

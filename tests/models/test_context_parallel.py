@@ -57,5 +57,5 @@ def test_a_clip_is_refused_from_configurations_alone(tmp_path: Path, tiny_folder
 
 
 def test_one_process_cannot_share() -> None:
-    with pytest.raises(InputError, match="takes several processes: start them with torchrun"):
+    with pytest.raises(InputError, match="needs several processes: start them with torchrun"):
         load("tiny", share_tokens=True)

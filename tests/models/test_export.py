@@ -183,7 +183,7 @@ def test_alpha_of_a_peft_folder_is_folded_once(layers, tiny_folder, tmp_path):
     close(with_lora(tiny_folder, tmp_path / "out.safetensors"), with_lora(tiny_folder, source))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "adapter_config.json").write_text("{}")
-    with pytest.raises(InputError, match=r"alpha of the adapter_config\.json beside it"):
+    with pytest.raises(InputError, match=r"alpha from the adapter_config\.json in its folder"):
         export.convert(source, tmp_path / "other" / "adapter_model.safetensors", "diffusers")
 
 
@@ -412,8 +412,8 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(layers, tiny_fold
     refused("must end in", lambda: export.convert(source, tmp_path / "b.pt", "kohya"))
     refused("leaves nothing", lambda: export.convert(source, out, "kohya", rank=0))
     refused("no folder", lambda: export.convert(source, tmp_path / "none" / "b.safetensors", "kohya"))
-    refused("no dialect", lambda: export.convert(source, out, "webui"))
-    refused("no dtype", lambda: export.convert(source, out, "kohya", dtype="int8"))
+    refused("not a dialect", lambda: export.convert(source, out, "webui"))
+    refused("not a dtype", lambda: export.convert(source, out, "kohya", dtype="int8"))
     refused("does not exist", lambda: export.convert(tmp_path / "x.safetensors", out, "kohya"))
     refused("give tiny-base", lambda: export.merge(source, "tiny", tmp_path / "m"))
     refused("finite number", lambda: export.merge(source, tiny_folder, tmp_path / "m", scale=float("nan")))
@@ -422,7 +422,7 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(layers, tiny_fold
 
     key = "diffusion_model.blocks.0.self_attn.q.lora_A.bias"
     save_file({**good, key: torch.ones(2)}, source)
-    refused(f"1 of its 41 keys fit no layer .*{key}", lambda: export.convert(source, out, "diffusers"))
+    refused(f"1 of its 41 keys match no layer .*{key}", lambda: export.convert(source, out, "diffusers"))
     save_file({**good, "diffusion_model.blocks.0.self_attn.norm_q.diff": torch.ones(2)}, source)
     refused("more than factors .*blocks.0.attn1.norm_q.weight", lambda: export.convert(source, out, "diffusers"))
     bad = dict(good)
@@ -431,7 +431,7 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(layers, tiny_fold
     )
     save_file(bad, source)
     refused(
-        r"blocks\.1\.ffn\.0\.lora_B\.weight holds values that are not",
+        r"blocks\.1\.ffn\.0\.lora_B\.weight has values that are not",
         lambda: export.convert(source, out, "comfy"),
     )
     deeper = {key.replace("blocks.1.", "blocks.7."): value for key, value in good.items()}

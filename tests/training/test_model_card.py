@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 from pusa.adapters.base import Adapter
 from pusa.adapters.full import AllWeights
 from pusa.adapters.lora import Lora
+from pusa.models.wan.backbone import WanBackbone
 from pusa.training import model_card
 from pusa.training.costs import Costs
 from pusa.training.model_card import Facts
@@ -24,6 +25,7 @@ FACTS = Facts(
     base="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
     output="lora.safetensors",
     card=Lora(32, ("to_q",)).card,
+    names=WanBackbone.hub_names,
     samples=3860,
     held_out=16,
     settings={"tasks": {"text-to-video": 0.5, "image-to-video": 0.5}, "learning rate": 1e-4, "average": None},
@@ -68,7 +70,7 @@ def test_the_hub_reads_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("adapter", [Lora(8, ("to_q",)), AllWeights()], ids=["lora", "full"])
 def test_its_snippets_are_whole(base: str, adapter: Adapter) -> None:
     output, is_lora = adapter.output, isinstance(adapter, Lora)
-    text = model_card.text(Facts("my_run", base, output, adapter.card))
+    text = model_card.text(Facts("my_run", base, output, adapter.card, WanBackbone.hub_names))
     snippets = blocks(text, "python")
     assert len(snippets) == 1
     ast.parse(snippets[0])
@@ -80,7 +82,8 @@ def test_its_snippets_are_whole(base: str, adapter: Adapter) -> None:
 
 
 def test_the_snippet_for_the_embedded_model_names_a_folder_that_exists() -> None:
-    snippet = blocks(model_card.text(Facts("x", "tiny-base", "lora.safetensors", LORA)), "python")[0]
+    facts = Facts("x", "tiny-base", "lora.safetensors", LORA, WanBackbone.hub_names)
+    snippet = blocks(model_card.text(facts), "python")[0]
     from pusa import embedded
 
     assert "WanPipeline.from_pretrained(embedded.folder()" in snippet
@@ -92,4 +95,5 @@ def test_what_is_not_known_is_left_out() -> None:
     assert "## Validation" not in text
     assert "## Cost" not in text
     assert "## Samples" not in text
+    assert "diffusers import" not in text
     assert "| text-to-video | 0.5000 | – | – |" in model_card.text(FACTS, validation=result(base=False))

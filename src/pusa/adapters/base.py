@@ -49,14 +49,14 @@ class Card:
     """What a model card says about weights of this kind.
 
     title: the first words of the card, before the name of the base model. relation: the hub's term for it.
-    tags: further tags for the hub. rows: rows of the training table. diffusers_classes: names to import from diffusers.
-    diffusers_code: Python lines that make `pipe`; `{base}` and `{file}` in it stand for quoted strings.
+    tags: further tags for the hub. rows: rows of the training table.
+    diffusers_code: Python lines that make `pipe`. `{pipeline}` and `{transformer}` in it stand for the model's classes
+    in diffusers, and `{base}` and `{file}` for quoted strings.
     lora_file: whether `pusa generate --lora` and the LoRA nodes of ComfyUI load the file.
     """
 
     title: str
     relation: Literal["adapter", "finetune"]
-    diffusers_classes: tuple[str, ...]
     diffusers_code: str
     tags: tuple[str, ...] = ()
     rows: Mapping[str, Any] = field(default_factory=dict)

@@ -45,10 +45,9 @@ class AllWeights:
         return Card(
             title="A transformer trained from",
             relation="finetune",
-            diffusers_classes=("WanPipeline", "WanTransformer3DModel"),
             diffusers_code=(
-                "transformer = WanTransformer3DModel.from_pretrained({file}, torch_dtype=torch.bfloat16)\n"
-                "pipe = WanPipeline.from_pretrained({base}, transformer=transformer, torch_dtype=torch.bfloat16)"
+                "transformer = {transformer}.from_pretrained({file}, torch_dtype=torch.bfloat16)\n"
+                "pipe = {pipeline}.from_pretrained({base}, transformer=transformer, torch_dtype=torch.bfloat16)"
             ),
         )
 

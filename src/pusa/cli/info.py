@@ -197,7 +197,7 @@ def _model(source: str) -> dict[str, Any]:
     config, refused, lacking = None, None, []
     try:
         sources.check_transformer(name, path)
-        lacking = sources.lacking(path)
+        lacking = sources.missing_parts(path)
         if not lacking:
             checkpoints.check(name, path)
     except InputError as error:

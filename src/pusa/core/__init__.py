@@ -1,4 +1,4 @@
-"""The method, on torch alone. Read in this order: sigmas, timesteps, schedules, objectives, sampler.
+"""The method. It needs torch only. Read it in this order: sigmas, timesteps, schedules, objectives, sampler.
 
 matrix = schedules.conditioned(schedules.synchronous(sigmas.grid(10), frames=21), {0: 0.0})
 clip = sample(velocity, latents, matrix, context)

@@ -1,14 +1,15 @@
-"""Walk a timestep matrix: from noise (and given frames) to a clip, with any velocity model.
+"""Walk a timestep matrix from noise and given frames to a clip, with any velocity model.
 
-One sampler serves every task, because the task is in the matrix. A step moves frame f from σ to σ' by
+There is one sampler for every task, because the matrix contains the task. A step changes a frame from σ to σ':
 
     Euler        x ← x + (σ' − σ) v                                  (arXiv 2507.16116, Algorithm 1)
     DPM++ 2M     x ← x + (σ' − σ) v + (1 − σ'/σ) (h / 2h₋) (x̂ − x̂₋)      (Lu et al., arXiv 2211.01095)
     re-noise     x ← (1 − σ') x̂ + σ' ε
 
-with x̂ = x − σ v the predicted clean frame, h the step in log-SNR, and ₋ the step before. On the straight path the
-first-order DPM-Solver++ is Euler, so the second-order one is Euler plus a correction, whose factor per step and frame
-follows from the matrix alone: 0 in a frame's own first step, after a hold, and next to σ = 0 or 1 (h is infinite).
+Here x̂ = x − σ v is the predicted clean frame, h is the step in log-SNR, and ₋ marks the step before. On the straight
+path, DPM-Solver++ of first order is Euler, so DPM++ 2M is Euler plus a correction. The factor of the correction depends
+on the matrix only. It is 0 in the first step of a frame, after a step that holds it, and at σ = 0 or 1, where h is
+infinite.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -26,16 +26,16 @@ from pusa.core.objectives import interpolate, per_frame
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import Cancelled, InputError, PusaError
 
-add_noise = interpolate  # the same path: give a condition frame the noise m with which its column starts
+add_noise = interpolate  # mixes a condition with noise of level m, see `schedules.conditioned`
 
 
 @dataclass(frozen=True)
 class Call:
-    """The place of one model call in a walk. Both tensors lie on the CPU, so reading them never waits for a device.
+    """Where in a walk the model is called. Both tensors are on the CPU, so reading them does not wait for a GPU.
 
     Attributes:
-        step, steps: the 0-based step of S.
-        frames: int64 [V], the latent frames of the clip that the call sees, in ascending order.
+        step, steps: the step, from 0, and the number of steps.
+        frames: int64 [V], the latent frames of the clip that are visible, in ascending order.
         held: bool [B, V], the frames that this step does not change.
     """
 
@@ -54,10 +54,10 @@ class Step:
     """The clip after a step of a walk.
 
     Attributes:
-        index, steps: the 0-based step of S.
-        sigma: float32 [B, F], the noise levels that the latents carry now.
+        index, steps: the step, from 0, and the number of steps.
+        sigma: float32 [B, F], the noise levels after the step.
         latents: [B, C, F, H, W], float32 or float64.
-        denoised: the step's prediction of the clean clip, like `latents`.
+        denoised: the prediction of the clean clip in this step, in the shape and type of `latents`.
     """
 
     index: int
@@ -77,12 +77,12 @@ def sample(
     noise: Callable[[int], Tensor] | None = None,
     callback: Callable[[Step], bool | None] | None = None,
 ) -> Tensor:
-    """Take every step of `walk` and return the last latents in the dtype of `latents`; the input is not changed.
+    """Take all steps of `walk` and return the last latents, in the dtype of `latents`.
 
-    callback: called after each step; returning False stops the run. The other arguments are those of `walk`.
+    callback: called after each step. If it returns False, sampling stops. The other arguments are those of `walk`.
 
     Raises:
-        InputError, PusaError: as `walk`.
+        InputError, PusaError: see `walk`.
         Cancelled: the callback returned False.
     """
     x = latents
@@ -102,105 +102,107 @@ def walk(
     solver: Literal["euler", "dpm++2m"] = "euler",
     noise: Callable[[int], Tensor] | None = None,
 ) -> Iterator[Step]:
-    """Carry `latents` through the matrix; each item is the clip after one step. Leave the loop to stop the run.
+    """Walk through the matrix; each item is the clip after one step. To stop, leave the loop.
+
+    Frames that a step holds stay bit-identical, whatever the model returns for them. The walk computes in float32 (in
+    float64 for float64 latents) and is differentiable. To generate, iterate inside `torch.inference_mode()`.
 
     Args:
-        velocity: the model; called once per step with the visible frames, in the dtype of `latents`. Clips of a batch
-            that see different frames are called one group after the other.
-        latents: [B, C, F, H, W], each frame at the noise level of the matrix's first row; never changed.
-        matrix: one for all clips, or one per clip; they may differ in length and in the visible frames.
-        context: passed to the model. Where clips of a batch are called in groups, tensors in it (alone, or in tuples,
-            lists, dicts and dataclasses) are cut along their first dimension, which is B, or 1 for all.
-        solver: "euler", or "dpm++2m", second order with a history per frame.
-        noise: noise(step) -> [B, C, F, H, W], the fresh noise of a re-noising step.
-
-    Held frames are bit-identical, whatever the model returns for them. The walk keeps float32 (float64 if given) and is
-    differentiable; consume it in `torch.inference_mode()` to generate.
+        velocity: the model. It is called once per step with the visible frames, in the dtype of `latents`. If the
+            clips of a batch have different visible frames, it is called once for each group of clips.
+        latents: [B, C, F, H, W], each frame at the noise level of the matrix's first row. They are not changed.
+        matrix: one for all clips, or one for each clip. They may differ in steps and in visible frames.
+        context: passed to the model. When it is called for some clips of a batch, each tensor of the context is cut
+            to these clips along its first dimension, which is B, or 1 for a tensor that all clips share. The context
+            is a tensor, or a tuple, list, dict or dataclass of them.
+        solver: "euler", or "dpm++2m", which is of second order and keeps a history for each frame.
+        noise: noise(step) -> [B, C, F, H, W], the new noise for a re-noising step.
 
     Raises:
         InputError: the arguments do not fit together.
-        PusaError: the model returned NaN or infinity for a frame that moves; the message names the step.
+        PusaError: the model returned NaN or infinity for a frame that changes. The message names step and frame.
     """
     table = _Table.of(matrix, latents, solver)
     if noise is None and table.renoise.any():
-        raise InputError("the matrix has re-noising steps; pass noise, a function from the step to fresh noise")
+        raise InputError("the matrix has re-noising steps; pass noise, a function from the step to new noise")
     return _steps(velocity, latents, table, context, noise)
 
 
 def _steps(
     velocity: Velocity, latents: Tensor, table: _Table, context: Any, noise: Callable[[int], Tensor] | None
 ) -> Iterator[Step]:
-    exact = torch.promote_types(latents.dtype, torch.float32)
+    dtype = torch.promote_types(latents.dtype, torch.float32)
 
     def wide(values: Tensor) -> Tensor:
-        return per_frame(values).to(latents.device, exact if values.is_floating_point() else None)
+        return per_frame(values).to(latents.device, dtype if values.is_floating_point() else None)
 
-    x = previous = latents.to(exact)
+    x = previous = latents.to(dtype)
     for s in range(table.steps):
-        now, then = table.sigma[s], table.sigma[s + 1]
-        moves = wide(now != then)
-        v = _visible_velocity(velocity, x.to(latents.dtype), table, s, context).to(exact)
+        now, after = table.sigma[s], table.sigma[s + 1]
+        moves = wide(now != after)
+        v = _visible_velocity(velocity, x.to(latents.dtype), table, s, context).to(dtype)
         _check_finite(v, moves, s, table.steps)
         denoised = torch.where(moves, x - wide(now) * v, x)
-        moved = x + wide(then - now) * v
+        moved = x + wide(after - now) * v
         if table.correction[s].any():
             moved = moved + wide(table.correction[s]) * (denoised - previous)
         if noise is not None and table.renoise[s].any():
-            fresh = wide(1 - then) * denoised + wide(then) * noise(s).to(x)
-            moved = torch.where(wide(table.renoise[s]), fresh, moved)
+            renoised = wide(1 - after) * denoised + wide(after) * noise(s).to(x)
+            moved = torch.where(wide(table.renoise[s]), renoised, moved)
         x, previous = torch.where(moves, moved, x), denoised
-        yield Step(s, table.steps, then.float(), x, denoised)
+        yield Step(s, table.steps, after.float(), x, denoised)
 
 
 def guided(velocity: Velocity, scale: float) -> Velocity:
-    """Classifier-free guidance, v₋ + scale·(v₊ − v₋); the context becomes a pair (conditional, unconditional).
+    """Classifier-free guidance: return the velocity v₋ + scale·(v₊ − v₋), whose context is a pair (positive, negative).
 
-    Two calls of the model per step; scale 1 makes one call and ignores the second context.
+    It calls the model twice per step. With a scale of 1 it calls the model once and ignores the negative context.
     """
     if not math.isfinite(scale):
         raise InputError(f"guidance scale is {scale}; give a finite number, 1 for no guidance")
 
     def combined(latents: Tensor, sigma: Tensor, context: Any, call: Call) -> Tensor:
-        given, empty = context
-        towards = velocity(latents, sigma, given, call)
+        positive, negative = context
+        v_positive = velocity(latents, sigma, positive, call)
         if scale == 1:
-            return towards
-        away = velocity(latents, sigma, empty, call)
-        exact = torch.promote_types(towards.dtype, torch.float32)
-        return away.to(exact) + scale * (towards.to(exact) - away.to(exact))
+            return v_positive
+        v_negative = velocity(latents, sigma, negative, call)
+        dtype = torch.promote_types(v_positive.dtype, torch.float32)
+        return v_negative.to(dtype) + scale * (v_positive.to(dtype) - v_negative.to(dtype))
 
     return combined
 
 
 def by_noise(high: Velocity, low: Velocity, boundary: float) -> Velocity:
-    """Two experts, as in Wan2.2 A14B: `high` serves a clip whose noisiest visible frame has σ >= boundary, else `low`.
+    """Return the velocity of two experts, as in Wan2.2 A14B.
 
-    One expert serves all frames of a step, also the conditioned ones at low noise. Each clip of a batch has its own
-    expert; an expert that no clip needs is not called.
+    If the greatest σ of a clip's visible frames is at least `boundary` (in [0, 1]), the expert `high` computes all
+    frames of the clip, otherwise the expert `low`. Clips of a batch can have different experts. An expert that no clip
+    needs is not called.
     """
     if not 0 <= boundary <= 1:
         raise InputError(f"boundary is {boundary}; the noise level at which experts change lies between 0 and 1")
 
-    def chosen(latents: Tensor, sigma: Tensor, context: Any, call: Call) -> Tensor:
-        noisy = sigma.amax(dim=1) >= boundary
-        if noisy.all():
+    def combined(latents: Tensor, sigma: Tensor, context: Any, call: Call) -> Tensor:
+        is_high = sigma.amax(dim=1) >= boundary
+        if is_high.all():
             return high(latents, sigma, context, call)
-        if not noisy.any():
+        if not is_high.any():
             return low(latents, sigma, context, call)
         v = torch.empty_like(latents, dtype=torch.promote_types(latents.dtype, torch.float32))
-        for expert, rows in ((high, noisy), (low, ~noisy)):
-            clips = rows.nonzero()[:, 0]
-            part = _each_tensor(partial(_cut, clips=clips, batch=len(latents)), context)
-            own = replace(call, held=call.held[clips.to(call.held.device)])
-            v[clips] = expert(latents[clips], sigma[clips], part, own).to(v.dtype)
+        for expert, chosen in ((high, is_high), (low, ~is_high)):
+            clips = chosen.nonzero()[:, 0]
+            their_call = replace(call, held=call.held[clips.to(call.held.device)])
+            their_context = _of_clips(context, clips, len(latents))
+            v[clips] = expert(latents[clips], sigma[clips], their_context, their_call).to(v.dtype)
         return v
 
-    return chosen
+    return combined
 
 
 @dataclass(frozen=True)
 class _Table:
-    """The matrices of a batch side by side, the shorter ones padded with steps in which nothing is visible."""
+    """The matrices of a batch, stacked. Shorter ones are padded with steps in which no frame is visible."""
 
     sigma: Tensor  # float64 [S + 1, B, F]
     model_sigma: Tensor  # float32 [S, B, F]
@@ -241,32 +243,32 @@ class _Table:
 
 
 def _second_order(sigma: Tensor, renoise: Tensor) -> Tensor:
-    """(1 − σ'/σ) · h / 2h₋ where a frame goes on as it went in the ODE step before; elsewhere 0.
+    """Return the factor (1 − σ'/σ) · h / 2h₋, or 0 unless the step before moved the frame along the ODE the same way.
 
-    Not where the step is over four times as long as that one, as when a buffer frame is released just below its level:
-    extrapolating so far multiplies the model's error. The steps of a shifted grid grow by less than two.
+    The factor is also 0 where |h| > 4 |h₋|, because such an extrapolation multiplies the model's error. For example,
+    the first step of a released buffer frame can be very short. In a shifted grid, |h| grows by a factor below 2.
     """
     log_snr = torch.log1p(-sigma) - torch.log(sigma)
     h = log_snr[1:] - log_snr[:-1]
     before = torch.cat([torch.full_like(h[:1], math.inf), torch.where(renoise, math.inf, h)[:-1]])
-    known = torch.isfinite(h) & torch.isfinite(before) & (h * before > 0) & (h.abs() <= 4 * before.abs())
-    return torch.where(known, (1 - sigma[1:] / sigma[:-1]) * h / (2 * before), 0)
+    usable = torch.isfinite(h) & torch.isfinite(before) & (h * before > 0) & (h.abs() <= 4 * before.abs())
+    return torch.where(usable, (1 - sigma[1:] / sigma[:-1]) * h / (2 * before), 0)
 
 
 def _visible_velocity(velocity: Velocity, x: Tensor, table: _Table, s: int, context: Any) -> Tensor:
-    """The velocity of the visible frames, 0 for hidden ones; clips that see the same frames share a call."""
+    """Return the velocity, 0 for hidden frames. Clips with the same visible frames share a call."""
     sigma, visible, held = table.model_sigma[s], table.visible[s], table.sigma[s] == table.sigma[s + 1]
     if visible.all():
         call = Call(s, table.steps, torch.arange(x.shape[2]), held)
         return _checked(velocity, x, sigma.to(x.device), context, call)
     out = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
     rows = [tuple(row) for row in visible.tolist()]
-    for seen in filter(any, dict.fromkeys(rows)):
-        clips = torch.tensor([b for b, row in enumerate(rows) if row == seen])
-        frames = torch.tensor(seen).nonzero()[:, 0]
-        part = _each_tensor(partial(_cut, clips=clips, batch=len(rows)), context)
+    for group in filter(any, dict.fromkeys(rows)):
+        clips = torch.tensor([b for b, row in enumerate(rows) if row == group])
+        frames = torch.tensor(group).nonzero()[:, 0]
+        their_context = _of_clips(context, clips, len(rows))
         call = Call(s, table.steps, frames, held[clips][:, frames])
-        v = _checked(velocity, x[clips][:, :, frames], sigma[clips][:, frames].to(x.device), part, call)
+        v = _checked(velocity, x[clips][:, :, frames], sigma[clips][:, frames].to(x.device), their_context, call)
         out[clips[:, None], :, frames] = v.to(out.dtype).transpose(1, 2)
     return out
 
@@ -288,24 +290,19 @@ def _check_finite(v: Tensor, moves: Tensor, step: int, steps: int) -> None:
         )
 
 
-def _cut(values: Tensor, clips: Tensor, batch: int) -> Tensor:
-    if len(clips) == batch or values.ndim == 0 or values.shape[0] == 1:
-        return values
-    if values.shape[0] != batch:
-        raise InputError(
-            f"context of shape {list(values.shape)} beside {batch} clips; its first dimension must be {batch}"
-        )
-    return values[clips.to(values.device)]
-
-
-def _each_tensor(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """Apply `function` to the tensors of a tree of tuples, lists, dicts and dataclasses; the rest is left as it is."""
-    if isinstance(tree, Tensor):
-        return function(tree)
-    if isinstance(tree, dict):
-        return {key: _each_tensor(function, part) for key, part in tree.items()}
-    if isinstance(tree, tuple | list):
-        return type(tree)(_each_tensor(function, part) for part in tree)
-    if is_dataclass(tree) and not isinstance(tree, type):
-        return replace(tree, **{part.name: _each_tensor(function, getattr(tree, part.name)) for part in fields(tree)})
-    return tree
+def _of_clips(context: Any, clips: Tensor, batch: int) -> Any:
+    """Return the context of some clips of a batch: each of its tensors is cut, and other values stay as they are."""
+    if isinstance(context, Tensor):
+        if len(clips) == batch or context.ndim == 0 or context.shape[0] == 1:
+            return context
+        if context.shape[0] != batch:
+            shape = list(context.shape)
+            raise InputError(f"context of shape {shape} for {batch} clips; its first dimension must be {batch}")
+        return context[clips.to(context.device)]
+    if isinstance(context, dict):
+        return {key: _of_clips(value, clips, batch) for key, value in context.items()}
+    if isinstance(context, tuple | list):
+        return type(context)(_of_clips(value, clips, batch) for value in context)
+    if is_dataclass(context) and not isinstance(context, type):
+        return replace(context, **{f.name: _of_clips(getattr(context, f.name), clips, batch) for f in fields(context)})
+    return context

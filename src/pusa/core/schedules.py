@@ -1,14 +1,15 @@
-"""Tasks as matrices: each function is one short expression that returns a `TimestepMatrix`.
+"""Tasks as matrices: each function returns a `TimestepMatrix`.
 
-Text to video, every frame together:            synchronous(grid(30), 21)
-Image to video, first latent frame given:       conditioned(synchronous(grid(30), 21), {0: 0.0})
-Start and end, each a little free:              conditioned(synchronous(grid(30), 21), {0: 0.2, 20: 0.4})
-Later frames denoised later:                    staircase(grid(30), 21, block=3, delay=5)
-The same, starting from an image:               conditioned(staircase(grid(30), 21, 3, 5), {0: 0.0})
-Chunk after chunk, seeing only what exists:     chunked(grid(4), 21, block=3)
+Text to video, all frames together:             synchronous(grid(30), 21)
+Image to video, the first latent frame given:   conditioned(synchronous(grid(30), 21), {0: 0.0})
+Start and end, both of them may change a bit:   conditioned(synchronous(grid(30), 21), {0: 0.2, 20: 0.4})
+Later frames start later:                       staircase(grid(30), 21, block=3, delay=5)
+The same with a given first frame:              conditioned(staircase(grid(30), 21, 3, 5), {0: 0.0})
+One chunk after another:                        chunked(grid(4), 21, block=3)
 A window that rolls over a long clip:           sliding_window(grid(20), 81, window=15, block=3, context=6)
 
-`sigmas` is always a descent [S + 1] such as `sigmas.grid` returns.
+`sigmas` is a descent of S steps, [S + 1], as `sigmas.grid` returns it. `frames` is the number of latent frames. Values
+out of range raise InputError.
 """
 
 from __future__ import annotations
@@ -25,16 +26,17 @@ from pusa.errors import InputError
 
 
 def synchronous(sigmas: Tensor, frames: int) -> TimestepMatrix:
-    """All frames together, the ordinary text-to-video schedule; S steps."""
+    """All frames have the same σ in each step, as in ordinary text-to-video. The matrix has S steps."""
     return staircase(sigmas, frames, delay=0)
 
 
 def conditioned(matrix: TimestepMatrix, multipliers: Mapping[int, float]) -> TimestepMatrix:
-    """Scale the columns of given frames: {latent frame: m ∈ [0, 1]} (arXiv 2507.16116, Algorithm 1 and App. B).
+    """Multiply the columns of given frames by noise multipliers (arXiv 2507.16116, Algorithm 1 and appendix B).
 
-    m = 0 holds the frame clean, bit for bit. Between, it starts at m·σ_0 (give it that noise once, with `add_noise`),
-    carries m·σ, which is also what the model receives, and ends at the model's own reconstruction. m = 1 leaves the
-    frame unconditioned.
+    multipliers: {latent frame: m ∈ [0, 1]}. With m = 0 the frame stays clean and bit-identical. With 0 < m < 1 the
+    frame has m·σ in each step, the model receives m·σ, and the result is the model's reconstruction of the frame; mix
+    the given latents with noise of level m·σ_0 once, before sampling (see `add_noise`). With m = 1 the frame is not
+    conditioned.
     """
     scale = torch.ones(matrix.frames, dtype=torch.float64)
     for frame, multiplier in multipliers.items():
@@ -47,14 +49,14 @@ def conditioned(matrix: TimestepMatrix, multipliers: Mapping[int, float]) -> Tim
 
 
 def renoising(matrix: TimestepMatrix) -> TimestepMatrix:
-    """The same levels, each step predicting x0 and adding fresh noise: for few-step distilled models."""
+    """The same noise levels, but each step predicts x0 and adds new noise, for few-step distilled models."""
     return replace(matrix, renoise=torch.ones_like(matrix.renoise))
 
 
 def staircase(sigmas: Tensor, frames: int, block: int = 1, delay: int = 1) -> TimestepMatrix:
-    """Each block of frames starts `delay` steps after the one before; waiting blocks are visible as noise.
+    """Each block of `block` frames starts `delay` steps after the block before it. Waiting blocks are visible as noise.
 
-    S + (blocks − 1)·delay steps. When `block` does not divide `frames` the last block is shorter; no frame is lost.
+    The matrix has S + (blocks − 1)·delay steps. If `block` does not divide `frames`, the last block is shorter.
     """
     clock = _clock(sigmas, frames, block, delay)
     return TimestepMatrix.from_sigma(sigmas[clock.clamp(0, len(sigmas) - 1)])
@@ -69,39 +71,39 @@ def in_context(
     release: bool = True,
     model_sigma: Literal["frame", "scalar"] = "frame",
 ) -> TimestepMatrix:
-    """Given frames, a ramp of buffer frames, then the frames to make, in one sequence (TIC-FT, arXiv 2506.00996).
+    """Given frames, buffer frames at rising noise levels, and target frames (TIC-FT, arXiv 2506.00996).
 
-    The given frames are held clean. Buffer b of B is held at σ = b / (B + 1) while the targets descend; when they reach
-    its level it is released and descends with them, or with `release=False` it stays held and comes out noisy.
-    `model_sigma="scalar"` passes the targets' σ to the model for every frame, as a model with one timestep per clip
-    expects.
+    The given frames stay clean. Buffer b of B (from 1) is held at σ = b / (B + 1) until the targets reach this σ, and
+    descends with them from there. With `release=False` it is held in all steps, and is noisy in the result. With
+    `model_sigma="scalar"` the model receives the σ of the targets for every frame, for a model with one timestep per
+    clip.
     """
     if given < 0 or buffers < 0 or targets < 1:
         counts = f"{given} given, {buffers} buffer and {targets} target frames"
-        raise InputError(f"an in-context schedule of {counts}; give at least 1 target and no negative counts")
+        raise InputError(f"an in-context schedule has {counts}; give at least 1 target and no negative counts")
     frames = given + buffers + targets
     descent = synchronous(sigmas, frames).sigma
     ramp = torch.arange(1, buffers + 1, dtype=torch.float64) / (buffers + 1)
-    cap = torch.cat([torch.zeros(given), ramp, torch.ones(targets)])
-    carried = torch.minimum(descent, cap)
+    highest = torch.cat([torch.zeros(given), ramp, torch.ones(targets)])
+    sigma = torch.minimum(descent, highest)
     if not release:
-        carried[:, given : given + buffers] = ramp
-    return TimestepMatrix.from_sigma(carried, model_sigma=descent[:-1] if model_sigma == "scalar" else None)
+        sigma[:, given : given + buffers] = ramp
+    return TimestepMatrix.from_sigma(sigma, model_sigma=descent[:-1] if model_sigma == "scalar" else None)
 
 
 def chunked(sigmas: Tensor, frames: int, block: int, context: int | None = None) -> TimestepMatrix:
-    """Autoregressive: a chunk of `block` frames finishes before the next starts. S·chunks steps.
+    """Autoregressive: a chunk of `block` frames is finished before the next chunk starts. It has S·chunks steps.
 
-    A chunk sees itself and the last `context` finished frames (None: all of them); later chunks do not exist yet.
+    context: the number of finished frames that stay visible, None for all. Later chunks are hidden.
     """
     return sliding_window(sigmas, frames, window=block, block=block, context=context)
 
 
 def sliding_window(sigmas: Tensor, frames: int, window: int, block: int = 1, context: int | None = 0) -> TimestepMatrix:
-    """A window of at most `window` frames rolls over the clip: clean ones leave, pure noise enters, block by block.
+    """A window of at most `window` frames rolls over the clip, block by block: noise enters, and clean frames leave.
 
-    The blocks in the window stand at evenly spaced levels. The last `context` finished frames stay visible behind it
-    (None: all of them); frames ahead of it do not exist yet. `window` is a multiple of `block`.
+    The blocks in the window are about S·block/window steps apart. window: a multiple of `block`. context: the number
+    of finished frames that stay visible behind the window, None for all. Frames ahead of the window are hidden.
     """
     if block < 1 or window < block or window % block:
         raise InputError(f"a window of {window} frames in blocks of {block}; make the window a multiple of the block")
@@ -109,14 +111,14 @@ def sliding_window(sigmas: Tensor, frames: int, window: int, block: int = 1, con
         raise InputError(f"context is {context} frames; give 0 or more, or None to keep every finished frame")
     steps = len(sigmas) - 1
     clock = _clock(sigmas, frames, block, delay=-(-steps // (window // block)))
-    begun, done = clock[:-1] >= 0, clock[:-1] >= steps
-    oldest = done.sum(dim=1, keepdim=True) - (frames if context is None else context)
-    visible = begun & (~done | (torch.arange(frames) >= oldest))
+    started, finished = clock[:-1] >= 0, clock[:-1] >= steps
+    oldest = finished.sum(dim=1, keepdim=True) - (frames if context is None else context)
+    visible = started & (~finished | (torch.arange(frames) >= oldest))
     return TimestepMatrix.from_sigma(sigmas[clock.clamp(0, steps)], visible=visible)
 
 
 def _clock(sigmas: Tensor, frames: int, block: int, delay: int) -> Tensor:
-    """int64 [rows, frames]: how many of its own steps each frame has taken; below 0 waiting, from S on done."""
+    """Return int64 [rows, frames], the steps that each frame has taken: below 0 it waits, from S on it is finished."""
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise InputError(
             f"sigmas has shape {list(sigmas.shape)}; give a list of at least two noise levels, such as grid(30)"

@@ -1,8 +1,8 @@
-"""The central type: which noise level every latent frame carries at every step of a sampling run.
+"""The central type: the noise level of every latent frame before every sampling step.
 
-A usual video sampler walks one list of noise levels. Here the list is a matrix with a column per latent frame, the
-vectorized timestep variable of arXiv 2507.16116 laid out over time, and a task is a pattern in it: a column of zeros is
-a given frame, a slanted band is a rolling window. `schedules` builds matrices, `sampler` walks them.
+An ordinary video sampler walks a list of noise levels. Here the list is a matrix with one column per latent frame: each
+row is a value of the vectorized timestep variable of arXiv 2507.16116. A task is a pattern in the matrix: a column of
+zeros is a given frame, and a slanted band is a rolling window. `schedules` builds matrices, and `sampler` walks them.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ _FORMER_NAMES = {"state": "sigma", "told": "model_sigma"}
 
 @dataclass(frozen=True, eq=False)
 class TimestepMatrix:
-    """Noise levels for S steps and F latent frames; validated when made, then constant.
+    """Noise levels for S steps and F latent frames. A matrix is checked when it is built, and does not change later.
 
     Attributes:
-        sigma: float64 [S + 1, F], the σ ∈ [0, 1] that each frame carries before step s; the last row is the result's.
-        model_sigma: float64 [S, F], the σ that the model receives; equal to `sigma[:-1]` unless a method hides noise.
-        visible: bool [S, F], the frames that are in the sequence at step s. A hidden frame cannot change.
-        renoise: bool [S], how step s moves: False along the ODE, x + (σ' − σ) v; True by predicting x0 and adding
-            fresh noise up to σ', as few-step distilled models do.
+        sigma: float64 [S + 1, F], the σ ∈ [0, 1] of each frame before step s. The last row is that of the result.
+        model_sigma: float64 [S, F], the σ ∈ [0, 1] that the model receives. It equals `sigma[:-1]`, unless a method
+            hides noise from the model.
+        visible: bool [S, F], the frames that are in the sequence in step s. A hidden frame cannot change.
+        renoise: bool [S]. False: step s follows the ODE, x + (σ' − σ) v. True: step s predicts x0 and adds new noise
+            up to σ', for few-step distilled models.
 
-    A frame whose σ is the same in two consecutive rows is held: that step leaves it bit-identical. Rows may also rise.
+    If a frame has the same σ before and after a step, the step *holds* it: it stays bit-identical. σ may also rise.
     """
 
     sigma: Tensor
@@ -46,9 +47,9 @@ class TimestepMatrix:
         for name in ("sigma", "model_sigma"):
             values = getattr(self, name)
             if at := _first(~((values >= 0) & (values <= 1))):
-                raise InputError(f"{name} is {values[at]:g} at {_place(*at)}; noise levels lie between 0 and 1")
+                raise InputError(f"{name} is {values[at]:g} at {_where(*at)}; noise levels lie between 0 and 1")
         if at := _first(self.moves & ~self.visible):
-            raise InputError(f"a frame changes while it is hidden, at {_place(*at)}; make it visible there or hold it")
+            raise InputError(f"a frame changes while it is hidden, at {_where(*at)}; make it visible there or hold it")
         if at := _first(~self.visible.any(dim=1)):
             raise InputError(f"no frame is visible at step {at[0]}; leave that step out")
         if at := _first(~self.visible.any(dim=0)):
@@ -57,8 +58,8 @@ class TimestepMatrix:
     def _check_shapes(self) -> None:
         if self.sigma.ndim != 2 or self.sigma.shape[0] < 2 or self.sigma.shape[1] < 1:
             raise InputError(
-                f"sigma has shape {list(self.sigma.shape)}; it needs a column per latent frame and a row before each "
-                "step and after the last, [S + 1, F] with S and F at least 1"
+                f"sigma has shape {list(self.sigma.shape)}; give [S + 1, F], a row before each of S >= 1 steps and "
+                "one after the last, and a column for each of F >= 1 latent frames"
             )
         steps, frames = self.sigma.shape[0] - 1, self.sigma.shape[1]
         for name, needed in (("model_sigma", [steps, frames]), ("visible", [steps, frames]), ("renoise", [steps])):
@@ -73,9 +74,9 @@ class TimestepMatrix:
         visible: Tensor | None = None,
         renoise: Tensor | None = None,
     ) -> TimestepMatrix:
-        """A matrix from the σ that the frames carry, [S + 1, F].
+        """Return a matrix from the σ of the frames, [S + 1, F].
 
-        By default the model receives these levels, all frames are visible, and every step follows the ODE.
+        By default the model receives these σ, all frames are visible, and every step follows the ODE.
         """
         rows = sigma[:-1] if sigma.ndim else sigma
         return cls(
@@ -87,7 +88,7 @@ class TimestepMatrix:
 
     @property
     def steps(self) -> int:
-        """S, the number of steps: the model runs once (or twice, with guidance) in each."""
+        """S, the number of steps. The model runs once in each step, or twice with guidance."""
         return self.model_sigma.shape[0]
 
     @property
@@ -106,7 +107,7 @@ class TimestepMatrix:
         return all(torch.equal(getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, ready for JSON; a field that has the default of `from_sigma` is left out."""
+        """Return plain lists, ready for JSON. Fields that have the default of `from_sigma` are left out."""
         plain = TimestepMatrix.from_sigma(self.sigma)
         return {
             field.name: getattr(self, field.name).tolist()
@@ -116,7 +117,7 @@ class TimestepMatrix:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TimestepMatrix:
-        """The matrix that `to_dict` wrote, exactly. The names of version 0.1, `state` and `told`, are accepted."""
+        """Return exactly the matrix that `to_dict` wrote. The field names of version 0.1 are accepted, too."""
         named = {_FORMER_NAMES.get(name, name): rows for name, rows in data.items()}
         known = {field.name for field in fields(cls)}
         if "sigma" not in named or not set(named) <= known or len(named) < len(data):
@@ -126,11 +127,11 @@ class TimestepMatrix:
         try:
             arrays = {name: torch.tensor(rows, dtype=torch.float64) for name, rows in named.items()}
         except (TypeError, ValueError) as error:
-            raise InputError(f"a timestep matrix is made of rows of numbers of equal length: {error}") from error
+            raise InputError(f"a timestep matrix has rows of numbers of equal length: {error}") from error
         return cls.from_sigma(**arrays)
 
     def __str__(self) -> str:
-        """A table of noise levels; equal neighbouring frames share a column."""
+        """A table of noise levels. Neighbouring frames with equal columns share one column."""
         first = [f for f in range(self.frames) if f == 0 or not self._same_column(f - 1, f)]
         spans = list(zip(first, [f - 1 for f in first[1:]] + [self.frames - 1], strict=True))
         heads = [f"f{a}" if a == b else f"f{a}-{b}" for a, b in spans]
@@ -155,17 +156,17 @@ class TimestepMatrix:
         return carried if self.sigma[s, f] == self.model_sigma[s, f] else f"{carried}/{received}"
 
     def image(self, cell: int = 16) -> Tensor:
-        """A heat map, uint8 [S·cell, F·cell, 3]: a row per step, a column per frame, pale clean and dark noisy.
+        """Return a heat map, uint8 [S·cell, F·cell, 3], with a row per step and a column per frame.
 
-        Hidden frames are grey. Where `model_sigma` differs from `sigma`, the middle of the cell has its colour.
+        Clean is pale, noise is dark, and hidden is grey. The middle of a cell shows `model_sigma`. cell: at least 4.
         """
         if cell < 4:
             raise InputError(f"cell is {cell} pixels; give at least 4")
         outer, middle = _colour(self.sigma[:-1]), _colour(self.model_sigma)
         for picture in (outer, middle):
             picture[~self.visible] = 0.82
-        along = torch.arange(cell)
-        inside, edge = (along >= cell // 4) & (along < cell - cell // 4), along == cell - 1
+        pixel = torch.arange(cell)
+        inside, edge = (pixel >= cell // 4) & (pixel < cell - cell // 4), pixel == cell - 1
         big, big_middle = (x.repeat_interleave(cell, 0).repeat_interleave(cell, 1) for x in (outer, middle))
         at = inside.repeat(self.steps)[:, None] & inside.repeat(self.frames)
         big[at] = big_middle[at]
@@ -178,11 +179,12 @@ def _first(mistakes: Tensor) -> tuple[int, ...] | None:
     return tuple(found[0].tolist()) if len(found) else None
 
 
-def _place(step: int, frame: int) -> str:
+def _where(step: int, frame: int) -> str:
     return f"step {step}, frame {frame}"
 
 
 def _colour(sigma: Tensor) -> Tensor:
+    """Return colours in [0, 1], [..., 3], interpolated between pale, red and dark blue."""
     anchors = torch.tensor([[0.99, 0.95, 0.83], [0.93, 0.47, 0.36], [0.17, 0.10, 0.34]], dtype=torch.float64)
     below = (sigma * 2).floor().clamp(max=1)
     part = (sigma * 2 - below)[..., None]

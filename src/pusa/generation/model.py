@@ -89,7 +89,7 @@ class Model:
         parts = self.backbone
         if parts.text_encoder is None:
             again = checkpoints.load_encoders(parts.source, **parts.beside, dtype=self.transformer.dtype, device="cpu")
-            profiles.lay_text_encoder(again.text_encoder, self.profile, self.device)
+            profiles.place_text_encoder(again.text_encoder, self.profile, self.device)
             parts.text_encoder = again.text_encoder
         return parts.text_encoder
 
@@ -157,7 +157,7 @@ class Model:
             )
         name = runtime.choose_name([x for x in self.loras if x.expert in places], path, name)
         for which, transformer in places.items():
-            with context_parallel.aside(transformer):
+            with context_parallel.suspended(transformer):
                 added = dataclasses.replace(runtime.load(transformer, path, scale, name), expert=which)
             others = [x for x in self.loras if (x.name, x.expert) != (name, which)]
             self.backbone.loras = (*others, added)

@@ -171,10 +171,13 @@ class Pipeline(Model):
     ) -> Tensor:
         """Walk the matrix from the seed's noise: float32 [1, C, F, h, w] on the CPU.
 
-        text: encoded prompt and negative prompt, of one each. known: latents at their slots. init: latents of the
-        whole clip, for the slots that are not known. Known and init latents start at the matrix's first row; a slot
-        that starts below σ = 1 and has neither is an InputError. Of several processes that share the tokens, all walk
-        what process 0 starts from.
+        Args:
+            text: the encoded prompt and negative prompt, one each.
+            known: latents at their slots; they start at the matrix's first row.
+            init: latents of the whole clip, for the slots that are not known.
+
+        Raises InputError if a slot starts below σ = 1 and is neither known nor in `init`. If several processes share
+        the tokens, all start from the latents of rank 0.
         """
         self._check_shares(matrix, settings)
         noise = self.noise(seed, settings)
@@ -186,15 +189,15 @@ class Pipeline(Model):
             for slot, level in enumerate(begin.tolist()):
                 if level < 1 and slot not in known:
                     raise InputError(
-                        f"The matrix starts latent frame {slot} at σ = {level:g}, so something must be known of it: "
-                        "give a condition or init for it, or start it at 1."
+                        f"The matrix starts latent frame {slot} at σ = {level:g}: give a condition or init for this "
+                        "frame, or let it start at 1."
                     )
         x = sampler.add_noise(clean, noise, begin[None])
         if self.group.size > 1:
             if not processes.all_agree(self.group, f"{matrix.to_dict()} {settings} {seed} {callback is None}"):
-                raise InputError("The processes were asked for different clips: make the same calls in each of them.")
+                raise InputError("The processes make different clips: make the same calls in each of them.")
             x, prompt, negative = processes.broadcast([x, *(each.tokens for each in text)])
-            text = text[0].like(prompt), text[1].like(negative)
+            text = text[0].with_tokens(prompt), text[1].with_tokens(negative)
             callback = callback and self._shared_stop(callback)
 
         def renoise(step: int) -> Tensor:
@@ -213,7 +216,7 @@ class Pipeline(Model):
         return z.cpu()
 
     def _check_shares(self, matrix: TimestepMatrix, settings: Settings) -> None:
-        """InputError unless the tokens of every step divide by the number of processes that share them."""
+        """Raise InputError unless the number of processes divides the tokens of every step."""
         geometry = self.backbone.geometry
         width, height = (side // geometry.multiple for side in settings.size)
         for slots in {int(row.sum()) for row in matrix.visible}:

@@ -1,7 +1,7 @@
-"""What the rest of the project knows of a network: its frame arithmetic, its texts, and what a call of it takes.
+"""The interface of a network, its autoencoder and its text encoder; everything outside `models/` uses only this.
 
-`generation`, `training` and `cli` use a `Backbone` and name no network. `wan/backbone.py` is one;
-`tests/generation/test_toy_backbone.py` has another, which shows all that one has to bring.
+`wan/backbone.py` implements it for Wan. `tests/generation/test_toy_backbone.py` has a second implementation, of about
+60 lines.
 """
 
 from __future__ import annotations
@@ -17,21 +17,17 @@ from pusa.errors import InputError
 from pusa.images import Frames
 
 Expert = Literal["high", "low"]
-"""Which of two transformers: the one for high noise levels or the one for low."""
+"""Which of two transformers: the one for high noise levels, or the one for low noise levels."""
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """The settings of a clip that the user leaves out.
+    """The settings of a clip that the user does not give.
 
-    Attributes:
-        fps: frames per second.
-        frames: pixel frames.
-        size: (width, height) in pixels.
-        steps, guidance, shift: of sampling.
-        boundary: the noise level in [0, 1] from which on the first of two experts runs; None where there is one model.
-        per_frame: of `transformer` and `transformer_2`, those whose own weights take a timestep per frame, as a merged
-            adapter has them.
+    fps: frames per second. frames: the number of pixel frames. size: (width, height) in pixels. guidance: the scale of
+    classifier-free guidance; 1 is none. shift: see `core.sigmas.shift`. boundary: the σ in [0, 1] at and above which
+    the high-noise expert runs; None for one model. per_frame: those of `transformer` and `transformer_2` whose own
+    weights take a timestep per frame, for example after merging an adapter.
     """
 
     fps: float = 16
@@ -46,15 +42,11 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How pixels become latents and latents become tokens.
+    """How pixels become latents, and how latents become tokens.
 
-    Latent slot 0 is pixel frame 0. Slot k >= 1 holds the `frames_per_slot` = P pixel frames P(k-1)+1 ... Pk. A clip of
-    n+1 slots has Pn+1 pixel frames.
-
-    Attributes:
-        frames_per_slot: pixel frames of every slot but the first.
-        spatial: pixels per latent, along width and height.
-        patch: latents per token, along time, height and width.
+    A slot is a latent frame. Slot 0 encodes pixel frame 0. Slot k >= 1 encodes the P = `frames_per_slot` pixel frames
+    P(k-1)+1 to Pk. So a clip of n+1 slots has Pn+1 pixel frames. spatial: pixels per latent, along width and height.
+    patch: latents per token, along time, height and width.
     """
 
     frames_per_slot: int
@@ -63,11 +55,11 @@ class Geometry:
 
     @property
     def multiple(self) -> int:
-        """Width and height of a clip are multiples of this many pixels; a token is as large."""
+        """The side of a token in pixels. Width and height of a clip are multiples of it."""
         return self.spatial * self.patch[1]
 
     def latent_frames(self, frames: int) -> int:
-        """The slots of a clip of `frames` = Pn+1 pixel frames: n+1. InputError for any other number."""
+        """Return the number of slots, n+1, for `frames` = Pn+1 pixel frames. InputError for any other number."""
         if not self.is_whole(frames):
             nearest = [str(n) for n in self.nearest(frames) if n >= 1]
             raise InputError(
@@ -76,52 +68,52 @@ class Geometry:
         return (frames - 1) // self.frames_per_slot + 1
 
     def pixel_frames(self, slots: int) -> int:
-        """The pixel frames that `slots` >= 1 slots decode to."""
+        """Return the number of pixel frames that `slots` >= 1 slots decode to."""
         return self.frames_per_slot * (slots - 1) + 1
 
     def slot_of(self, frame: int) -> int:
-        """The slot that holds pixel frame `frame` >= 0."""
+        """Return the slot that encodes pixel frame `frame` >= 0."""
         return (frame + self.frames_per_slot - 1) // self.frames_per_slot
 
     def frames_of(self, slot: int) -> range:
-        """The pixel frames that slot `slot` >= 0 holds: one for slot 0, P for every other."""
+        """Return the pixel frames that slot `slot` >= 0 encodes: one for slot 0, P for every other slot."""
         if slot == 0:
             return range(1)
         return range(self.frames_per_slot * (slot - 1) + 1, self.frames_per_slot * slot + 1)
 
     def is_whole(self, frames: int) -> bool:
-        """Whether `frames` frames from frame 0 on fill their slots: whether the number is Pn+1."""
+        """Return whether `frames` is Pn+1, so that the frames from frame 0 on fill their slots."""
         return frames >= 1 and (frames - 1) % self.frames_per_slot == 0
 
     def begins_slot(self, frame: int) -> bool:
-        """Whether pixel frame `frame` >= 0 is the first one of its slot."""
+        """Return whether pixel frame `frame` >= 0 is the first frame of its slot."""
         return frame == 0 or (frame - 1) % self.frames_per_slot == 0
 
     def whole(self, frames: int) -> int:
-        """The longest clip, Pn+1, that `frames` frames fill; 1 where there are fewer."""
+        """Return the largest Pn+1 that is at most `frames`, but at least 1."""
         return self.groups(max(frames, 1) - 1) + 1
 
     def groups(self, frames: int) -> int:
-        """The largest multiple of P that is at most `frames`."""
+        """Return the largest multiple of P that is at most `frames`."""
         return frames // self.frames_per_slot * self.frames_per_slot
 
     def nearest(self, frames: int) -> tuple[int, int]:
-        """The two clip lengths around `frames`, which is none; the first may be below 1."""
+        """Return the clip lengths below and above `frames`, which is not a clip length. The first may be below 1."""
         below = self.groups(frames - 1) + 1
         return below, below + self.frames_per_slot
 
     def form(self, letter: str = "n", plus: int = 1) -> str:
-        """How messages write a number of frames: `4n+1`, or with plus=0 `4n`."""
+        """Return the form of a number of frames for messages: `4n+1`, or with plus=0 `4n`."""
         return f"{self.frames_per_slot}{letter}" + (f"+{plus}" if plus else "")
 
     @property
     def group(self) -> str:
-        """The frames of a slot in words: `four`."""
+        """P in words, for messages: `four`."""
         words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
         return words[self.frames_per_slot - 1] if self.frames_per_slot <= len(words) else str(self.frames_per_slot)
 
     def latent_shape(self, channels: int, frames: int, size: tuple[int, int]) -> tuple[int, int, int, int, int]:
-        """[1, C, F, h, w] of a clip of `frames` pixel frames and `size` = (width, height) pixels."""
+        """Return the latent shape (1, C, F, h, w) for `frames` pixel frames and `size` = (width, height) pixels."""
         width, height = size
         return 1, channels, self.latent_frames(frames), height // self.spatial, width // self.spatial
 
@@ -130,9 +122,8 @@ class Geometry:
 class Text:
     """Encoded prompts.
 
-    Attributes:
-        tokens: [B, L, D], zero past the end of each prompt.
-        mask: bool [B, L], True up to the end of each prompt; None for a network that takes no mask.
+    tokens: [B, L, D], zero after the end of each prompt. mask: bool [B, L], True up to the end of each prompt; None for
+    a network that takes no mask.
     """
 
     tokens: Tensor
@@ -140,28 +131,28 @@ class Text:
 
     @classmethod
     def padded(cls, tokens: Tensor) -> Text:
-        """Tokens [B, L, D] with the mask that their zeros give."""
+        """Return a text with the mask that follows from the zero rows at the end of each prompt."""
         used = tokens.ne(0).any(dim=2)
         return cls(tokens, used.flip(1).cumsum(1).flip(1) > 0)
 
-    def like(self, tokens: Tensor) -> Text:
-        """Other tokens, with a mask where this text has one."""
+    def with_tokens(self, tokens: Tensor) -> Text:
+        """Return a text of other tokens [B, L, D]. It has a mask if this text has one."""
         return Text(tokens) if self.mask is None else Text.padded(tokens)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, prompts: slice) -> Text:
-        """Some of the prompts."""
+        """Return the text of some of the prompts."""
         return Text(self.tokens[prompts], None if self.mask is None else self.mask[prompts])
 
     def expand(self, batch: int) -> Text:
-        """One prompt for `batch` clips."""
+        """Return the text of one prompt, repeated for `batch` clips without a copy."""
         mask = None if self.mask is None else self.mask.expand(batch, -1)
         return Text(self.tokens.expand(batch, -1, -1), mask)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Text:
-        """The same on a device, with tokens of a type."""
+        """Return the text on `device`, with tokens of type `dtype`."""
         return replace(
             self, tokens=self.tokens.to(device, dtype), mask=None if self.mask is None else self.mask.to(device)
         )
@@ -182,7 +173,7 @@ class Flops:
 
 
 class Sizes(Protocol):
-    """The sizes of a network, from configurations alone; they decide the operations and the memory of a training."""
+    """The sizes of a network, read from configurations. They decide the operations and the memory of a training."""
 
     @property
     def geometry(self) -> Geometry: ...
@@ -207,70 +198,94 @@ class Sizes(Protocol):
         """Return how many numbers such a clip stores for the backward pass."""
 
 
+@dataclass(frozen=True)
+class HubNames:
+    """What a model card calls a network. tag: of the hub. pipeline, transformer: classes of diffusers."""
+
+    tag: str
+    pipeline: str
+    transformer: str
+
+
 class Encoders(Protocol):
-    """What clips and captions are encoded with; a training needs nothing else before its cache is full."""
+    """The autoencoder and the text encoder of a network. The cache of a training is filled with these alone."""
 
     vae: Any
     """nn.Module, the autoencoder."""
     text_encoder: Any
-    """nn.Module, or None while it is released."""
+    """nn.Module; None while it is released to save memory."""
     tokenizer: Any
     source: str
-    """The model's name, in a form that loads it again."""
+    """The name of the model. Loading this name gives the same model."""
 
     @property
     def geometry(self) -> Geometry: ...
     @property
     def channels(self) -> int:
-        """C, of the latents."""
+        """C, the number of latent channels."""
 
     @property
     def text_tokens(self) -> int:
-        """L, to which every prompt is padded."""
+        """L, the length to which every prompt is padded."""
 
     @property
     def text_width(self) -> int:
-        """D, of a text token."""
+        """D, the width of a text token."""
 
     @property
     def vae_fingerprint(self) -> str:
-        """A short hash that tells autoencoders apart; kept latents belong to one."""
+        """A short, quick hash of the autoencoder. Saved latents are reused only if it is the same."""
+
+    def latents_fingerprint(self) -> str:
+        """Return a hash of everything that decides the latents of a clip, with every weight; cache keys contain it."""
+
+    def text_fingerprint(self) -> str:
+        """Return a hash of everything that decides an encoded prompt, with every weight; cache keys contain it."""
+
+    @staticmethod
+    def clean(prompt: str) -> str:
+        """Return the prompt as `encode_text` reads it. Prompts with the same result share an entry of the cache."""
 
     def encode(self, frames: Frames) -> Tensor:
-        """uint8 frames [N, H, W, 3] to normalised latents, float32 [1, C, F, h, w] on the autoencoder's device.
+        """Encode uint8 frames [N, H, W, 3] to normalised latents, float32 [1, C, F, h, w] on the autoencoder's device.
 
-        A clip's first latent is that of its first frame alone. Raises InputError unless the geometry has such a clip.
+        The first latent of a clip is that of its first frame alone. Raises InputError if N, H or W do not fit the
+        geometry.
         """
 
     def decode(self, latents: Tensor) -> Frames:
-        """Normalised latents [1, C, F, h, w] to uint8 frames [N, H, W, 3]."""
+        """Decode normalised latents [1, C, F, h, w] to uint8 frames [N, H, W, 3]."""
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
-        """Prompts to texts, in the encoder's type and on its device. One prompt does not change another's bits."""
+        """Encode prompts, in the encoder's type and on its device. The result of a prompt does not depend on others."""
 
 
 class Backbone(Encoders, Protocol):
     """A loaded network. `transformer` is an nn.Module with `dtype` and `device`; the same for `transformer_2`."""
 
     transformer: Any
-    """The only one, or the expert for high noise."""
+    """The only transformer, or the expert for high noise."""
     transformer_2: Any
     """The expert for low noise, or None."""
     fingerprint: str
-    """Changes when a file of the checkpoint does."""
+    """A hash that changes when a file of the checkpoint changes."""
     defaults: Defaults
     beside: dict[str, str]
-    """The parts that were given beside the source, in a form that loads them again."""
+    """{part: source} of the parts that do not come from `source`. Loading these sources gives the same parts."""
     loras: tuple[Any, ...]
-    """The LoRAs that run, see `pusa.models.lora.runtime.Lora`."""
+    """The LoRAs on the transformers, see `pusa.models.lora.runtime.Lora`."""
+
+    @property
+    def hub_names(self) -> HubNames | None:
+        """The names for model cards; None if diffusers does not have the network."""
 
     @property
     def positions(self) -> int:
-        """How many positions the network knows, along each of time, height and width."""
+        """The number of positions that the network knows, along each of time, height and width."""
 
     @property
     def heads(self) -> int:
-        """Attention heads, which several processes share."""
+        """The number of attention heads. Several processes can share them."""
 
     def velocity(
         self,
@@ -283,23 +298,26 @@ class Backbone(Encoders, Protocol):
         branch: str | None = None,
         autocast: torch.dtype | None = None,
     ) -> Tensor:
-        """The network's prediction of ε − x0, [B, C, V, h, w] in the type of `latents`.
+        """Return the network's prediction of ε − x0, [B, C, V, h, w] in the type of `latents`.
 
         Args:
-            network: `transformer`, `transformer_2`, or what is wrapped around one of them.
+            network: `transformer`, `transformer_2`, or a wrapper of one of them, such as DDP.
             latents: [B, C, V, h, w].
             sigma: [B, V] in [0, 1], the noise level of each frame.
-            text: of B prompts, on the network's device.
-            frames: int64 [V], the latent frames of the clip that are given, in ascending order; None: 0 ... V - 1.
-            branch: the name of the guidance branch, for caches that keep a state for each.
+            text: B prompts, on the network's device.
+            frames: int64 [V], the absolute latent frames in `latents`, in ascending order; None: 0 to V - 1.
+            branch: the name of the guidance branch. Caches keep one state for each name.
             autocast: the type of mixed precision, as in training; None computes in the network's own type.
         """
 
     def exact_modules(self, network: Any) -> Sequence[Any]:
-        """The modules of a transformer that have to compute in float32 also in mixed precision."""
+        """Return the modules of a transformer that must compute in float32 even in mixed precision."""
+
+    def blocks(self, network: Any) -> Sequence[Any]:
+        """Return the modules that run one after another and have most of the parameters. FSDP shards each alone."""
 
     def step_counter(self, network: Any) -> Callable[[int, int, int], Flops]:
-        """A function from (clips, tokens, latent frames of all clips) to the operations of a training step.
+        """Return a function from (clips, tokens, latent frames of all clips) to the operations of a training step.
 
-        network: a transformer with its adapters, as it is trained; it may lie on the meta device.
+        network: a transformer with its adapters, as it is trained; it may be on the meta device.
         """

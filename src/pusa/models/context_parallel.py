@@ -1,11 +1,11 @@
-"""One clip on several devices: each process holds all of the model and computes its share of the clip's tokens.
+"""Make one clip on several devices: each process has the whole model and computes a part of the clip's tokens.
 
-Context parallelism as diffusers has it, of the kind called Ulysses (arXiv 2309.14509): every layer works on a process's
-own tokens, and around self-attention they are exchanged for all tokens of a share of the heads. So both the tokens and
-the heads have to divide by the number of processes. A share may begin in the middle of a frame, see `wan.FrameIndex`.
+This is the context parallelism of diffusers, in the form of Ulysses (arXiv 2309.14509). Each layer computes the tokens
+of its process. For self-attention, the processes exchange them, so that each has all tokens for some of the heads. So
+the number of tokens and the number of heads must be multiples of the number of processes. The part of a process may
+begin inside a frame, see `wan.transformer.FrameIndex`.
 
-Ring attention, the other kind, would not need the heads to divide, but the attention of PyTorch that diffusers uses by
-default cannot give what it has to add up.
+Ring attention would not restrict the heads, but diffusers' default attention does not return what it needs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pusa.models.loading.sources import Beside
 
 
 def check_heads(heads: int, processes: int, tokens: int = 0) -> None:
-    """InputError unless the attention heads of a model divide by the number of processes; tokens: those of the clip."""
+    """Raise InputError unless `heads` is a multiple of `processes`. tokens: of the clip, for the advice."""
     if heads % processes:
         raise InputError(
             f"The model's {heads} attention heads cannot be shared by {processes} processes: use "
@@ -36,9 +36,9 @@ def check_heads(heads: int, processes: int, tokens: int = 0) -> None:
 
 
 def check_model(source: str | Path, processes: int) -> None:
-    """InputError, before any weight is read, unless several processes can share the clips of a model."""
+    """Raise InputError unless `processes` processes can share the clips of a model. It reads no weights."""
     if processes < 2:
-        raise InputError("Sharing a clip's tokens takes several processes: start them with torchrun and join them.")
+        raise InputError("Sharing a clip's tokens needs several processes: start them with torchrun and join them.")
     name, folder = sources.find(source, ())
     check_heads(_heads(sources.config(name, folder, "transformer")), processes)
 
@@ -46,9 +46,9 @@ def check_model(source: str | Path, processes: int) -> None:
 def check_clip(
     source: str | Path, beside: Beside, size: tuple[int, int] | None, frames: int | None, processes: int
 ) -> None:
-    """`check_tokens` before any weight is read.
+    """Call `check_tokens` for a clip of a model. It reads no weights.
 
-    beside: the parts that are given beside the source. size, frames: of the clip, None for the model's own.
+    beside: {part: source} of parts from elsewhere. size, frames: of the clip; None for the defaults of the model.
     """
     name, folder = sources.find(source, ())
     own = checkpoints.defaults_of(folder)
@@ -60,36 +60,38 @@ def check_clip(
 
 
 def check_tokens(slots: int, per_slot: int, heads: int, processes: int, geometry: Geometry) -> None:
-    """InputError unless the heads and the tokens of a clip divide by the number of processes.
+    """Raise InputError unless the numbers of heads and of tokens are multiples of the number of processes.
 
-    slots: latent frames that the model sees at once. per_slot: tokens of each.
+    slots: the latent frames in a call of the model. per_slot: the tokens of a latent frame.
     """
     tokens = slots * per_slot
     check_heads(heads, processes, tokens)
     if tokens % processes == 0:
         return
-    every = processes // math.gcd(processes, per_slot)
-    near = [n for n in (slots // every * every, (slots // every + 1) * every) if n > 0]
+    multiple = processes // math.gcd(processes, per_slot)
+    near = [n for n in (slots // multiple * multiple, (slots // multiple + 1) * multiple) if n > 0]
     lengths = " or ".join(str(geometry.pixel_frames(n)) for n in near)
-    apart = " or ".join(f"{abs(n - slots) * geometry.frames_per_slot} {'fewer' if n < slots else 'more'}" for n in near)
+    change = " or ".join(
+        f"{abs(n - slots) * geometry.frames_per_slot} {'fewer' if n < slots else 'more'}" for n in near
+    )
     fitting = math.gcd(tokens, heads)
     fewer = f"{_counts(fitting)}, " if fitting > 1 else ""
     length = f"{geometry.pixel_frames(slots)} frame{'s' * (slots > 1)}"
     raise InputError(
         f"The {tokens} tokens of {length}, which the model sees at once, cannot be shared by {processes} processes: "
-        f"use {fewer}{lengths} frames ({apart}), or another size."
+        f"use {fewer}{lengths} frames ({change}), or another size."
     )
 
 
 def enable(transformers: Sequence[Any], processes: int) -> None:
-    """Make every forward of these models one of all processes, which have met (`pusa.processes.join`); once.
+    """Let all processes share each forward pass of these models. Call `pusa.processes.join` before, and this once.
 
-    From then on every process has to call them at the same time with the same input, and each gets the whole output.
-    The models are where they are to run, with their LoRAs and offloading; LoRAs that come later need `aside`.
+    Afterwards every process must call the models at the same time with the same input, and gets the whole output. The
+    models must be on their device, with offloading. To add LoRAs later, use `suspended`.
     """
     log = logging.get_logger("diffusers.models.modeling_utils")
     level = log.level
-    log.setLevel(logging.ERROR)  # that it is experimental
+    log.setLevel(logging.ERROR)  # hides the warning that it is experimental
     try:
         for transformer in transformers:
             check_heads(int(transformer.config.num_attention_heads), processes)
@@ -99,8 +101,9 @@ def enable(transformers: Sequence[Any], processes: int) -> None:
 
 
 @contextmanager
-def aside(transformer: Any) -> Iterator[None]:
-    """For the block, the hooks of `enable` are off a model, so that layers which carry them can be wrapped."""
+def suspended(transformer: Any) -> Iterator[None]:
+    """Remove the hooks of `enable` inside the block, so that layers with hooks can be wrapped by LoRAs."""
+    # _parallel_config, _cp_plan and the functions are not public; tests/cli/shared/test_ranks.py fails when they move
     parallel = transformer._parallel_config
     if parallel is None:
         yield
@@ -117,6 +120,6 @@ def _heads(config: Mapping[str, Any]) -> int:
 
 
 def _counts(number: int) -> str:
-    """The numbers of processes that divide a number: `2, 3 or 6 processes`."""
+    """Return the numbers of processes that divide `number`, as in `2, 3 or 6 processes`."""
     *some, last = [str(n) for n in range(2, number + 1) if number % n == 0] or ["1"]
     return f"{', '.join(some)} or {last} processes" if some else f"{last} process{'es' * (last != '1')}"

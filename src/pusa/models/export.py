@@ -1,11 +1,11 @@
-"""LoRA files for other programs: other names for the same sum, a lower rank, or a checkpoint with it in its weights.
+"""Export LoRAs for other programs: under other names, with a lower rank, or merged into a checkpoint.
 
-What `lora.read` understands can be written as diffusers, ComfyUI or kohya names. Alpha is folded into B on the way, so
-that each of them means W + B A whether or not its reader looks for an alpha; kohya's names require one, which is then
-the rank. Factors that need no folding, no lower rank and no other type go through bit for bit.
+Every dialect that `lora.dialects` reads can be written with the names of diffusers, ComfyUI or kohya. B is multiplied
+by the scaling, so that the file means W + B A, also for programs that read no alpha. Files of kohya need an alpha, so
+they get alpha = r. Factors stay bit-identical if neither scaling, rank nor type change them.
 
-A lower rank keeps the largest singular values of each B A. With the QR decompositions B = P R and A^T = Q S, of
-matrices that have only r columns, they are those of the r x r matrix R S^T; B A, up to 5120 x 13824, is never formed.
+A lower rank keeps the largest singular values of each B A. B A, up to 5120 x 13824, is not computed for this: with the
+QR decompositions B = P R and A^T = Q S, its singular values are those of the r x r matrix R S^T.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ _STALE = (
     *("ss_network_dim", "ss_network_alpha", "sshs_model_hash", "sshs_legacy_hash"),
     "modelspec.hash_sha256",
 )
-"""Metadata that speaks of the file as it was: alphas that are folded now, ranks, hashes."""
+"""Metadata that is wrong for the new file: alphas, ranks and hashes of the old one."""
 _INDEX = "diffusion_pytorch_model.safetensors.index.json"
-WISHES = "pusa.json"
-"""of a checkpoint: see `Defaults`"""
+DEFAULTS_FILE = "pusa.json"
+"""the file of a checkpoint with default settings, see `pusa.models.backbone.Defaults`"""
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True)
 class Energy:
-    """How much of each B A a lower rank keeps: its share of the squared Frobenius norm, 0 to 1.
+    """The share of the squared Frobenius norm of B A that a lower rank keeps, from 0 to 1.
 
-    modules: {module: share}. total: of all modules together.
+    modules: {module: share}. total: the share for all modules together.
     """
 
     modules: Mapping[str, float]
@@ -60,7 +60,7 @@ class Energy:
 
     @property
     def least(self) -> tuple[str, float]:
-        """The module that loses most, and its share."""
+        """The module with the least share, and this share."""
         return min(self.modules.items(), key=lambda item: item[1])
 
     @property
@@ -70,10 +70,10 @@ class Energy:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. modules: how many layers it changes; ranks, dtypes: those that occur in the factors.
+    """What was written.
 
-    energy: what a lower rank kept, None when none was asked for. stale: metadata that was left out, because it is no
-    longer true of the new file.
+    modules: the number of layers that it changes. ranks, dtypes: those of the factors. energy: what a lower rank keeps;
+    None if the rank is unchanged. stale: keys of metadata that were left out, because they are wrong for the new file.
     """
 
     path: Path
@@ -92,12 +92,11 @@ def convert(
     rank: int | None = None,
     dtype: DType | None = None,
 ) -> Exported:
-    """Write the LoRA `source` (any dialect that `lora.read` reads) to the safetensors file `target` in another; atomic.
+    """Write the LoRA `source`, in any dialect, to the safetensors file `target` in the dialect `to`, atomically.
 
-    rank: cut layers of a higher one down to this many singular values. dtype: of all factors, by default each its own;
-    B becomes float32 where an alpha was folded into it that its type cannot take exactly. Raises InputError for what
-    `lora.read` refuses, a target that is the source or has another suffix, values that are not finite, or that `dtype`
-    cannot hold.
+    rank: the greatest rank of the new factors. dtype: of all factors; None keeps the type of each, but B becomes
+    float32 if its type cannot represent the product with the scaling exactly. Raises InputError where `runtime.read`
+    does, if the target is the source or has another suffix, and if values are not finite in `dtype`.
     """
     source, target = Path(source), Path(target)
     _check(to, Dialect, "dialect")
@@ -106,7 +105,7 @@ def convert(
     _check_apart(source, target)
     if target.stem == "adapter_model" and target.with_name("adapter_config.json").exists():
         raise InputError(
-            f"{target} would be read with the alpha of the adapter_config.json beside it: choose another name."
+            f"{target} would get its alpha from the adapter_config.json in its folder: choose another name."
         )
     check_writable(target)
     factors, metadata = runtime.read(source)
@@ -132,50 +131,54 @@ def merge(
     dtype: DType | None = None,
     called: str | None = None,
 ) -> Exported:
-    """Write the checkpoint `base`, with W + scale * B A in its transformer, as the diffusers folder `target`.
+    """Write the checkpoint `base` with W + scale * B A in its transformer, as the diffusers folder `target`.
 
-    base: as for `checkpoints.load`; its other parts are copied. expert: of a base with two, the one that is changed;
-    None for both. The sum is formed in float32, one file of weights at a time, and stored in the base's type or in
-    `dtype` (which leaves alone what diffusers keeps in float32). rank: as for `convert`. called: what the README says
-    of the LoRA, by default its file's name and hash. The folder appears when it is complete. Raises InputError when the
-    LoRA does not fit the base or was made for the other expert, the folder is there and not empty, or the base lacks a
-    part or its weights are quantised.
+    The sum is computed in float32, one file of weights at a time. The other parts of the base are copied. The folder
+    appears when it is complete.
+
+    base: as for `checkpoints.load`. expert: the expert to change, for a base with two; None for both. rank: as for
+    `convert`. dtype: of the weights, except those that diffusers keeps in float32; None keeps the types of the base.
+    called: the description of the LoRA in the README, by default the name and hash of its file.
+
+    Raises InputError if the LoRA does not fit the base or is for the other expert, if the target exists and is not
+    empty, if a part of the base is missing, or if its weights are quantised.
     """
     source, target = Path(source), Path(target)
     if not abs(scale) < float("inf"):
         raise InputError(
-            f"The strength of the LoRA {source} is {scale}: give a finite number, 1 is the trained strength."
+            f"The strength of the LoRA {source} is {scale}: give a finite number; 1 is the trained strength."
         )
     if str(base) == sources.TINY:
-        raise InputError("The model tiny runs tiny-base with an adapter: give tiny-base as the base of a merged model.")
+        raise InputError("The model tiny is tiny-base with an adapter: give tiny-base as the base of a merged model.")
     _check_apart(source, target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} exists already and a merged model needs an empty folder: give another one.")
+        raise InputError(f"{target} exists already, and a merged model needs an empty folder: give another one.")
     name, folder = sources.find(base)
     checkpoints.check(name, folder)
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
-    if missing := [part for part in parts if not (folder / part).is_dir()]:
-        raise InputError(f"{name} is incomplete: there is no folder {missing[0]} in it; copy or download it again.")
+    if lost := [part for part in parts if not (folder / part).is_dir()]:
+        raise InputError(f"{name} is incomplete: there is no folder {lost[0]} in it; copy or download it again.")
     kinds = sources.transformers_of(name, folder, only=expert)
     files = {kind: _weight_files(name, folder / kind) for kind in kinds}
     if sources.experts_of(folder) and (made_for := header.expert_for(source)) not in (None, expert):
         raise InputError(f"The LoRA {source} is for the {made_for}-noise expert: give --expert {made_for}.")
 
     with torch.device("meta"):
-        skeleton = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder / kinds[0]))
-    factors, metadata = runtime.read(source, runtime.linears(skeleton))
+        transformer = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder / kinds[0]))
+    factors, metadata = runtime.read(source, runtime.linears(transformer))
     factors, energy = _prepare(source, factors, rank, None)
 
     with building(target) as new:
         for part in parts:
-            leave = shutil.ignore_patterns(*(file.name for file in files.get(part, ())))
-            shutil.copytree(folder / part, new / part, ignore=leave)
+            ignore = shutil.ignore_patterns(*(file.name for file in files.get(part, ())))
+            shutil.copytree(folder / part, new / part, ignore=ignore)
         for entry in folder.iterdir():
-            if entry.name in ("model_index.json", WISHES) or entry.name.upper().startswith(("LICENSE", "NOTICE")):
+            is_licence = entry.name.upper().startswith(("LICENSE", "NOTICE"))
+            if is_licence or entry.name in ("model_index.json", DEFAULTS_FILE):
                 shutil.copy2(entry, new / entry.name)
         for kind in kinds:
-            waiting = set(factors)
+            missing = set(factors)
             for file in files[kind]:
                 with safe_open(str(file), "pt") as weights:
                     tensors = {key: weights.get_tensor(key) for key in weights.keys()}  # noqa: SIM118
@@ -184,25 +187,27 @@ def merge(
                     module = key.removesuffix(".weight")
                     if module in factors:
                         tensors[key] = _sum(name, key, weight, *factors[module], scale)
-                        waiting.discard(module)
+                        missing.discard(module)
                     tensors[key] = _stored(name, key, tensors[key], weight.dtype, dtype)
                 save_file(tensors, str(new / kind / file.name), metadata=metadata)
-            if waiting:
-                raise InputError(f"{name} is incomplete: its {kind} has no {min(waiting)}.weight; copy it again.")
+            if missing:
+                raise InputError(f"{name} is incomplete: its {kind} has no {min(missing)}.weight; copy it again.")
         adapter = called or f"{source.name}, sha256 {sha256(source)}"
         if header.is_per_frame(source):
-            wishes = sources.read_json(new / WISHES) if (new / WISHES).exists() else {}
-            write_json(new / WISHES, wishes | {"per_frame": sorted({*wishes.get("per_frame", ()), *kinds})})
+            path = new / DEFAULTS_FILE
+            settings = sources.read_json(path) if path.exists() else {}
+            write_json(path, settings | {"per_frame": sorted({*settings.get("per_frame", ()), *kinds})})
         place = f" of its {expert}-noise expert" if expert else " of both experts" if kinds[1:] else ""
         write_text_atomic(new / "README.md", _card(name, place, adapter, scale, metadata))
     return Exported(target, len(factors), _ranks(factors), _dtypes(factors), energy)
 
 
 def reduce(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor, float, float]:
-    """The best rank-`rank` factors of B A, for A [r, in] and B [out, r], with the energy kept and the energy there was.
+    """Return the best factors of rank `rank` for B A, with the energy that they keep and the energy of B A.
 
-    Energy is the squared Frobenius norm. Factors of at most that rank come back untouched. Computed in float64; the new
-    factors have the types of the old ones and share the singular values evenly.
+    Energy is the squared Frobenius norm. down, up: A [r, in] and B [out, r]. Factors of at most this rank are returned
+    unchanged. The computation is in float64. New factors have the types of the old ones, and each has the square root
+    of the singular values.
     """
     a, b = down.double(), up.double()
     if rank >= len(down):
@@ -229,20 +234,20 @@ def _prepare(
     rank: int | None,
     dtype: DType | None,
 ) -> tuple[Factors, Energy | None]:
-    """Check the values, cut the rank and choose the type."""
+    """Check the values, reduce the rank and convert the type."""
     if rank is not None and rank < 1:
         raise InputError(f"The rank {rank} leaves nothing of the LoRA {source}: give at least 1.")
     if dtype is not None:
         _check(dtype, DType, "dtype")
     prepared: Factors = {}
-    kept, there = dict.fromkeys(factors, 0.0), dict.fromkeys(factors, 0.0)
+    kept, before = dict.fromkeys(factors, 0.0), dict.fromkeys(factors, 0.0)
     for module, (down, up) in factors.items():
         if not (down.float().isfinite().all() and up.float().isfinite().all()):
-            raise InputError(f"The LoRA {source} is damaged: {module} holds values that are not finite; copy it again.")
+            raise InputError(f"The LoRA {source} is damaged: {module} has values that are not finite; copy it again.")
         if up.element_size() > down.element_size() and torch.equal(up.to(down.dtype).to(up.dtype), up):
             up = up.to(down.dtype)
         if rank is not None:
-            down, up, kept[module], there[module] = reduce(down, up, rank)
+            down, up, kept[module], before[module] = reduce(down, up, rank)
         if dtype is not None:
             down, up = (value.to(getattr(torch, dtype)) for value in (down, up))
             if not (down.isfinite().all() and up.isfinite().all()):
@@ -250,13 +255,13 @@ def _prepare(
         prepared[module] = down, up
     if rank is None:
         return prepared, None
-    shares = {module: kept[module] / there[module] if there[module] else 1.0 for module in factors}
-    total = sum(there.values())
+    shares = {module: kept[module] / before[module] if before[module] else 1.0 for module in factors}
+    total = sum(before.values())
     return prepared, Energy(shares, sum(kept.values()) / total if total else 1.0)
 
 
 def _named(module: str, down: Tensor, up: Tensor, to: Dialect) -> dict[str, Tensor]:
-    """One layer's tensors under the names of a dialect."""
+    """Return the tensors of one layer under the names of a dialect."""
     down, up = down.contiguous(), up.contiguous()
     if to == "kohya":
         stem = "lora_unet_" + original_name(module).replace(".", "_")
@@ -273,17 +278,18 @@ def _sum(name: str, key: str, weight: Tensor, down: Tensor, up: Tensor, scale: f
 
 
 def _stored(name: str, key: str, value: Tensor, stored: torch.dtype, dtype: DType | None) -> Tensor:
-    """A weight in `dtype`, or in the type that the base stores it in, which stays where diffusers keeps float32."""
+    """Return a weight in `dtype`, or in the type of the base if `dtype` is None or diffusers keeps it in float32."""
+    # private; test_merging_into_sharded_weights_of_another_type (tests/models/test_export.py) fails when it moves
     kept = any(part in key for part in WanTransformer3DModel._keep_in_fp32_modules)
     kind = stored if dtype is None or kept or not value.is_floating_point() else getattr(torch, dtype)
     cast = value.to(kind)
     if not cast.isfinite().all():
-        raise InputError(f"{key} of {name} has values that {kind} cannot hold: store it in float32 or bfloat16.")
+        raise InputError(f"{key} of {name} has values too large for {kind}: store it in float32 or bfloat16.")
     return cast
 
 
 def _weight_files(name: str, folder: Path) -> list[Path]:
-    """The safetensors files that diffusers would load from a transformer's folder."""
+    """Return the safetensors files that diffusers loads from a transformer's folder."""
     names = [_WEIGHTS]
     if (folder / _INDEX).is_file():
         names = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
@@ -310,12 +316,12 @@ pipeline_tag: text-to-video
 
 def _check_apart(source: Path, target: Path) -> None:
     if target.exists() and source.exists() and target.samefile(source):
-        raise InputError(f"{target} is the LoRA that is read: give another name to write to.")
+        raise InputError(f"{target} is the LoRA that is read: give another name for the new file.")
 
 
 def _check(value: str, kind: object, what: str) -> None:
     if value not in get_args(kind):
-        raise InputError(f"{value!r} is no {what}: give {', '.join(get_args(kind))}.")
+        raise InputError(f"{value!r} is not a {what}: give {', '.join(get_args(kind))}.")
 
 
 def _ranks(factors: Factors) -> tuple[int, ...]:

@@ -1,8 +1,7 @@
-"""Fetch the files of a hub repository, each checked against the hash that names it.
+"""Download files of a hub repository, and check new files against their hashes.
 
-huggingface_hub does the work: it goes on where a connection broke, keeps the files that are complete, and obeys
-HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE and HF_TOKEN. It compares sizes but no hashes, so that is done here, for new files.
-Nothing here imports torch.
+huggingface_hub downloads: it resumes after a broken connection, keeps complete files, and follows HF_HOME, HF_ENDPOINT,
+HF_HUB_OFFLINE and HF_TOKEN. It compares sizes but not hashes, so hashes are compared here. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ _FILE = re.compile(r"(?P<hub_id>[\w-][\w.-]*/[\w-][\w.-]*)/(?P<path>.+\.(?:safet
 
 
 def names_a_file(text: str) -> bool:
-    """Whether a text has the form OWNER/REPOSITORY/FILE, with a file of weights; a path may have it too."""
+    """Return whether a text has the form OWNER/REPOSITORY/FILE with a file of weights. A path may have it, too."""
     return _FILE.fullmatch(text) is not None
 
 
 def file(text: str) -> Path:
-    """The file OWNER/REPOSITORY/FILE, downloaded unless it is there; InputError as for `snapshot`, or without one."""
+    """Return the file OWNER/REPOSITORY/FILE, downloaded if necessary. Raises InputError as `snapshot` does."""
     match = _FILE.fullmatch(text)
     if match is None:
-        raise InputError(f"{text!r} is no file of a hub repository: write OWNER/REPOSITORY/FILE.safetensors.")
+        raise InputError(f"{text!r} is not a file of a hub repository: write OWNER/REPOSITORY/FILE.safetensors.")
     path = snapshot(match["hub_id"], [match["path"]]) / match["path"]
     if not path.is_file():
         raise InputError(f"{match['hub_id']} has no file {match['path']}: check the name.")
@@ -34,10 +33,10 @@ def file(text: str) -> Path:
 
 
 def snapshot(hub_id: str, patterns: Sequence[str]) -> Path:
-    """The folder with those files of a repository that fit one of the patterns, downloaded unless they are there.
+    """Return the folder with the files of a repository that match one of the patterns, downloaded if necessary.
 
-    Raises InputError when there is no such repository, it may not be read, the hub cannot be reached and not all of it
-    is here, or a file arrived damaged (which is then removed).
+    Raises InputError if the repository does not exist or may not be read, if files are missing and the hub cannot be
+    reached, or if a downloaded file is damaged, which is then removed.
     """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
@@ -72,19 +71,20 @@ def snapshot(hub_id: str, patterns: Sequence[str]) -> Path:
             "path of a folder."
         ) from error
     except HFValidationError as error:
-        raise InputError(f"There is no folder {hub_id} and no hub id can look like that; check it.") from error
+        raise InputError(f"{hub_id} is not a folder, and its form is not that of a hub id; check it.") from error
     except broken as error:
-        said = str(error).strip() or type(error).__name__
+        reason = str(error).strip() or type(error).__name__
         raise InputError(
-            f"{hub_id} could not be downloaded ({said.splitlines()[0].rstrip('.')}): run this again; files that are "
-            "complete are kept."
+            f"{hub_id} could not be downloaded ({reason.splitlines()[0].rstrip('.')}): run this again; complete files "
+            "are kept."
         ) from error
     _verify(hub_id, folder, _blobs(cache, hub_id) - before)
     return folder
 
 
 def _broken_connections() -> tuple[type[Exception], ...]:
-    """What the HTTP library of huggingface_hub raises, which is no OSError."""
+    """Return the base of the errors of huggingface_hub's HTTP library, which are not OSErrors."""
+    # private; test_a_hub_that_does_not_answer (tests/models/test_hub.py) fails when it moves
     from huggingface_hub.utils import _http
 
     for name in ("httpx2", "httpx"):
@@ -94,16 +94,16 @@ def _broken_connections() -> tuple[type[Exception], ...]:
 
 
 def _blobs(cache: Path, hub_id: str) -> set[Path]:
-    """The complete files of a repository in the cache, named by their hashes."""
+    """Return the complete files of a repository in the cache. Their names are their hashes."""
     folder = cache / f"models--{hub_id.replace('/', '--')}" / "blobs"
     return {path for path in folder.glob("*") if path.suffix != ".incomplete"} if folder.is_dir() else set()
 
 
 def _verify(hub_id: str, folder: Path, blobs: set[Path]) -> None:
-    """Remove the files that are not what their names say, and raise InputError if there were any."""
+    """Remove the first file whose hash is not its name, and raise InputError."""
     links = {path.resolve(): path for path in folder.rglob("*") if path.is_file()}
     for blob in sorted(blobs):
-        if _is_what_it_is_called(blob):
+        if _has_right_hash(blob):
             continue
         link = links.get(blob.resolve())
         name = blob.name if link is None else link.relative_to(folder).as_posix()
@@ -113,8 +113,8 @@ def _verify(hub_id: str, folder: Path, blobs: set[Path]) -> None:
         raise InputError(f"{name} of {hub_id} arrived damaged (its hash is wrong) and was removed: run this again.")
 
 
-def _is_what_it_is_called(blob: Path) -> bool:
-    """Whether a file has the sha256 (of its bytes) or the sha1 (as git computes it) that its name is."""
+def _has_right_hash(blob: Path) -> bool:
+    """Return whether the name of a file is its SHA-256, or its SHA-1 as git computes it."""
     name = blob.name
     if len(name) == 64:
         digest = hashlib.sha256()

@@ -1,8 +1,8 @@
-"""What a file of weights holds, read from its header, and its tensors one after the other.
+"""List the tensors in a file of weights from its header, and read them one after another.
 
-Three formats carry Wan: safetensors, PyTorch's pickles (`.pth`), and GGUF. Listing a file reads names, types and shapes
-and no weight, so that a model can be described, and refused, before 30 GB are read; a file that was cut off says which
-tensor it lost. Pickles are opened with `weights_only`, which runs no code that is in them.
+The formats are safetensors, PyTorch's pickles (`.pth`) and GGUF. Listing a file reads names, types and shapes, but no
+weights. So a model can be described and checked before 30 GB are read. If a file is cut off, the error names a missing
+tensor. Pickles are opened with `weights_only`, so that code in them does not run.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file. name, dtype: as the file has them (BF16, F8_E4M3, Q8_0 ...). shape: of its values."""
+    """A tensor in a file. name, dtype: as in the file (BF16, F8_E4M3, Q8_0 ...). shape: of its values."""
 
     file: Path
     name: str
@@ -54,20 +54,20 @@ class Stored:
 
 
 def listing(file: Path) -> dict[str, Stored]:
-    """The tensors of a file by their names, without reading them.
+    """Return the tensors of a file by name, without reading them.
 
-    Raises InputError for a file that is missing, empty, cut off, damaged, of another format, or a pickle with code.
+    Raises InputError if the file is missing, empty, cut off, damaged, of another format, or a pickle with code.
     """
     file, suffix = existing_file(file), file.suffix.lower()
     for suffixes, reader in _LISTINGS:
         if suffix in suffixes:
             refuse_pointer(file)
             return reader(file)
-    raise InputError(f"{file} is no file of weights: give one that ends in {', '.join(SUFFIXES[:2])} or {GGUF[0]}.")
+    raise InputError(f"{file} is not a file of weights: give one that ends in {', '.join(SUFFIXES[:2])} or {GGUF[0]}.")
 
 
 def read(stored: Iterable[Stored]) -> Iterator[tuple[Stored, Tensor]]:
-    """The tensors themselves, on the CPU, file by file; safetensors and pickles are mapped, not copied."""
+    """Yield the tensors on the CPU, file by file. Those of safetensors and pickles are memory-mapped, not copied."""
     by_file: dict[Path, list[Stored]] = {}
     for one in stored:
         by_file.setdefault(one.file, []).append(one)
@@ -81,9 +81,10 @@ def read(stored: Iterable[Stored]) -> Iterator[tuple[Stored, Tensor]]:
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """The tensor, copied if its memory does not begin at a multiple of 64 bytes, as in a mapped file it may not.
+    """Return the tensor, copied if its memory does not begin at a multiple of 64 bytes, as can happen in a mapped file.
 
-    On some CPUs matrix products round otherwise there, so the same weights would give another clip from another file.
+    Without this, matrix products on some CPUs are rounded differently, and equal weights from two files could give
+    different clips.
     """
     return tensor.clone() if tensor.device.type == "cpu" and tensor.data_ptr() % 64 else tensor
 
@@ -102,6 +103,7 @@ class _opened:  # noqa: N801
                 raise InputError(f"{self.file} is damaged ({error}); copy it again.") from error
             return lambda one: handle.get_tensor(one.name)
         if self.file.suffix.lower() in GGUF:
+            # not public; test_gguf_runs_as_diffusers_runs_it (tests/models/loading/test_sources.py) fails when it moves
             from diffusers.models.model_loading_utils import load_gguf_checkpoint
 
             try:
@@ -117,15 +119,15 @@ class _opened:  # noqa: N801
 
 
 def _shaped(tensor: Tensor, one: Stored) -> Tensor:
-    """Plain numbers of a GGUF file in the shape they had before it: the format knows four dimensions."""
+    """Return unquantised numbers of a GGUF file in their original shape: the format has at most four dimensions."""
     return tensor.reshape(one.shape) if one.dtype in ("F32", "F16") else tensor
 
 
 def refuse_pointer(file: Path) -> None:
-    """InputError when git-lfs has not fetched the file yet."""
+    """Raise InputError if the file is a git-lfs pointer."""
     with file.open("rb") as stream:
         if stream.read(24) == b"version https://git-lfs.":
-            raise InputError(f"{file} is a git-lfs pointer instead of the weights: run `git lfs pull` where it lies.")
+            raise InputError(f"{file} is a git-lfs pointer instead of the weights: run `git lfs pull` in its folder.")
 
 
 def _safetensors(file: Path) -> dict[str, Stored]:
@@ -133,7 +135,7 @@ def _safetensors(file: Path) -> dict[str, Stored]:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= _LONGEST_HEADER:
-            raise InputError(f"{file} is damaged or no safetensors file (no header is that long); copy it again.")
+            raise InputError(f"{file} is damaged or not a safetensors file (its header is too long); copy it again.")
         if length > size - 8:
             raise InputError(f"{file} is cut off in its header ({size} bytes); copy or download it again.")
         header = stream.read(length)
@@ -148,11 +150,11 @@ def _safetensors(file: Path) -> dict[str, Stored]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{file} is damaged: its header cannot be read; copy or download it again.") from error
-    held = size - 8 - length
-    lost = [(begin, name) for name, _, _, begin, end in found if end > held]
+    available = size - 8 - length
+    lost = [(begin, name) for name, _, _, begin, end in found if end > available]
     if lost:
-        more = f", as {len(lost) - 1} others" if len(lost) > 1 else ""
-        raise InputError(f"{file} is cut off: {min(lost)[1]} is not whole{more}; copy or download it again.")
+        more = f" and {len(lost) - 1} more tensors are" if len(lost) > 1 else " is"
+        raise InputError(f"{file} is cut off: {min(lost)[1]}{more} incomplete; copy or download it again.")
     return {name: Stored(file, name, dtype, shape) for name, dtype, shape, _, _ in found}
 
 
@@ -168,7 +170,7 @@ def _gguf(file: Path) -> dict[str, Stored]:
             if field := reader.get_field(f"comfy.gguf.orig_shape.{name}"):
                 shapes[name] = tuple(int(n) for n in field.contents())
     except Exception as error:
-        raise InputError(f"{file} is cut off, damaged or no GGUF file ({error}); copy or download it again.") from error
+        raise InputError(f"{file} is cut off, damaged or not GGUF ({error}); copy or download it again.") from error
     return {t.name: Stored(file, t.name, t.tensor_type.name, shapes[t.name]) for t in reader.tensors}
 
 
@@ -180,7 +182,7 @@ def _pickle(file: Path) -> dict[str, Stored]:
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
-    """The tensors of a pickle, mapped where the file allows it."""
+    """Return the tensors of a pickle, memory-mapped if possible."""
     try:
         try:
             loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -191,20 +193,18 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or "nsupported global" in str(error):
             raise InputError(
-                f"{file} is refused: beside weights it holds code that would run on opening; get the weights as "
-                "safetensors."
+                f"{file} is not opened: it contains code that would run; get the weights as safetensors."
             ) from error
         raise InputError(
-            f"{file} is refused: it is damaged, or beside weights it holds code; copy it again, or get the weights as "
-            "safetensors."
+            f"{file} is not opened: it is damaged or contains code; copy it again, or get the weights as safetensors."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise InputError(f"{file} is cut off, damaged or no file of weights; copy or download it again.") from error
+        raise InputError(f"{file} is cut off, damaged or not a file of weights; copy or download it again.") from error
     for key in ("state_dict", "model", "module"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
-        raise InputError(f"{file} holds no dictionary of tensors; give a file of weights.")
+        raise InputError(f"{file} does not contain a dictionary of tensors; give a file of weights.")
     return loaded
 
 

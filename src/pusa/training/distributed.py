@@ -11,7 +11,7 @@ clips, noise and σ as one process with two lanes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -27,12 +27,14 @@ from pusa.errors import InputError
 from pusa.processes import ProcessGroup, from_rank_zero
 
 
-def wrap(model: nn.Module, kind: Literal["ddp", "fsdp"], group: ProcessGroup) -> nn.Module:
+def wrap(
+    model: nn.Module, kind: Literal["ddp", "fsdp"], group: ProcessGroup, blocks: Iterable[nn.Module] = ()
+) -> nn.Module:
     """Return the module to call in training.
 
     With "ddp" the result is a wrapper. With "fsdp" it is `model` itself, and its parameters become shards in place: one
-    group for each of the model's `blocks`, if it has them, and one for the rest. model: on the device of this process,
-    with the same weights on every process. Raises InputError for another kind.
+    group for each of `blocks`, as `Backbone.blocks` returns them, and one for the rest. model: on the device of this
+    process, with the same weights on every process. Raises InputError for another kind.
     """
     if kind not in ("ddp", "fsdp"):
         raise InputError(f"train.parallel is {kind!r}: set it to ddp or fsdp.")
@@ -42,7 +44,6 @@ def wrap(model: nn.Module, kind: Literal["ddp", "fsdp"], group: ProcessGroup) ->
         return DistributedDataParallel(model, broadcast_buffers=False)
     device = next(model.parameters()).device
     mesh = init_device_mesh(device.type, (group.size,))
-    blocks: Any = getattr(model, "blocks", ())
     for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)

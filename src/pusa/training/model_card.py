@@ -16,6 +16,7 @@ from huggingface_hub import ModelCardData
 
 from pusa.adapters.base import Card
 from pusa.files import write_text_atomic
+from pusa.models.backbone import HubNames
 from pusa.training.costs import Costs
 from pusa.training.validation import Validation
 
@@ -29,15 +30,16 @@ class Facts:
     """The content of a model card.
 
     name: of the run. base: the base model, as `checkpoints.load` takes it. output: the file or folder with the weights,
-    relative to the card. card: the part that depends on the adapter. expert: "high" or "low" for Wan2.2 A14B.
-    samples, held_out: numbers of training samples and of held-out clips. settings: rows of the training table.
-    previews: (prompt, path relative to the card) of sample videos.
+    relative to the card. card: the part that depends on the adapter. names: of the model, None if diffusers does not
+    have it. expert: "high" or "low" for Wan2.2 A14B. samples, held_out: numbers of training samples and of held-out
+    clips. settings: rows of the training table. previews: (prompt, path relative to the card) of sample videos.
     """
 
     name: str
     base: str
     output: str
     card: Card
+    names: HubNames | None = None
     expert: str | None = None
     samples: int | None = None
     held_out: int | None = None
@@ -65,7 +67,8 @@ def text(facts: Facts, costs: Costs | None = None, validation: Validation | None
 
 
 def _front(facts: Facts) -> str:
-    tags = ["wan", "pusa", "vectorized-timestep-adaptation", "text-to-video", "image-to-video"]
+    family = [facts.names.tag] if facts.names else []
+    tags = [*family, "pusa", "vectorized-timestep-adaptation", "text-to-video", "image-to-video"]
     data = ModelCardData(
         base_model=facts.hub_base,
         license=facts.license,
@@ -110,13 +113,17 @@ pusa generate "a prompt" --model {facts.base} --lora {facts.output} --image firs
 
 
 def _with_diffusers(facts: Facts) -> str:
+    if facts.names is None:
+        return ""
     base = json.dumps(facts.base)
     if facts.base in EMBEDDED:
         opening, base = "from pusa import embedded\n", "embedded.folder()"
     else:
         opening = ""
-    load = facts.card.diffusers_code.format(base=base, file=json.dumps(facts.output))
-    names = ", ".join(facts.card.diffusers_classes)
+    code = facts.card.diffusers_code
+    classes = {"pipeline": facts.names.pipeline, "transformer": facts.names.transformer}
+    load = code.format(base=base, file=json.dumps(facts.output), **classes)
+    names = ", ".join(name for field, name in classes.items() if f"{{{field}}}" in code)
     return f"""With diffusers, in this folder (one timestep per clip, so text-to-video only):
 
 ```python

@@ -167,6 +167,7 @@ class Monitor:
             base=self.components.source,
             output=self.adapter.output,
             card=self.adapter.card,
+            names=self.components.hub_names,
             expert=config.model.expert,
             samples=len(self.samples),
             held_out=len(self.held_out),

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -31,7 +30,7 @@ from typing import IO, Any
 import torch
 
 from pusa.errors import InputError, PusaError
-from pusa.files import make_folder, unwritable_folder, write_json
+from pusa.files import make_folder, sha256, unwritable_folder, write_json
 from pusa.training.weight_averages import snapshots_of
 
 MANIFEST, STATE = "checkpoint.json", "state.pt"
@@ -144,7 +143,7 @@ class Run:
                 with (part / STATE).open("wb") as file:
                     torch.save(dict(state), file)
                 weights(part)
-                files = {str(p.relative_to(part)): [p.stat().st_size, _sha256(p)] for p in _files(part)}
+                files = {str(p.relative_to(part)): [p.stat().st_size, sha256(p)] for p in _files(part)}
                 write_json(part / MANIFEST, {"step": step, "facts": self.facts, "files": files})
                 _flush(part)
                 for log in LOGS:
@@ -175,7 +174,7 @@ def read(folder: Path) -> Checkpoint:
         raise InputError(f"The checkpoint {folder} is damaged: its {MANIFEST} cannot be read.") from error
     for name, (size, digest) in files.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != size or _sha256(path) != digest:
+        if not path.is_file() or path.stat().st_size != size or sha256(path) != digest:
             raise InputError(f"The checkpoint {folder} is damaged: {name} has changed since it was written.")
     return Checkpoint(folder, step, facts)
 
@@ -268,11 +267,6 @@ def _remove(folder: Path) -> None:
 
 def _step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step_"))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _finite(value: Any) -> Any:

@@ -139,7 +139,7 @@ def test_process_0_alone_speaks_and_all_exit_alike(folder: Path, together: Any) 
 
 def test_calls_that_differ_are_refused_and_one_process_stops_all(together: Any) -> None:
     for report in together["reports"]:
-        assert "asked for different clips" in report["other seeds"]
+        assert "The processes make different clips" in report["other seeds"]
         assert "stopped after step 2" in report["stopped"]
         assert report["steps"] == [0, 1]
         assert "25 tokens" in report["odd"]

@@ -75,12 +75,12 @@ def test_defaults_are_those_of_the_family(folder):
 
 
 @pytest.mark.parametrize(
-    ("wishes", "sentence"),
-    [({"speed": 3}, "unknown key 'speed'"), ({"fps": "8"}, "'8' for 'fps'"), ({"frames": 16}, "13 or 17"),
-     ({"size": [64]}, r"write \[width, height\]")],
+    ("settings", "sentence"),
+    [({"speed": 3}, "unknown key 'speed'"), ({"fps": "8"}, "'8' for 'fps': write a number"),
+     ({"frames": 16}, "13 or 17"), ({"size": [64]}, r"write \[width, height\]")],
 )  # fmt: skip
-def test_wrong_wishes(folder, wishes, sentence):
-    (folder / "pusa.json").write_text(json.dumps(wishes))
+def test_wrong_settings(folder, settings, sentence):
+    (folder / "pusa.json").write_text(json.dumps(settings))
     with pytest.raises(InputError, match=sentence):
         checkpoints.defaults_of(folder)
 
@@ -117,15 +117,15 @@ def test_unsupported_kinds(folder):
     refused(folder, "WanVACETransformer3DModel")
     edit(folder / "model_index.json", transformer=["diffusers", "WanTransformer3DModel"])
     edit(folder / "transformer" / "config.json", in_channels=20)
-    refused(folder, "20 channels where the autoencoder of .* has 16: it is no text-to-video model")
+    refused(folder, "20 input channels, and the autoencoder of .* has 16: give a text-to-video model")
 
 
 def test_folders_that_are_no_model(folder, tmp_path):
     (tmp_path / "photos").mkdir()
-    refused(tmp_path / "photos", "model_index.json .* but it is empty")
+    refused(tmp_path / "photos", "model_index.json .* and it is empty")
     (tmp_path / "photos" / "cat.png").touch()
-    refused(tmp_path / "photos", "it holds cat.png")
-    refused(tmp_path / "photos" / "cat.png", "is a file, but no model")
+    refused(tmp_path / "photos", "it contains cat.png")
+    refused(tmp_path / "photos" / "cat.png", "is not a file of weights")
     shutil.rmtree(folder / "vae")
     refused(folder, "no vae/config.json")
     (folder / "model_index.json").write_text("{")

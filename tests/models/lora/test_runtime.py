@@ -236,7 +236,9 @@ def test_files_that_do_not_fit_are_refused_and_change_nothing(model, factors, tm
     refused(model, path, "incomplete: proj_out")
     other = {**good, "diffusion_model.blocks.0.self_attn.q.lora_A.weight": torch.ones(RANK, 5120)}
     save_file(other, path)
-    refused(model, path, "another size: blocks.0.attn1.to_q maps 5120 to 32 features there .as in Wan 14B. and 32")
+    refused(
+        model, path, "another size: blocks.0.attn1.to_q maps 5120 to 32 features in the LoRA .as in Wan 14B. and 32"
+    )
     save_file({**good, "blocks.0.self_attn.q.lora_A.weight": torch.ones(RANK, 32)}, path)
     refused(model, path, "names blocks.0.attn1.to_q twice")
     save_file(good, path)

@@ -247,7 +247,7 @@ def test_over_a_model_that_is_offloaded_in_groups(base, model, files):
 
 def test_a_parameter_that_cannot_be_added_to_is_named(model, files):
     model.patch_embedding.to(torch.float8_e4m3fn)
-    with pytest.raises(InputError, match=r"patch_embedding\.weight is kept as float8_e4m3fn"):
+    with pytest.raises(InputError, match=r"patch_embedding\.weight is stored as float8_e4m3fn"):
         runtime.load(model, files["one"][0])
     assert runtime.names(model) == ()
 

@@ -92,5 +92,5 @@ def test_text_is_encoded_as_stock_does(tiny_folder, tiny_pipe):
 
 
 def test_a_prompt_that_is_too_long_is_not_cut_in_silence(tiny_pipe):
-    with pytest.warns(UserWarning, match=r"tokens and the model reads 512: everything from .* has no effect"):
+    with pytest.warns(UserWarning, match=r"tokens and the model reads 512: the text from .* has no effect"):
         text.encode(tiny_pipe.text_encoder, tiny_pipe.tokenizer, ["a red circle " * 3000])

@@ -277,13 +277,13 @@ def test_deepcopy_and_pickle_stand_on_their_own(vector: VectorWanTransformer3DMo
 def test_upgrade_refuses_what_it_could_not_change(stock: WanTransformer3DModel) -> None:
     hooked = copy.deepcopy(stock)
     HookRegistry.check_if_exists_or_initialize(hooked.blocks[1]).register_hook(ModelHook(), "any")
-    with pytest.raises(InputError, match=r"block 1 already carries hooks.*from_pretrained"):
+    with pytest.raises(InputError, match=r"block 1 already has hooks.*from_pretrained"):
         VectorWanTransformer3DModel.upgrade(hooked)
     assert type(hooked) is WanTransformer3DModel
 
     offloaded = copy.deepcopy(stock)
     offloaded.enable_group_offload(torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1)
-    with pytest.raises(InputError, match="already carries hooks"):
+    with pytest.raises(InputError, match="already has hooks"):
         VectorWanTransformer3DModel.upgrade(offloaded)
 
     compiled = copy.deepcopy(stock)
@@ -296,7 +296,7 @@ def test_upgrade_refuses_what_it_could_not_change(stock: WanTransformer3DModel) 
     with pytest.raises(InputError, match="block 2 is a FSDPWanTransformerBlock"):
         VectorWanTransformer3DModel.upgrade(wrapped)
 
-    with pytest.raises(InputError, match=r"not a Linear: pass the bare transformer"):
+    with pytest.raises(InputError, match=r"not a Linear: pass the transformer"):
         VectorWanTransformer3DModel.upgrade(torch.nn.Linear(1, 1))
 
 

@@ -38,7 +38,7 @@ class TwoPlayers:
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             self.critic = Critic()
-        generator = distributed.wrap(trained.model, train.parallel, setup.group)
+        generator = distributed.wrap(trained.model, train.parallel, setup.group, trained.model.blocks)
         critic = distributed.wrap(self.critic, train.parallel, setup.group)
         other = train.model_copy(update={"lr": 3e-2, "ema": 0.8, "clip": None, "schedule": "constant", "warmup": 0})
         self.players = {

@@ -122,7 +122,7 @@ def attention(
     settings = request.check(limits_of(model, terminal))
     pipe = open_pipeline(model, terminal, size=request.size, frames=frames, guidance=request.guidance)
     steps = _steps(at_steps, settings.steps)
-    chosen = tuple(dict.fromkeys(blocks)) or (len(pipe.transformer.blocks) - 1,)
+    chosen = tuple(dict.fromkeys(blocks)) or (len(pipe.backbone.blocks(pipe.transformer)) - 1,)
     transformers = [one for one in (pipe.transformer, pipe.transformer_2) if one is not None]
     passes = dict(zip(transformers, settings.calls, strict=True))
     with (

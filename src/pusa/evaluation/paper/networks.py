@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pusa.core.sampler import Call
 from pusa.models.backbone import Text
-from pusa.models.wan.backbone import velocity
+from pusa.models.wan.backbone import WanBackbone
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
 
 MASK_CHANNELS = 4
@@ -75,7 +75,7 @@ class Network(nn.Module):
             mask[:, :, 0] = 1
             x = torch.cat([x, mask, given], dim=1)
             sigma = sigma[:, -1]  # one noise level for the clip
-        return velocity(self.transformer, x, sigma, Text(text))
+        return WanBackbone.velocity(self.transformer, x, sigma, Text(text))
 
 
 def counted_padding(text: Tensor) -> tuple[Tensor, Tensor]:

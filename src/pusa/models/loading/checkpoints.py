@@ -1,10 +1,11 @@
-"""Find and load a text-to-video model: the embedded base, a diffusers folder, Wan's own layout, a file, or a hub id.
+"""Load a text-to-video model: the embedded model, a diffusers folder, Wan's own layout, a file, or a hub id.
 
-Whatever it comes from, its parts are loaded as the stock classes and the transformer is then upgraded to one timestep
-per frame, so nothing about the files is ours. `sources.py` finds it, `recognise.py` says which Wan it is and
-`original.py` reads everything that is not a diffusers folder. What a model likes by default (frame rate, length, size,
-steps) is read from `pusa.json` beside `model_index.json` where there is one, else from the Wan family it belongs to.
-Everything that can be refused is refused from configs and headers, before any weight is read or downloaded.
+The parts are loaded as stock classes, and the transformer is then upgraded to one timestep per frame. So every file is
+a stock file. `sources.py` finds the model, `wan/recognise.py` recognises its kind, and `wan/original_layout.py` reads
+everything except diffusers folders. The default settings of a model (frame rate, length, size, steps) are those of its
+family. A file `pusa.json` next to `model_index.json` overrides them.
+
+Configs and headers are checked first. So a model that cannot be used fails before weights are read or downloaded.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from pusa.models.loading.sources import (
     PARTS,
     TINY,
     Beside,
+    absolute,
     check_transformer,
     config,
     experts_of,
     files_of,
     find,
-    lacking,
-    lasting,
     locate,
+    missing_parts,
     read_json,
     transformers_of,
 )
@@ -61,16 +62,19 @@ def load(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
 ) -> WanBackbone:
-    """Load a model and put it on `device` in `dtype` (the autoencoder stays in float32).
+    """Load a model and move it to `device` in `dtype`. The autoencoder stays in float32.
 
-    source: "tiny" (the embedded base with its adapter), "tiny-base" (without), a folder in the diffusers layout or in
-    Wan's own, a file (.safetensors in any precision including fp8 with scales, .gguf, .pth), or a hub id such as
-    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers". vae, text_encoder: a file, a folder or a hub id for that part, where the source
-    holds only the transformer or another is wanted; transformer_2: the expert for low noise, where the source is the
-    one for high. expert: load only one of two, as the transformer of a model that has no other. device: a GPU where
-    there is one, by default; of two experts the second waits on the CPU. dtype: bfloat16 on a GPU, float32 on a CPU, by
-    default; fp8 weights are widened to it. Raises InputError when there is no such model, it is of an unsupported kind,
-    or its parts do not belong together.
+    Args:
+        source: "tiny" (the embedded base with its adapter), "tiny-base" (the embedded base), a folder in the diffusers
+            layout or in Wan's own layout, a file (.safetensors in any precision, also fp8 with scales, .gguf, .pth),
+            or a hub id such as "Wan-AI/Wan2.1-T2V-1.3B-Diffusers".
+        vae, text_encoder: a file, folder or hub id that replaces this part of the source, or provides a missing part.
+        transformer_2: the expert for low noise, if the source is the expert for high noise.
+        expert: load only this one of two experts, as the only transformer.
+        dtype: the default is float32 on a CPU and bfloat16 on a GPU. fp8 weights are converted to it.
+        device: the default is a GPU if there is one. The second of two experts stays on the CPU.
+
+    Raises InputError if the model does not exist, its kind is not supported, or its parts do not fit together.
     """
     beside = {"vae": vae, "text_encoder": text_encoder, TRANSFORMER_2: transformer_2}
     unwanted = {"high": TRANSFORMER_2, "low": TRANSFORMER}.get(expert or "")
@@ -87,14 +91,14 @@ def load(
         transformer_2=second[0] if second else None,
         fingerprint=fingerprint(parts.folder, parts.beside, parts.transformers),
         defaults=defaults_of(parts.folder, transformer_2=transformer_2),
-        beside={kind: lasting(given) for kind, given in parts.beside.items() if given is not None},
+        beside={kind: absolute(given) for kind, given in parts.beside.items() if given is not None},
     )
     own = [runtime.load(first, one.path, one.scale) for one in own_loras(components.source)]
     return replace(components, loras=tuple(own))
 
 
 def own_loras(name: str) -> list[runtime.LoraFile]:
-    """The LoRAs that belong to a model by its name: the adapter of "tiny", at its strength."""
+    """Return the LoRAs that a model name includes: for "tiny", the embedded adapter at its strength."""
     return [runtime.LoraFile(embedded.adapter(), embedded.STRENGTH)] if name == TINY else []
 
 
@@ -107,7 +111,7 @@ def load_encoders(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
 ) -> WanEncoders:
-    """Only what turns clips and captions into latents and contexts, as `load` would; no transformer is fetched."""
+    """Load the autoencoder and the text encoder as `load` does. No transformer is downloaded or read."""
     beside = {"vae": vae, "text_encoder": text_encoder, TRANSFORMER_2: transformer_2}
     return _Parts.of(source, ENCODERS, beside, dtype, device).encoders()
 
@@ -152,7 +156,7 @@ class _Parts:
         )
 
     def network(self, kind: str, cls: Any, *, device: torch.device | None = None, **options: Any) -> Any:
-        """A frozen network on the device; InputError when weights of it are missing or damaged."""
+        """Return a frozen network on the device. InputError if weights are missing or damaged."""
         found = locate(self.name, self.folder, kind, self.beside)
         name = str(found.path) if isinstance(found, original_layout.Part) and found.path != self.folder else self.name
         if isinstance(found, original_layout.Part):
@@ -163,11 +167,8 @@ class _Parts:
             files = original_layout.shards(found, "")
             if not files:
                 pickles = [file.name for file in sorted(found.glob("*.bin"))]
-                why = f"only {pickles[0]}, a pickle, which is not read" if pickles else "nothing"
-                raise InputError(
-                    f"The {kind} of {self.name} is incomplete: of its weights there is {why}; copy or download its "
-                    ".safetensors files."
-                )
+                why = f"has only {pickles[0]}, a pickle, which is not supported" if pickles else "has no weights"
+                raise InputError(f"The {kind} of {self.name} {why}: copy or download its .safetensors files.")
             for file in files:
                 weight_files.listing(file)
             model, report = self.part(kind, found, partial(cls.from_pretrained, output_loading_info=True, **options))
@@ -178,23 +179,21 @@ class _Parts:
                 parameter.data = weight_files.aligned(parameter.data)
         for key, value in model.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
-                raise InputError(
-                    f"The {kind} of {name} is damaged: its {key} holds values that are no numbers; copy it again."
-                )
+                raise InputError(f"The {kind} of {name} is damaged: its {key} contains NaN or infinity; copy it again.")
         return model.eval().requires_grad_(False).to(device or self.device)
 
     def tokenizer(self) -> Path:
-        """The folder of the tokenizer that goes with the text encoder."""
+        """Return the folder of the tokenizer, downloaded if there is none near the text encoder."""
         found = locate(self.name, self.folder, "text_encoder", self.beside)
         home = found.path if isinstance(found, original_layout.Part) else found
-        if beside := original_layout.tokenizer_beside(home):
-            return beside
+        if near := original_layout.tokenizer_near(home):
+            return near
         try:
             return hub.snapshot(original_layout.TOKENIZER, ["*.json", "spiece.model"])
         except InputError as error:
             raise InputError(
-                f"There is no tokenizer beside the text encoder {home} (tokenizer/ or {original_layout.TOKENIZER}/), "
-                f"and it cannot be fetched: {error}"
+                f"There is no tokenizer near the text encoder {home} (tokenizer/ or {original_layout.TOKENIZER}/), "
+                f"and it cannot be downloaded: {error}"
             ) from error
 
     def part(self, kind: str, folder: Path, loader: Callable[..., Any]) -> Any:
@@ -203,12 +202,12 @@ class _Parts:
                 return loader(str(folder), local_files_only=True)
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(f"The {kind} of {self.name} cannot be loaded, copy it again ({reason}).") from error
+            raise InputError(f"The {kind} of {self.name} cannot be loaded ({reason}): copy it again.") from error
 
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """Keep transformers from drawing a bar per file."""
+    """Hide the progress bars of transformers inside the block."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -219,9 +218,9 @@ def _no_bars() -> Iterator[None]:
 
 
 def fingerprint(folder: Path, beside: Beside | None = None, transformers: Sequence[str] = (TRANSFORMER,)) -> str:
-    """A hash over the checkpoint's files: names, sizes and both ends of each, so that 30 GB take no time.
+    """Return a hash of the checkpoint's files: of the name, size, first and last 64 KiB of each, to be quick.
 
-    folder: the model's folder or file. beside: the parts that are given elsewhere. transformers: those that are used.
+    folder: the model's folder or file. beside: {part: source} of parts from elsewhere. transformers: those in use.
     """
     digest = hashlib.sha256()
     for name, path in files_of(folder, beside or {}, transformers):
@@ -243,10 +242,10 @@ def check(
     transformer_2: str | Path | None = None,
     expert: Expert | None = None,
 ) -> list[str]:
-    """Raise InputError unless the configs and headers at `folder` are those of a plain Wan text-to-video model.
+    """Return the transformers in use: `transformer`, `transformer_2` or both.
 
-    folder: the model's folder or file. vae, text_encoder, transformer_2: the parts that are given beside it. expert:
-    only that one of two is wanted. Returns which transformers are: `transformer`, `transformer_2` or both.
+    Raises InputError unless the configs and headers are those of a Wan text-to-video model. folder: the model's folder
+    or file. The other arguments are those of `load`.
     """
     transformer = check_transformer(name, folder)
     beside = {"vae": vae, "text_encoder": text_encoder, TRANSFORMER_2: transformer_2}
@@ -255,31 +254,32 @@ def check(
     channels, latent = transformer.get("in_channels", 16), autoencoder.get("z_dim", 16)
     if channels != latent:
         of = name if vae is None else str(vae)
-        right = {16: "Wan2.1's of 16 channels (Wan2.1_VAE)", 48: "Wan2.2's of 48 channels (Wan2.2_VAE)"}
+        right = {16: "of Wan2.1 with 16 channels (Wan2.1_VAE)", 48: "of Wan2.2 with 48 channels (Wan2.2_VAE)"}
         if channels in right and latent in right:
             raise InputError(
-                f"{name} needs {right[channels]} as its autoencoder, but {of} has {latent}: give that one."
+                f"{name} needs the autoencoder {right[channels]}, and {of} has {latent} channels: give that one."
             )
-        what = "it is no text-to-video model" if vae is None else f"give one of {channels} channels"
-        raise InputError(f"{name} reads {channels} channels where the autoencoder of {of} has {latent}: {what}.")
+        what = "give a text-to-video model" if vae is None else f"give one of {channels} channels"
+        raise InputError(f"{name} has {channels} input channels, and the autoencoder of {of} has {latent}: {what}.")
     if autoencoder.get("scale_factor_temporal", 4) != FRAMES_PER_SLOT:
         raise InputError(
-            f"The autoencoder of {name} compresses time by {autoencoder['scale_factor_temporal']} instead of 4."
+            f"The autoencoder of {name} has {autoencoder['scale_factor_temporal']} frames per latent frame instead of "
+            f"{FRAMES_PER_SLOT}: give Wan's."
         )
     if text_encoder is not None or folder.is_file():
         text = config(name, folder, "text_encoder", beside)
         if (width := text.get("d_model")) != transformer.get("text_dim", 4096):
             raise InputError(
-                f"{name} reads text of {transformer.get('text_dim', 4096)} channels, but "
-                f"{text_encoder or name} has a text encoder of {width}: give Wan's umt5-xxl."
+                f"{name} needs text of {transformer.get('text_dim', 4096)} channels, and the text encoder of "
+                f"{text_encoder or name} has {width}: give Wan's umt5-xxl."
             )
     return transformers
 
 
 def defaults_of(folder: Path, *, transformer_2: str | Path | None = None) -> Defaults:
-    """The defaults of the checkpoint in a folder or file: its family's, changed by its `pusa.json` if it has one.
+    """Return the default settings of a checkpoint: those of its family, overridden by its `pusa.json`.
 
-    transformer_2: the second of two experts, where that is given beside it.
+    transformer_2: the second of two experts, if it is a separate file or folder.
     """
     plain = (folder / "model_index.json").is_file()
     channels = config(str(folder), folder, "vae").get("z_dim", 16) if plain else None
@@ -289,19 +289,19 @@ def defaults_of(folder: Path, *, transformer_2: str | Path | None = None) -> Def
         family = defaults.WAN22_A14B
         index = read_json(folder / "model_index.json") if plain else {}
         if (boundary := index.get("boundary_ratio")) is not None:
-            family = defaults.changed(family, folder / "model_index.json", {"boundary": boundary})
+            family = defaults.override(family, folder / "model_index.json", {"boundary": boundary})
     path = folder / "pusa.json"
-    return defaults.changed(family, path, read_json(path)) if path.is_file() else family
+    return defaults.override(family, path, read_json(path)) if path.is_file() else family
 
 
 def geometry(name: str, folder: Path, beside: Beside | None = None) -> Geometry:
-    """The geometry of the model at `folder`, from its configurations; `name` is what errors call it.
+    """Return the geometry of the model at `folder`, from its configurations. name: the model's, for messages.
 
-    beside: the parts that are given elsewhere. An autoencoder that is neither there nor given is taken to be Wan's own.
+    beside: {part: source} of parts from elsewhere. If there is no autoencoder, Wan's own is assumed.
     """
     beside = beside or {}
     transformer = config(name, folder, "transformer")
-    if "vae" in lacking(folder) and not beside.get("vae"):
+    if "vae" in missing_parts(folder) and not beside.get("vae"):
         large = transformer.get("in_channels") == 48
         autoencoder = recognise.wan22_vae() if large else recognise.wan21_vae()
     else:
@@ -310,11 +310,11 @@ def geometry(name: str, folder: Path, beside: Beside | None = None) -> Geometry:
 
 
 def sizes(name: str, folder: Path) -> WanSizes:
-    """What decides the operations and the memory of a training, from the configurations of the model at `folder`."""
+    """Return the sizes of the model at `folder`, from its configurations."""
     return WanSizes.of(*(config(name, folder, part) for part in ("transformer", "vae")))
 
 
 def patch_of(transformer: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Latents per token, from a transformer's configuration."""
+    """Return the latents per token along time, height and width, from a transformer's configuration."""
     p_t, p_h, p_w = transformer.get("patch_size", (1, 2, 2))
     return p_t, p_h, p_w

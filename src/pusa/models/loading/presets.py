@@ -1,6 +1,6 @@
-"""Settings that belong together, by name: which weights, at which strengths, sampled how.
+"""Presets: settings that belong together, by name. They give the weights, their strengths and the sampling.
 
-A preset is what one would type; whatever is typed beside it wins. Nothing here imports torch.
+An option that the user gives overrides that of the preset. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pusa.errors import InputError
 
 @dataclass(frozen=True)
 class Preset:
-    """Options of the verbs that make clips, under their names; None and () leave the model's own.
+    """Options of the commands that make clips, by name. With None or () the default of the model is used.
 
-    lora, lora_high, lora_low: OWNER/REPOSITORY/FILE:STRENGTH. note: where the settings come from and what they are for.
+    note: the origin and the purpose of the settings. lora, lora_high, lora_low: OWNER/REPOSITORY/FILE:STRENGTH.
     """
 
     note: str
@@ -33,7 +33,7 @@ class Preset:
     noise: float | None = None
 
     def options(self) -> dict[str, Any]:
-        """What it sets, by the name of the option."""
+        """Return the options that the preset sets, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "note"}
         return {name: value for name, value in values.items() if value not in (None, ())}
 
@@ -54,7 +54,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({
         noise=0.0,
     ),
     "pusa-wan21-4step": Preset(
-        "The same with four steps, by the low-noise Lightning LoRA of Wan2.2, as the official scripts stack them.",
+        "The same with four steps, by the low-noise Lightning LoRA of Wan2.2, as in the official scripts.",
         _WAN21,
         lora=(_PUSA21, f"{_LIGHTNING}/low_noise_model.safetensors:1"),
         steps=4,
@@ -98,7 +98,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({
 
 
 def named(name: str) -> Preset:
-    """The preset of a name; InputError for another."""
+    """Return the preset with this name. InputError if there is none."""
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(PRESETS)}."

@@ -1,7 +1,7 @@
-"""Find a model: its name, its folder or file on this machine, and where in it each network is.
+"""Find a model: its name, its folder or file on this machine, and the place of each network in it.
 
-A source is the embedded model, a folder in the diffusers layout or in Wan's own, a file, or a hub id, which is
-downloaded. Nothing here reads a weight; headers and configurations are enough.
+A source is the embedded model, a folder in the diffusers layout or in Wan's own layout, a file, or a hub id, which is
+downloaded. Nothing here reads weights, only headers and configurations.
 """
 
 from __future__ import annotations
@@ -25,25 +25,27 @@ TINY, TINY_BASE = "tiny", "tiny-base"
 ENCODERS = ("vae", "text_encoder", "tokenizer")
 PARTS = (TRANSFORMER, TRANSFORMER_2, *ENCODERS)
 BESIDE = ("vae", "text_encoder")
-"""The parts that a file may lack and that may be named beside it, as may the second of two experts."""
+"""The parts that may be missing in a file. The user gives them separately, like the second of two experts."""
 Beside = Mapping[str, str | Path | None]
-_CALLED = {"vae": "an autoencoder", "text_encoder": "a text encoder", TRANSFORMER_2: "a transformer"}
+"""{part: source} of the parts that do not come from the model's own source"""
+_TITLES = {"vae": "an autoencoder", "text_encoder": "a text encoder", TRANSFORMER_2: "a transformer"}
 _CLASSES = {
     "vae": ("AutoencoderKLWan",),
     "text_encoder": ("UMT5EncoderModel", "UMT5Model", "UMT5ForConditionalGeneration"),
     TRANSFORMER_2: ("WanTransformer3DModel",),
 }
-"""What the configurations of parts call them."""
+"""The class names in the configurations of parts."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def find(source: str | Path, parts: Sequence[str] = PARTS) -> tuple[str, Path]:
-    """The model's lasting name and its folder (or file) on this machine, downloaded when it is a hub id.
+    """Return the model's name, with an absolute path, and its folder or file on this machine.
 
-    parts: those whose weights are wanted; of the others only the configs are downloaded.
+    A hub id is downloaded: the configs of all parts, and the weights of `parts`. Raises InputError if there is no such
+    model.
     """
     if not isinstance(source, str | Path) or not str(source):
-        raise InputError(f"{source!r} is no model: give a name, a path or a hub id.")
+        raise InputError(f"{source!r} is not a model: give a name, a path or a hub id.")
     text = str(source)
     if text in (TINY, TINY_BASE):
         if not embedded.folder().is_dir():
@@ -54,7 +56,7 @@ def find(source: str | Path, parts: Sequence[str] = PARTS) -> tuple[str, Path]:
     path = Path(source).expanduser()
     if path.is_file():
         if path.suffix.lower() not in weight_files.SUFFIXES:
-            raise InputError(f"{path} is a file, but no model: give a .safetensors or .gguf file, or a folder.")
+            raise InputError(f"{path} is not a file of weights: give a .safetensors or .gguf file, or a folder.")
         return str(path.resolve()), path
     if path.is_dir():
         return str(path.resolve()), path
@@ -68,7 +70,7 @@ def find(source: str | Path, parts: Sequence[str] = PARTS) -> tuple[str, Path]:
 
 
 def _download(hub_id: str, parts: Sequence[str]) -> Path:
-    """Fetch a hub checkpoint, its configs first so that the wrong one costs nothing."""
+    """Download a checkpoint from the hub. The configs come first, so that a wrong model fails before its weights."""
     configs = ["model_index.json", "pusa.json", "config.json", "*/config.json"]
     folder = hub.snapshot(hub_id, configs)
     if {TRANSFORMER, TRANSFORMER_2} & set(parts) or set(parts) >= set(BESIDE):
@@ -81,9 +83,10 @@ def _download(hub_id: str, parts: Sequence[str]) -> Path:
 
 
 def locate(name: str, path: Path, kind: str, beside: Beside | None = None) -> Path | original_layout.Part:
-    """Where a network of the model at `path` is: its diffusers folder, or a part that `original.network` loads.
+    """Return the place of a network of the model at `path`.
 
-    kind: transformer, transformer_2, vae or text_encoder. Raises InputError when the model does not have it.
+    It is a diffusers folder, or a part for `original_layout.network`. kind: transformer, transformer_2, vae or
+    text_encoder. Raises InputError if the model does not have it.
     """
     if given := (beside or {}).get(kind):
         _, path = find(given, (kind, "tokenizer") if kind == "text_encoder" else (kind,))
@@ -92,18 +95,17 @@ def locate(name: str, path: Path, kind: str, beside: Beside | None = None) -> Pa
         if path.is_dir() and not original_layout.files_of(kind, path):
             home = path / kind if (path / kind).is_dir() else path
             if not (home / "config.json").is_file():
-                raise InputError(f"{given} is no folder of {_CALLED[kind]}: give its folder, or a file of weights.")
+                raise InputError(f"{given} is not {_TITLES[kind]}: give its folder, or a file of weights.")
             own = read_json(home / "config.json")
             if str(own.get("_class_name") or (own.get("architectures") or [""])[0]) not in _CLASSES[kind]:
-                raise InputError(f"{given} is another network than {_CALLED[kind]}: give the folder of one.")
+                raise InputError(f"{given} is not {_TITLES[kind]}: give the folder of one.")
             return home
     if path.is_file():
         if kind == TRANSFORMER_2:
             return original_layout.from_files(TRANSFORMER, path, [path])
-        if kind != TRANSFORMER and not (beside or {}).get(kind) and kind not in original_layout.holds(path):
+        if kind != TRANSFORMER and not (beside or {}).get(kind) and kind not in original_layout.kinds_in(path):
             raise InputError(
-                f"{path} has no {_CALLED[kind].split(' ', 1)[1]}: give the files or folders of what it lacks with "
-                "--vae and --text-encoder."
+                f"{path} has no {_TITLES[kind].split(' ', 1)[1]}: give the missing parts with --vae and --text-encoder."
             )
         return original_layout.from_files(kind, path, [path])
     if original_layout.is_original(path):
@@ -112,7 +114,7 @@ def locate(name: str, path: Path, kind: str, beside: Beside | None = None) -> Pa
 
 
 def config(name: str, folder: Path, kind: str, beside: Beside | None = None) -> dict[str, Any]:
-    """diffusers' (or transformers') configuration of a part of the model at `folder`, called `name` in errors."""
+    """Return the configuration of a part of the model at `folder`. name: the model's, for messages."""
     found = locate(name, folder, kind, beside)
     if isinstance(found, original_layout.Part):
         return found.config
@@ -128,43 +130,43 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}); copy it again.") from error
     if not isinstance(data, dict):
-        raise InputError(f"{path} is damaged (it holds a {type(data).__name__}); copy it again.")
+        raise InputError(f"{path} is damaged (it contains a {type(data).__name__}); copy it again.")
     return data
 
 
 def check_transformer(name: str, folder: Path) -> dict[str, Any]:
-    """The configuration of the transformer at `folder`; InputError unless it is a plain Wan text-to-video one."""
+    """Return the configuration of the transformer at `folder`. InputError unless it is a Wan text-to-video model."""
     index: dict[str, Any] = {}
     if folder.is_dir() and not original_layout.is_original(folder):
         if not (folder / "model_index.json").is_file():
             found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
             more = f" and {len(found) - 8} more" if len(found) > 8 else ""
-            listing = f"it holds {', '.join(found[:8])}{more}" if found else "it is empty"
-            raise InputError(f"{name} is no model: it needs a model_index.json as diffusers writes it, but {listing}.")
+            listing = f"contains {', '.join(found[:8])}{more}" if found else "is empty"
+            raise InputError(f"{name} is not a model: it needs a model_index.json of diffusers, and it {listing}.")
         index = read_json(folder / "model_index.json")
     transformer = config(name, folder, TRANSFORMER)
     recognise.refuse_config(name, transformer, wan22=bool(experts_of(folder)) or not transformer.get("image_dim"))
     kind = (index.get("transformer") or [None, "nothing"])[1] if index else "WanTransformer3DModel"
     if kind != "WanTransformer3DModel":
         raise InputError(
-            f"{name} has {kind} as its transformer, but only a plain WanTransformer3DModel will do: use for example "
+            f"The transformer of {name} is a {kind}: use a model with a WanTransformer3DModel, for example "
             "Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
         )
     return transformer
 
 
 def transformers_of(name: str, folder: Path, beside: Beside | None = None, only: Expert | None = None) -> list[str]:
-    """The transformers of the model at `folder` that a clip asks: one, or those for high and for low noise.
+    """Return the transformers of the model at `folder` that a clip needs: one, or the two experts.
 
-    only: one of two experts is wanted, whether the other is there or not. Raises InputError where an expert is missing,
-    where the two are mixed up by their names or differ, and for `only` where there is one transformer.
+    only: the only expert to use; the other one may be missing. Raises InputError if an expert is missing, if the names
+    of the two show that they are swapped, if they differ in size, and for `only` if there is one transformer.
     """
     second = (beside or {}).get(TRANSFORMER_2)
     if folder.is_file():
         called = recognise.expert_of(folder.stem)
         if only is not None:
             if called not in (None, only):
-                raise InputError(f"{name} is the {called}-noise expert, and the {only}-noise one is asked for.")
+                raise InputError(f"{name} is the {called}-noise expert: give the {only}-noise expert.")
             return [TRANSFORMER]
         if second is None and called is not None:
             raise InputError(
@@ -183,38 +185,38 @@ def transformers_of(name: str, folder: Path, beside: Beside | None = None, only:
     for given, wrong in ((folder if folder.is_file() else None, "low"), (second, "high")):
         if given is not None and recognise.expert_of(Path(given).stem) == wrong:
             raise InputError(
-                f"The experts are mixed up: {given} is the one for {wrong} noise by its name; the model is the one for "
-                "high noise, and --transformer-2 the one for low."
+                f"The experts are swapped: by its name, {given} is the one for {wrong} noise; give the expert for high "
+                "noise as the model, and the one for low noise with --transformer-2."
             )
     high, low = (config(name, folder, kind, beside) for kind in (TRANSFORMER, TRANSFORMER_2))
     keys = ("num_attention_heads", "attention_head_dim", "in_channels", "num_layers", "ffn_dim", "text_dim")
     if differing := [key for key in keys if high.get(key) != low.get(key)]:
         key = differing[0]
         raise InputError(
-            f"{second or name} is no second expert for {name}: its transformers have {high.get(key)} and "
-            f"{low.get(key)} as {key}; give two of one model."
+            f"{second or name} is not the second expert of {name}: its transformers have {high.get(key)} and "
+            f"{low.get(key)} as {key}; give two experts of one model."
         )
     recognise.refuse_config(str(second or name), low, wan22=True)
     return [TRANSFORMER, TRANSFORMER_2]
 
 
-def lacking(path: Path) -> list[str]:
-    """The parts that a file lacks and that have to be given beside it; none for a folder."""
-    return [kind for kind in BESIDE if kind not in original_layout.holds(path)] if path.is_file() else []
+def missing_parts(path: Path) -> list[str]:
+    """Return the parts that a file does not contain, so that the user must give them; an empty list for a folder."""
+    return [kind for kind in BESIDE if kind not in original_layout.kinds_in(path)] if path.is_file() else []
 
 
 def contents(path: Path) -> dict[str, list[Stored]]:
-    """The tensors of every network of the model at `path` that is here, from the headers of its files."""
+    """Return {network: its tensors} of the model at `path`, from the headers of the files on this machine."""
     found: dict[str, list[Stored]] = {}
     for kind in (TRANSFORMER, TRANSFORMER_2, *BESIDE):
         home = path / kind
         if path.is_file():
-            if kind in original_layout.holds(path):
-                found[kind] = original_layout.listed(kind, [path])
+            if kind in original_layout.kinds_in(path):
+                found[kind] = original_layout.tensors_of(kind, [path])
         elif original_layout.is_original(path):
             files = original_layout.files_of(kind, path)
             if files or kind in BESIDE:
-                found[kind] = original_layout.listed(TRANSFORMER if kind == TRANSFORMER_2 else kind, files)
+                found[kind] = original_layout.tensors_of(TRANSFORMER if kind == TRANSFORMER_2 else kind, files)
         elif kind != TRANSFORMER_2 or home.is_dir():
             files = original_layout.shards(home, "")
             found[kind] = [one for file in files for one in weight_files.listing(file).values()]
@@ -222,7 +224,7 @@ def contents(path: Path) -> dict[str, list[Stored]]:
 
 
 def experts_of(folder: Path) -> list[str]:
-    """What the two experts of a model are called where it has them; one name for a file that is one of them."""
+    """Return the names of a model's two experts; the name of the expert in a file; or an empty list."""
     if folder.is_file():
         which = recognise.expert_of(folder.stem)
         return [which] if which else []
@@ -235,7 +237,7 @@ def experts_of(folder: Path) -> list[str]:
 
 
 def files_of(folder: Path, beside: Beside, transformers: Sequence[str]) -> list[tuple[str, Path]]:
-    """Every file that decides what a model computes, with a name that does not depend on where the model lies."""
+    """Return (name, path) of every file that decides what a model computes. Names do not depend on the location."""
     plain = (folder / "model_index.json").is_file()
     files = []
     for kind in (*transformers, *ENCODERS):
@@ -251,7 +253,7 @@ def files_of(folder: Path, beside: Beside, transformers: Sequence[str]) -> list[
     return sorted(files)
 
 
-def lasting(given: str | Path) -> str:
-    """A source in a form that means the same elsewhere on this machine."""
+def absolute(given: str | Path) -> str:
+    """Return a source with an absolute path, so that it does not depend on the working directory."""
     path = Path(given).expanduser()
     return str(path.resolve()) if path.exists() else str(given)

@@ -1,9 +1,9 @@
-"""Differences of whole parameters, at a strength that may change and leave again: what a LoRA cannot say with factors.
+"""Differences of whole parameters, which some LoRA files contain besides factors. Their strength can change.
 
-A linear layer is never touched: its differences are added to what it says, so its weights may be stored in fp8, GGUF or
-int8. Any other parameter (a norm, a table, the patch embedding) becomes original + sum of strength * difference. That
-sum is always formed anew from the original, in float32, so nothing is ever added twice; when no strength is left, the
-original is put back bit for bit.
+The weight of a linear layer does not change. A hook adds x D^T + d to the output of the layer, so the weight may be
+stored in fp8, GGUF or int8. Any other parameter (of a norm, a modulation table, the patch embedding) becomes
+original + sum of strength * difference. This sum always starts from the original, in float32, so no difference is added
+twice. If no difference is left, the original is restored bit for bit.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch.utils.hooks import RemovableHandle
 from pusa.errors import InputError
 
 _KEPT = "pusa_differences"
-"""The attribute of a model that keeps its differences."""
+"""The attribute of a model in which its differences are stored."""
 
 
 class Differences:
-    """All differences of one model: for each adapter that has some, a set {parameter: difference} and its strength."""
+    """All differences of one model: {parameter: difference} and a strength for each adapter that has differences."""
 
     def __init__(self) -> None:
         self._sets: dict[str, tuple[float, Mapping[str, Tensor]]] = {}
@@ -33,7 +33,7 @@ class Differences:
 
     @classmethod
     def of(cls, model: nn.Module) -> Differences:
-        """Those of a model, which has none at first."""
+        """Return the differences of a model, which are empty at first."""
         if _KEPT not in vars(model):
             vars(model)[_KEPT] = cls()
         kept = vars(model)[_KEPT]
@@ -46,7 +46,7 @@ class Differences:
         return tuple(self._sets)
 
     def put(self, model: nn.Module, name: str, differences: Mapping[str, Tensor], scale: float) -> None:
-        """Add a set, or replace the one of that name; InputError when a parameter's numbers cannot be added to."""
+        """Set the differences of the adapter `name`. InputError if one cannot be added to its parameter."""
         check(model, differences)
         self.remove(model, name)
         if differences:
@@ -54,20 +54,20 @@ class Differences:
             self._apply(model, differences)
 
     def scale(self, model: nn.Module, name: str, scale: float) -> None:
-        """Change the strength of a set; nothing where there is none of that name."""
+        """Change the strength of an adapter's differences, if it has any."""
         if name in self._sets:
             _, differences = self._sets[name]
             self._sets[name] = scale, differences
             self._apply(model, differences)
 
     def remove(self, model: nn.Module, name: str) -> None:
-        """Take a set out; nothing where there is none of that name."""
+        """Remove the differences of an adapter, if it has any."""
         if name in self._sets:
             _, differences = self._sets.pop(name)
             self._apply(model, differences)
 
     def _apply(self, model: nn.Module, parameters: Iterable[str]) -> None:
-        """Make everything that these parameters belong to say what the present sets and strengths come to."""
+        """Update the hooks and values of these parameters to the current differences and strengths."""
         for module in dict.fromkeys(_place(model, parameter)[0] for parameter in parameters):
             if handle := self._handles.pop(module, None):
                 handle.remove()
@@ -92,7 +92,7 @@ class Differences:
             value.copy_(self._originals.pop(parameter))
 
     def _terms(self, parameter: str) -> list[tuple[float, Tensor]]:
-        """(strength, difference) of each set that has one of this parameter."""
+        """Return (strength, difference) of each adapter that changes this parameter."""
         return [
             (scale, differences[parameter])
             for scale, differences in self._sets.values()
@@ -101,15 +101,15 @@ class Differences:
 
 
 class _Addition:
-    """A forward hook of a linear layer, which adds x D^T + d for the totals D of weights and d of biases."""
+    """A forward hook of a linear layer, which adds x D^T + d. D and d are the sums for weight and bias."""
 
     def __init__(self, weights: list[tuple[float, Tensor]], biases: list[tuple[float, Tensor]]) -> None:
         self._weights, self._biases = weights, biases
         self._ready: tuple[Tensor | None, Tensor | None] = None, None
 
     def __call__(self, layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        made = next((total for total in self._ready if total is not None), None)
-        if made is None or (made.device, made.dtype) != (output.device, output.dtype):
+        cached = next((total for total in self._ready if total is not None), None)
+        if cached is None or (cached.device, cached.dtype) != (output.device, output.dtype):
             self._ready = tuple(  # type: ignore[assignment]
                 _total(terms, output.device, torch.float32).to(output.dtype) if terms else None
                 for terms in (self._weights, self._biases)
@@ -121,7 +121,7 @@ class _Addition:
 
 
 def check(model: nn.Module, parameters: Iterable[str]) -> None:
-    """InputError unless something can be added to each of these parameters."""
+    """Raise InputError unless a difference can be added to each of these parameters."""
     for parameter in parameters:
         module, kind = _place(model, parameter)
         layer = _layer(model, module)
@@ -131,19 +131,19 @@ def check(model: nn.Module, parameters: Iterable[str]) -> None:
         if not value.is_floating_point() or value.element_size() == 1 or value.is_meta:
             where = "on disk" if value.is_meta else f"as {str(value.dtype).removeprefix('torch.')}"
             raise InputError(
-                f"{parameter} is kept {where}, so that the difference which the LoRA has for it cannot be added: load "
-                "the model with all but its linear layers in bfloat16 or float32, and in memory."
+                f"{parameter} is stored {where}, so the LoRA cannot change it: load the model in memory, with all "
+                "layers except linear ones in bfloat16 or float32."
             )
 
 
 def _place(model: nn.Module, parameter: str) -> tuple[str, str]:
-    """The module that has a parameter, and what it calls it."""
+    """Return the names of a parameter's module and of the parameter in it."""
     module, _, kind = parameter.rpartition(".")
     return module, kind
 
 
 def _layer(model: nn.Module, module: str) -> nn.Module:
-    """A module, or the layer inside the adapter that wraps it."""
+    """Return a module, or the base layer of the LoRA layer that wraps it."""
     layer = model.get_submodule(module)
     base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
     assert isinstance(base, nn.Module)
@@ -151,6 +151,6 @@ def _layer(model: nn.Module, module: str) -> nn.Module:
 
 
 def _total(terms: Iterable[tuple[float, Tensor]], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The sum of strength * difference."""
+    """Return the sum of strength * difference."""
     scaled = (scale * value.to(device, dtype) for scale, value in terms)
     return functools.reduce(torch.add, scaled)

@@ -1,18 +1,19 @@
-"""What a LoRA file says, whichever dialect it speaks: each of its keys is used or named in an error.
+"""Read a LoRA file in any dialect. Every key of the file is used, or an error names it.
 
 | dialect | a key |
 | --- | --- |
 | diffusers | `transformer.blocks.0.attn1.to_q.lora_A.weight`, alphas in the metadata |
-| PEFT | `base_model.model.blocks.0.attn1.to_q.lora_A.weight`, alphas in the `adapter_config.json` beside it |
+| PEFT | `base_model.model.blocks.0.attn1.to_q.lora_A.weight`, alphas in the `adapter_config.json` next to it |
 | ComfyUI and Kijai's files | `diffusion_model.blocks.0.self_attn.q.lora_A.weight`, or lora_down, lora_up and alpha |
 | official Pusa, DiffSynth | `blocks.0.self_attn.q.lora_A.default.weight`, without alpha; also behind `pipe.dit.` |
 | kohya, musubi | `lora_unet_blocks_0_self_attn_q.lora_down.weight` with its alpha |
 | LightX2V | ComfyUI's, with `.diff`, `.diff_b` and `.diff_m` |
 
-Two kinds of change come out. Factors of a linear layer mean W + (alpha / r) B A, with alpha from the key beside them or
-the configuration (alpha / sqrt(r) where that says rank-stabilised); a file without alpha means W + B A. Differences are
-whole: of a weight (`.diff`), a bias (`.diff_b`, or `lora_B.bias`) or a modulation table (`.diff_m`), and what the
-factors of a convolution come to. A strength multiplies either kind.
+The result has two kinds of changes. *Factors* of a linear layer mean W + (alpha / r) B A, or alpha / sqrt(r) if the
+configuration says rank-stabilised. Alpha comes from a key next to the factors or from the configuration; without alpha,
+the file means W + B A. *Differences* are added to a whole weight (`.diff`), bias (`.diff_b` or `lora_B.bias`) or
+modulation table (`.diff_m`). The factors of a convolution are multiplied to a difference. A strength multiplies both
+kinds.
 """
 
 from __future__ import annotations
@@ -51,16 +52,17 @@ _IMAGE_KEYS = re.compile(r"img_emb|image_embedder|[kv]_img|add_[kv]_proj|norm_ad
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _WIDTHS = {1536: "Wan2.1-1.3B", 3072: "Wan2.2-TI2V-5B", 5120: "Wan 14B"}
 _PICKLES = (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
-"""How the pickles begin that PyTorch writes, of today and of old."""
+"""The first two bytes of PyTorch's pickles, new and old."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What a file changes, at strength 1.
+    """The changes that a file makes at strength 1.
 
-    factors: {diffusers module: (A [r, in], B [out, r])} of linear layers, alpha folded into B, which is float32 where
-    that changed it. differences: {diffusers parameter: what is added to it, in its shape}. metadata: the file's own,
-    and a PEFT configuration beside it under "adapter_config". Numbers in 8 bits are bfloat16, which holds them all.
+    factors: {diffusers module: (A [r, in], B [out, r])} of linear layers. B is multiplied by the scaling; if that
+    changes it, B is float32. differences: {diffusers parameter: what is added to it, in its shape}. metadata: that of
+    the file, with the PEFT configuration next to it as "adapter_config". 8-bit numbers are converted to bfloat16, which
+    is exact.
     """
 
     factors: dict[str, tuple[Tensor, Tensor]]
@@ -70,7 +72,7 @@ class Changes:
 
 @dataclass
 class _Target:
-    """What one module of a file gets. keys: where it stands in the file."""
+    """The changes of one module. keys: the keys of the file that they come from."""
 
     down: Tensor | None = None
     up: Tensor | None = None
@@ -81,10 +83,11 @@ class _Target:
 
 
 def read(path: str | Path, shapes: Shapes | None = None) -> Changes:
-    """What the file `path`, or the file in the folder `path` that PEFT, diffusers or a run has left, changes.
+    """Return the changes of a LoRA. path: as for `header.file_of`.
 
-    shapes: the model's; without it the names are checked against Wan's, and sizes are not. Raises InputError when the
-    file cannot be read or holds code, nothing in it fits, a key is left over, a size differs or a number is not finite.
+    shapes: those of the model. Without shapes, the names are checked against Wan's, and sizes are not checked. Raises
+    InputError if the file cannot be read or contains code, a key does not fit the model, a size differs, or a number is
+    not finite.
     """
     path = header.file_of(path)
     tensors, metadata = _read(path)
@@ -108,7 +111,7 @@ def read(path: str | Path, shapes: Shapes | None = None) -> Changes:
 
 
 def is_lora(path: Path) -> bool:
-    """Whether a file, or the one that `file_of` finds in a folder, has keys of a LoRA, by its header."""
+    """Return whether the header of a file, or of the LoRA file in a folder, has keys of a LoRA."""
     file = header.in_folder(path) or path
     if not file.is_file() or file.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
         return False
@@ -116,17 +119,17 @@ def is_lora(path: Path) -> bool:
 
 
 def made_for(width: int) -> str | None:
-    """Which Wan has this width; None for another model."""
+    """Return the Wan model with this width, or None."""
     return _WIDTHS.get(width)
 
 
 def scaling(alpha: float, rank: int, stabilised: bool) -> float:
-    """What multiplies B A: alpha / r, or alpha / sqrt(r) in a rank-stabilised LoRA (arXiv 2312.03732)."""
+    """Return the factor of B A: alpha / r, or alpha / sqrt(r) for a rank-stabilised LoRA (arXiv 2312.03732)."""
     return alpha / (math.sqrt(rank) if stabilised else rank)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file and its safetensors metadata, with a neighbouring PEFT config under "adapter_config"."""
+    """Return the tensors and the metadata of a file, with the PEFT configuration next to it as "adapter_config"."""
     weight_files.refuse_pointer(path)
     try:
         if path.suffix == ".safetensors":
@@ -141,34 +144,34 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise InputError(f"The LoRA {path} is damaged or not a LoRA ({reason}); copy it again.") from error
         if isinstance(error, UnpicklingError) and path.open("rb").read(2) in _PICKLES:
             raise InputError(
-                f"{path} is a pickle with more in it than tensors, which could run code, and is not opened: get it as "
-                "a .safetensors file."
+                f"{path} is a pickle that contains more than tensors and could run code, so it is not opened: get it "
+                "as a .safetensors file."
             ) from error
         raise InputError(
-            f"{path} is no LoRA; give a .safetensors file, or a .pt, .pth or .bin that holds plain tensors."
+            f"{path} is not a LoRA; give a .safetensors file, or a .pt, .pth or .bin file of tensors."
         ) from error
     if not isinstance(tensors, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) and value.layout == torch.strided
         for key, value in tensors.items()
     ):
-        raise InputError(f"The LoRA {path} is not a plain dictionary of tensors: it may be a training checkpoint.")
+        raise InputError(f"The LoRA {path} is not a dictionary of tensors, but perhaps a checkpoint: give a LoRA.")
     for key, value in tensors.items():
         if not value.is_floating_point() and not key.endswith(".alpha"):
-            raise InputError(f"The LoRA {path} holds {key} as {value.dtype}, but a LoRA is made of floating point.")
+            raise InputError(f"The LoRA {path} has {key} as {value.dtype}: give a LoRA in a floating-point type.")
         if value.is_floating_point() and value.element_size() == 1:
             tensors[key] = value = value.to(torch.bfloat16)
         if not value.isfinite().all():
-            raise InputError(f"The LoRA {path} is damaged: {key} holds values that are not finite; copy it again.")
+            raise InputError(f"The LoRA {path} is damaged: {key} has values that are not finite; copy it again.")
     if config := header.configuration_file(path):
         metadata = {**metadata, "adapter_config": config.read_text(encoding="utf-8")}
     return tensors, metadata
 
 
 def _sort(path: Path, tensors: Mapping[str, Tensor], shapes: Shapes) -> dict[str, _Target]:
-    """A file's tensors by the module that they change; InputError unless all are understood, whole and of its sizes."""
+    """Return the changes of each module. InputError unless every tensor is known, complete and of the right size."""
     names = every_name(shapes)
     targets: dict[str, _Target] = {}
-    left: list[str] = []
+    unknown: list[str] = []
     for key, value in tensors.items():
         match = _KEY.fullmatch(key)
         module = match and _module(match, names)
@@ -177,14 +180,14 @@ def _sort(path: Path, tensors: Mapping[str, Tensor], shapes: Shapes) -> dict[str
             target.keys.append(key)
             targets[module] = target
         else:
-            left.append(key)
-    _refuse_other_kinds(path, left)
+            unknown.append(key)
+    _refuse_other_kinds(path, unknown)
     for module, target in targets.items():
         _check_sizes(path, module, target, shapes)
-    if left:
-        raise _left_over(path, left, len(tensors), shapes, anything=bool(targets))
+    if unknown:
+        raise _unknown_keys(path, unknown, len(tensors), shapes, some_fit=bool(targets))
     if not targets:
-        raise InputError(f"Nothing in the LoRA {path} fits the model: it has no tensors in it; copy it again.")
+        raise InputError(f"Nothing in the LoRA {path} fits the model: the file has no tensors; copy it again.")
     return targets
 
 
@@ -196,7 +199,7 @@ def _module(match: re.Match[str], names: Mapping[str, str]) -> str | None:
 def _take(
     path: Path, target: _Target, key: str, value: Tensor, match: re.Match[str], module: str, shapes: Shapes
 ) -> bool:
-    """Put a tensor of the file where it belongs; False when the module has no such place."""
+    """Store a tensor in the target. Return False if the module cannot have such a change."""
     whole = match["whole"]
     if whole in ("diff", "diff_b", "diff_m"):
         parameter = f"{module}.bias" if whole == "diff_b" else module if module in shapes else f"{module}.weight"
@@ -208,7 +211,7 @@ def _take(
         return False
     elif whole == "alpha":
         if value.numel() != 1:
-            raise InputError(f"The LoRA {path} is damaged: {key} holds {value.numel()} numbers instead of one.")
+            raise InputError(f"The LoRA {path} is damaged: {key} has {value.numel()} numbers instead of one.")
         taken, target.alpha = target.alpha is not None, float(value)
     else:
         place = _SIDES[match["side"]]
@@ -241,9 +244,9 @@ def _check_sizes(path: Path, module: str, target: _Target, shapes: Shapes) -> No
         if not _fits((len(up), *down.shape[1:]), whole):
             if len(whole) == 2:
                 there, here = f"{down.shape[1]} to {len(up)}", f"{whole[1]} to {whole[0]}"
-                given = f"maps {there} features there{_width(down.shape[1])} and {here} here"
+                given = f"maps {there} features in the LoRA{_width(down.shape[1])} and {here} in the model"
             else:
-                given = f"is {_by((len(up), *down.shape[1:]))} there and {_by(whole)} here"
+                given = f"is {_by((len(up), *down.shape[1:]))} in the LoRA and {_by(whole)} in the model"
             raise InputError(f"The LoRA {path} was made for a model of another size: {module} {given}.")
     if target.up_bias is not None:
         _check_whole(path, f"{module}.bias", target.up_bias, shapes)
@@ -252,7 +255,7 @@ def _check_sizes(path: Path, module: str, target: _Target, shapes: Shapes) -> No
 
 
 def _check_whole(path: Path, parameter: str, value: Tensor, shapes: Shapes) -> Tensor:
-    """A difference in its parameter's shape, which may have other dimensions of length 1."""
+    """Return a difference in the shape of its parameter. Only dimensions of length 1 may differ."""
     shape = shapes[parameter]
     if _fits(value.shape, shape):
         return value
@@ -261,8 +264,8 @@ def _check_whole(path: Path, parameter: str, value: Tensor, shapes: Shapes) -> T
     if None in shape and len(_core(value.shape)) <= len(shape):
         return value
     raise InputError(
-        f"The LoRA {path} was made for a model of another size: {parameter} is {_by(value.shape)} there"
-        f"{_width(value.shape[0]) if value.ndim else ''} and {_by(shape)} here."
+        f"The LoRA {path} was made for a model of another size: {parameter} is {_by(value.shape)} in the LoRA"
+        f"{_width(value.shape[0]) if value.ndim else ''} and {_by(shape)} in the model."
     )
 
 
@@ -283,50 +286,50 @@ def _width(features: int) -> str:
     return f" (as in {_WIDTHS[features]})" if features in _WIDTHS else ""
 
 
-def _refuse_other_kinds(path: Path, left: list[str]) -> None:
-    for key in left:
+def _refuse_other_kinds(path: Path, unknown: list[str]) -> None:
+    for key in unknown:
         for part, kind in _OTHER_KINDS.items():
             if part in key:
                 raise InputError(
-                    f"The LoRA {path} is a {kind} ({key}), which cannot be read: merge it into its model where it was "
-                    "made."
+                    f"The LoRA {path} is a {kind} ({key}), which is not supported: merge it into its model with the "
+                    "program that made it."
                 )
 
 
-def _left_over(path: Path, left: list[str], count: int, shapes: Shapes, *, anything: bool) -> InputError:
-    """What to say of keys that have no place in the model."""
-    image = [key for key in left if _IMAGE_KEYS.search(key)]
+def _unknown_keys(path: Path, unknown: list[str], count: int, shapes: Shapes, *, some_fit: bool) -> InputError:
+    """Return the error for keys that match nothing in the model."""
+    image = [key for key in unknown if _IMAGE_KEYS.search(key)]
     if image:
         return InputError(
-            f"The LoRA {path} is for an image-to-video model: {len(image)} of its {count} keys change the layers that "
-            f"read the picture (such as {image[0]}), which a text-to-video model lacks: use the text-to-video version."
+            f"The LoRA {path} is for an image-to-video model: {len(image)} of its {count} keys change layers for the "
+            f"image (such as {image[0]}), which a text-to-video model does not have: use the text-to-video version."
         )
-    if not anything and not any("lora" in key.lower() or ".diff" in key for key in left):
+    if not some_fit and not any("lora" in key.lower() or ".diff" in key for key in unknown):
         return InputError(
-            f"{path} is no LoRA: its {len(left)} keys (such as {left[0]}) are those of a whole network; give one with "
-            "--model, --vae or --text-encoder."
+            f"{path} is not a LoRA: its {len(unknown)} keys (such as {unknown[0]}) are those of a network; give a "
+            "network with --model, --vae or --text-encoder."
         )
-    if not anything:
+    if not some_fit:
         return InputError(
-            f"Nothing in the LoRA {path} fits the model: none of its {len(left)} keys names one of the model's layers "
-            f"(such as {left[0]}); it was made for another kind of model."
+            f"Nothing in the LoRA {path} fits the model: none of its {len(unknown)} keys (such as {unknown[0]}) names "
+            "a layer of the model; use a LoRA for Wan."
         )
-    more = f"{len(left)} of its {count} keys"
+    more = f"{len(unknown)} of its {count} keys"
     blocks = 1 + max((int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name))), default=-1)
-    numbers = [int(m[1]) if (m := re.search(r"(?:^|[._])blocks[._](\d{1,4})[._]", key)) else -1 for key in left]
+    numbers = [int(m[1]) if (m := re.search(r"(?:^|[._])blocks[._](\d{1,4})[._]", key)) else -1 for key in unknown]
     if min(numbers) >= blocks:
         return InputError(
             f"The LoRA {path} was made for a larger model: {more} change blocks up to {max(numbers)} (such as "
-            f"{left[0]}), and this one has {blocks}, 0 to {blocks - 1}."
+            f"{unknown[0]}), and this one has {blocks}, 0 to {blocks - 1}."
         )
     return InputError(
-        f"The LoRA {path} changes more than this model can take: {more} fit no layer of it (such as "
-        f"{', '.join(left[:3])})."
+        f"The LoRA {path} does not fit the model: {more} match no layer (such as {', '.join(unknown[:3])}); use a LoRA "
+        "for this model."
     )
 
 
 def _trained(path: Path, module: str, target: _Target, config: Mapping[str, Any]) -> float:
-    """What multiplies B A at strength 1: alpha is the key's beside it, or the configuration's, or the rank."""
+    """Return the factor of B A at strength 1. Alpha is that of the file or of the configuration, or else the rank."""
     assert target.down is not None
     rank, alpha = len(target.down), target.alpha
     try:
@@ -343,14 +346,14 @@ def _trained(path: Path, module: str, target: _Target, config: Mapping[str, Any]
 
 
 def _configuration(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The LoraConfig that came with a file, in PEFT's adapter_config.json or diffusers' metadata; {} where none did."""
+    """Return the LoraConfig from PEFT's adapter_config.json or diffusers' metadata, or an empty dictionary."""
     text = metadata.get("adapter_config") or metadata.get("lora_adapter_metadata")
     if not text:
         return {}
     try:
         config = json.loads(text)
         if not isinstance(config, dict):
-            raise ValueError("no dictionary")
+            raise ValueError("not a dictionary")
     except ValueError as error:
         raise InputError(f"The LoRA {path} has a damaged configuration ({error}); copy it again.") from error
     config = {key.removeprefix("transformer."): value for key, value in config.items()}
@@ -358,11 +361,12 @@ def _configuration(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if config.get("use_dora") or kind != "LORA":
         other = "DoRA" if config.get("use_dora") else kind
         raise InputError(
-            f"The LoRA {path} is a {other}, which cannot be read: merge it into its model where it was made."
+            f"The LoRA {path} is a {other}, which is not supported: merge it into its model with the program that "
+            "made it."
         )
     if isinstance(start, str) and start.startswith(_CHANGED_BASE):
         raise InputError(
-            f"The LoRA {path} was begun as {start}, which also changes the base model: have PEFT convert it to an "
-            "ordinary LoRA."
+            f"The LoRA {path} was initialised with {start}, which also changes the base model: convert it to an "
+            "ordinary LoRA with PEFT."
         )
     return config

@@ -1,4 +1,4 @@
-"""What a LoRA file is and is for, by its place, its name and its header; its numbers are `dialects`' business."""
+"""Find a LoRA file, and learn from its name and header what it is for. `dialects` reads its numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FOLDER_FILES = (
     "lora.safetensors",
 )
 FOLDER_STEMS = ("adapter_model", "pytorch_lora_weights", "lora")
-"""Names of files that say nothing, because the folder has the name."""
+"""Generic names of files. For these, the name of the folder identifies the LoRA."""
 _DISTILLED = re.compile(
     r"lightx2v|lightning|(?<!\d)[1-8][ _-]?steps?(?![a-z])|distill|causvid|accvid|fastwan|turbo|self[ _-]?forcing",
     re.IGNORECASE,
@@ -27,18 +27,18 @@ _DISTILLED = re.compile(
 
 
 def in_folder(path: Path) -> Path | None:
-    """The LoRA in a folder, by the names that PEFT, diffusers and our runs give it; None where there is none."""
+    """Return the LoRA file that PEFT, diffusers or `pusa train` wrote into a folder, or None."""
     return next((path / name for name in _FOLDER_FILES if (path / name).is_file()), None)
 
 
 def file_of(path: str | Path) -> Path:
-    """The file itself, the LoRA in a folder, or OWNER/REPOSITORY/FILE on the hub; InputError when there is none."""
+    """Return the file of a LoRA: `path`, the file in it, or OWNER/REPOSITORY/FILE of the hub. InputError if none."""
     text, path = str(path), Path(path).expanduser()
     try:
         if path.is_dir():
             if found := in_folder(path):
                 return found
-            raise InputError(f"The LoRA {path} is a folder that holds no {_FOLDER_FILES[0]}: give the file in it.")
+            raise InputError(f"The LoRA {path} is a folder without {_FOLDER_FILES[0]}: give the file in it.")
         if not path.is_file() and hub.names_a_file(text) and not path.parent.is_dir():
             try:
                 return hub.file(text)
@@ -47,14 +47,14 @@ def file_of(path: str | Path) -> Path:
         if not path.is_file():
             raise InputError(f"The LoRA {path} does not exist: check the path.")
         if path.stat().st_size == 0:
-            raise InputError(f"The LoRA {path} is damaged, it is empty (0 bytes): copy it again.")
+            raise InputError(f"The LoRA {path} is damaged: it is empty (0 bytes); copy it again.")
     except OSError as error:
-        raise InputError(f"The LoRA {path} is no usable path ({error.strerror}): check it.") from error
+        raise InputError(f"The path of the LoRA {path} cannot be used ({error.strerror}): check it.") from error
     return path
 
 
 def metadata_of(file: Path) -> dict[str, str]:
-    """What a safetensors file says of itself in its header; nothing for other files and for damaged ones."""
+    """Return the metadata of a safetensors file; an empty dictionary for other and damaged files."""
     if file.suffix != ".safetensors":
         return {}
     try:
@@ -65,27 +65,27 @@ def metadata_of(file: Path) -> dict[str, str]:
 
 
 def configuration_file(file: Path) -> Path | None:
-    """PEFT's adapter_config.json, where it lies beside an adapter and so says what its numbers mean."""
+    """Return the adapter_config.json next to a file of PEFT, or None. It gives alpha and other settings."""
     config = file.with_name("adapter_config.json")
     return config if file.stem == "adapter_model" and config.is_file() else None
 
 
 def expert_for(path: str | Path) -> Expert | None:
-    """Which of two experts a LoRA was made for, as its metadata or else its name says; None where neither does."""
+    """Return the expert that a LoRA is for, by its metadata or its name; None if they do not show it."""
     file = file_of(path)
-    said = metadata_of(file).get("pusa.expert")
-    if said in ("high", "low"):
-        return "high" if said == "high" else "low"
+    recorded = metadata_of(file).get("pusa.expert")
+    if recorded in ("high", "low"):
+        return "high" if recorded == "high" else "low"
     return expert_of(file.parent.name if file.stem in FOLDER_STEMS else file.stem)
 
 
 def is_per_frame(file: Path) -> bool:
-    """Whether a LoRA was trained with a timestep per frame, by its metadata or its name."""
+    """Return whether a LoRA was trained with a timestep per frame, by its metadata or its name."""
     pattern = metadata_of(file).get("pusa.pattern")
     return "pusa" in file.name.lower() if pattern is None else pattern != "shared"
 
 
 def is_distilled(file: Path) -> bool:
-    """Whether the name of a LoRA, of its folder, or of its repository on the hub is that of a few-step one."""
+    """Return whether a LoRA is distilled to few steps, by the name of its file, folder or hub repository."""
     names = [file.stem, file.parent.name, *(part for part in file.parts if part.startswith("models--"))]
     return any(_DISTILLED.search(name) for name in names)

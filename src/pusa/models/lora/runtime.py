@@ -1,9 +1,9 @@
-"""LoRAs on a model: loaded at a strength, changed, removed and written. What a file says is `dialects`' business.
+"""LoRAs on a model: load them at a strength, change the strength, remove them, and write them.
 
-Strength s means W + s * (alpha / r) * B A, with alpha from the file. A file without alpha, as the official ones are,
-means W + s * B A; there s = 1.4 extrapolates what was learned. The sum is formed as the model runs, never in the
-weights, so it works over weights in any form, an adapter can change strength or leave, and the same name loaded again
-replaces what it named. `differences` does the same for what is no factor: changes of biases, norms and tables.
+Strength s means W + s * (alpha / r) * B A, with alpha from the file. Files without alpha, such as the official ones,
+mean W + s * B A. (So s = 1.4 extrapolates the training.) The sum is formed in each forward pass, and the weights do not
+change. So it works with weights stored in any form, and the strength can change at any time. `dialects` reads the
+files. `deltas` handles the changes of biases, norms and tables.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.hooks import HookRegistry
+
+# private; test_over_a_model_that_is_offloaded_in_groups (tests/models/lora/test_strengths.py) fails when it moves
 from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -39,7 +41,7 @@ from pusa.models.wan.weight_names import original_name, parameter_shapes, wan_sh
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA to load. path: its file or folder. scale: its strength. expert: which of two it is for; None for both."""
+    """A LoRA to load. path: its file or folder. scale: its strength. expert: the expert it is for; None for all."""
 
     path: str | Path
     scale: float = 1.0
@@ -48,10 +50,11 @@ class LoraFile:
 
 @dataclass(frozen=True)
 class Lora:
-    """A loaded adapter. path: its file; sha256: its `fingerprint`; scale: its strength now.
+    """A loaded LoRA.
 
-    ranks: the ranks that occur; modules: how many linear layers have factors of it; differences: how many parameters it
-    changes as a whole. expert: of a model with two, the one that it is on.
+    path: its file. sha256: its `fingerprint`. scale: its current strength. ranks: the ranks of its factors. modules:
+    the number of linear layers with factors. differences: the number of parameters with a difference. expert: the
+    expert that it changes, for a model with two.
     """
 
     name: str
@@ -65,11 +68,11 @@ class Lora:
 
 
 def load(transformer: WanTransformer3DModel, path: str | Path, scale: float = 1.0, name: str | None = None) -> Lora:
-    """Add the adapter in `path` to the model at strength `scale`.
+    """Add a LoRA to the model at strength `scale`.
 
-    path: .safetensors, a .pt, .pth or .bin of plain tensors, or the folder of a PEFT adapter. name: what it is called,
-    `default_name` by default; an adapter of that name is replaced, others stay as they are. Raises InputError, leaving
-    the model as it was, for what `dialects.read` refuses and for a difference of a parameter that is quantised.
+    path: a .safetensors file, a .pt, .pth or .bin file of tensors, or the folder of a PEFT adapter. name: of the LoRA,
+    by default `default_name`. A LoRA with the same name is replaced, and others do not change. Raises InputError where
+    `dialects.read` does, and for a difference of a quantised parameter; the model does not change then.
     """
     file = header.file_of(path)
     _check_scale(scale, f"LoRA {path}")
@@ -94,10 +97,10 @@ def load(transformer: WanTransformer3DModel, path: str | Path, scale: float = 1.
 
 
 def choose_name(present: Sequence[Lora], path: str | Path, name: str | None = None) -> str:
-    """What to call a LoRA beside those on the model: `name`, or its `default_name` with a number where that is taken.
+    """Return the name for a LoRA: `name`, or its `default_name`, with a number if another file has that name.
 
-    The same file again gets the name it has. Raises InputError when the same content is on the same transformer under
-    another name, so that nothing is added twice; `present` are those of one transformer, or of both experts.
+    present: the LoRAs on the model. A file that is present keeps its name. Raises InputError if the same content is
+    present under another name, so that it is not added twice.
     """
     file = header.file_of(path).absolute()
     if name is None:
@@ -109,16 +112,15 @@ def choose_name(present: Sequence[Lora], path: str | Path, name: str | None = No
     if twin := next((lora for lora in others if lora.sha256 == digest), None):
         raise InputError(
             f"The LoRA {path} is there already, as {twin.name!r} from {twin.path} at strength {twin.scale:g}: give it "
-            "once, at the strength it should have."
+            "once, with the wanted strength."
         )
     return name
 
 
 def set_scale(transformer: WanTransformer3DModel, name: str, scale: float) -> None:
-    """Give the adapter `name` another strength, whatever it had before; at 0 the model is what it was without it.
+    """Set the strength of the LoRA `name`, from the next forward pass on. At 0, the model computes as without the LoRA.
 
-    The next forward has it; nothing is loaded or added again. Raises InputError for a name that the model does not have
-    and for a strength that is not finite.
+    Raises InputError if the model does not have the LoRA, or if the strength is not finite.
     """
     _check_scale(scale, f"LoRA {name}")
     _check_known(transformer, name)
@@ -128,19 +130,19 @@ def set_scale(transformer: WanTransformer3DModel, name: str, scale: float) -> No
 
 
 def remove(transformer: WanTransformer3DModel, name: str) -> None:
-    """Take the adapter `name` off the model, bit for bit; nothing when there is none of that name."""
+    """Remove the LoRA `name`, if the model has it. The model is then as before, bit for bit."""
     if name in getattr(transformer, "peft_config", {}):
         transformer.delete_adapters(name)
     Differences.of(transformer).remove(transformer, name)
 
 
 def names(transformer: WanTransformer3DModel) -> tuple[str, ...]:
-    """The adapters that the model has."""
+    """Return the names of the LoRAs on the model."""
     return tuple(dict.fromkeys([*getattr(transformer, "peft_config", {}), *Differences.of(transformer).names]))
 
 
 def default_name(path: str | Path) -> str:
-    """What a LoRA is called when nobody says: the stem of its file, or the folder's name where all files are alike."""
+    """Return the default name of a LoRA: that of its file, or that of the folder if the file has a generic name."""
     path = Path(path).absolute()
     generic = path.stem in header.FOLDER_STEMS
     return re.sub(r"\W+", "_", path.parent.name if generic else path.name if path.is_dir() else path.stem) or "lora"
@@ -149,11 +151,11 @@ def default_name(path: str | Path) -> str:
 def read(
     path: str | Path, layers: Mapping[str, tuple[int, int]] | None = None
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, str]]:
-    """The factors in a file of any dialect, {diffusers module: (A [r, in], B [out, r])}, and the file's metadata.
+    """Return the factors of a file in any dialect, {diffusers module: (A [r, in], B [out, r])}, and its metadata.
 
-    W + B A is what the file means: alpha is folded into B, which is float32 where that changed it and otherwise in the
-    file's type. layers: the model's, as `linears` gives them; without it the names are checked against Wan's, and sizes
-    are not. Raises InputError as `load` does, and for a file that has more than factors.
+    The factors mean W + B A: B is multiplied by the scaling, and is float32 if that changes it. layers: those of the
+    model, as `linears` returns them. Without layers, the names are checked against Wan's, and sizes are not checked.
+    Raises InputError where `load` does, and for a file with differences.
     """
     shapes = None
     if layers is not None:
@@ -162,14 +164,14 @@ def read(
     changes = dialects.read(path, shapes)
     if changes.differences:
         raise InputError(
-            f"The LoRA {path} is more than factors of linear layers: it changes {len(changes.differences)} parameters "
-            f"as a whole (such as {min(changes.differences)}), so it can only be loaded, not written or merged."
+            f"The LoRA {path} has more than factors of linear layers: it changes {len(changes.differences)} parameters "
+            f"as a whole (such as {min(changes.differences)}), so it cannot be written or merged: use it with --lora."
         )
     return changes.factors, changes.metadata
 
 
 def linears(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """{module: (in_features, out_features)} of every linear layer that an adapter can change."""
+    """Return {module: (in_features, out_features)} of every linear layer that a LoRA can change."""
     layers: dict[str, tuple[int, int]] = {}
     for module, layer in model.named_modules():
         linear = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
@@ -186,12 +188,12 @@ def save(
     name: str | None = None,
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write one adapter as `diffusion_model.*.lora_A/B.weight` safetensors, alpha folded into B; atomic.
+    """Write one LoRA as safetensors with the keys `diffusion_model.*.lora_A/B.weight`, atomically.
 
-    ComfyUI, WanVideoWrapper, diffusers and `load` read that form. metadata: strings, or values written as JSON. name:
-    the adapter, which may be left out when the model has one. weights: what to write instead of the model's own factors
-    (an average of them, or what processes hold in shards), by parameter name. The run-time strength is not part of the
-    file.
+    ComfyUI, WanVideoWrapper, diffusers and `load` read this form. B is multiplied by the scaling. The file does not
+    contain the run-time strength. metadata: strings, or values that are written as JSON. name: of the LoRA; it can be
+    left out if the model has one. weights: the weights to write, by parameter name, instead of those of the model; for
+    example an average, or weights gathered from shards.
     """
     layers = _layers(transformer)
     known = sorted({adapter for layer in layers.values() for adapter in layer.lora_A})
@@ -203,7 +205,7 @@ def save(
         raise InputError(f"The model has no LoRA {name!r}: it has {', '.join(known) or 'none'}.")
     if name in Differences.of(transformer).names:
         raise InputError(
-            f"The LoRA {name} is more than factors of linear layers, so it cannot be written: keep its file."
+            f"The LoRA {name} has more than factors of linear layers, so it cannot be written: keep its file."
         )
     stabilised = bool(getattr(getattr(transformer, "peft_config", {}).get(name), "use_rslora", False))
     factors: dict[str, tuple[Tensor, Tensor]] = {}
@@ -224,7 +226,7 @@ def save(
 def write(
     path: str | Path, factors: Mapping[str, tuple[Tensor, Tensor]], metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """`save` for factors that stand alone, {diffusers module: (A [r, in], B [out, r])}, which mean W + B A."""
+    """Write factors as `save` does. factors: {diffusers module: (A [r, in], B [out, r])}, which mean W + B A."""
     path = Path(path)
     if path.suffix != ".safetensors":
         raise InputError(f"A LoRA is written as safetensors, so {path} must end in .safetensors.")
@@ -239,7 +241,7 @@ def write(
 
 
 def fingerprint(path: Path) -> str:
-    """The `sha256` of a LoRA file, or of it and the PEFT configuration that says what its numbers mean."""
+    """Return the SHA-256 of a LoRA file, or of the file and the PEFT configuration that gives its scaling."""
     config = header.configuration_file(path)
     if config is None:
         return sha256(path)
@@ -247,15 +249,16 @@ def fingerprint(path: Path) -> str:
 
 
 def _inject(transformer: WanTransformer3DModel, name: str, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-    """Put factors beside the linear layers that they are of, as a PEFT adapter."""
+    """Add factors to their linear layers, as a PEFT adapter."""
     ranks = {module: len(down) for module, (down, _) in factors.items()}
     top = max(ranks.values())
     pattern = {re.escape(module): rank for module, rank in ranks.items() if rank != top}
     config = LoraConfig(r=top, lora_alpha=top, target_modules=list(factors), lora_dropout=0.0,
                         rank_pattern=pattern, alpha_pattern=dict(pattern))  # fmt: skip
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several LoRAs are intended
         inject_adapter_in_model(config, transformer, name, low_cpu_mem_usage=True)
+    # private; without it, set_adapter raises, and test_dialects_mean_the_same_sum (test_runtime.py) fails
     transformer._hf_peft_config_loaded = True
     for module, pair in factors.items():
         layer = transformer.get_submodule(module)
@@ -265,7 +268,8 @@ def _inject(transformer: WanTransformer3DModel, name: str, factors: Mapping[str,
 
 
 def _computed_in(linear: nn.Linear) -> torch.dtype:
-    """The type that a layer computes in, however its weights are stored."""
+    """Return the type in which a layer computes. Its weight may be stored in another type."""
+    # Private, of layerwise casting; test_over_weights_stored_in_fp8 (test_strengths.py) fails when it moves.
     registry = getattr(linear, "_diffusers_hook", None)
     casting = registry.get_hook("layerwise_casting") if isinstance(registry, HookRegistry) else None
     for kind in (getattr(casting, "compute_dtype", None), getattr(linear, "compute_dtype", None), linear.weight.dtype):

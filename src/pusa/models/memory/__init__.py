@@ -1,1 +1,1 @@
-"""How much memory a clip needs, estimated without weights, and how a model is laid out to need less."""
+"""Estimate the memory that a clip needs, without reading weights, and place a model so that it needs less."""

@@ -1,13 +1,13 @@
-"""What making a clip will take, from configs and headers alone: peak memory of device and machine, and operations.
+"""Estimate the peak memory and the operations of making a clip, from configs and headers alone.
 
-The networks are built on the meta device, where tensors have shapes and no data, and the very code that will run is
-rehearsed there: one pass of the text encoder, one of the transformer with a timestep per frame, the decoding of three
-slots (after which memory repeats itself). A ledger follows every tensor from its making to its release, which gives the
-peak, and counts the operations of matrix products, convolutions and attention. Attention is taken as fused, as every
-backend of torch runs it: its scores are never held. LoRAs are rehearsed as well.
+The networks are built on the meta device, where tensors have shapes and no data. There the code that will run is
+rehearsed: one pass of the text encoder, one pass of the transformer with a timestep per frame and with its LoRAs, and
+the decoding of three slots (further slots need no more memory). `tensor_tracker` follows every tensor, which gives the
+peak, and counts operations. Attention is assumed to be fused, so that its scores are not stored.
 
-What the rehearsal cannot see is added: the weights as a profile lays them out, the runtime itself, and the copies that
-convolutions on a CPU make of what they read and write. Guidance asks twice, one after the other, and takes no memory.
+The rehearsal does not include some memory, which is added: the weights as a profile places them, the runtime, and the
+copies that convolutions make on a CPU. Guidance calls the transformer twice, one call after the other, and so needs no
+more memory.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from pusa.models.wan import autoencoder
 from pusa.models.wan.text import TOKENS
 
 RUNTIME = 0.75e9
-"""Bytes of the machine's memory that Python with torch, diffusers and transformers takes before a model is there."""
+"""bytes of the machine's memory that Python with torch, diffusers and transformers needs without a model"""
 CUDA_CONTEXT = 0.6e9
-"""Bytes of a GPU that CUDA and its libraries take."""
+"""bytes of a GPU that CUDA and its libraries need"""
 FRAGMENTATION = 1.08
-"""What torch's allocator on a GPU holds beside what is in use, as a factor on what comes and goes."""
+"""memory that torch reserves on a GPU, as a multiple of the memory of activations"""
 SMALL = 100e6
-"""Bytes: a model with less on the disk is not weighed before it is loaded."""
+"""bytes on the disk below which the memory of a model is not estimated before it is loaded"""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a clip takes under a profile, in bytes.
+    """What a clip needs with a profile.
 
-    device, host: the peak of each phase (load, text, sample, decode); on a CPU everything is the host's. moved: what
-    one step copies from host or disk to the device. flops: of one step.
+    device, host: {phase: peak memory in bytes} of the GPU, if there is one, and the machine; the phases are load, text,
+    sample and decode. moved: bytes that one step copies to the device. flops: operations of one step.
     """
 
     profile: str
@@ -64,11 +64,11 @@ class Needs:
         return max(self.host.values())
 
     def fits(self, device: float | None, host: float) -> bool:
-        """Within the bytes that a device (None where there is none) and the machine have left."""
+        """Return whether the clip fits in the free bytes of the device (None without a GPU) and the machine."""
         return self.host_peak <= host and (device is None or self.device_peak <= device)
 
     def record(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the values for JSON, in bytes and operations."""
         return {
             "profile": self.profile,
             "device": round(self.device_peak),
@@ -85,10 +85,11 @@ class Needs:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """A clip that was not made: its networks' weights and passes, from which `needs` works out every profile.
+    """The weights and passes of the networks for a clip, from which `needs` computes every profile.
 
-    networks: by their kinds; of two experts, both, each taken to have all LoRAs. text, sample, plain, tiled: passes of
-    the text encoder, of the transformer, and of decoding whole frames or tiles.
+    networks: by kind. Each of two experts is assumed to have all LoRAs. text, sample: a pass of the text encoder and
+    of the transformer. plain, tiled: decoding whole frames, and decoding tiles. passes: calls of the transformer per
+    step. assumed: the parts that the source does not have, and that are assumed to be Wan's own.
     """
 
     networks: Mapping[str, meta_networks.Network]
@@ -116,26 +117,26 @@ class Rehearsal:
         beside: Beside | None = None,
         loras: Sequence[Path] = (),
     ) -> Rehearsal:
-        """Rehearse a clip of the model at `folder`, called `name` in errors, in `dtype` (as `checkpoints.load`).
+        """Rehearse a clip of the model at `folder`, without reading weights.
 
-        size: (width, height). guidance: 1 is one pass a step, else two. on_cpu: where it would run. beside: parts
-        given beside the model; what is neither there nor here is taken to be Wan's own. Reads no weight. Raises
-        InputError for what is no model or no clip.
+        name: the model's, for messages. size: (width, height). guidance: with 1, a step calls the transformer once,
+        otherwise twice. dtype: as for `checkpoints.load`. beside: {part: source} of parts from elsewhere. Raises
+        InputError if there is no such model, or if it cannot make such a clip.
         """
         dtype = dtype or (torch.float32 if on_cpu else torch.bfloat16)
         configs, assumed = meta_networks.configs(name, folder, beside or {})
-        transformer, encoder, vae = meta_networks.built(configs, dtype)
+        transformer, encoder, vae = meta_networks.build(configs, dtype)
         slots = autoencoder.geometry_of(vae.config, (1, 1, 1)).latent_frames(frames)
         files = meta_networks.files_of(folder, beside or {})
         for number, path in enumerate(loras):
-            meta_networks.adapt(transformer, path, f"lora{number}")
+            meta_networks.add_lora(transformer, path, f"lora{number}")
         networks = {
             **{
-                kind: meta_networks.weighed(transformer, KEPT_OF_WAN, transformer.blocks, files.get(kind, []))
+                kind: meta_networks.measure(transformer, KEPT_OF_WAN, transformer.blocks, files.get(kind, []))
                 for kind in transformers_of(name, folder, beside)
             },
-            "text_encoder": meta_networks.weighed(encoder, KEPT, encoder.encoder.block, files.get("text_encoder", [])),
-            "vae": meta_networks.weighed(vae, None, None, files.get("vae", [])),
+            "text_encoder": meta_networks.measure(encoder, KEPT, encoder.encoder.block, files.get("text_encoder", [])),
+            "vae": meta_networks.measure(vae, None, None, files.get("vae", [])),
         }
         factor = int(vae.config.scale_factor_spatial)
         multiple = factor * int(transformer.config.patch_size[1])
@@ -147,7 +148,7 @@ class Rehearsal:
         )
         context = torch.empty(1, TOKENS, transformer.config.text_dim, device=meta_networks.META, dtype=dtype)
         times = torch.empty(1, slots, device=meta_networks.META)
-        # `forward` looks at the timesteps' values to tell whether they differ, and here they have none.
+        # `forward` compares the values of the timesteps, and tensors on the meta device have no values.
         sample = rehearse(
             lambda: transformer._forward_per_frame(clip, times, context, None, return_dict=False, attention_kwargs=None)
         )
@@ -167,16 +168,16 @@ class Rehearsal:
         )
 
     def needs(self, profile: Profile) -> Needs:
-        """Under a profile."""
+        """Return what the clip needs with a profile."""
         return self._on_cpu(profile) if self.on_cpu else self._on_gpu(profile)
 
     @property
     def flops(self) -> int:
-        """Operations of one step."""
+        """The operations of one step."""
         return self.passes * self.sample.flops
 
     def _decode(self, profile: Profile) -> tuple[Pass, float]:
-        """The pass, and the bytes of frames in the host's memory: as bytes, and as floats where tiles are joined."""
+        """Return the pass, and the bytes of frames in the machine's memory, which are more when tiles are joined."""
         pixels = float(prod(self.size) * self.frames * 3)
         if profile.tiled and self.tiled is not self.plain:
             return self.tiled, pixels * 22
@@ -231,7 +232,7 @@ class Rehearsal:
             "sample": resident + sample + FRAGMENTATION * self.sample.peak,
             "decode": resident + one_layer + FRAGMENTATION * decode.peak,
         }
-        # Of two experts on the device the one that is not asked waits in memory.
+        # The expert that is not in use is in the machine's memory.
         second = stored.get("transformer_2", 0.0) * (profile.transformer != "disk")
         on_host = {
             "transformer": stored["transformer"] * (profile.transformer in ("host", "stream")) + second,
@@ -257,16 +258,16 @@ class Rehearsal:
         return Needs(profile.name, device, host, moved, self.flops)
 
     def _stored(self, profile: Profile) -> dict[str, float]:
-        """Bytes of each network's weights as the profile keeps them."""
+        """Return the bytes of each network's weights as the profile stores them."""
         return {kind: float(one.stored(profile, kind.removesuffix("_2"))) for kind, one in self.networks.items()}
 
     def _loading(self) -> float:
-        """What loading takes for a moment beside the weights: the check of the widest tensor for broken values."""
+        """Return the bytes that loading needs besides the weights: those to check the largest tensor for NaN."""
         return float(max(2 * network.widest for network in self.networks.values()))
 
 
 def choose(rehearsal: Rehearsal, device: float | None, host: float) -> Profile:
-    """The fastest profile under which the clip fits into the bytes that are left; InputError when there is none."""
+    """Return the fastest profile with which the clip fits in the free bytes. InputError if there is none."""
     names = [name for name in PROFILES if (name in ("80gb", "cpu", "8gb")) or not rehearsal.on_cpu]
     candidates = [PROFILES[name] for name in names if rehearsal.on_cpu or name != "cpu"]
     candidates.sort(key=lambda profile: profile.transformer == "disk")
@@ -278,10 +279,10 @@ def choose(rehearsal: Rehearsal, device: float | None, host: float) -> Profile:
 
 
 def too_large(needs: Needs, rehearsal: Rehearsal, device: float | None, host: float) -> InputError:
-    """What to raise for a clip that will not fit."""
+    """Return the error for a clip that does not fit."""
     width, height = rehearsal.size
     over = [
-        f"{need / 1e9:.1f} GB {where} where {have / 1e9:.1f} GB are free"
+        f"{need / 1e9:.1f} GB {where}, of which {have / 1e9:.1f} GB are free"
         for need, have, where in (
             (needs.device_peak, device, "of device memory"),
             (needs.host_peak, host, "of memory"),
@@ -289,19 +290,19 @@ def too_large(needs: Needs, rehearsal: Rehearsal, device: float | None, host: fl
         if have is not None and need > have
     ]
     return InputError(
-        f"There is not enough memory: {rehearsal.frames} frames of {width}x{height} will take about "
-        f"{' and '.join(over)} (profile {needs.profile}); give fewer --frames, a smaller --size or a smaller model, "
-        "another --memory, or --memory none to try all the same."
+        f"There is not enough memory: {rehearsal.frames} frames of {width}x{height} need about {' and '.join(over)} "
+        f"(profile {needs.profile}); give fewer --frames, a smaller --size, a smaller model or another --memory, or "
+        "skip this check with --memory none."
     )
 
 
 def bytes_on_disk(folder: Path, beside: Beside | None = None) -> int:
-    """Of the files of weights of a model, as far as they are here."""
+    """Return the bytes of a model's files of weights on this machine."""
     return sum(file.stat().st_size for files in meta_networks.files_of(folder, beside or {}).values() for file in files)
 
 
 def free_memory(device: torch.device) -> tuple[float | None, float]:
-    """Bytes that are free: of the device (None for a CPU), and of the machine, within the limits of its container."""
+    """Return the free bytes of the device (None for a CPU) and of the machine, within the limits of its container."""
     host = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")) if hasattr(os, "sysconf") else float("inf")
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
@@ -315,7 +316,7 @@ def free_memory(device: torch.device) -> tuple[float | None, float]:
 
 
 def _decoding(vae: AutoencoderKLWan, z: Tensor, slots: int, on_cpu: bool) -> Pass:
-    """Decoding `slots` slots, from a rehearsal of those in z."""
+    """Return the pass of decoding `slots` slots, from a rehearsal with the slots of `z`."""
 
     def run() -> None:
         for _ in autoencoder.decoded(vae, z):

@@ -1,6 +1,6 @@
-"""The networks of a model without their weights: built on the meta device from configs, and what the weights weigh.
+"""Networks on the meta device, built from configurations without weights, and the sizes of their weights.
 
-Only configurations and the headers of files are read. What a source lacks is taken to be Wan's own.
+Only configurations and the headers of files are read. Parts that a source does not have are assumed to be Wan's own.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from pusa.models.wan.transformer import VectorWanTransformer3DModel
 META = torch.device("meta")
 UMT5_XXL = {"vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
             "feed_forward_proj": "gated-gelu"}  # fmt: skip
-"""The text encoder of every Wan, for a source that has none with it."""
+"""The text encoder of every Wan, for a source that does not have one."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """The weights of a network in bytes.
+    """The sizes of a network's weights, in bytes.
 
-    weights: in the types that it computes in. fp8: with its linear layers stored as fp8. file: on the disk. block,
-    rest: the largest block as stored, and what is outside the blocks; the same as fp8: block_fp8, rest_fp8. widest: its
-    largest tensor.
+    weights: in the types in which it computes. fp8: with its linear layers as fp8. file: on the disk. block, rest: the
+    largest block, and everything outside the blocks; block_fp8, rest_fp8: the same with linear layers as fp8. widest:
+    the largest tensor.
     """
 
     weights: int
@@ -54,8 +54,8 @@ class Network:
 
 
 def configs(name: str, folder: Path, beside: Beside) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Configuration of each network, and the kinds that are neither in the model nor given, so taken as Wan's own."""
-    lacking = [kind for kind in sources.lacking(folder) if not beside.get(kind)]
+    """Return the configuration of each network, and the kinds that are missing and assumed to be Wan's own."""
+    lacking = [kind for kind in sources.missing_parts(folder) if not beside.get(kind)]
     configs = {
         kind: sources.config(name, folder, kind, beside)
         for kind in ("transformer", "text_encoder", "vae")
@@ -70,13 +70,14 @@ def configs(name: str, folder: Path, beside: Beside) -> tuple[dict[str, dict[str
     return configs, lacking
 
 
-def built(configs: Mapping[str, Mapping[str, Any]], dtype: torch.dtype) -> tuple[Any, Any, Any]:
-    """Transformer, text encoder and autoencoder on the meta device, in the types in which they are loaded."""
+def build(configs: Mapping[str, Mapping[str, Any]], dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """Return transformer, text encoder and autoencoder on the meta device, in the types in which they are loaded."""
     with META:
         stock = WanTransformer3DModel.from_config(configs["transformer"])
         encoder = UMT5EncoderModel(UMT5Config(**configs["text_encoder"])).to(dtype)
         encoder.encoder.embed_tokens = encoder.shared
         vae = AutoencoderKLWan.from_config(configs["vae"])
+    # private; test_weights_are_those_of_the_model (tests/models/memory/test_estimate.py) fails when it moves
     exact = set(WanTransformer3DModel._keep_in_fp32_modules)
     for key, parameter in stock.named_parameters():
         parameter.data = parameter.data.to(torch.float32 if exact & set(key.split(".")) else dtype)
@@ -85,7 +86,7 @@ def built(configs: Mapping[str, Mapping[str, Any]], dtype: torch.dtype) -> tuple
 
 
 def files_of(folder: Path, beside: Beside) -> dict[str, list[Path]]:
-    """The files of weights of each network, as far as they are here."""
+    """Return {network: its files of weights on this machine}."""
     found = {kind: sorted({one.file for one in stored}) for kind, stored in sources.contents(folder).items()}
     for kind in ("transformer_2", "vae", "text_encoder"):
         if given := beside.get(kind):
@@ -94,8 +95,8 @@ def files_of(folder: Path, beside: Beside) -> dict[str, list[Path]]:
     return found
 
 
-def weighed(network: nn.Module, kept: Sequence[str] | None, blocks: Any, files: Sequence[Path]) -> Network:
-    """What a network weighs. kept: patterns of the modules that are not cast to fp8; None if it never is."""
+def measure(network: nn.Module, kept: Sequence[str] | None, blocks: Any, files: Sequence[Path]) -> Network:
+    """Return the sizes of a network. kept: patterns of modules that are not cast to fp8; None if none is ever cast."""
 
     def size(module: nn.Module, fp8: bool, prefix: str = "") -> int:
         sizes = {}
@@ -103,7 +104,7 @@ def weighed(network: nn.Module, kept: Sequence[str] | None, blocks: Any, files: 
             linear = fp8 and kept is not None and isinstance(child, nn.Linear)
             cast = linear and not any(re.search(pattern, name) for pattern in kept or ())
             for tensor in (*child.parameters(recurse=False), *child.buffers(recurse=False)):
-                sizes[tensor] = tensor.numel() if cast else tensor.nbytes  # one that has two names counts once
+                sizes[tensor] = tensor.numel() if cast else tensor.nbytes  # a tensor with two names counts once
         return sum(sizes.values())
 
     quantised = [file for file in files if file.suffix.lower() in weight_files.GGUF]
@@ -128,8 +129,8 @@ def weighed(network: nn.Module, kept: Sequence[str] | None, blocks: Any, files: 
     )
 
 
-def adapt(transformer: Any, path: Path, name: str) -> None:
-    """Put the factors of a LoRA's rank on the layers that a LoRA changes; its file is only listed."""
+def add_lora(transformer: Any, path: Path, name: str) -> None:
+    """Add factors of a LoRA's rank to the layers that a LoRA usually changes. Only the header of the file is read."""
     listing = weight_files.listing(header.file_of(path)).values()
     rank = max((min(one.shape) for one in listing if len(one.shape) == 2 and "lora" in one.name), default=0)
     if not rank:

@@ -1,9 +1,8 @@
-"""How a loaded model is laid out in memory: a table of profiles, and one function that applies one.
+"""Memory profiles: where the weights of a loaded model are, and in which type.
 
-Everything is done with diffusers' own means (group offloading, layerwise casting, tiling), so the transformer stays the
-per-frame one with its LoRAs. Without a profile every network lies on the device, as with `80gb`; each further profile
-gives up some speed for memory. Whether a clip fits under one is `memory`'s business. On a CPU there is nothing to
-offload to, so there a profile casts, tiles and releases, and no more.
+A profile uses group offloading, layerwise casting and tiling of diffusers. Without a profile every network is on the
+device, as with `80gb`. Each further profile needs less memory and is slower. `estimate` computes whether a clip fits.
+On a CPU no profile offloads, except to the disk.
 """
 
 from __future__ import annotations
@@ -24,26 +23,27 @@ if TYPE_CHECKING:
 
 FP8 = torch.float8_e4m3fn
 KEPT = ("norm", r"\.wo$", "shared", "embed_tokens", "relative_attention_bias")
-"""Of the text encoder, not stored as fp8: transformers casts what enters `wo` to the type that it finds there."""
+"""Modules of the text encoder that are not stored as fp8: transformers casts the input of `wo` to its weight's type."""
 KEPT_OF_WAN = ("patch_embedding", "condition_embedder", "norm", "^proj_out$", "lora_")
-"""Of the transformer: diffusers' exceptions, the last layer, and LoRAs, which are small and were trained in more."""
+"""Modules of the transformer that are not stored as fp8: diffusers' exceptions, the last layer, and LoRAs."""
 Place = Literal["device", "host", "stream", "disk"]
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Where the weights of each network lie, and how they are stored.
+    """Where the weights of each network are, and how they are stored.
 
-    gigabytes: of device memory that it is meant for; None for a CPU.
-    transformer: "device", of two experts the one that is asked, while the other waits in memory; "host", from where a
-        block at a time is brought to the device; "stream", the same with the next block on its way meanwhile; "disk", a
-        block at a time from a temporary folder.
-    text_encoder, vae: "device", or "host", from where a layer at a time is brought.
-    fp8: networks whose linear layers are stored as float8_e4m3fn and widened as they run; those of a GGUF file are
-        smaller already and stay.
-    pinned: the host's copy for "stream" is page-locked, for faster copies; it cannot be swapped out then.
-    tiled: the autoencoder works in tiles of 256x256 pixels; their seams are blended, so the pixels differ a little.
-    releases: the text encoder is dropped when the prompts are encoded, and read again for the next ones.
+    Attributes:
+        gigabytes: the device memory that the profile is for; None for a CPU.
+        transformer: "device"; for a model with two experts, the expert in use is on the device and the other one in the
+            machine's memory. "host": in the machine's memory, and copied to the device block by block. "stream": the
+            same, and the next block is copied while a block computes. "disk": block by block from a temporary folder.
+        text_encoder, vae: "device", or "host": in the machine's memory, and copied to the device layer by layer.
+        fp8: the networks whose linear layers are stored as float8_e4m3fn and converted when they run; not for GGUF.
+        pinned: whether the memory for "stream" is page-locked, for faster copies. It cannot be swapped out then.
+        tiled: whether the autoencoder works in tiles of 256x256 pixels. Pixels differ a little, because the edges of
+            the tiles are blended.
+        releases: whether the text encoder is removed from memory after the prompts are encoded.
     """
 
     name: str
@@ -71,38 +71,40 @@ PROFILES = {
         Profile("cpu", None, releases=True),
     )
 }  # fmt: skip
-"""From the fastest to the most frugal."""
+"""{name: profile}, from the fastest to the one that needs least memory of a GPU, and the one for a CPU"""
 
 
 def named(name: str) -> Profile:
-    """The profile of a name; InputError for another."""
+    """Return the profile with this name. InputError if there is none."""
     if name not in PROFILES:
         raise InputError(f"There is no memory profile {name!r}: choose one of {', '.join(PROFILES)}.")
     return PROFILES[name]
 
 
 def apply(backbone: Backbone, profile: Profile, device: torch.device, folder: str | None = None) -> None:
-    """Lay a model out as the profile says; its networks are on the CPU, in the types that they compute in.
+    """Place the networks of a model as the profile says. Call it once for a model.
 
-    device: where it is to run. folder: an empty one for the weights that go to disk, kept as long as the model; needed
-    for such a profile. LoRAs may be there already or come later. A model is laid out once.
+    backbone: with its networks on the CPU, in the types in which they compute. LoRAs may be added before or later.
+    device: where the model will run. folder: an empty folder for weights on the disk, if the profile needs it. It must
+    exist as long as the model.
     """
     encoder, vae = backbone.text_encoder, backbone.vae
     if profile.tiled:
         vae.enable_tiling()
-    lay_text_encoder(encoder, profile, device)
+    place_text_encoder(encoder, profile, device)
     if profile.vae == "host" and device.type != "cpu":
         apply_group_offloading(vae, device, offload_type="leaf_level")
     else:
         vae.to(device)
-    _lay_transformer(backbone.transformer, profile, device, folder)
+    _place_transformer(backbone.transformer, profile, device, folder)
     if (second := backbone.transformer_2) is not None:
-        # Beside a first expert on the device, the second one waits in memory.
+        # If the first expert is on the device, the second one stays in the machine's memory.
         place = torch.device("cpu") if profile.transformer == "device" else device
-        _lay_transformer(second, profile, place, f"{folder}/transformer_2" if folder else None)
+        _place_transformer(second, profile, place, f"{folder}/transformer_2" if folder else None)
 
 
-def _lay_transformer(transformer: nn.Module, profile: Profile, device: torch.device, folder: str | None) -> None:
+def _place_transformer(transformer: nn.Module, profile: Profile, device: torch.device, folder: str | None) -> None:
+    # quant_type is an attribute of diffusers' GGUFParameter.
     if "transformer" in profile.fp8 and not any(hasattr(weight, "quant_type") for weight in transformer.parameters()):
         apply_layerwise_casting(transformer, FP8, transformer.dtype, KEPT_OF_WAN)
     if profile.transformer == "device" or (device.type == "cpu" and profile.transformer != "disk"):
@@ -121,8 +123,8 @@ def _lay_transformer(transformer: nn.Module, profile: Profile, device: torch.dev
     )
 
 
-def lay_text_encoder(encoder: nn.Module, profile: Profile, device: torch.device) -> None:
-    """`apply` for the text encoder alone, for when it was released and is read again."""
+def place_text_encoder(encoder: nn.Module, profile: Profile, device: torch.device) -> None:
+    """Place the text encoder as `apply` does, after it was released and loaded again."""
     if "text_encoder" in profile.fp8:
         apply_layerwise_casting(encoder, FP8, next(encoder.parameters()).dtype, KEPT)
     if profile.text_encoder == "host" and device.type != "cpu":
@@ -132,7 +134,7 @@ def lay_text_encoder(encoder: nn.Module, profile: Profile, device: torch.device)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device or the machine had no memory left."""
+    """Return whether the error means that the device or the machine ran out of memory."""
     text = str(error)
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and ("not enough memory" in text or "out of memory" in text.lower())
@@ -148,7 +150,7 @@ def explained(
     size: tuple[int, int] | None = None,
     frames: int | None = None,
 ) -> Iterator[None]:
-    """Turn running out of memory in the block into a PusaError of one sentence with the next three switches to try."""
+    """If the block runs out of memory, raise a PusaError that names three options to try. Arguments: see `advice`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -161,9 +163,9 @@ def explained(
 def advice(
     profile: str | None, on_cpu: bool, geometry: Geometry | None, size: tuple[int, int] | None, frames: int | None
 ) -> str:
-    """`try --memory 12gb, --frames 45 or --size 624x352`: the next three switches.
+    """Return the three options to try, as in `try --memory 12gb, --frames 45 or --size 624x352`.
 
-    profile: the one in use, None for none. geometry, size, frames: of the clip, None where no clip is made yet.
+    profile: the name of the profile in use, or None. geometry, size, frames: those of the clip; None before a clip.
     """
     order = ["80gb", "cpu", "8gb"] if on_cpu else [name for name in PROFILES if name != "cpu"]
     later = order[order.index(profile or "80gb") + 1 :] if (profile or "80gb") in order else order[-1:]

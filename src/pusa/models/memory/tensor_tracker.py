@@ -1,7 +1,7 @@
-"""What code takes, found by running it on the meta device, where tensors have shapes and no data.
+"""Find the peak memory and the operations of code by running it on the meta device, where tensors have no data.
 
-A ledger follows every tensor from its making to its release, which gives the peak, and counts the operations of matrix
-products, convolutions and attention.
+The tracker follows every tensor from its creation to its release, which gives the peak. It counts the operations of
+matrix products, convolutions and attention.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+# private, as is _overloadpacket below; test_operations_are_those_that_training_counts
+# (tests/models/memory/test_estimate.py) fails when they move
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -23,16 +26,16 @@ from torch.utils.flop_counter import flop_registry
 
 @dataclass(frozen=True)
 class Pass:
-    """Of one pass of a network: the most bytes that its activations take at a time, and its operations."""
+    """One pass of a network. peak: the greatest memory of its activations, in bytes. flops: its operations."""
 
     peak: int
     flops: int
 
 
-class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows the storages of tensors that come and go, and counts operations.
+class TensorTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows the storages of tensors that are created and released, and counts operations.
 
-    copies: convolutions take a copy of what they read and write for the time they run, as oneDNN's do on a CPU.
+    copies: whether convolutions copy their inputs, weights and outputs while they run, as those of oneDNN on a CPU do.
     """
 
     def __init__(self, copies: bool) -> None:
@@ -45,12 +48,11 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, Tensor) and id(storage := tensor.untyped_storage()) not in self._known:
-                self._given[id(storage)] = storage  # weights and inputs, which were there before
+                self._given[id(storage)] = storage  # weights and inputs, which existed before
         out = func(*args, **kwargs)
         if (formula := flop_registry.get(func._overloadpacket)) is not None:
             self.flops += int(formula(*args, **kwargs, out_val=out))
-        made = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
-        for tensor in made:
+        for tensor in (leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)):
             storage = tensor.untyped_storage()
             if id(storage) not in self._known and id(storage) not in self._given:
                 self._known.add(id(storage))
@@ -68,7 +70,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class FusedAttention(TorchFunctionMode):
-    """Attention without its matrix of scores, which the meta device would otherwise make."""
+    """Replaces attention, which on the meta device would create the matrix of its scores, and counts its operations."""
 
     flops = 0
 
@@ -85,8 +87,8 @@ class FusedAttention(TorchFunctionMode):
 
 @torch.no_grad()
 def rehearse(run: Callable[[], Any], copies: bool = False) -> Pass:
-    """What `run` takes; its networks and inputs lie on the meta device. copies: as `Ledger` has it."""
-    attention, ledger = FusedAttention(), Ledger(copies)
-    with attention, ledger:
+    """Return what `run` needs. Its networks and inputs are on the meta device. copies: see `TensorTracker`."""
+    attention, tracker = FusedAttention(), TensorTracker(copies)
+    with attention, tracker:
         run()
-    return Pass(ledger.peak, ledger.flops + attention.flops)
+    return Pass(tracker.peak, tracker.flops + attention.flops)

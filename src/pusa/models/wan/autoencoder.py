@@ -1,25 +1,29 @@
-"""Pixels to latents and back.
+"""Encode pixels to latents and decode latents to pixels.
 
-Wan's autoencoder is causal in time and compresses it by four: latent slot 0 is pixel frame 0, slot k >= 1 is pixel
-frames 4k-3 ... 4k. Hence the first latent of a clip is the latent of its first picture bit for bit, the latents of a
-clip's beginning are the beginning of its latents, and a clip has 4n+1 frames. Scale factors and normalisation come from
-the autoencoder's own config, so every AutoencoderKLWan works (Wan2.1, the 48-channel one of Wan2.2, the embedded one).
+Wan's autoencoder is causal in time and makes one latent frame of four pixel frames: slot 0 encodes pixel frame 0, and
+slot k >= 1 encodes pixel frames 4k-3 to 4k. So a clip has 4n+1 frames, and the latents of its beginning are the
+beginning of its latents, bit for bit. Scale factors and normalisation come from the configuration of the autoencoder,
+so every `AutoencoderKLWan` works: that of Wan2.1, that of Wan2.2 with 48 channels, and the embedded one.
 
-Clips go through the autoencoder a slot at a time and only what is asked for is kept, so the memory that it takes does
-not grow with their length, bit for bit as if they went through in one piece; `vae.enable_tiling()` makes it independent
-of the size too. It keeps its causal state on the module while it works: one encode or decode at a time.
+A clip goes through the autoencoder one slot at a time. The result is bit-identical to that of the whole clip at once,
+and the memory does not grow with the length of the clip. With `vae.enable_tiling()`, the memory does not grow with the
+size, either. The causal state is stored on the module, so encode or decode one clip at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
+
+# The code below repeats the private methods _encode and _decode of AutoencoderKLWan slot by slot, with their helpers
+# patchify and unpatchify and their state (_enc_feat_map, _enc_conv_idx, _feat_map, _conv_idx).
+# test_slot_by_slot_is_bit_identical_to_the_whole (tests/models/memory/test_profiles.py) fails when they change.
 from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
 from torch import Tensor
 
@@ -29,11 +33,11 @@ from pusa.models.backbone import Geometry
 
 FRAMES_PER_SLOT = 4
 GEOMETRIES = {16: Geometry(FRAMES_PER_SLOT, 8, (1, 2, 2)), 48: Geometry(FRAMES_PER_SLOT, 16, (1, 2, 2))}
-"""By latent channels: the geometry of the models with Wan2.1's autoencoder and of those with Wan2.2's."""
+"""{latent channels: geometry} of Wan2.1's autoencoder (16) and Wan2.2's autoencoder (48)."""
 
 
 def geometry_of(vae: Mapping[str, Any], patch: tuple[int, int, int]) -> Geometry:
-    """From the autoencoder's configuration and the transformer's patch size."""
+    """Return the geometry. vae: the autoencoder's configuration. patch: latents per token, of the transformer."""
     return Geometry(FRAMES_PER_SLOT, int(vae.get("scale_factor_spatial") or 8), patch)
 
 
@@ -41,8 +45,8 @@ def geometry_of(vae: Mapping[str, Any], patch: tuple[int, int, int]) -> Geometry
 def encode(vae: AutoencoderKLWan, frames: Frames) -> Tensor:
     """Encode uint8 frames [N, H, W, 3] to normalised latents, float32 [1, C, F, h, w] on the autoencoder's device.
 
-    The mode of the posterior, not a draw. N must be 4n+1 (the autoencoder would drop the rest unsaid), H and W
-    multiples of its spatial factor; InputError otherwise.
+    The result is the mode of the posterior, not a sample. Raises InputError unless N is 4n+1 and H and W are multiples
+    of the spatial factor. (The autoencoder itself would drop the other frames without a message.)
     """
     count, height, width = frames.shape[:3]
     geometry = geometry_of(vae.config, (1, 1, 1))
@@ -60,18 +64,18 @@ def encode(vae: AutoencoderKLWan, frames: Frames) -> Tensor:
 
 
 def _encode_whole(vae: AutoencoderKLWan, frames: Frames) -> Tensor:
-    """Mean and log-variance of the latents, [1, 2C, F, h, w]."""
+    """Return mean and log-variance of the latents, [1, 2C, F, h, w]."""
     parameters: Tensor = vae.encode(_pixels(vae, frames)).latent_dist.parameters
     return parameters
 
 
 def _encode_slots(vae: AutoencoderKLWan, frames: Frames, geometry: Geometry) -> Tensor:
-    """`_encode_whole` with one slot's pixels on the device at a time."""
+    """Return the same as `_encode_whole`. Only the pixels of one slot are on the device at a time."""
     vae.clear_cache()
     try:
         slots = []
-        for held in map(geometry.frames_of, range(geometry.latent_frames(len(frames)))):
-            pixels = _pixels(vae, frames[held.start : held.stop])
+        for span in map(geometry.frames_of, range(geometry.latent_frames(len(frames)))):
+            pixels = _pixels(vae, frames[span.start : span.stop])
             if vae.config.patch_size is not None:
                 pixels = patchify(pixels, patch_size=vae.config.patch_size)
             vae._enc_conv_idx = [0]
@@ -91,8 +95,8 @@ def _pixels(vae: AutoencoderKLWan, frames: Frames) -> Tensor:
 def decode(vae: AutoencoderKLWan, latents: Tensor) -> Frames:
     """Decode normalised latents [1, C, F, h, w] to uint8 frames [4(F-1)+1, H, W, 3], rounded to the nearest level.
 
-    What `vae.decode` gives, bit for bit. Its frames leave the device as they come; with tiling on they are put together
-    from tiles on the CPU, which takes 21 bytes for each of a pixel's three colours there.
+    The pixels are those of `vae.decode`, bit for bit. Each slot leaves the device when it is decoded. With tiling, the
+    tiles are joined on the CPU, which takes 21 bytes of its memory for each colour value.
     """
     latents = latents.to(vae.device, torch.float32)
     mean, std = _statistics(vae, latents)
@@ -109,13 +113,13 @@ def decode(vae: AutoencoderKLWan, latents: Tensor) -> Frames:
 
 
 def decoded(vae: AutoencoderKLWan, z: Tensor) -> Iterator[Tensor]:
-    """The pixels of `vae.decode(z)` in [-1, 1], slot after slot: [1, 3, 1 or 4, H, W]; all in one piece with tiling."""
+    """Yield the pixels of `vae.decode(z)` in [-1, 1] slot by slot, [1, 3, 1 or 4, H, W]; with tiling all at once."""
     if _tiles(vae, z.shape[3] * vae.spatial_compression_ratio, z.shape[4] * vae.spatial_compression_ratio):
-        gather = vae.decoder.register_forward_hook(lambda module, given, tile: tile.cpu())
+        to_cpu = vae.decoder.register_forward_hook(lambda module, arguments, tile: tile.cpu())
         try:
             yield vae.decode(z, return_dict=False)[0]
         finally:
-            gather.remove()
+            to_cpu.remove()
         return
     vae.clear_cache()
     try:
@@ -134,23 +138,20 @@ def decoded(vae: AutoencoderKLWan, z: Tensor) -> Iterator[Tensor]:
 
 
 def _tiles(vae: AutoencoderKLWan, height: int, width: int) -> bool:
-    """Whether pictures of this size are cut into tiles."""
+    """Return whether frames of this size are cut into tiles."""
     large = width > vae.tile_sample_min_width or height > vae.tile_sample_min_height
     return bool(vae.use_tiling) and large
 
 
 def _statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per latent channel, [1, C, 1, 1, 1]."""
-    mean, std = (like.new_tensor(values).view(1, -1, 1, 1, 1) for values in _configured(vae))
+    """Return mean and standard deviation of each latent channel, [1, C, 1, 1, 1]."""
+    config = vae.config
+    mean, std = (like.new_tensor(x).view(1, -1, 1, 1, 1) for x in (config.latents_mean, config.latents_std))
     return mean, std
 
 
-def _configured(vae: AutoencoderKLWan) -> tuple[Sequence[float], Sequence[float]]:
-    return vae.config.latents_mean, vae.config.latents_std
-
-
 def fingerprint(vae: AutoencoderKLWan) -> str:
-    """A short hash that tells autoencoders apart: config and outer convolutions."""
+    """Return a short hash of the configuration and the outer convolutions, 16 hexadecimal digits."""
     config = {key: value for key, value in vae.config.items() if not key.startswith("_")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for layer in (vae.encoder.conv_in, vae.quant_conv, vae.post_quant_conv, vae.decoder.conv_out):

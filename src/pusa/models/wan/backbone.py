@@ -1,4 +1,4 @@
-"""Wan as a `Backbone`: the stock networks, and the one place where its transformer is called."""
+"""Wan as a `Backbone`, and the only function that calls its transformer."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from pusa.images import Frames
-from pusa.models.backbone import Defaults, Geometry, Text
-from pusa.models.wan import autoencoder, text
+from pusa.models.backbone import Defaults, Geometry, HubNames, Text
+from pusa.models.wan import autoencoder, fingerprints, text
 from pusa.models.wan.operations import StepCounter
 from pusa.models.wan.transformer import VectorWanTransformer3DModel, is_beginning
 
 
 @dataclass
 class WanEncoders:
-    """The parts of Wan that clips and captions are encoded with.
+    """Wan's autoencoder and text encoder, see `pusa.models.backbone.Encoders`.
 
-    source: the model's name, in a form that `load` takes again (folders as absolute paths). patch: the transformer's.
+    source: the name of the model; a folder is an absolute path. patch: latents per token, of the transformer.
     """
 
     vae: AutoencoderKLWan
@@ -34,50 +34,52 @@ class WanEncoders:
 
     @property
     def geometry(self) -> Geometry:
-        """From the configurations of autoencoder and transformer."""
         return autoencoder.geometry_of(self.vae.config, self.patch)
 
     @property
     def channels(self) -> int:
-        """Of the latents: 16, or 48 for Wan2.2's autoencoder."""
+        """The number of latent channels: 16, or 48 for Wan2.2's autoencoder."""
         return int(self.vae.config.z_dim)
 
     @property
     def text_tokens(self) -> int:
-        """512."""
         return text.TOKENS
 
     @property
     def text_width(self) -> int:
-        """Of a text token, 4096 for umt5-xxl."""
+        """The width of a text token: 4096 for umt5-xxl."""
         return int(self.text_encoder.config.d_model)
 
     @property
     def vae_fingerprint(self) -> str:
-        """A short hash of the autoencoder."""
         return autoencoder.fingerprint(self.vae)
 
+    def latents_fingerprint(self) -> str:
+        return fingerprints.of_latents(self.vae)
+
+    def text_fingerprint(self) -> str:
+        return fingerprints.of_text(self.text_encoder, self.tokenizer, text.TOKENS)
+
+    @staticmethod
+    def clean(prompt: str) -> str:
+        return text.clean(prompt)
+
     def encode(self, frames: Frames) -> Tensor:
-        """uint8 frames [4n+1, H, W, 3] to normalised latents, float32 [1, C, n+1, h, w], see `autoencoder.encode`."""
+        """Encode uint8 frames [4n+1, H, W, 3] to latents [1, C, n+1, h, w], see `autoencoder.encode`."""
         return autoencoder.encode(self.vae, frames)
 
     def decode(self, latents: Tensor) -> Frames:
-        """Normalised latents [1, C, F, h, w] to uint8 frames [4(F-1)+1, H, W, 3], see `autoencoder.decode`."""
+        """Decode latents [1, C, F, h, w] to uint8 frames [4(F-1)+1, H, W, 3], see `autoencoder.decode`."""
         return autoencoder.decode(self.vae, latents)
 
     def encode_text(self, prompts: Sequence[str]) -> Text:
-        """Prompts to [B, 512, D]. There is no mask: stock Wan attends to the zeros past a prompt's end too."""
+        """Encode prompts to [B, 512, D]. There is no mask, because Wan attends to the zeros after a prompt, too."""
         return Text(text.encode(self.text_encoder, self.tokenizer, prompts))
 
 
 @dataclass
 class WanBackbone(WanEncoders):
-    """A loaded Wan: the diffusers and transformers objects, and what identifies it.
-
-    transformer, transformer_2: the only one and None, or the experts for high and for low noise. fingerprint: changes
-    when a file of the checkpoint does. loras: the adapters loaded so far. beside: the parts that were given beside the
-    source, in a form that `load` takes again.
-    """
+    """A loaded Wan, see `pusa.models.backbone.Backbone`. Its networks are objects of diffusers and transformers."""
 
     transformer: VectorWanTransformer3DModel
     fingerprint: str
@@ -85,6 +87,7 @@ class WanBackbone(WanEncoders):
     transformer_2: VectorWanTransformer3DModel | None = None
     loras: tuple[Any, ...] = ()
     beside: dict[str, str] = field(default_factory=dict)
+    hub_names = HubNames("wan", "WanPipeline", "WanTransformer3DModel")
 
     def __post_init__(self) -> None:
         p_t, p_h, p_w = self.transformer.config.patch_size
@@ -92,16 +95,15 @@ class WanBackbone(WanEncoders):
 
     @property
     def positions(self) -> int:
-        """Of the rotary embedding, along each of time, height and width."""
+        """The number of positions of the rotary embedding, along each of time, height and width."""
         return int(self.transformer.config.rope_max_seq_len)
 
     @property
     def heads(self) -> int:
-        """Attention heads."""
         return int(self.transformer.config.num_attention_heads)
 
+    @staticmethod
     def velocity(
-        self,
         network: nn.Module,
         latents: Tensor,
         sigma: Tensor,
@@ -111,50 +113,38 @@ class WanBackbone(WanEncoders):
         branch: str | None = None,
         autocast: torch.dtype | None = None,
     ) -> Tensor:
-        """See `Backbone.velocity` and the function `velocity`."""
-        return velocity(network, latents, sigma, text, frames=frames, branch=branch, autocast=autocast)
+        """Return Wan's prediction of ε − x0, in the type of `latents`. Every call of the transformer is made here.
+
+        The transformer gets the timestep 1000 σ in float32. network: a `VectorWanTransformer3DModel`, also in DDP.
+        sigma: [B, V], or [B] for one level per clip. The other arguments are those of `Backbone.velocity`.
+        """
+        options: dict[str, Any] = {}
+        if frames is not None and not is_beginning(frames):
+            options["frame_positions"] = frames
+        x, tokens = latents, text.tokens
+        with ExitStack() as stack:
+            if branch is not None:  # of diffusers' CacheMixin; tests/generation/test_pipeline.py fails when it moves
+                stack.enter_context(network.cache_context(branch))  # type: ignore[operator]
+            if autocast is not None:
+                stack.enter_context(torch.autocast(latents.device.type, autocast))
+            else:
+                dtype: Any = getattr(network, "module", network).dtype
+                x, tokens = x.to(dtype), tokens.to(dtype)
+            predicted: Tensor = network(
+                hidden_states=x,
+                timestep=1000 * sigma.float(),
+                encoder_hidden_states=tokens,
+                return_dict=False,
+                **options,
+            )[0]
+        return predicted.to(latents.dtype)
 
     def exact_modules(self, network: VectorWanTransformer3DModel) -> Sequence[nn.Module]:
-        """The time embedder: rounded to bfloat16, neighbouring timesteps would become one."""
+        """Return the time embedder. In bfloat16, neighbouring timesteps would be rounded to the same number."""
         return [network.condition_embedder.time_embedder]
 
+    def blocks(self, network: VectorWanTransformer3DModel) -> Sequence[nn.Module]:
+        return list(network.blocks)
+
     def step_counter(self, network: VectorWanTransformer3DModel) -> StepCounter:
-        """The operations of a training step, counted layer by layer."""
         return StepCounter(network)
-
-
-def velocity(
-    network: nn.Module,
-    latents: Tensor,
-    sigma: Tensor,
-    text: Text,
-    *,
-    frames: Tensor | None = None,
-    branch: str | None = None,
-    autocast: torch.dtype | None = None,
-) -> Tensor:
-    """Wan's prediction of ε − x0, in the type of `latents`. Every call of the transformer is made here.
-
-    The timestep is 1000 σ in float32. network: a `VectorWanTransformer3DModel` or what FSDP or DDP made of it. latents:
-    [B, C, V, h, w]. sigma: [B, V], or [B] for one level per clip. The rest as in `Backbone.velocity`.
-    """
-    options: dict[str, Any] = {}
-    if frames is not None and not is_beginning(frames):
-        options["frame_positions"] = frames
-    x, tokens = latents, text.tokens
-    with ExitStack() as stack:
-        if branch is not None:
-            stack.enter_context(network.cache_context(branch))  # type: ignore[operator]
-        if autocast is not None:
-            stack.enter_context(torch.autocast(latents.device.type, autocast))
-        else:
-            dtype: Any = getattr(network, "module", network).dtype
-            x, tokens = x.to(dtype), tokens.to(dtype)
-        predicted: Tensor = network(
-            hidden_states=x,
-            timestep=1000 * sigma.float(),
-            encoder_hidden_states=tokens,
-            return_dict=False,
-            **options,
-        )[0]
-    return predicted.to(latents.dtype)

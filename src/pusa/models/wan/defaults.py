@@ -1,4 +1,4 @@
-"""The default settings of a clip: per family, changed by a checkpoint's own `pusa.json`."""
+"""The default settings of a clip, for each family. The `pusa.json` of a checkpoint overrides them."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "per_frame": (list,),
 }
 
-
+_KIND_NAMES = {int: "a whole number", float: "a number", list: "a list"}
 WAN21 = Defaults()
 WAN22_A14B = Defaults(boundary=0.875)
 WAN22_5B = Defaults(fps=24, frames=121, size=(1280, 704))
 
 
-def changed(family: Defaults, path: Path, wishes: dict[str, Any]) -> Defaults:
-    """The defaults of a family, changed by the wishes that were read from `path`; InputError for impossible ones."""
-    for key, value in wishes.items():
+def override(family: Defaults, path: Path, settings: dict[str, Any]) -> Defaults:
+    """Return the defaults of a family with `settings`, which were read from `path`. InputError for wrong settings."""
+    for key, value in settings.items():
         if key not in _KINDS:
             raise InputError(f"{path} has the unknown key {key!r}: it may have {', '.join(_KINDS)}.")
         if not isinstance(value, _KINDS[key]) or isinstance(value, bool):
-            raise InputError(f"{path} has {value!r} for {key!r}, which is not of the right kind.")
-    if "frames" in wishes:
-        GEOMETRIES[16].latent_frames(wishes["frames"])
-    if "boundary" in wishes and not 0 <= wishes["boundary"] <= 1:
-        raise InputError(f"{path} has the boundary {wishes['boundary']}: it lies between 0 and 1.")
-    if "size" in wishes:
-        if len(wishes["size"]) != 2:
-            raise InputError(f"{path} has {wishes['size']!r} for 'size': write [width, height].")
-        wishes = wishes | {"size": tuple(wishes["size"])}
-    if "per_frame" in wishes:
-        wishes = wishes | {"per_frame": tuple(map(str, wishes["per_frame"]))}
-    return replace(family, **wishes)
+            raise InputError(f"{path} has {value!r} for {key!r}: write {_KIND_NAMES[_KINDS[key][-1]]}.")
+    if "frames" in settings:
+        GEOMETRIES[16].latent_frames(settings["frames"])
+    if "boundary" in settings and not 0 <= settings["boundary"] <= 1:
+        raise InputError(f"{path} has the boundary {settings['boundary']}: write a number from 0 to 1.")
+    if "size" in settings:
+        if len(settings["size"]) != 2:
+            raise InputError(f"{path} has {settings['size']!r} for 'size': write [width, height].")
+        settings = settings | {"size": tuple(settings["size"])}
+    if "per_frame" in settings:
+        settings = settings | {"per_frame": tuple(map(str, settings["per_frame"]))}
+    return replace(family, **settings)

@@ -1,10 +1,12 @@
-"""Wan's own layout, and single files: where a network's tensors are, and the stock network made of them.
+"""Wan's own layout, and single files: find the tensors of a network, and make the stock network of them.
 
-The folders that Wan-AI publishes beside the diffusers ones hold `diffusion_pytorch_model*.safetensors`, `config.json`
-(in `high_noise_model/` and `low_noise_model/` where there are two experts), `models_t5_umt5-xxl-enc-bf16.pth`,
-`Wan2.1_VAE.pth` or `Wan2.2_VAE.pth`, and the tokenizer in `google/umt5-xxl/`. Other programs pass single files around:
-half precision, fp8, fp8 with scales, GGUF. What comes out is always diffusers' or transformers' own class, the same to
-the bit as from a diffusers folder with these weights; fp8 is widened on the way, GGUF stays as diffusers runs it.
+A folder in Wan's own layout, as Wan-AI publishes it, has `diffusion_pytorch_model*.safetensors` and `config.json` (in
+`high_noise_model/` and `low_noise_model/` if there are two experts), `models_t5_umt5-xxl-enc-bf16.pth`,
+`Wan2.1_VAE.pth` or `Wan2.2_VAE.pth`, and the tokenizer in `google/umt5-xxl/`. Other programs use single files in half
+precision, fp8, fp8 with scales, or GGUF.
+
+The result is always a stock class of diffusers or transformers, bit-identical to one from a diffusers folder with these
+weights. fp8 weights are converted to the wanted type. GGUF weights stay quantised, and diffusers runs them.
 """
 
 from __future__ import annotations
@@ -38,23 +40,23 @@ DOWNLOADS = {
     TEXT_ENCODER: ["models_t5_*"],
     "tokenizer": [f"{TOKENIZER}/*"],
 }
-"""Which files of such a repository a part needs."""
+"""The files of such a repository that a part needs, as patterns."""
 
 _GLOBS = {VAE: "Wan2.*_VAE.*", TEXT_ENCODER: "models_t5_umt5*"}
-_CALLED = {TRANSFORMER: "a transformer", VAE: "an autoencoder", TEXT_ENCODER: "a text encoder"}
+_TITLES = {TRANSFORMER: "a transformer", VAE: "an autoencoder", TEXT_ENCODER: "a text encoder"}
 _FLAGS = {TRANSFORMER: "--model", VAE: "--vae", TEXT_ENCODER: "--text-encoder"}
 _NOT_LOADED = ("spiece_model", "encoder.embed_tokens.weight")
-"""The tokenizer inside ComfyUI's text encoders, and the second name of the embedding."""
+"""Not parameters: the tokenizer inside ComfyUI's text encoders, and the second name of the embedding."""
 _FP8 = ("F8_E4M3", "F8_E5M2")
 _LARGEST_FP8 = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
 
 
 @dataclass(frozen=True)
 class Part:
-    """One network of a model as it lies on the disk.
+    """One network of a model on the disk.
 
-    path: the file or folder it is in. config: diffusers' or transformers'. tensors: by their names; empty where only
-    the configuration was downloaded. scales: what to multiply fp8 weights with, by the weights' names.
+    path: its file or folder. config: that of diffusers or transformers. tensors: by name; empty if only the
+    configuration was downloaded. scales: {weight: factor} of scaled fp8 weights.
     """
 
     kind: str
@@ -69,7 +71,7 @@ class Part:
 
 
 def is_original(folder: Path) -> bool:
-    """Whether a folder is in Wan's own layout (complete or not)."""
+    """Return whether a folder is in Wan's own layout. It may be incomplete."""
     if (folder / "model_index.json").is_file():
         return False
     if any((folder / name / "config.json").is_file() for name in EXPERTS) or any(folder.glob(f"{WEIGHTS}*")):
@@ -78,13 +80,13 @@ def is_original(folder: Path) -> bool:
 
 
 def experts(folder: Path) -> list[Path]:
-    """The folders of the two experts, high noise first; none where there is one transformer."""
+    """Return the folders of the two experts, high noise first; an empty list if there is one transformer."""
     homes = [folder / name for name in EXPERTS]
     return homes if any(home.is_dir() for home in homes) else []
 
 
 def in_folder(kind: str, folder: Path) -> Part:
-    """A part of a folder in Wan's own layout; without tensors where only its configuration is there."""
+    """Return a part of a folder in Wan's own layout. It has no tensors if the folder has only its configuration."""
     if kind in (TRANSFORMER, TRANSFORMER_2):
         home = (experts(folder) or [folder])[-1 if kind == TRANSFORMER_2 else 0]
         own = _own_config(home)
@@ -103,19 +105,20 @@ def in_folder(kind: str, folder: Path) -> Part:
 
 
 def from_files(kind: str, path: Path, files: Sequence[Path], heads: int | None = None) -> Part:
-    """The network of this kind in these files; `path` is what the user knows them by, `heads` what its config says.
+    """Return the network of this kind in these files.
 
-    Raises InputError when they hold something else, a transformer of another task, or a broken quantisation.
+    path: what the user gave, for messages. heads: the number of attention heads, if a config has it. Raises InputError
+    if the files contain something else, a transformer for another task, or a damaged quantisation.
     """
     stored: dict[str, Stored] = {}
     for file in files:
         for name, one in weight_files.listing(file).items():
             if name in stored:
-                raise InputError(f"{file} and {stored[name].file} both have {name}: give one model.")
+                raise InputError(f"{file} and {stored[name].file} both have {name}: give the files of one model.")
             stored[name] = one
     found = recognise.prefixes(stored)
     if kind not in found:
-        raise _mixed_up(kind, path, found, stored)
+        raise _wrong_kind(kind, path, found, stored)
     start = found[kind]
     mine = {name.removeprefix(start): one for name, one in stored.items() if name.startswith(start)}
     if kind == TRANSFORMER:
@@ -135,7 +138,7 @@ def from_files(kind: str, path: Path, files: Sequence[Path], heads: int | None =
 
 
 def files_of(kind: str, folder: Path) -> list[Path]:
-    """The files of a part (transformer_2 is the second expert) that are there, in a folder in Wan's own layout."""
+    """Return the existing files of a part in a folder in Wan's own layout. transformer_2 is the second expert."""
     if kind in _GLOBS:
         return sorted(file for file in folder.glob(_GLOBS[kind]) if file.suffix in weight_files.SUFFIXES)[:1]
     homes = experts(folder) or [folder]
@@ -143,20 +146,20 @@ def files_of(kind: str, folder: Path) -> list[Path]:
     return shards(homes[which], WEIGHTS) if which < len(homes) else []
 
 
-def listed(kind: str, files: Iterable[Path]) -> list[Stored]:
-    """The tensors of a network in these files, without scales and marks, whatever task it is for."""
+def tensors_of(kind: str, files: Iterable[Path]) -> list[Stored]:
+    """Return the tensors of a network in these files, without scales and marks. The network may be for any task."""
     stored = {name: one for file in files for name, one in weight_files.listing(file).items()}
     start = recognise.prefixes(stored).get(kind, "")
     return list(_separate({name: one for name, one in stored.items() if name.startswith(start)})[0].values())
 
 
-def holds(file: Path) -> list[str]:
-    """The kinds of network in a file."""
+def kinds_in(file: Path) -> list[str]:
+    """Return the kinds of network in a file."""
     return list(recognise.prefixes(weight_files.listing(file)))
 
 
 def shards(folder: Path, stem: str) -> list[Path]:
-    """The safetensors files of a network in a folder, all there; InputError names one that is missing."""
+    """Return the safetensors files of a network in a folder. If one is missing, InputError names it."""
     files = sorted(folder.glob(f"{stem}*.safetensors"))
     wanted: set[str] = set()
     for index in folder.glob(f"{stem}*.safetensors.index.json"):
@@ -172,14 +175,14 @@ def shards(folder: Path, stem: str) -> list[Path]:
     if lost := sorted(wanted - {file.name for file in files}):
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise InputError(
-            f"{folder} is incomplete: {lost[0]}{more} of its {len(wanted)} files of weights is not there; copy or "
+            f"{folder} is incomplete: {lost[0]}{more} of its {len(wanted)} files of weights is missing; copy or "
             "download it again."
         )
     return files
 
 
-def tokenizer_beside(path: Path) -> Path | None:
-    """The folder of the tokenizer that belongs to a text encoder's file or folder, where there is one near it."""
+def tokenizer_near(path: Path) -> Path | None:
+    """Return the folder of a tokenizer near the file or folder of a text encoder, or None."""
     folder = path if path.is_dir() else path.parent
     for near in (folder / "tokenizer", folder.parent / "tokenizer", folder / TOKENIZER, folder):
         if (near / "tokenizer.json").is_file() or (near / "spiece.model").is_file():
@@ -188,10 +191,10 @@ def tokenizer_beside(path: Path) -> Path | None:
 
 
 def network(part: Part, dtype: torch.dtype) -> nn.Module:
-    """The part as diffusers' or transformers' class, on the CPU in `dtype`; InputError unless every tensor fits."""
+    """Return the part as a stock network on the CPU in `dtype`. Raises InputError unless every tensor fits."""
     if not part.tensors:
         raise InputError(
-            f"{part.path} is incomplete: the weights of its {part.kind} are not there; copy or download it again"
+            f"{part.path} is incomplete: the weights of its {part.kind} are missing; copy or download it again"
             + (f", or give them with {_FLAGS[part.kind]}." if part.kind != TRANSFORMER else ".")
         )
     _check_complete(part)
@@ -221,13 +224,14 @@ def network(part: Part, dtype: torch.dtype) -> nn.Module:
 
 
 def _typed(part: Part, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a part by name in `dtype`, in float32 where diffusers keeps that, and GGUF's as they are.
+    """Yield the names and tensors of a part in `dtype`, or in float32 if diffusers keeps it. GGUF's are unchanged.
 
-    This is what diffusers' own loading of a folder does; its loading of a single file casts everything to bfloat16.
+    diffusers does the same when it loads a folder. (When it loads a single file, it casts everything to bfloat16.)
     """
     names = {(one.file, one.name): name for name, one in part.tensors.items()}
     scaled = {(one.file, one.name): name for name, one in part.scales.items()}
     factors = {scaled[one.file, one.name]: tensor.float() for one, tensor in weight_files.read(part.scales.values())}
+    # private; test_wans_own_layout_and_a_single_file_are_the_diffusers_folder_bit_for_bit (test_sources.py) compares
     exact = set(WanTransformer3DModel._keep_in_fp32_modules) if part.kind == TRANSFORMER else set()
     for one, tensor in weight_files.read(part.tensors.values()):
         name = names[one.file, one.name]
@@ -241,8 +245,8 @@ def _typed(part: Part, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
             tensor = tensor.float() * (rows[:, None] if len(rows) > 1 else rows)
         elif (largest := _LARGEST_FP8.get(tensor.dtype)) and tensor.float().abs().max() == largest:
             raise InputError(
-                f"{one.file} is scaled fp8 without its scales ({one.name} fills all of fp8's range): get the file that "
-                "has them."
+                f"{one.file} is scaled fp8 without its scales ({one.name} uses the full range of fp8): get the file "
+                "with scales."
             )
         yield name, weight_files.aligned(tensor.to(torch.float32 if exact & set(name.split(".")) else dtype))
 
@@ -251,7 +255,7 @@ def _check_scales(path: Path, tensors: Mapping[str, Stored], scales: Mapping[str
     for name, one in tensors.items():
         if one.dtype in _FP8 and name not in scales:
             raise InputError(
-                f"{path} is scaled fp8, but {one.name} has no scale in it: copy the file again, or get one that has."
+                f"{path} is scaled fp8, and {one.name} has no scale: copy the file again, or get one with all scales."
             )
     for name, scale in scales.items():
         if name not in tensors:
@@ -259,20 +263,20 @@ def _check_scales(path: Path, tensors: Mapping[str, Stored], scales: Mapping[str
         rows = tensors[name].shape[0]
         if tensors[name].dtype not in _FP8 or scale.shape not in ((), (1,), (1, 1), (rows,), (rows, 1)):
             raise InputError(
-                f"{path} is quantised in a way that is not read ({tensors[name].name}: {tensors[name].dtype} with "
-                f"scales {list(scale.shape)}): get fp8 with a scale per tensor or row, or another precision."
+                f"{path} has an unsupported quantisation ({tensors[name].name}: {tensors[name].dtype} with scales "
+                f"{list(scale.shape)}): get fp8 with a scale per tensor or row, or another precision."
             )
 
 
 def _check_complete(part: Part) -> None:
-    """InputError unless the part has every tensor of its network in the right shape, and no other."""
+    """Raise InputError unless the part has exactly the tensors of its network, in the right shapes."""
     with torch.device("meta"):
         if part.kind == TEXT_ENCODER:
-            skeleton: Any = UMT5EncoderModel(UMT5Config(**part.config))
+            network: Any = UMT5EncoderModel(UMT5Config(**part.config))
         else:
             cls = WanTransformer3DModel if part.kind == TRANSFORMER else AutoencoderKLWan
-            skeleton = cls.from_config(part.config)
-    wanted = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items() if name not in _NOT_LOADED}
+            network = cls.from_config(part.config)
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items() if name not in _NOT_LOADED}
     have = {name: one for name, one in part.tensors.items() if name not in _NOT_LOADED}
     if lost := sorted(set(wanted) - set(have)):
         more = f" nor {len(lost) - 1} others" if len(lost) > 1 else ""
@@ -282,8 +286,8 @@ def _check_complete(part: Part) -> None:
     if extra := sorted(set(have) - set(wanted)):
         more = f" and {len(extra) - 1} others" if len(extra) > 1 else ""
         raise InputError(
-            f"The {part.kind} {part.path} has {have[extra[0]].name}{more}, which no plain Wan text-to-video model has: "
-            "use one of those."
+            f"The {part.kind} {part.path} has {have[extra[0]].name}{more}, which is not part of a Wan text-to-video "
+            "model: use such a model."
         )
     for name, one in have.items():
         if one.shape != wanted[name]:
@@ -294,7 +298,7 @@ def _check_complete(part: Part) -> None:
 
 
 def _separate(named: Mapping[str, Stored]) -> tuple[dict[str, Stored], dict[str, Stored], bool]:
-    """Weights, scales by the names of their weights, and whether something marks the whole as scaled."""
+    """Return the weights, the scales by the names of their weights, and whether a mark shows scaled weights."""
     tensors, scales, scaled = {}, {}, False
     for name, one in named.items():
         if suffix := next((s for s in recognise.SCALES if name.endswith(s)), None):
@@ -306,14 +310,14 @@ def _separate(named: Mapping[str, Stored]) -> tuple[dict[str, Stored], dict[str,
     return tensors, scales, scaled
 
 
-def _mixed_up(kind: str, path: Path, found: Iterable[str], names: Iterable[str]) -> InputError:
+def _wrong_kind(kind: str, path: Path, found: Iterable[str], names: Iterable[str]) -> InputError:
     for other in found:
-        return InputError(f"{path} is {_CALLED[other]}, not {_CALLED[kind]}: give it with {_FLAGS[other]}.")
+        return InputError(f"{path} is {_TITLES[other]}, not {_TITLES[kind]}: give it with {_FLAGS[other]}.")
     if any(".lora_" in name or name.startswith("lora_") for name in names):
         return InputError(f"{path} is a LoRA: give it with --lora, and a model with --model.")
     first = min(names, default="nothing")
     return InputError(
-        f"{path} is not {_CALLED[kind]} of Wan (it holds {first}): give another file with {_FLAGS[kind]}."
+        f"{path} is not {_TITLES[kind]} of Wan (it contains {first}): give another file with {_FLAGS[kind]}."
     )
 
 

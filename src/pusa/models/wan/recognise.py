@@ -1,8 +1,8 @@
-"""Which Wan a set of tensor names and shapes is.
+"""Recognise a Wan network by the names and shapes of its tensors.
 
-A file says nothing about itself: its names tell the network and the layout, its shapes the sizes. Names are first
-brought to those of diffusers and transformers (with diffusers' own conversion where it has one), so that everything
-after that knows one vocabulary. Nothing here reads a file; `T` is whatever belongs to a name.
+The names show which network and which layout a file has, and the shapes show the sizes. All names are first converted
+to those of diffusers and transformers, with diffusers' own conversion if it has one. Nothing here reads a file. `T` is
+the type of the value that belongs to a name.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+# The conversions are not public. test_wans_own_layout_and_a_single_file_are_the_diffusers_folder_bit_for_bit
+# (tests/models/loading/test_sources.py) fails when they move or change.
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers, convert_wan_vae_to_diffusers
 
 from pusa.errors import InputError
@@ -19,15 +21,15 @@ from pusa.models.backbone import Expert
 
 T = TypeVar("T")
 Shapes = Mapping[str, tuple[int, ...]]
-"""Of Wan2.2 A14B's two transformers, the one for high noise or the one for low."""
+"""{name of a tensor: its shape}"""
 
 TRANSFORMER, TRANSFORMER_2, VAE, TEXT_ENCODER = "transformer", "transformer_2", "vae", "text_encoder"
 HEAD_DIM = 128
-"""Of every Wan; the shapes only tell heads times this."""
+"""The width of an attention head, in every Wan. The shapes show only the number of heads times this width."""
 SCALES = (".scale_weight", ".weight_scale")
-"""What an fp8 weight W is to be multiplied with, in ComfyUI's older and newer spelling."""
+"""Endings of the names of factors for fp8 weights, in ComfyUI's older and newer files."""
 MARKS = ("scaled_fp8", ".scale_input", ".input_scale", ".comfy_quant")
-"""Other tensors of a scaled file: marks, and scales of activations, which only a matrix product in fp8 needs."""
+"""Endings of other names in a scaled file: marks, and scales of activations, which are needed in fp8 products only."""
 
 _ANCHORS = {
     TRANSFORMER: ("patch_embedding.weight",),
@@ -58,12 +60,12 @@ WAN22_STD = (
     0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
     0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
 )  # fmt: skip
-"""Of the latents of Wan2.2's autoencoder, per channel: constants of the architecture, in no file of weights."""
+"""Mean and standard deviation of each latent channel of Wan2.2's autoencoder. No file of weights contains them."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """What a transformer is called, and its licence."""
+    """The name of a transformer, and its licence."""
 
     name: str
     licence: str = "Apache-2.0"
@@ -78,7 +80,7 @@ _A14B = Family("Wan2.2 T2V A14B")
 
 
 def family(config: Mapping[str, Any], *, experts: bool = False) -> Family:
-    """The Wan that has such a transformer. config: diffusers'. experts: there are two of it."""
+    """Return the family of a transformer. config: that of diffusers. experts: whether there are two transformers."""
     width = config.get("num_attention_heads", 40) * config.get("attention_head_dim", HEAD_DIM)
     layers, channels = config.get("num_layers", 40), config.get("in_channels", 16)
     found = _FAMILIES.get((width, layers, channels))
@@ -88,16 +90,16 @@ def family(config: Mapping[str, Any], *, experts: bool = False) -> Family:
 
 
 def expert_of(name: str) -> Expert | None:
-    """ "high" or "low" when a file's or folder's name says that it is one of Wan2.2's experts; tensors do not tell."""
+    """Return "high" or "low" if the name of a file or folder is that of an expert of Wan2.2. Tensors do not show it."""
     match = _EXPERT.search(name) or _EXPERT_OF_22.search(name)
     return None if match is None else "high" if match[1].lower() == "high" else "low"
 
 
 def prefixes(names: Iterable[str]) -> dict[str, str]:
-    """The networks that tensors of these names make up, each with what stands before its names.
+    """Return {network: prefix of its names} for the networks that these tensors form; empty if there is none of Wan.
 
-    A file may hold several: `model.diffusion_model.`, `vae.`, `text_encoders.umt5xxl.transformer.` in ComfyUI's
-    checkpoints. Empty when none of them is part of a Wan.
+    A file may contain several networks. For example, ComfyUI's checkpoints have the prefixes `model.diffusion_model.`,
+    `vae.` and `text_encoders.umt5xxl.transformer.`.
     """
     found: dict[str, str] = {}
     for name in names:
@@ -110,7 +112,7 @@ def prefixes(names: Iterable[str]) -> dict[str, str]:
 
 
 def canonical(kind: str, named: Mapping[str, T]) -> dict[str, T]:
-    """The same under the names of diffusers (transformer, vae) or transformers (text_encoder)."""
+    """Return the values under the names of diffusers (transformer, vae) or transformers (text_encoder)."""
     if kind == TRANSFORMER:
         if any(".self_attn." in name or name.startswith("head.") for name in named):
             converted: dict[str, T] = convert_wan_transformer_to_diffusers(dict(named))
@@ -134,7 +136,7 @@ _STAGE = re.compile(r"(encoder\.down|decoder\.up)samples\.(\d+)\.(?:down|up)samp
 
 
 def _vae22_name(name: str) -> str:
-    """Wan2.2's autoencoder nests its stages, which diffusers' conversion does not know; the rest is as in Wan2.1."""
+    """Convert a name in the stages of Wan2.2's autoencoder, which diffusers' conversion does not support."""
     match = _STAGE.fullmatch(name)
     if not match:
         return name
@@ -159,7 +161,7 @@ _TEXT = {
 
 
 def _text_name(name: str) -> str:
-    """Wan's own UMT5 in the names of transformers."""
+    """Convert a name of Wan's own UMT5 to that of transformers."""
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(\w+)", name)
     if match and match[2] in _TEXT:
         return f"encoder.block.{match[1]}.{_TEXT[match[2]]}.{match[3]}"
@@ -169,7 +171,7 @@ def _text_name(name: str) -> str:
 
 
 def refuse_variant(name: str, names: Iterable[str]) -> None:
-    """InputError when these tensors (names as in the file) are a Wan transformer of another task."""
+    """Raise InputError if these tensors, named as in the file, are those of a Wan transformer for another task."""
     names = list(names)
     embedded = [n for n in names if "img_emb." in n or "image_embedder" in n]
     if any("emb_pos" in n or "pos_embed" in n for n in embedded):
@@ -177,15 +179,15 @@ def refuse_variant(name: str, names: Iterable[str]) -> None:
     for start, task in _VARIANTS.items():
         if any(n.startswith(start) or f".{start}" in n for n in names):
             raise InputError(
-                f"{name} is a Wan of another task ({task}), but only a plain text-to-video one will do: use for "
-                "example Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
+                f"{name} is a Wan model for another task ({task}): use a text-to-video model, for example "
+                "Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
             )
 
 
 def refuse_config(name: str, config: Mapping[str, Any], *, wan22: bool = False) -> None:
-    """InputError when a transformer's diffusers config is that of an image-to-video model.
+    """Raise InputError if a transformer's config is that of an image-to-video model.
 
-    wan22: it has two experts, or no tensors for an image's embedding, which only Wan2.1 has.
+    wan22: whether the model has two experts, or has no image embedding, which only Wan2.1 has.
     """
     if config.get("pos_embed_seq_len"):
         raise refusal(name, "a first-and-last-frame checkpoint", "Wan-AI/Wan2.1-T2V-14B-Diffusers")
@@ -195,14 +197,14 @@ def refuse_config(name: str, config: Mapping[str, Any], *, wan22: bool = False) 
 
 
 def refusal(name: str, what: str, right: str) -> InputError:
-    return InputError(f"{name} is {what}; one timestep per frame makes a text-to-video model do that: use {right}.")
+    return InputError(f"{name} is {what}; with a timestep per frame, a text-to-video model can do that: use {right}.")
 
 
 # ------------------------------------------------------------------------------------------------ configs from shapes
 
 
 def transformer_config(name: str, shapes: Shapes, heads: int | None = None) -> dict[str, Any]:
-    """diffusers' config of the transformer with these shapes (names of diffusers). heads: where a config says it."""
+    """Return diffusers' config of the transformer with these shapes. heads: their number, if a config has it."""
     get = _Sizes(name, "transformer", shapes)
     width, channels, *patch = get("patch_embedding.weight", 5)
     volume = patch[0] * patch[1] * patch[2]
@@ -223,7 +225,7 @@ def transformer_config(name: str, shapes: Shapes, heads: int | None = None) -> d
 
 
 def official_config(data: Mapping[str, Any]) -> dict[str, Any]:
-    """diffusers' config of a transformer from Wan's own config.json."""
+    """Return diffusers' config of a transformer for Wan's own config.json."""
     heads = data.get("num_heads", 40)
     return {
         "num_attention_heads": heads,
@@ -240,26 +242,26 @@ def official_config(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def vae_config(name: str, shapes: Shapes) -> dict[str, Any]:
-    """diffusers' config of the Wan autoencoder with these shapes (names of diffusers)."""
+    """Return diffusers' config of the autoencoder with these shapes."""
     get = _Sizes(name, "autoencoder", shapes)
     channels = get("post_quant_conv.weight", 5)[0]
     base = get("encoder.conv_in.weight", 5)[0]
     if any(key.startswith("encoder.down_blocks.0.resnets.") for key in shapes):
         if channels != len(WAN22_MEAN):
-            raise InputError(f"{name} is an autoencoder of {channels} channels where Wan2.2's has 48; give that one.")
+            raise InputError(f"{name} is an autoencoder of {channels} channels, and Wan2.2's has 48: give that one.")
         return wan22_vae(base, get("decoder.conv_in.weight", 5)[0] // 4)
     if channels != 16:
-        raise InputError(f"{name} is an autoencoder of {channels} channels where Wan2.1's has 16; give that one.")
+        raise InputError(f"{name} is an autoencoder of {channels} channels, and Wan2.1's has 16: give that one.")
     return wan21_vae(base)
 
 
 def wan21_vae(base: int = 96) -> dict[str, Any]:
-    """The 16-channel autoencoder of Wan2.1 and of A14B; its statistics are diffusers' defaults."""
+    """Return the config of the 16-channel autoencoder of Wan2.1 and A14B. Its statistics are diffusers' defaults."""
     return {"base_dim": base, "z_dim": 16, "scale_factor_temporal": 4, "scale_factor_spatial": 8}
 
 
 def wan22_vae(base: int = 160, decoder_base: int = 256) -> dict[str, Any]:
-    """The 48-channel autoencoder of TI2V-5B, which makes pictures 16 times smaller."""
+    """Return the config of the 48-channel autoencoder of TI2V-5B, which has 16 pixels per latent."""
     return {
         "base_dim": base,
         "decoder_base_dim": decoder_base,
@@ -276,16 +278,16 @@ def wan22_vae(base: int = 160, decoder_base: int = 256) -> dict[str, Any]:
 
 
 def text_encoder_config(name: str, shapes: Shapes) -> dict[str, Any]:
-    """The UMT5Config of the encoder with these shapes (names of transformers)."""
+    """Return the values of the UMT5Config of the encoder with these shapes."""
     if "token_embd.weight" in shapes:
-        raise InputError(f"{name} is a text encoder as llama.cpp writes it, which is not read: give a safetensors one.")
+        raise InputError(f"{name} is a text encoder of llama.cpp, which is not supported: give one as safetensors.")
     embedding = "shared.weight" if "shared.weight" in shapes else "encoder.embed_tokens.weight"
     get = _Sizes(name, "text encoder", shapes)
     vocabulary, width = get(embedding, 2)
     layers = _count(r"encoder\.block\.(\d+)\.", shapes)
     bias = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
     if layers > 1 and bias.format(0) in shapes and bias.format(1) not in shapes:
-        raise InputError(f"{name} is a T5 encoder, but Wan reads UMT5: give umt5-xxl in its place.")
+        raise InputError(f"{name} is a T5 encoder, and Wan needs UMT5: give umt5-xxl.")
     buckets, heads = get(bias.format(0), 2)
     return {
         "vocab_size": vocabulary,
@@ -302,7 +304,7 @@ def text_encoder_config(name: str, shapes: Shapes) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Shapes by name, with a sentence for one that is not there or of another rank."""
+    """Shapes by name. Calling it raises InputError if a shape is missing or has another rank."""
 
     name: str
     what: str
@@ -313,7 +315,7 @@ class _Sizes:
         if shape is None:
             raise InputError(f"The {self.what} {self.name} is incomplete: it has no {key}; copy it again.")
         if len(shape) != rank:
-            raise InputError(f"The {self.what} {self.name} is no Wan's: its {key} has the shape {list(shape)}.")
+            raise InputError(f"The {self.what} {self.name} is not that of Wan: its {key} has shape {list(shape)}.")
         return shape
 
 

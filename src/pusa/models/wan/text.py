@@ -1,4 +1,4 @@
-"""Prompts to what Wan's transformer reads."""
+"""Encode prompts for Wan's transformer."""
 
 from __future__ import annotations
 
@@ -14,17 +14,22 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 TOKENS = 512
-"""L, to which every prompt is padded."""
+"""L, the length to which every prompt is padded."""
 
 
 @torch.no_grad()
 def encode(text_encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> Tensor:
-    """Encode prompts to [B, 512, D] in the encoder's dtype, zero past each prompt's end, as the stock WanPipeline does.
+    """Encode prompts to [B, 512, D] in the encoder's dtype, zero after each prompt's end, as WanPipeline does.
 
-    One prompt at a time, so that a prompt's bits do not depend on its neighbours. A prompt of more than 512 tokens is
-    cut to them, and a UserWarning says where.
+    Prompts are encoded one at a time, so that the result of a prompt does not depend on the others. A prompt of more
+    than 512 tokens is cut to 512, and a UserWarning shows where.
     """
-    return torch.cat([_encode_prompt(text_encoder, tokenizer, prompt_clean(prompt)) for prompt in prompts])
+    return torch.cat([_encode_prompt(text_encoder, tokenizer, clean(prompt)) for prompt in prompts])
+
+
+def clean(prompt: str) -> str:
+    """Return the prompt as the tokenizer receives it: without HTML entities, broken Unicode and repeated spaces."""
+    return str(prompt_clean(prompt))
 
 
 def _encode_prompt(text_encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> Tensor:
@@ -43,7 +48,7 @@ def _warn_if_cut(tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:
     if len(ids) > TOKENS:
         lost = tokenizer.decode(ids[TOKENS - 1 :][:12], skip_special_tokens=True).strip()
         warnings.warn(
-            f"The prompt has {len(ids)} tokens and the model reads {TOKENS}: everything from {lost!r} on has no "
-            "effect; shorten it.",
+            f"The prompt has {len(ids)} tokens and the model reads {TOKENS}: the text from {lost!r} on has no effect; "
+            "shorten it.",
             stacklevel=4,
         )

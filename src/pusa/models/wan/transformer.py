@@ -1,16 +1,16 @@
 """Wan with one timestep per latent frame: vectorized timestep adaptation (arXiv 2507.16116, section 2.3.1).
 
-The network stays diffusers' `WanTransformer3DModel`: same parameters, same keys, same saved folder. Two forwards differ
-when a (B, F) timestep is given, and the rotary embedding differs when only some frames of a clip are given. With a
-(B, F) timestep the time embedder runs on F rows instead of one, and every block broadcasts its (B, F, 6, D) modulation
-over the h*w tokens of a frame, so nothing of size tokens*6*D is ever made; the token-expanded form that diffusers
-accepts costs gigabytes at 14B. Both forwards repeat the stock arithmetic in the stock order. Equal rows are one
-timestep for the clip and take the stock path: a matrix product over F rows may round otherwise than one over a single
-row, and the base model's own result has to come out bit for bit.
+The network stays diffusers' `WanTransformer3DModel`, with the same parameters, keys and saved folder. For a timestep
+(B, F), two forwards are replaced: that of the model and that of the block. The time embedder then runs on F rows, and
+each block broadcasts its modulation (B, F, 6, D) over the h*w tokens of a frame. So no tensor has tokens*6*D values,
+which are gigabytes at 14B. If only some frames of a clip are given, the rotary embedding is replaced, too.
 
-Parts of diffusers that are not public are used here: the block registry, the context-parallel plan, the order of
-operations inside the block and the rotary embedding's class. The tests compare with the stock forward, so they fail
-when any of these moves.
+Both forwards repeat the stock operations in the stock order. If all rows of a clip are equal, they are one timestep and
+the stock forward runs: a matrix product over F rows may be rounded differently from one over a single row, and the
+result of the base model must be reproduced bit for bit.
+
+The forwards rely on private parts of diffusers, such as the order of operations in the block. The tests in
+tests/models/wan/test_transformer.py compare them with the stock forward, so they fail when diffusers changes it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
+
+# The private registry tells the caches of diffusers what a block returns. For _modeling_parallel, see _cp_plan.
+# test_caches_skip_as_often_as_in_the_stock_model (tests/models/wan/test_compatibility.py) fails when it moves.
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models._modeling_parallel import ContextParallelInput, ParallelConfig
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -36,7 +39,7 @@ _EXACT_DTYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.i
 
 
 class FrameIndex(nn.Module):
-    """The latent frame that each token belongs to. A module, so that `_cp_plan` can shard its output like rope's."""
+    """The latent frame of each token. It is a module, so that `_cp_plan` can split its output like that of `rope`."""
 
     def forward(self, frames: int, tokens_per_frame: int, device: torch.device) -> Tensor:
         """Return int64 [1, frames * tokens_per_frame]."""
@@ -44,16 +47,16 @@ class FrameIndex(nn.Module):
         return index.repeat_interleave(tokens_per_frame, output_size=frames * tokens_per_frame).unsqueeze(0)
 
 
-# WanRotaryPosEmbed is private: a subclass keeps its buffers and its entry in `_cp_plan`, which splits its output over
-# processes. test_rotary_rows_of_visible_frames (tests/models/wan/test_frame_positions.py) fails when it moves.
+# WanRotaryPosEmbed is private. A subclass keeps its buffers and its entry in `_cp_plan`.
+# test_rotary_rows_of_visible_frames (tests/models/wan/test_frame_positions.py) fails when it moves.
 class FrameRotary(WanRotaryPosEmbed):
-    """The stock rotary embedding, which also takes the latent frames of the clip that are given."""
+    """The stock rotary embedding, which also takes the positions of the given latent frames."""
 
     def forward(self, hidden_states: Tensor, frame_positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return cos and sin, each [1, F * h * w, 1, head dim], for latents [B, C, F, H, W].
 
-        frame_positions, int64 [F]: the absolute latent frame of each given one, below `rope_max_seq_len`; the result
-        is then the rows of these frames in that of the whole clip. None: 0 ... F - 1.
+        frame_positions: int64 [F], the absolute latent frames, below `rope_max_seq_len`; None: 0 to F - 1. The result
+        has the rows that these frames have in the result for the whole clip.
         """
         if frame_positions is None:
             stock: tuple[Tensor, Tensor] = super().forward(hidden_states)
@@ -71,26 +74,29 @@ class FrameRotary(WanRotaryPosEmbed):
 
 
 def _folded(x: Tensor, rows: Tensor) -> Tensor:
-    """Tokens [B, L, D] by frame, [B, F, L / F, D], for rows [B, F, D]."""
+    """Reshape tokens [B, L, D] to [B, F, L / F, D], for rows [B, F, D]."""
     return x.reshape(x.shape[0], rows.shape[1], -1, x.shape[2])
 
 
 def _modulate(x: Tensor, scale: Tensor, shift: Tensor, frame_ids: Tensor | None) -> Tensor:
-    """x * (1 + scale) + shift for tokens x [B, L, D] and rows scale, shift [B, F, D]; frame_ids [1, L] or None."""
+    """Return x * (1 + scale) + shift for tokens x [B, L, D] and rows scale, shift [B, F, D].
+
+    frame_ids: int64 [1, L], the row of each token; None if the tokens are whole frames in order.
+    """
     if frame_ids is None:
         return (_folded(x, scale) * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)).flatten(1, 2)
     return x * (1 + scale).index_select(1, frame_ids[0]) + shift.index_select(1, frame_ids[0])
 
 
 def _add_gated(x: Tensor, branch: Tensor, gate: Tensor, frame_ids: Tensor | None) -> Tensor:
-    """x + branch * gate for tokens x, branch [B, L, D] and rows gate [B, F, D]; frame_ids as in `_modulate`."""
+    """Return x + branch * gate for tokens x, branch [B, L, D] and rows gate [B, F, D]; frame_ids as in `_modulate`."""
     if frame_ids is None:
         return x + (_folded(branch, gate) * gate.unsqueeze(2)).flatten(1, 2)
     return x + branch * gate.index_select(1, frame_ids[0])
 
 
 class VectorWanTransformerBlock(WanTransformerBlock):
-    """The stock block, which also takes modulation rows per frame."""
+    """The stock block, which also takes one row of modulation per frame."""
 
     def forward(
         self,
@@ -102,8 +108,8 @@ class VectorWanTransformerBlock(WanTransformerBlock):
     ) -> Tensor:
         """Return hidden states [B, L, D].
 
-        temb is [B, 6, D] (one timestep), [B, L, 6, D] (per token) or [B, F, 6, D] (per frame, tokens in frame order).
-        frame_ids, int64 [1, L], names the row of every token where the sequence is a shard that may cut a frame.
+        temb: [B, 6, D] (one timestep), [B, L, 6, D] (per token) or [B, F, 6, D] (per frame, tokens in frame order).
+        frame_ids: int64 [1, L], the row of each token, for a shard of the sequence that may begin inside a frame.
         """
         per_token = temb.ndim == 4 and frame_ids is None and temb.shape[1] == hidden_states.shape[1]
         if temb.ndim != 4 or per_token:
@@ -134,17 +140,20 @@ TransformerBlockRegistry.register(
 class VectorWanTransformer3DModel(WanTransformer3DModel):
     """`WanTransformer3DModel` whose timestep may be (B, F): 1000 * sigma of every latent frame, in float32.
 
-    Load it with `from_pretrained` from any stock folder, or turn a loaded stock model into one with `upgrade`.
+    Load it from a stock folder with `from_pretrained`, or convert a loaded stock model with `upgrade`.
     `save_pretrained` writes a stock folder.
     """
 
+    # Private names that diffusers reads; test_loading_with_a_device_map, test_compile_repeated_blocks and
+    # test_two_processes_share_the_tokens_of_a_clip fail when they move. _cp_plan names the tensors that are split over
+    # processes. The stock entry "" splits a two-dimensional timestep by tokens; one per frame must stay whole.
     _no_split_modules = ["VectorWanTransformerBlock"]
     _repeated_blocks = ["VectorWanTransformerBlock"]
     _cp_plan = {name: plan for name, plan in WanTransformer3DModel._cp_plan.items() if name != ""} | {
         "frame_index": {0: ContextParallelInput(split_dim=1, expected_dims=2, split_output=True)}
     }
 
-    # diffusers reads the keys of the configuration off this signature.
+    # diffusers takes the keys of the configuration from this signature.
     @functools.wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -158,24 +167,24 @@ class VectorWanTransformer3DModel(WanTransformer3DModel):
 
     @classmethod
     def upgrade(cls, model: WanTransformer3DModel) -> VectorWanTransformer3DModel:
-        """Turn a stock model into this class in place and return it; an upgraded model is returned as it is.
+        """Convert a stock model to this class in place and return it. An upgraded model is returned unchanged.
 
-        LoRA adapters, quantised layers and layerwise casting may already be there. Whatever replaced the forward of the
-        model or of a block may not (offload and dispatch hooks, caches, parallelism, compilation, FSDP): InputError.
+        The model may have LoRAs, quantised layers and layerwise casting. Raises InputError if the forward of the model
+        or of a block has been replaced: by hooks for offloading or dispatch, caches, parallelism, compilation or FSDP.
         """
         if isinstance(model, cls):
             return model
         if type(model) is not WanTransformer3DModel:
             raise InputError(
                 f"Only a plain diffusers WanTransformer3DModel can be upgraded, not a {type(model).__name__}: "
-                "pass the bare transformer, before anything wraps it."
+                "pass the transformer before anything wraps it."
             )
         for name, module in [("the model", model), *((f"block {i}", block) for i, block in enumerate(model.blocks))]:
             if module is not model and type(module) is not WanTransformerBlock:
                 reason = f"is a {type(module).__name__} instead of a WanTransformerBlock"
             elif "forward" in vars(module):
-                reason = "already carries hooks (offload, dispatch, cache or parallelism)"
-            elif module._compiled_call_impl is not None:
+                reason = "already has hooks (offload, dispatch, cache or parallelism)"
+            elif module._compiled_call_impl is not None:  # private, set by nn.Module.compile
                 reason = "is already compiled"
             else:
                 continue
@@ -188,7 +197,7 @@ class VectorWanTransformer3DModel(WanTransformer3DModel):
         return model  # type: ignore[no-any-return]
 
     def to_json_string(self) -> str:
-        """The configuration as JSON, under the stock class name even when FSDP has renamed the class."""
+        """Return the configuration as JSON. It has the stock class name, even if FSDP has renamed the class."""
         config = json.loads(super().to_json_string())
         config["_class_name"] = WanTransformer3DModel.__name__
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
@@ -205,15 +214,14 @@ class VectorWanTransformer3DModel(WanTransformer3DModel):
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """Predict the velocity, epsilon - x0, of latents [B, C, F, H, W], in the same shape.
 
-        timestep is 1000 * sigma, 0 to 1000: (B, F), one per latent frame, float32 (float64 and integers are exact too),
-        or what the stock model takes, with the stock result bit for bit: (B,), or per token (B, F * h * w). (B, F) with
-        the same value in all frames is (B,), except inside torch.compile, which cannot look at values.
-        encoder_hidden_states is the text [B, N, text_dim]. Any other shape, or a 2-D timestep in half precision
-        (which makes 936 of 937), raises InputError.
+        timestep: 1000 * sigma, 0 to 1000. (B, F) is one per latent frame, in float32, float64 or an integer type. (B,)
+        and (B, F * h * w), one per clip or token, give the stock result bit for bit. So does (B, F) with equal values
+        in all frames of a clip, except inside torch.compile, which cannot read values. Raises InputError for another
+        shape, and for one per frame or token in half precision. (bfloat16 would round 937 to 936.)
 
-        frame_positions, int64 [F]: the latent frames of the clip that hidden_states holds, so that attention sees their
-        true distances. None and 0 ... F - 1 are the stock positions. Other positions take the path per frame, also for
-        a timestep (B,), and cannot be combined with a timestep per token.
+        encoder_hidden_states: the text, [B, N, text_dim]. frame_positions: int64 [F], the absolute latent frames, from
+        which attention gets their distances. None and 0 to F - 1 are the stock positions. With other positions, the
+        forward per frame runs also for a timestep (B,), and a timestep per token raises InputError.
         """
         per_frame = self._is_per_frame(hidden_states, timestep)
         positions = None if frame_positions is None or is_beginning(frame_positions) else frame_positions
@@ -240,7 +248,7 @@ class VectorWanTransformer3DModel(WanTransformer3DModel):
         )
 
     def _per_frame(self, latents: Tensor, timestep: Tensor, per_frame: bool) -> Tensor:
-        """The timestep as (B, F), for frames at positions of their own."""
+        """Return the timestep as (B, F), for frames at given positions."""
         if per_frame:
             return timestep
         if timestep.ndim == 2:
@@ -261,8 +269,8 @@ class VectorWanTransformer3DModel(WanTransformer3DModel):
             )
         if timestep.dtype not in _EXACT_DTYPES:
             raise InputError(
-                f"Timesteps per frame or token came as {timestep.dtype}, which cannot hold them (bfloat16 makes 936 of "
-                "937): pass 1000 * sigma in float32, and with FSDP mixed precision set cast_forward_inputs=False."
+                f"Timesteps per frame or token are {timestep.dtype}, which rounds them (bfloat16 makes 936 of 937): "
+                "pass 1000 * sigma in float32, and with FSDP mixed precision set cast_forward_inputs=False."
             )
         if shape[1] == frames:
             return True
@@ -274,7 +282,10 @@ class VectorWanTransformer3DModel(WanTransformer3DModel):
         return False
 
     def _resolve_parallel_config(self, config: Any) -> ParallelConfig:
-        """diffusers' own, which divides by the number of accelerators, also where there is none."""
+        """Return diffusers' configuration, also on a CPU; diffusers divides by the number of accelerators.
+
+        It is private. test_two_processes_share_the_tokens_of_a_clip (test_compatibility.py) fails when it moves.
+        """
         if torch.accelerator.device_count():
             return super()._resolve_parallel_config(config)  # type: ignore[no-any-return]
         whole = config if isinstance(config, ParallelConfig) else ParallelConfig(context_parallel_config=config)
@@ -319,6 +330,7 @@ class VectorWanTransformer3DModel(WanTransformer3DModel):
 
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
+                # private; test_gradients_with_and_without_checkpointing (test_transformer.py) fails when it moves
                 x = self._gradient_checkpointing_func(block, x, text, modulation, rotary_emb, frame_ids)
             else:
                 x = block(x, text, modulation, rotary_emb, frame_ids)
@@ -334,5 +346,5 @@ class VectorWanTransformer3DModel(WanTransformer3DModel):
 
 
 def is_beginning(frames: Tensor) -> bool:
-    """Whether int64 [V] latent frames are 0 ... V - 1."""
+    """Return whether `frames`, int64 [V], are 0 to V - 1."""
     return bool((frames == torch.arange(len(frames), device=frames.device)).all())

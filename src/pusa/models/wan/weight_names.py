@@ -1,4 +1,4 @@
-"""What Wan's weights are called: in diffusers, in Wan's own code and with it ComfyUI, and in the files of trainers."""
+"""The names of Wan's weights: in diffusers, in Wan's own code and ComfyUI, and in the files of trainers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 Shapes = Mapping[str, tuple[int | None, ...]]
-"""{parameter: its shape} of a diffusers model, None for a length that is not known; a linear layer's is [out, in]."""
+"""{parameter: its shape} of a diffusers model. A linear layer's is [out, in], and an unknown length is None."""
 
 _PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "pipe.dit.")
 _KOHYA = ("lora_unet_", "lora_unet__")
@@ -35,14 +35,14 @@ _ORIGINAL = (
 
 
 def original_name(module: str) -> str:
-    """The name that Wan's own code, and with it ComfyUI, gives to a module or table of the diffusers model."""
+    """Return the name of a diffusers module or modulation table in Wan's own code, which ComfyUI uses, too."""
     for pattern, replacement in _ORIGINAL:
         module = re.sub(pattern, replacement, module)
     return module
 
 
 def every_name(shapes: Shapes) -> dict[str, str]:
-    """The diffusers name of a module or table, by every name that a file may have for it."""
+    """Return {name: diffusers name} for every name that a file may have for a module or modulation table."""
     names: dict[str, str] = {}
     for parameter in shapes:
         module = _owner(parameter)
@@ -53,19 +53,19 @@ def every_name(shapes: Shapes) -> dict[str, str]:
 
 
 def _owner(parameter: str) -> str:
-    """The module of a weight or bias; a table, which has no module of its own, is called by its name."""
+    """Return the module of a weight or bias. A modulation table, which has no module, keeps its name."""
     return parameter.removesuffix(".weight").removesuffix(".bias")
 
 
 def strip(module: str) -> str:
-    """A name in a file without what programs put before it."""
+    """Return a name without the prefixes of other programs."""
     for prefix in _PREFIXES:
         module = module.removeprefix(prefix)
     return module
 
 
 def parameter_shapes(model: nn.Module) -> Shapes:
-    """The shapes of a model's own parameters, adapters apart, as if none were quantised."""
+    """Return the shapes of a model's parameters without those of adapters, as if none of them were quantised."""
     shapes: dict[str, tuple[int | None, ...]] = {}
     for module, layer in model.named_modules():
         if ".base_layer" in module or ".lora_" in module:
@@ -81,7 +81,7 @@ def parameter_shapes(model: nn.Module) -> Shapes:
 
 
 def wan_shapes(keys: Iterable[str]) -> Shapes:
-    """Wan's parameters, of any size, with the blocks that the keys of a file speak of."""
+    """Return the parameters of a Wan of unknown size, with the blocks that occur in the keys of a file."""
     numbers = {match[1] for key in keys if (match := re.search(r"(?:^|[._])blocks[._](\d{1,4})[._]", key))}
     with torch.device("meta"):
         one = parameter_shapes(WanTransformer3DModel(num_layers=1))

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 
 from pusa.errors import InputError
@@ -111,7 +110,7 @@ class Cache:
 
     def text(self, caption: str) -> str:
         """Return the key of the context of a caption."""
-        content = {"format": FORMAT, "caption": prompt_clean(caption), "text": self.fingerprint.text}
+        content = {"format": FORMAT, "caption": self.fingerprint.clean(caption), "text": self.fingerprint.text}
         return key("context", content)
 
     def missing(self, plan: Plan, *, verify: bool = False) -> list[Cut]:

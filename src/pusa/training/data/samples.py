@@ -10,7 +10,6 @@ a bucket that would fit. Still pictures use buckets of one frame; clips use the 
 from __future__ import annotations
 
 import errno
-import hashlib
 import itertools
 import re
 from collections import Counter
@@ -24,6 +23,7 @@ import numpy as np
 
 from pusa import video_probe
 from pusa.errors import InputError
+from pusa.files import sha256
 from pusa.images import Frames
 from pusa.models.backbone import Geometry
 from pusa.training.data.dataset import Entry, Problem, find, is_official_cache
@@ -143,7 +143,7 @@ def probe(entry: Entry) -> VideoFile | Problem:
     Damage in other frames is found when the clip is read. A missing caption becomes "".
     """
     try:
-        digest = _sha256(entry.path)
+        digest = sha256(entry.path)
         caption = entry.caption or ""
         if is_official_cache(entry.path):
             frames, width, height = clip_shape(entry.path)
@@ -161,11 +161,6 @@ def probe(entry: Entry) -> VideoFile | Problem:
         if error.errno == errno.ELOOP:
             return Problem(entry.path, "missing", "is a link to itself; correct it")
         return Problem(entry.path, "unreadable", f"cannot be read ({error.strerror or error}); check the disk")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _reason(path: Path, error: InputError) -> str:

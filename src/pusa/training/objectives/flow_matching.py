@@ -34,7 +34,8 @@ class FlowMatching:
     def __init__(self, setup: Setup) -> None:
         self.config, self.empty_context = setup.config, setup.empty_context
         self.backbone, self.transformer, train = setup.backbone, setup.trained.model, setup.config.train
-        self.model = distributed.wrap(self.transformer, train.parallel, setup.group)
+        blocks = self.backbone.blocks(self.transformer)
+        self.model = distributed.wrap(self.transformer, train.parallel, setup.group, blocks)
         self.players = {PLAYER: Player(self.model, setup.trained.parameters, train)}
 
     def losses(self, batch: Batch, step: int) -> BatchLosses:
