@@ -23,7 +23,7 @@ from pusa.models.backbone import Backbone, Defaults, Flops, Geometry, Text
 from pusa.processes import ProcessGroup
 from pusa.training.config.tree import Config
 from pusa.training.data import samples
-from pusa.training.data.cache import Cached, prepare
+from pusa.training.data.cache import CachedSamples, prepare
 from pusa.training.data.fingerprints import fingerprint
 from pusa.training.data.samples import Bucket
 from pusa.training.monitoring import Monitor
@@ -202,7 +202,7 @@ def test_training(lora: dict[str, Any] | None, precision: str, toy: Backbone, tm
     done = prepare(plan, toy, tmp_path / "cache")
     assert (done.made, done.captions, done.failed) == (5, 6, ())
     parts = [replace(plan, cuts=cuts) for cuts in (plan.cuts[:4], plan.cuts[4:])]
-    encoded, held_out = (Cached(part, fingerprint(toy, 6), tmp_path / "cache") for part in parts)
+    encoded, held_out = (CachedSamples(part, fingerprint(toy, 6), tmp_path / "cache") for part in parts)
     assert torch.equal(encoded[0].latents, toy.encode(samples.read(plan.cuts[0], 6))[0])
     assert torch.equal(encoded[0].context, toy.encode_text(["clip 0"]).tokens[0])
     config = Config.model_validate({

@@ -180,11 +180,11 @@ def _parse_line(text: str) -> dict[str, Any]:
         if key in LISTS:
             record[key] = value = [value] if isinstance(value, str) else value
             if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-                raise InputError(f"{key} is {value!r}; give a list of texts")
+                raise InputError(f"{key} is {value!r}: give a list of texts")
         elif key in (*PATHS, "name", "matrix") and not isinstance(value, str):
-            raise InputError(f"{key} is {value!r}; give a text")
+            raise InputError(f"{key} is {value!r}: give a text")
         elif key == "noise" and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise InputError(f"{key} is {value!r}; give a number")
+            raise InputError(f"{key} is {value!r}: give a number")
     return record
 
 
