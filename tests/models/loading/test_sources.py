@@ -474,7 +474,7 @@ def test_a_pickle_with_code_is_refused(wans, file, tmp_path, new):
 def test_a_damaged_pickle(wans, file, tmp_path):
     path = tmp_path / "Wan2.1_VAE.pth"
     path.write_bytes((wans / VAE).read_bytes()[:5000])
-    refused(file, "Wan2.1_VAE.pth is cut off, damaged or no file of weights", vae=path, text_encoder=wans)
+    refused(file, "Wan2.1_VAE.pth is cut off, damaged or not a file of weights", vae=path, text_encoder=wans)
     torch.save([1, 2], path)
     refused(file, "does not contain a dictionary of tensors", vae=path, text_encoder=wans)
 

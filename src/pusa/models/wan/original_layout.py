@@ -298,7 +298,7 @@ def _check_complete(part: Part) -> None:
 
 
 def _separate(named: Mapping[str, Stored]) -> tuple[dict[str, Stored], dict[str, Stored], bool]:
-    """Return the weights, the scales by the names of their weights, and whether a mark shows scaled weights."""
+    """Return the weights, {weight: its scale}, and whether a mark shows that weights are scaled."""
     tensors, scales, scaled = {}, {}, False
     for name, one in named.items():
         if suffix := next((s for s in recognise.SCALES if name.endswith(s)), None):
