@@ -115,7 +115,8 @@ class Limits:
     def _frames(self, frames: int | None, matrix: TimestepMatrix | None) -> int:
         if frames is None:
             frames = self.defaults.frames if matrix is None else self.geometry.pixel_frames(matrix.frames)
-        slots = self.geometry.latent_frames(_whole("frames", frames))
+        _check_whole("frames", frames)
+        slots = self.geometry.latent_frames(frames)
         if slots > self.positions:
             raise InputError(
                 f"{frames:,} frames are too many: {self.source} has positions for {self.positions:,} latent frames; "
@@ -154,7 +155,9 @@ class Limits:
         pair = size or self.defaults.size
         if isinstance(pair, str) or len(pair) != 2:
             raise InputError(f"size is {size!r}: give (width, height).")
-        width, height = (_whole("size", side) for side in pair)
+        for side in pair:
+            _check_whole("size", side)
+        width, height = pair
         if width < 1 or height < 1 or width % self.multiple or height % self.multiple:
             better = "x".join(str(max(1, round(side / self.multiple)) * self.multiple) for side in (width, height))
             raise InputError(
@@ -166,7 +169,6 @@ class Limits:
         return width, height
 
 
-def _whole(name: str, value: Any) -> int:
+def _check_whole(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InputError(f"{name} is {value!r}: give a whole number.")
-    return value
