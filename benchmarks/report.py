@@ -70,24 +70,25 @@ def lora_step_section(runs: list[Json]) -> str:
     small = sum(mine["peak_bytes"] <= 0.85 * stock["peak_bytes"] for _, mine, stock in ratios)
     noise = "\nSeconds with a range come from a core that did other work at the same time. Do not compare them."
     shared = noise if len(quiet) < len(runs) else ""
-    what = f"{o['blocks']} blocks at the dims of Wan2.1 1.3B, rank {o['rank']}, {o['precision']}, {first['device']}"
+    what = f"{o['blocks']} blocks with the dimensions of Wan2.1 1.3B, rank {o['rank']}, {o['precision']}"
     return f"""
 ## A LoRA step, per frame and per token
 
-{what}.
-Two ways take turns step by step: a timestep per frame, and the timesteps per token of stock diffusers. Two targets
-apply to the first way:
+{what}, {first["device"]}.
+The benchmark compares two ways to compute a step: a timestep per frame, as in pusa, and a timestep per token, as in
+stock diffusers. It runs one step of each in turn. Two targets apply to the timestep per frame:
 
 * It is at least as fast. Reached in {sum(quiet)} of {len(quiet)} settings that were measured undisturbed.
 * It needs at most 85 % of the memory. Reached in {small} of {len(runs)} settings.
 
 The peak of the steps includes the loaded model. The peak of the process also includes building the model in float32.
-The losses of the two ways {agree}. The MFU refers to a matrix rate measured in the same run, such as
+The losses of the two ways {agree}. MFU is the rate of a step as a share of the rate of one large matrix product.
+The same run measures the matrix rate, such as
 {first["matrix_rate"] / 1e9:,.0f} GFLOP/s.{shared}
 
 {table(["", "median step", "peak of the steps", "of the process", "MFU", "where the time goes"], rows)}
 
-A CPU's allocator keeps a varying part of the freed memory. The share of memory therefore varies by ten points from
+The allocator of a CPU keeps a varying part of the freed memory. The share of memory therefore varies by ten points from
 run to run (82 to 104 % with checkpointing). The saving is between 0 and 18 %.
 
 ```shell
@@ -98,7 +99,7 @@ run to run (82 to 104 % with checkpointing). The saving is between 0 and 18 %.
 
 def page(benchmarks: dict[str, Any]) -> str:
     """The document, of the benchmarks that were run."""
-    text = "# Benchmarks\n\nEach section ends with the command that repeats the measurement.\n"
+    text = "# Benchmarks\n\nEach section has the command that repeats the measurement.\n"
     if steps := [benchmarks[name] for name in sorted(benchmarks) if name.startswith("lora_step")]:
         text += lora_step_section(steps)
     if files := benchmarks.get("many_files"):
@@ -115,7 +116,8 @@ def page(benchmarks: dict[str, Any]) -> str:
         text += f"""
 ## Many small files
 
-`pusa check` and `pusa prepare` on small files (64 x 64, 5 frames). Each command runs in its own process:
+This table is for `pusa check` and `pusa prepare` on small files (64 x 64, 5 frames). Each command runs in its own
+process:
 
 {table(["", "files", "wall time", "CPU time per file", "peak memory"], rows)}
 
@@ -126,8 +128,8 @@ python benchmarks/many_files.py --files {" ".join(str(n) for n in sorted({row["f
     text += """
 ## Twenty kills
 
-A training is killed twenty times at random with `kill -9`, three times while it writes a checkpoint. Its weights and
-its log are bit-identical to those of an uninterrupted run:
+This test kills a training twenty times at random with `kill -9`, three times while the training writes a checkpoint.
+The weights and the log are bit-identical to those of an uninterrupted run:
 
 ```shell
 pytest -m slow tests/training/test_trainer.py -k killed

@@ -126,7 +126,7 @@ same clips:
 {table(["clips that the base saw", *(title for _, title, _, _ in FIGURES)], rows)}
 
 The last line extrapolates a straight line over the logarithm of the clips. The line has {len(rows) - 3} points of one
-seed each, so the result is a guess. Where the curve flattens, it is too optimistic. The CPU thread that took
+seed each, so the result is a guess. If the curve flattens, the guess is too optimistic. The CPU thread that took
 {minutes / 60:.1f} hours for {seen:,} clips would take {hours:,.0f} hours for {most / 1e6:,.0f} M clips. A large GPU
 at a hundred times its speed would take {hours / 100:,.1f} hours. Two more things changed between the stages: the
 autoencoder at the second stage (29.2 to 30.5 dB), and the strength of the adapter at the fourth stage (1 to
@@ -176,8 +176,8 @@ numbers cannot be much better than that.
 
 ## Text-to-video
 
-The judge is a program that sees only the pixels. The table shows the share of clips in which it finds what the caption
-says:
+The judge is a program that reads only the pixels of a clip (`src/pusa/embedded/judge.py`). The table shows the share of
+clips in which the judge finds what the caption says:
 
 {table(["", "colour", "shape", "motion"], verdicts)}
 
@@ -189,9 +189,9 @@ error. A mean of PSNRs would be dominated by the clips in which nothing moves.
 
 {table(["task", "with the adapter", "base alone", "simple baseline"], rows)}
 
-* The rendered truth, encoded and decoded, reaches {db(i2v["truth_through_vae"]["db"])} on frames 1–16. This is the
-  upper limit of the first row.
-* In image-to-video the judge finds the right motion in {percent(i2v["adapted"]["motion"])} of the clips with the
+* The rendered truth, encoded and decoded, reaches {db(i2v["truth_through_vae"]["db"])} on frames 1–16. No model with
+  this autoencoder can be much better in the first row.
+* In image-to-video, the judge finds the right motion in {percent(i2v["adapted"]["motion"])} of the clips with the
   adapter and in {percent(i2v["base"]["motion"])} without it. It finds the right colour in
   {percent(i2v["adapted"]["colour"])} and {percent(i2v["base"]["colour"])}.
 * The latent of the given frame is {"" if i2v["adapted"]["held"] else "**not** "}bit-identical in the result.
@@ -215,8 +215,8 @@ Start–end, frames 4–12, with three encodings of the last picture:
         for steps, row in history.snapshots(past)
     ]
     text += f"""
-This table shows text-to-video of the base during its training, in steps of {history.BATCH} clips, on 24 held-out scenes
-(`measure.py --clips 24 --snapshots`):
+This table shows text-to-video of the base during its training, in steps of {history.BATCH} clips, on 24 held-out clips
+(`python recipes/embedded/measure.py --clips 24 --snapshots FOLDER ...`):
 
 {table(["steps of the base", "colour", "shape", "motion"], rates)}
 
@@ -231,8 +231,8 @@ that carry no information. The fourth stage has new clips.
 ## Strength of the adapter
 
 The adapter runs at strength {embedded.STRENGTH:g}. W + s·B·A with s above 1 extrapolates beyond the trained adapter.
-The paper does the same, with 2 after 150 steps and 1.4 after 900 (its Table 4c). The strength was chosen on 32 scenes
-that are used for no other number (`measure.py --clips 32 --tune 1.0 1.2 1.4 1.6`):
+The paper does the same, with 2 after 150 steps and 1.4 after 900 (its Table 4c). The strength was chosen on 32 clips
+that are used for no other number (`python recipes/embedded/measure.py --clips 32 --tune 1.0 1.2 1.4 1.6`):
 
 {table(["strength", "image-to-video, frames 1–16", "motion", "text-to-video: motion"], strengths)}
 """
@@ -241,13 +241,14 @@ that are used for no other number (`measure.py --clips 32 --tune 1.0 1.2 1.4 1.6
         text += f"""
 ## Length of the adaptation
 
-`pusa train` was run with three seeds and measured on 24 held-out scenes (`measure.py --clips 24 --curve`). The table
-shows the mean over the seeds, and in brackets the smallest and the largest value.
+`pusa train` was run with three seeds. The adapters were measured on 24 held-out clips
+(`python recipes/embedded/measure.py --clips 24 --curve FOLDER ...`). The table shows the mean over the seeds, and in
+brackets the smallest and the largest value.
 
 {adaptation_table(curve)}
 
-After the first {first:,} clips, {percent(share)} of the gain in PSNR is reached. More clips for the adapter add little,
-because the base limits image-to-video. All rows use the strength above.
+The adapter reaches {percent(share)} of its gain in PSNR after the first {first:,} clips. More clips for the adapter add
+little, because the base limits image-to-video. All rows use strength {embedded.STRENGTH:g}.
 
 ![Training curves](images/training.png)
 """
@@ -291,17 +292,18 @@ def summary(n: Json) -> str:
     ]
     goals = targets(n)
     missed = sum(row[-1] != "yes" for row in goals)
-    head = ["PSNR to the truth", "adapted", "base model alone", "repeated frame or cross-fade"]
+    head = ["PSNR to the truth", "with the adapter", "base alone", "repeated frame or cross-fade"]
     lost = max(t2v["base"][k] - t2v["adapted"][k] for k in ("colour", "motion"))
-    kept = "kept" if lost <= 0.03 else "nearly kept"
+    kept = "stays within 3 points" if lost <= 0.03 else "becomes worse"
     return f"""{table(head, [[name, *(db(x) for x in values)] for name, *values in rows])}
 
-The embedded model on {n["clips"]} held-out clips, in which the first frame and the caption determine all other
-frames. Text-to-video is {kept}: the judge finds the right colour in {percent(t2v["base"]["colour"])} of the base's
-clips and in {percent(t2v["adapted"]["colour"])} of the adapted model's, and the right motion in
-{percent(t2v["base"]["motion"])} and {percent(t2v["adapted"]["motion"])}. `python recipes/embedded/measure.py`
-measures these numbers. [docs/results](docs/results/index.md) has all results. This model was trained for a few hours
-on one CPU thread and misses {missed} of {len(goals)} [targets](docs/results/embedded.md#targets)."""
+The table is for the embedded model on {n["clips"]} held-out clips. In these clips, the first frame and the caption
+determine all other frames. Text-to-video {kept} with the adapter: a program, the judge, finds the right
+colour in {percent(t2v["base"]["colour"])} of the base's clips and in {percent(t2v["adapted"]["colour"])} with the
+adapter. It finds the right motion in {percent(t2v["base"]["motion"])} and {percent(t2v["adapted"]["motion"])}.
+`python recipes/embedded/measure.py` measures these numbers. This model was trained for a few hours on one CPU thread.
+It misses {missed} of {len(goals)} [targets](docs/results/embedded.md#targets).
+[docs/results](docs/results/index.md) has all results."""
 
 
 def card(n: Json, past: Json, cost: Json) -> str:
@@ -322,9 +324,9 @@ tags: [wan, pusa, vectorized-timestep-adaptation, image-to-video]
 
 # tiny
 
-A complete Wan pipeline small enough to live in a Python package: 64 x 64 pixels, 17 frames, 8 fps. Stock diffusers
-loads the folder as it is (`WanPipeline.from_pretrained(folder)`); `pusa.safetensors` is the LoRA that vectorized
-timestep adaptation put on top. It knows one small synthetic world (`pusa.embedded.world`) and nothing else.
+A complete Wan pipeline that is small enough for a Python package: 64 x 64 pixels, 17 frames, 8 fps. Stock diffusers
+loads the folder as it is (`WanPipeline.from_pretrained(folder)`). `pusa.safetensors` is the LoRA that vectorized
+timestep adaptation trained on it. The model knows one small synthetic world (`pusa.embedded.world`) and nothing else.
 
 | part | class | parameters |
 | --- | --- | ---: |
@@ -348,7 +350,7 @@ of (seed, step). Some learning rate schedules were changed during training: see 
 
 ## Limits
 
-Captions outside the world mean nothing to it. A photograph dissolves into texture after a few frames.
+The model does not understand captions outside this world. A photograph turns into texture after a few frames.
 """
 
 

@@ -24,7 +24,12 @@ from pusa.files import write_json
 SCENES = 8
 AT_STEPS = (0, 4, 9)
 """of 10 sampling steps, as in figure 5 of the paper"""
-TITLES = {"base": "the untrained base", "vta": "this method", "i2v": "image channels", "vta-full": "… all weights"}
+TITLES = {
+    "base": "the untrained base",
+    "vta": "this method",
+    "i2v": "image channels",
+    "vta-full": "this method, all weights",
+}
 """the methods whose models are inspected"""
 
 

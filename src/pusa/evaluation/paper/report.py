@@ -23,7 +23,7 @@ from pusa.evaluation.paper.tables import (
     values,
 )
 from pusa.evaluation.paper.training import CLIPS, network
-from pusa.evaluation.paper.training_methods import BATCH, METHODS, SEEDS, STEPS
+from pusa.evaluation.paper.training_methods import BATCH, METHODS, SEEDS, STEPS, STRENGTH
 from pusa.files import write_json, write_text_atomic
 
 
@@ -54,10 +54,28 @@ def _head() -> str:
 
 Every number here was measured with the embedded base model (4.7 million parameters, clips of {world.FRAMES} frames of
 {world.SIZE} × {world.SIZE} pixels) on its synthetic world: {len(SEEDS)} trainings of each method on the same {CLIPS:,}
-clips, and {len(scenes)} held-out scenes for each training. `pusa reproduce` makes all of it. PSNR is that of the frames
-that were not given, pooled over all clips. The judge decides whether the motion is that of the caption. Brackets
-contain 95 % bootstrap intervals over trainings and scenes. The paper's numbers are VBench-I2V totals of Wan2.1-14B, so
-only the order of the rows can be compared, not the numbers.
+clips, and {len(scenes)} held-out scenes for each training. `pusa reproduce` makes all of it. The paper is arXiv
+2507.16116. Its numbers are VBench-I2V totals of Wan2.1-14B. You can therefore compare only the order of the rows, and
+not the numbers.
+
+These are the methods:
+
+* *This method* trains a LoRA. In training, each latent frame has its own noise level. With *all weights*, it trains all
+  weights instead of a LoRA.
+* *First frame always clean*: in training, frame 0 is clean, and the other frames share one noise level.
+* *PTSS p*: with probability p, each frame has its own noise level. Otherwise all frames share one level.
+* *Image channels*: all weights are trained. The model gets the first frame in additional input channels, as Wan-I2V
+  does.
+* *The base* is the text-to-video model before this training.
+
+These are the columns:
+
+* *× s* is the strength s of the LoRA. If a row with a LoRA has no strength, the strength is {STRENGTH:g}.
+* *PSNR* is the PSNR of the frames that were not given, pooled over all clips.
+* *Over the baseline* is the PSNR minus the PSNR of a simple baseline, such as the first frame repeated.
+* *Motion right* is the share of clips in which the judge, a program, finds the motion of the caption.
+* *Given frame* is the PSNR of the given frame.
+* Brackets contain 95 % bootstrap intervals over trainings and scenes.
 """
 
 
@@ -70,12 +88,13 @@ def _outcomes(record: dict[str, Any]) -> str:
     ]
     lines = [
         "## Which orderings hold here\n",
-        "Most are claims of the paper; the others follow from it. Each is tested by the interval of the difference "
-        "on the same scenes.\n",
+        "An ordering says that one row of a table is better than another. Most orderings are claims of the paper. The "
+        "others follow from it. An ordering holds if the interval of the difference on the same scenes is above 0. It "
+        "is reversed if the interval is below 0. Otherwise it is undecided. The letter is that of the table.\n",
     ]
     for result, title in (("holds", "Hold"), ("reversed", "Are reversed"), ("undecided", "Are undecided")):
         claims = [claim for claim, outcome_here in judged if outcome_here == result]
-        lines.append(f"* **{title}** ({len(claims)}): {'; '.join(claims) or 'none'}.")
+        lines += [f"* **{title}** ({len(claims)}):", *(f"  * {claim}" for claim in claims)]
     return "\n".join(lines) + "\n"
 
 
@@ -119,18 +138,18 @@ def _reached(folder: StudyFolder) -> tuple[str, dict[str, Any]]:
         record[measure] = {"steps": steps, "curve": curve, "ratio": None if steps is None else steps / STEPS}
         if steps is None:
             most = curve[-1][0]
-            text = f"is not reached in {most:,} steps, {most / STEPS:g} times those of the adapter"
+            text = f"does not reach it in {most:,} steps, {most / STEPS:g} times the steps of the adapter"
         elif steps <= LONG_CHECKPOINTS[0]:
-            text = f"is reached within {LONG_CHECKPOINTS[0]:,} steps, not more than those of the adapter"
+            text = f"reaches it within {LONG_CHECKPOINTS[0]:,} steps, not more than the steps of the adapter"
         else:
             text = (
-                f"is reached after about {steps:,.0f} steps of {BATCH} clips, {steps / STEPS:.1f} times those of the "
-                "adapter"
+                f"reaches it after about {steps:,.0f} steps of {BATCH} clips, {steps / STEPS:.1f} times the steps of "
+                "the adapter"
             )
-        lines.append(f"The adapter's {what} {text}.")
+        lines.append(f"The adapter's {what}: training with image channels {text}.")
     lines.append(
-        f"A training step of all weights takes {_operations():.2f} times the operations of a step of the adapter: for "
-        "each token, 6 for each trained weight and 4 for each frozen weight."
+        f"A training step of all weights takes {_operations():.2f} times the operations of a step of the adapter. The "
+        "count for each token is 6 operations for each trained weight and 4 for each frozen weight."
     )
     return "\n\n".join(lines) + "\n", record
 
@@ -158,8 +177,8 @@ def _inspection(folder: StudyFolder) -> tuple[str, dict[str, Any]]:
     heads = ["", *(f"step {step}" for step in inspection.AT_STEPS)]
     lines = [
         "## j. Attention to the first frame, and weight drift\n",
-        f"The share of the later frames' attention that goes to the given frame: image-to-video, {inspection.SCENES} "
-        "scenes, 10 sampling steps. The means over tokens and heads are exact.\n",
+        "The first three tables show how much of the attention of the later frames goes to the given frame: "
+        f"image-to-video, {inspection.SCENES} scenes, 10 sampling steps. The means over tokens and heads are exact.\n",
     ]
     for title, found in (("last block", last), ("mean of all blocks", shares)):
         lines += [_line([title, *heads[1:]]), _line(["---", *("---:" for _ in heads[1:])])]
@@ -171,10 +190,11 @@ def _inspection(folder: StudyFolder) -> tuple[str, dict[str, Any]]:
         cells = (f"{one.text(1, 100)} % **{outcome(one)}**" for one in steps.values())
         lines.append(_line([inspection.TITLES[name], *cells]))
     lines += [
-        "\nThe paper (figure 5, last block): with its adapter, attention to the first frame is stronger at all "
-        "steps; with Wan-I2V, only at the first step. Its figure 6: the weights of Wan-I2V drift more than ten times "
-        "as far as the adapter's, mostly in the text embedding and in cross-attention; those of the adapter almost "
-        "only in self-attention.\n",
+        "\nFigure 5 of the paper shows the last block. With the adapter of the paper, attention to the first frame is "
+        "stronger at all steps. With Wan-I2V, it is stronger only at the first step. Figure 6 of the paper shows how "
+        "far the weights moved. The weights of Wan-I2V moved more than ten times as far as those of the adapter, "
+        "mostly in the text embedding and in cross-attention. The weights of the adapter moved almost only in "
+        "self-attention. The last table shows how far the weights moved here.\n",
         _line(["‖ΔW‖ / ‖W‖", *(inspection.TITLES[name] for name in drift)]),
         _line(["---", *("---:" for _ in drift)]),
     ]

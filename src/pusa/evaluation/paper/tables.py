@@ -123,8 +123,8 @@ def _training_methods() -> Table:
         "total after 900 steps (Tables 5a, 5b)",
         tuple(orderings),
         (
-            f"Each method: {STEPS} steps of {BATCH} clips, three seeds. For a seed, the clips, the noise and the "
-            "dropped captions are the same.",
+            f"Each method was trained with {STEPS} steps of {BATCH} clips and three seeds. For the same seed, all "
+            "methods get the same clips, the same noise and the same dropped captions.",
             "Learning rates: 3e-3 for LoRAs, as for the embedded adapter; 1e-3 for all weights (the best of four "
             "rates); 6e-3 with image channels (the best of six). They were chosen for one seed, on other scenes.",
         ),
@@ -227,8 +227,8 @@ def _text_to_video() -> Table:
         "",
         orderings,
         (
-            "The paper says, without numbers, that text-to-video stays as good. “undecided” here means: no loss was "
-            "found.",
+            "The paper says, without numbers, that text-to-video stays as good. Here, “undecided” means that no loss "
+            "was found.",
         ),
     )
 
@@ -256,8 +256,8 @@ def _zero_shot() -> Table:
         "",
         tuple(orderings),
         (
-            "The paper shows these tasks only as pictures. The baseline is a cross-fade; for extension it is the "
-            "last frame, repeated.",
+            "The paper shows only pictures of these tasks. The baseline is a cross-fade. For extension, it is the last "
+            "frame, repeated.",
         ),
     )
 
@@ -277,7 +277,7 @@ def _noise() -> Table:
         ("db", "motion", "held_db"),
         "",
         orderings,
-        ("The authors recommend 0.2 for Wan2.2, for more motion. The paper's benchmark uses 0.",),
+        ("The authors recommend noise 0.2 for Wan2.2, for more motion. The paper's benchmark uses noise 0.",),
     )
 
 
@@ -318,7 +318,7 @@ def _long() -> Table:
         (),
         (
             "Image channels: all weights are trained at a constant rate and averaged over about the last 70 steps.",
-            "The paper estimates that it needs 1/200 of the cost and 1/2,500 of the clips of Wan-I2V.",
+            "The paper estimates that its method needs 1/200 of the cost and 1/2,500 of the clips of Wan-I2V.",
         ),
     )
 
