@@ -1,4 +1,4 @@
-"""What several processes can share, and the sentence where they cannot. tests/cli/test_together.py shares."""
+"""What several processes can share, and the sentence where they cannot. tests/cli/shared/test_ranks.py shares."""
 
 from __future__ import annotations
 
