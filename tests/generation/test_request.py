@@ -27,12 +27,11 @@ from pusa.generation.request import (
     Generate,
     GenerateOptions,
     Request,
-    Sampling,
-    SamplingOptions,
     Transition,
     TransitionOptions,
     json_schema,
 )
+from pusa.generation.sampling import Sampling, SamplingOptions
 
 REQUESTS: list[Generate | Extend | Transition] = [
     Generate("a cat"),
@@ -107,7 +106,7 @@ def test_an_option_is_defined_in_one_file() -> None:
     """Elsewhere its name stands only where it acts: the settings, the call of the model, and the loop of steps."""
     source = Path(requests.__file__).parents[1]
     files = {str(file.relative_to(source)) for file in source.rglob("*.py") if "guidance_2" in file.read_text("utf-8")}
-    assert files == {f"generation/{name}.py" for name in ("request", "settings", "model", "pipeline")}
+    assert files == {f"generation/{name}.py" for name in ("sampling", "settings", "model", "pipeline")}
 
 
 def test_a_request_needs_no_torch() -> None:

@@ -14,7 +14,8 @@ from pusa.core import sigmas
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
 from pusa.generation.options import options_of
-from pusa.generation.request import Sampling, SamplingOptions, Size
+from pusa.generation.request import Size
+from pusa.generation.sampling import Sampling, SamplingOptions
 from pusa.generation.schedule import Schedule
 from pusa.generation.settings import Settings
 from pusa.models.backbone import Backbone, Defaults, Geometry

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -21,7 +21,7 @@ from pusa.errors import InputError
 from pusa.generation import options
 from pusa.generation.given import Clip, Image, Noise, conditions, edited, frame_index, listed
 from pusa.generation.options import Option, strict_dataclass
-from pusa.generation.schedule import DEFAULT, Schedule
+from pusa.generation.sampling import Sampling, SamplingOptions
 
 Decided = TypeVar("Decided", covariant=True)
 Made = TypeVar("Made", covariant=True)
@@ -53,22 +53,15 @@ VERSION = 1
 """of the format of `Request.to_dict`"""
 SEEDS = 2**63
 """how many seeds there are"""
-MAX_STEPS = 1000
-"""one step for each timestep that the model was trained on"""
 EDIT_STRENGTH = 0.6
 Fit = Literal["crop", "pad", "stretch"]
 """as in `pusa.images`, whose import takes longer than a help may"""
-Solver = Literal["euler", "dpm++2m"]
 Direction = Literal["forward", "backward"]
 Size = tuple[int, int]
 
 
 def _source(value: Any) -> Any:
     return value["path"] if isinstance(value, Mapping) else value
-
-
-def _schedule(value: Any) -> Any:
-    return str(Schedule.parse(value)) if isinstance(value, str) else value
 
 
 def _size(value: Any) -> Any:
@@ -79,85 +72,6 @@ def _size(value: Any) -> Any:
     if value is not None:
         raise InputError(f"size is {value!r}: give (width, height), or a text such as '832x480'.")
     return None
-
-
-@strict_dataclass
-class Sampling:
-    """How the sampler walks from noise to clip. None stands for the model's own default."""
-
-    _: KW_ONLY
-    steps: Annotated[
-        int | None,
-        Ge(1),
-        Le(MAX_STEPS),
-        Option("Sampling steps.", f"give a whole number from 1 to {MAX_STEPS}", of_model=True),
-    ] = None
-    guidance: Annotated[
-        float | None,
-        Option(
-            "Classifier-free guidance scale; 1 calls the model once per step instead of twice.",
-            "give a finite number, 1 for none",
-            of_model=True,
-        ),
-    ] = None
-    guidance_2: Annotated[
-        float | None,
-        Option(
-            "For a model with two experts, the guidance scale of the low-noise expert.",
-            "give a finite number, 1 for none",
-            default="that of the other expert",
-            falls_back_to="guidance",
-            experts=True,
-        ),
-    ] = None
-    boundary: Annotated[
-        float | None,
-        Ge(0),
-        Le(1),
-        Option(
-            "For a model with two experts, the noise level at which they change.",
-            "give a noise level from 0 to 1, such as 0.875",
-            of_model=True,
-            experts=True,
-        ),
-    ] = None
-    shift: Annotated[
-        float | None,
-        Gt(0),
-        Option(
-            "Timestep shift: a higher value spends more steps at high noise.",
-            "give a number above 0, such as 5 (1 leaves the grid evenly spaced)",
-            of_model=True,
-        ),
-    ] = None
-    schedule: Annotated[
-        str | None,
-        Option(
-            "How the latent frames descend: synchronous, staircase,block=3,delay=5, chunked,block=3, "
-            "sliding-window,window=6,block=3 or in-context,given=1,buffers=2; add renoise for a few-step distilled "
-            "model.",
-            "give a text such as staircase,block=3,delay=5",
-            default=DEFAULT,
-            convert=_schedule,
-        ),
-    ] = None
-    solver: Annotated[Solver, Option("ODE solver.")] = "euler"
-
-    def sampling(self) -> dict[str, Any]:
-        """The values of the fields of `Sampling`, by name."""
-        return {one.name: getattr(self, one.name) for one in fields(Sampling)}  # type: ignore[arg-type]
-
-
-class SamplingOptions(TypedDict, total=False):
-    """The fields of `Sampling` as keywords, for type checkers; a test compares the two."""
-
-    steps: int | None
-    guidance: float | None
-    guidance_2: float | None
-    boundary: float | None
-    shift: float | None
-    schedule: str | None
-    solver: Solver
 
 
 @strict_dataclass

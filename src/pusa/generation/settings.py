@@ -6,7 +6,8 @@ from dataclasses import KW_ONLY, fields
 from typing import Any
 
 from pusa.generation.options import strict_dataclass
-from pusa.generation.request import Sampling, Size
+from pusa.generation.request import Size
+from pusa.generation.sampling import Sampling
 
 
 @strict_dataclass

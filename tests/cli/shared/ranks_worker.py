@@ -1,4 +1,4 @@
-"""What test_together.py compares: command lines and calls, made by one process there and by two here.
+"""What test_ranks.py compares: command lines and calls, made by one process there and by two here.
 
 torchrun --nproc-per-node 2 -m tests.cli.shared.ranks_worker FOLDER
 torchrun --nproc-per-node 2 -m tests.cli.shared.ranks_worker TROUBLE RANK

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pusa.cli.shared.terminal import Report
 from pusa.errors import InputError
-from pusa.generation.request import Sampling
+from pusa.generation.sampling import Sampling
 
 if TYPE_CHECKING:
     from pusa.core.timesteps import TimestepMatrix

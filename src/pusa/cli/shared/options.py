@@ -12,7 +12,7 @@ from cyclopts import Group, Parameter
 
 from pusa.cli.shared.arguments import lora, number, path, whole
 from pusa.errors import InputError
-from pusa.generation import request
+from pusa.generation import request, sampling
 from pusa.generation.options import options_of
 from pusa.generation.request import Generate
 
@@ -68,10 +68,10 @@ def _constant(text: str) -> Callable[[object], str]:
     return lambda _: text
 
 
-SAMPLING_FIELDS = tuple(one.name for one in fields(request.Sampling))  # type: ignore[arg-type]
+SAMPLING_FIELDS = tuple(one.name for one in fields(sampling.Sampling))  # type: ignore[arg-type]
 if TYPE_CHECKING:
     Sampling = request.Request
-    SeedlessSampling = request.Sampling
+    SeedlessSampling = sampling.Sampling
 else:
     Sampling = option_group((*SAMPLING_FIELDS, "seed", "negative_prompt"), "Sampling", "Options of the sampler.")
     SeedlessSampling = option_group(SAMPLING_FIELDS, "SeedlessSampling", "Options of the sampler, without the seed.")
@@ -135,7 +135,7 @@ def given_of(group: Any) -> dict[str, Any]:
     return {one.name: getattr(group, one.name) for one in fields(group) if getattr(group, one.name) != one.default}
 
 
-Options = TypeVar("Options", bound="request.Sampling")
+Options = TypeVar("Options", bound="sampling.Sampling")
 
 
 def with_preset(model: Model, sampling: Options, noise: float | None) -> tuple[Model, Options, float]:

@@ -1,0 +1,98 @@
+"""The options of sampling, defined once: each is a flag, a key of a batch file, a sidecar entry and a keyword."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, fields
+from typing import Annotated, Any, Literal, TypedDict
+
+from annotated_types import Ge, Gt, Le
+
+from pusa.generation.options import Option, strict_dataclass
+from pusa.generation.schedule import DEFAULT, Schedule
+
+MAX_STEPS = 1000
+"""one step for each timestep that the model was trained on"""
+Solver = Literal["euler", "dpm++2m"]
+
+
+def _schedule(value: Any) -> Any:
+    return str(Schedule.parse(value)) if isinstance(value, str) else value
+
+
+@strict_dataclass
+class Sampling:
+    """How the sampler walks from noise to clip. None stands for the model's own default."""
+
+    _: KW_ONLY
+    steps: Annotated[
+        int | None,
+        Ge(1),
+        Le(MAX_STEPS),
+        Option("Sampling steps.", f"give a whole number from 1 to {MAX_STEPS}", of_model=True),
+    ] = None
+    guidance: Annotated[
+        float | None,
+        Option(
+            "Classifier-free guidance scale; 1 calls the model once per step instead of twice.",
+            "give a finite number, 1 for none",
+            of_model=True,
+        ),
+    ] = None
+    guidance_2: Annotated[
+        float | None,
+        Option(
+            "For a model with two experts, the guidance scale of the low-noise expert.",
+            "give a finite number, 1 for none",
+            default="that of the other expert",
+            falls_back_to="guidance",
+            experts=True,
+        ),
+    ] = None
+    boundary: Annotated[
+        float | None,
+        Ge(0),
+        Le(1),
+        Option(
+            "For a model with two experts, the noise level at which they change.",
+            "give a noise level from 0 to 1, such as 0.875",
+            of_model=True,
+            experts=True,
+        ),
+    ] = None
+    shift: Annotated[
+        float | None,
+        Gt(0),
+        Option(
+            "Timestep shift: a higher value spends more steps at high noise.",
+            "give a number above 0, such as 5 (1 leaves the grid evenly spaced)",
+            of_model=True,
+        ),
+    ] = None
+    schedule: Annotated[
+        str | None,
+        Option(
+            "How the latent frames descend: synchronous, staircase,block=3,delay=5, chunked,block=3, "
+            "sliding-window,window=6,block=3 or in-context,given=1,buffers=2; add renoise for a few-step distilled "
+            "model.",
+            "give a text such as staircase,block=3,delay=5",
+            default=DEFAULT,
+            convert=_schedule,
+        ),
+    ] = None
+    solver: Annotated[Solver, Option("ODE solver.")] = "euler"
+
+    def sampling(self) -> dict[str, Any]:
+        """The values of the fields of `Sampling`, by name."""
+        return {one.name: getattr(self, one.name) for one in fields(Sampling)}  # type: ignore[arg-type]
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `Sampling` as keywords, for type checkers; a test compares the two."""
+
+    steps: int | None
+    guidance: float | None
+    guidance_2: float | None
+    boundary: float | None
+    shift: float | None
+    schedule: str | None
+    solver: Solver
