@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -101,9 +102,11 @@ class PaddedContext(WanAttnProcessor):
 class TextToVideo(nn.Module):
     """The two networks that are trained together."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, **changes: Any) -> None:
+        """changes: of `TRANSFORMER`, such as patch_size."""
         super().__init__()
-        self.transformer = WanTransformer3DModel(**TRANSFORMER, in_channels=channels, out_channels=channels)
+        config = TRANSFORMER | changes | {"in_channels": channels, "out_channels": channels}
+        self.transformer = WanTransformer3DModel(**config)
         self.text_encoder = UMT5EncoderModel(UMT5Config(**TEXT_ENCODER))
         self.padding = PaddedContext()
         for block in self.transformer.blocks:
@@ -113,8 +116,8 @@ class TextToVideo(nn.Module):
         """Encoder output with padding zeroed, [B, TOKENS, D]; sets the cross-attention's bias."""
         length = mask.sum(1, keepdim=True)
         text = self.text_encoder(ids, mask).last_hidden_state * mask[..., None]
-        positions = torch.arange(ids.shape[1])
-        bias = torch.zeros(ids.shape).masked_fill(positions > length, -torch.inf)
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        bias = torch.zeros(ids.shape, device=ids.device).masked_fill(positions > length, -torch.inf)
         bias = torch.where(positions == length, torch.log(CONTEXT - length.float()), bias)
         self.padding.bias = bias[:, None, None]
         return text

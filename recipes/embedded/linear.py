@@ -9,8 +9,8 @@ gather, shortcuts pass on, every residual branch is zero. The decoder begins as 
 allow (two least-squares fits, since a convolution after nearest upsampling sees a pixel's neighbours but not its
 parity); `decoder.py` trains it further.
 
-How the linear map gets past the last normalisation: a channel that holds the constant K makes the norm constant, and
-silu(y) - silu(-y) = y.
+How the linear map gets past the last normalisation: a channel that holds a large negative constant makes the norm
+constant and is nothing after silu, and silu(y) - silu(-y) = y.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ keeps the pixels' own scale. In between, coarse structure outlives fine detail u
 NOISE = 0.03
 """Standard deviation that the encoder claims."""
 CONSTANT = 300.0
-OUT_CONSTANT = 30.0
+OUT_CONSTANT = 10.0
 
 
 def principal(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -157,7 +157,7 @@ def write_encoder(vae: AutoencoderKLWan, linear: Linear) -> None:
     shortcut = passing(block2.conv_shortcut)
     for sign, row in ((1, 0), (-1, z)):
         shortcut[row : row + z, :z] = shortcut[row : row + z, 2 * z : 3 * z] = sign * torch.eye(z)
-    block2.conv_shortcut.bias[-1] = CONSTANT
+    block2.conv_shortcut.bias[-1] = -CONSTANT
     encoder.norm_out.gamma.fill_(CONSTANT / encoder.norm_out.scale)
     out = passing(encoder.conv_out)
     out[:z, :z], out[:z, z : 2 * z] = torch.eye(z), -torch.eye(z)
@@ -217,15 +217,16 @@ def write_decoder(vae: AutoencoderKLWan, linear: Linear, x: Tensor) -> None:
     fine = gather(patchify(x, 2))
     latents = linear.encode(x)
     zero = torch.zeros_like(latents[:, :, 1:])
-    groups = [torch.cat([zero, zero, latents[:, :, 1:]], 1)[:, :0]]  # widths only
-    del groups
     at_first = torch.cat([torch.zeros_like(latents[:, :, :1])] * 2 + [latents[:, :, :1]], 1)
     at_early = torch.cat([latents[:, :, 1:], zero, zero], 1)
     at_late = torch.cat([zero, latents[:, :, 1:], zero], 1)
     coarse = apply(linear.pair, pairs(fine[:, :, 1:]), linear.pair_bias)
     weight, bias = fit(
         [upsampled(at_first), upsampled(at_early), upsampled(at_late)],
-        [part.transpose(1, 2).flatten(3).transpose(2, 3).flatten(0, 2) for part in (fine[:, :, :1], coarse[:, :, 0::2], coarse[:, :, 1::2])],
+        [
+            part.transpose(1, 2).flatten(3).transpose(2, 3).flatten(0, 2)
+            for part in (fine[:, :, :1], coarse[:, :, 0::2], coarse[:, :, 1::2])
+        ],
     )
     first_up.resample[1].weight.copy_(weight.view(-1, 3 * z, 3, 3))
     first_up.resample[1].bias.copy_(bias)
@@ -251,7 +252,7 @@ def write_decoder(vae: AutoencoderKLWan, linear: Linear, x: Tensor) -> None:
     for sign, row in ((1, 0), (-1, 12)):
         last.weight[row : row + 12, :width] = sign * weight.view(12, width, 3, 3)
         last.bias[row : row + 12] = sign * bias
-    last.bias[-1] = OUT_CONSTANT
+    last.bias[-1] = -OUT_CONSTANT
     decoder.norm_out.gamma.fill_(OUT_CONSTANT / decoder.norm_out.scale)
     out = passing(decoder.conv_out)
     out[:, :12], out[:, 12:24] = torch.eye(12), -torch.eye(12)

@@ -5,7 +5,8 @@
 Downloads the packages below with `apt-get download` (nothing is installed), takes from each the pictures that are
 photographs (some paintings are among GCompris's), and writes each whole and in two crops of half its size, scaled to a
 short side of 160 pixels, as JPEG. `licences.tsv` inside the pack names package, version, file and licence of each.
-The held-out photographs of the world (chelsea, coffee, rocket) are no part of these packages.
+The held-out photographs of the world (chelsea, coffee, rocket) are no part of these packages. The pack has the world's
+own photographs too, apart, in the world's three scales, so that a machine without scikit-image can render every clip.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
+
+from pusa.embedded import world
 
 PACKAGES = {
     "lomiri-wallpapers-16.04": ("usr/share/backgrounds/*.jpg",),
@@ -106,10 +109,25 @@ def cuts(picture: Image.Image) -> Iterator[Image.Image]:
         yield part.resize([max(SHORT, round(side * ratio)) for side in part.size], Image.Resampling.LANCZOS)
 
 
+SCALES = (96, 112, 128)
+
+
+def install(path: Path) -> None:
+    """Lets `pusa.embedded.world` find its photographs in the pack, where there is no scikit-image."""
+    with zipfile.ZipFile(path) as pack:
+        known = {
+            Path(name).stem: Image.open(io.BytesIO(pack.read(name))).convert("RGB")
+            for name in pack.namelist()
+            if name.startswith("world/")
+        }
+    scaled = world._scaled
+    world._scaled = lambda name, scale: known.get(f"{name}_{scale}") or scaled(name, scale)  # type: ignore[assignment]
+
+
 def load(path: Path) -> list[Image.Image]:
     """All pictures of a pack."""
     with zipfile.ZipFile(path) as pack:
-        names = sorted(name for name in pack.namelist() if name.endswith(".jpg"))
+        names = sorted(name for name in pack.namelist() if name.endswith(".jpg") and "/" not in name)
         return [Image.open(io.BytesIO(pack.read(name))).convert("RGB") for name in names]
 
 
@@ -138,6 +156,11 @@ def main() -> None:
                     count += 1
                 said = licence(root, package, name.split("#")[0])
                 rows.append(f"{first}-{count - 1}\t{package}\t{version}\t{name}\t{said}")
+        for name in (*world.PHOTOGRAPHS["train"], *world.PHOTOGRAPHS["heldout"]):
+            for scale in SCALES:
+                data = io.BytesIO()
+                world._scaled(name, scale).save(data, "PNG")
+                pack.writestr(f"world/{name}_{scale}.png", data.getvalue())
         pack.writestr("licences.tsv", "\n".join(rows) + "\n")
     print(f"{args.out}: {count} pictures of {len(rows) - 1} photographs, {args.out.stat().st_size / 2**20:.1f} MiB")
 
