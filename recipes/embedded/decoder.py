@@ -16,7 +16,6 @@ from types import SimpleNamespace
 import torch
 from data import Pictures, clips, heldout
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from linear import Linear, tensor
 from loop import train
 from torch import Tensor
@@ -48,7 +47,8 @@ def decode(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
                 x = torch.cat([x[:, :, :1], torch.stack(late.chunk(2, 1), 3).flatten(2, 3)], 2)
             b, _, t = x.shape[:3]
             x = up.resample(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (b, t)).transpose(1, 2)
-    return unpatchify(decoder.conv_out(decoder.nonlinearity(decoder.norm_out(x))), vae.config.patch_size)
+    out: Tensor = decoder.conv_out(decoder.nonlinearity(decoder.norm_out(x)))
+    return out
 
 
 @torch.no_grad()
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/embedded/decoder"))
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--lr", type=float, default=2e-4)
-    parser.add_argument("--muon-lr", type=float, default=0.003)
+    parser.add_argument("--muon-lr", type=float, default=0.005)
     parser.add_argument("--random", action="store_true", help="control: random weights instead of the linear inverse")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -148,7 +148,7 @@ def main() -> None:
         seed=SEED,
         warmup=30,
         ema_decay=0.995,
-        save_every=100,
+        save_every=50,
         after_save=report,
     )
     vae.load_state_dict(average, strict=False)

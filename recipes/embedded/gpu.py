@@ -39,7 +39,7 @@ from torch_world import Atlas, batch, captions, texture
 
 from pusa.embedded import judge, world
 
-FRAMES, SIDE = 5, 8
+FRAMES, SIDE = 5, 16
 SHARES = {"decoder": 0.22, "base": 0.58, "adapter": 0.2}
 """Of the time that is left after `RESERVE`."""
 RESERVE = 0.17
