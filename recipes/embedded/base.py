@@ -145,6 +145,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3, help="of AdamW, for embeddings, gains and biases")
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--camera-share", type=float, default=0.2, help="share of camera clips in the samples")
+    parser.add_argument("--patch", type=int, default=4, help="latent pixels of a token along a side")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--init", type=Path, help="begin with the weights of this folder, such as the shipped one")
     parser.add_argument("--no-compile", action="store_true")
@@ -153,7 +154,7 @@ def main() -> None:
     torch.manual_seed(SEED)
     tokenizer = build_tokenizer()
     latents, texts = load_shards(args.latents)
-    model = TextToVideo(latents.shape[1])
+    model = TextToVideo(latents.shape[1], patch_size=(1, args.patch, args.patch))
     if args.init is not None:
         model.transformer.load_state_dict(WanTransformer3DModel.from_pretrained(args.init / "transformer").state_dict())
         model.text_encoder.load_state_dict(UMT5EncoderModel.from_pretrained(args.init / "text_encoder").state_dict())
