@@ -17,7 +17,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from encode import load_shards, sampling_weights
-from loop import train
+from loop import bfloat16, train
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
@@ -176,7 +176,7 @@ def main() -> None:
         drop = (torch.rand(args.batch, generator=rng) < CAPTION_DROPOUT)[:, None]
         context = model.context(torch.where(drop, empty_ids, ids[pick]), torch.where(drop, empty_mask, mask[pick]))
         x = torch.lerp(x0, noise, t.view(-1, 1, 1, 1, 1))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16()):
             v = model.transformer(x, 1000 * t, context, return_dict=False)[0]
         return (v.float() - (noise - x0)).square().mean()
 

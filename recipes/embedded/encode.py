@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
+from loop import bfloat16
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -31,7 +32,7 @@ FIRST_SEED = 1_000_000
 def encode(vae: AutoencoderKLWan, clips: np.ndarray) -> Tensor:
     """uint8 [B, N, H, W, 3] -> normalised latents float32 [B, C, F, h, w]."""
     x = torch.from_numpy(clips).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16()):
         z = vae.encode(x).latent_dist.mode().float()
     mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
     return (z - mean) / std

@@ -91,11 +91,11 @@ def test_scenes_drawn_in_torch_stay_inside_the_picture() -> None:
 def test_the_stock_encoder_is_the_closed_form(tmp_path: Path) -> None:
     """And the decoder without chunks is the stock decoder, after training has given it all its branches."""
     from decoder import decode
-    from linear import CONFIG, Linear, silence, tensor, write_decoder, write_encoder
+    from linear import CHANNELS, CONFIG, Linear, silence, tensor, write_decoder, write_encoder
 
     x = tensor(np.stack([world.render(world.sample(seed, "train", "shape")) for seed in range(10)]))
-    linear = Linear(x, 32, 0.5)
-    vae = AutoencoderKLWan(**CONFIG, z_dim=32, latents_mean=[0.0] * 32, latents_std=[1.0] * 32).eval()
+    linear = Linear(x, CHANNELS, 0.5)
+    vae = AutoencoderKLWan(**CONFIG, z_dim=CHANNELS, latents_mean=[0.0] * CHANNELS, latents_std=[1.0] * CHANNELS).eval()
     silence(vae.encoder)
     write_encoder(vae, linear)
     write_decoder(vae, linear, x)
