@@ -201,7 +201,7 @@ def main() -> None:
         muon_lr=args.muon_lr,
         warmup=100,
         ema_decay=0.998,
-        save_every=250,
+        save_every=100,
         after_save=snapshot,
     )
 

@@ -549,7 +549,7 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser.add_argument("--patch", type=int, default=2, help="latent pixels of a token along a side")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--rank", type=int, default=RANK)
-    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--decoder-batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--muon-lr", type=float, default=0.02)
