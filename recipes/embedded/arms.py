@@ -3,7 +3,7 @@
     python recipes/embedded/arms.py --pictures runs/embedded/pictures.zip --out runs/embedded/arms \
         --arm independent --arm half --arm mixed --seeds 0 1 2 --steps 200
 
-`independent` is the method. `half` is half independent, half image-to-video. `mixed` is half independent, the other half
+`independent` is the method. `half` is half independent, half image-to-video. `mixed` is half independent, the rest
 shared among the tasks. Each arm is measured before and after on held-out scenes that no arm was chosen on: PSNR of the
 frames that were not given, pooled, 10 steps, guidance 1; and the loss, at the same noise, on rows that no task has.
 Every (arm, seed) is one line of `arms.jsonl`; one that is there is skipped, so the command goes on where it was.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +63,12 @@ class Arm:
 
     def begin(self) -> TextToVideo:
         model = TextToVideo(self.latents.shape[1])
-        model.transformer.load_state_dict(WanTransformer3DModel.from_pretrained(self.args.base / "transformer").state_dict())
-        model.text_encoder.load_state_dict(UMT5EncoderModel.from_pretrained(self.args.base / "text_encoder").state_dict())
+        model.transformer.load_state_dict(
+            WanTransformer3DModel.from_pretrained(self.args.base / "transformer").state_dict()
+        )
+        model.text_encoder.load_state_dict(
+            UMT5EncoderModel.from_pretrained(self.args.base / "text_encoder").state_dict()
+        )
         return model.eval().requires_grad_(False)
 
     def velocity(self, model: TextToVideo, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
@@ -112,7 +117,7 @@ class Arm:
                 mask[GIVEN[task]] = 0
                 wide = mask.view(1, 1, -1, 1, 1)
                 z = torch.where(wide > 0, first, z0)
-                for now, then in zip(grid[:-1], grid[1:], strict=True):
+                for now, then in pairwise(grid):
                     z = z + (then - now) * wide * self.velocity(model, z, (now * mask).expand(len(z), -1), context)
                 made = torch.cat([self.vae.decode(one).sample for one in z.split(4)])
                 row[f"{kind} {task}"] = round(psnr(made[:, :, free], x[:, :, free]), 3)
@@ -142,7 +147,11 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     arm = Arm(args)
     path = args.out / "arms.jsonl"
-    done = {(row["arm"], row["seed"]) for row in map(json.loads, path.read_text().splitlines())} if path.exists() else set()
+    done = (
+        {(row["arm"], row["seed"]) for row in map(json.loads, path.read_text().splitlines())}
+        if path.exists()
+        else set()
+    )
     jobs = [("none", 0), *((name, seed) for seed in args.seeds for name in args.arm or ARMS)]
     for name, seed in jobs:
         if (name, seed) in done:
@@ -150,7 +159,12 @@ def main() -> None:
         model, started = arm.begin(), time.monotonic()
         if name != "none":
             arm.train(model, ARMS[name], seed)
-        row = {"arm": name, "seed": seed, "steps": args.steps * (name != "none"), "seconds": round(time.monotonic() - started)}
+        row = {
+            "arm": name,
+            "seed": seed,
+            "steps": args.steps * (name != "none"),
+            "seconds": round(time.monotonic() - started),
+        }
         row |= arm.measure(model)
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -23,12 +23,15 @@ Clip = tuple[np.ndarray, str]
 
 
 class Pictures:
-    """The training photographs: a pack of `pictures.py` and the world's own twelve, each in the world's three scales."""
+    """Training photographs: a pack of `pictures.py` and the world's own twelve, each in the world's three scales."""
 
     def __init__(self, pack: Path | None) -> None:
         from pictures import load
 
-        self.pictures: list[Image.Image | str] = [*(load(pack) if pack is not None else []), *world.PHOTOGRAPHS["train"]]
+        self.pictures: list[Image.Image | str] = [
+            *(load(pack) if pack is not None else []),
+            *world.PHOTOGRAPHS["train"],
+        ]
 
     @lru_cache(maxsize=4096)  # noqa: B019  (lives as long as the process)
     def scaled(self, index: int, scale: int) -> Image.Image:
@@ -49,9 +52,7 @@ class Pictures:
         y = rng.uniform(half + travel * max(-dy, 0), height - half - travel * max(dy, 0))
         frames = [
             np.asarray(
-                picture.resize(
-                    (world.SIZE, world.SIZE), Image.Resampling.BICUBIC, box=world.viewport(motion, x, y, t)
-                )
+                picture.resize((world.SIZE, world.SIZE), Image.Resampling.BICUBIC, box=world.viewport(motion, x, y, t))
             )
             for t in range(world.FRAMES)
         ]

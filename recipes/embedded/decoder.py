@@ -55,7 +55,7 @@ def decode(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
 def balance(vae: AutoencoderKLWan, z: Tensor) -> None:
     """Gains of the residual branches' first norms, so that fine detail reaches them as loudly as brightness does."""
     for name, norm in vae.decoder.named_modules():
-        if name.endswith("resnets.0.norm1") or name.endswith("resnets.1.norm1"):
+        if name.endswith(("resnets.0.norm1", "resnets.1.norm1")):
             seen: list[Tensor] = []
             handle = norm.register_forward_hook(lambda _, __, out, seen=seen: seen.append(out))
             decode(vae, z)

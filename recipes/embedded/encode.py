@@ -89,7 +89,10 @@ def main() -> None:
             latents = [encode(vae, np.stack([render(s) for s in scenes[i : i + 8]])) for i in range(0, SHARD, 8)]
         else:
             made = [clips(seeds[i : i + 16], pictures) for i in range(0, SHARD, 16)]
-            latents, texts = [linear.encode(tensor(frames)) for frames, _ in made], sum([t for _, t in made], [])
+            latents, texts = (
+                [linear.encode(tensor(frames)) for frames, _ in made],
+                [text for _, some in made for text in some],
+            )
         partial = path.with_suffix(".partial")
         captions = json.dumps(texts)
         save_file({"latents": torch.cat(latents).half()}, partial, metadata={"captions": captions})

@@ -50,7 +50,9 @@ def main() -> None:
             for clip in held.values():
                 centred = rows(blocks(clip, factor, first)) - mean
                 cells.append(f"{db(centred - centred @ directions.T @ directions):.2f}")
-            print(f"| {factor} x, {channels} | {'first' if first else '1-16'} | " + " | ".join(cells) + " |", flush=True)
+            print(
+                f"| {factor} x, {channels} | {'first' if first else '1-16'} | " + " | ".join(cells) + " |", flush=True
+            )
     print("\n| first frame, by stock layers | to half the factor | to pixels |\n| --- | ---: | ---: |")
     for factor, channels in SHAPES:
         mean, directions = principal(rows(blocks(x, factor, True)), channels)
@@ -62,7 +64,7 @@ def main() -> None:
         while size >= (1 if factor == 4 else 2):
             goal = [blocks(part, size, True) if size > 1 else part[:, :, :1] for part in (few, held["photograph"])]
             weight, bias = fit([upsampled(at[0])], [rows(goal[0])])
-            b, _, t, h, w = goal[1].shape
+            t, h, w = goal[1].shape[2:]
             at = [
                 (upsampled(a) @ weight.T + bias).view(len(g), t, h, w, -1).movedim(-1, 1)
                 for a, g in zip(at, goal, strict=True)

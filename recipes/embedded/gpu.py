@@ -20,6 +20,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +243,9 @@ class Trainer:
 
             known = WanTransformer3DModel.from_pretrained(args.init / "transformer")
             self.model.transformer.load_state_dict(known.state_dict())
-            self.model.text_encoder.load_state_dict(UMT5EncoderModel.from_pretrained(args.init / "text_encoder").state_dict())
+            self.model.text_encoder.load_state_dict(
+                UMT5EncoderModel.from_pretrained(args.init / "text_encoder").state_dict()
+            )
         self.model.to(self.device)
         self.layers: dict[str, Adapted] = {}
 
@@ -312,9 +315,18 @@ class Trainer:
             return distance(y.float(), x)
 
         average = train(
-            "decoder", self.out, parameters, loss, seconds, self.device, lr=args.decoder_lr, muon_lr=args.decoder_muon_lr,
-            muon=lambda n: ".resnets." in n and "shortcut" not in n and "norm" not in n, every=args.every, save=lambda _: None,
-        )  # fmt: skip
+            "decoder",
+            self.out,
+            parameters,
+            loss,
+            seconds,
+            self.device,
+            lr=args.decoder_lr,
+            muon_lr=args.decoder_muon_lr,
+            muon=lambda n: ".resnets." in n and "shortcut" not in n and "norm" not in n,
+            every=args.every,
+            save=lambda _: None,
+        )
         vae.load_state_dict(average, strict=False)
         vae.requires_grad_(False)
 
@@ -346,14 +358,24 @@ class Trainer:
                 t = SHIFT * u / (1 + (SHIFT - 1) * u)
             text = self.context(which, rng)
             with self.autocast():
-                v = model.transformer(torch.lerp(x0, noise, t.view(-1, 1, 1, 1, 1)), 1000 * t, text, return_dict=False)[0]
+                v = model.transformer(torch.lerp(x0, noise, t.view(-1, 1, 1, 1, 1)), 1000 * t, text, return_dict=False)[
+                    0
+                ]
             return (v.float() - (noise - x0)).square().mean()
 
         average = train(
-            "base", self.out, dict(model.named_parameters()), loss, seconds, self.device, lr=args.lr, muon_lr=args.muon_lr,
+            "base",
+            self.out,
+            dict(model.named_parameters()),
+            loss,
+            seconds,
+            self.device,
+            lr=args.lr,
+            muon_lr=args.muon_lr,
             muon=lambda n: "transformer.blocks." in n and n.endswith("weight") and "norm" not in n,
-            every=args.every, save=lambda average: self.write(average),
-        )  # fmt: skip
+            every=args.every,
+            save=lambda average: self.write(average),
+        )
         model.load_state_dict(average, strict=False)
         self.write()
 
@@ -378,9 +400,17 @@ class Trainer:
             return error.sum() / (learnt.sum() * x0.shape[1] * SIDE * SIDE)
 
         average = train(
-            "adapter", self.out, parameters, loss, seconds, self.device, lr=args.adapter_lr, ema=0.99, every=args.every,
+            "adapter",
+            self.out,
+            parameters,
+            loss,
+            seconds,
+            self.device,
+            lr=args.adapter_lr,
+            ema=0.99,
+            every=args.every,
             save=self.write_adapter,
-        )  # fmt: skip
+        )
         with torch.no_grad():
             for name, p in parameters.items():
                 p.copy_(average[name])
@@ -390,8 +420,10 @@ class Trainer:
 
     def write(self, average: dict[str, Tensor] | None = None) -> None:
         """The diffusers folder, float16."""
-        model = copy.deepcopy(self.model).cpu() if average is None else TextToVideo(
-            CHANNELS, patch_size=(1, self.args.patch, self.args.patch), num_layers=self.args.layers
+        model = (
+            copy.deepcopy(self.model).cpu()
+            if average is None
+            else TextToVideo(CHANNELS, patch_size=(1, self.args.patch, self.args.patch), num_layers=self.args.layers)
         )
         if average is not None:
             model.load_state_dict({n: v.cpu() for n, v in average.items()}, strict=False)
@@ -405,7 +437,9 @@ class Trainer:
         folder = self.out / "model"
         pipeline.save_pretrained(folder)
         told = {"fps": world.FPS, "frames": world.FRAMES, "size": [world.SIZE] * 2, "steps": STEPS}
-        (folder / "pusa.json").write_text(json.dumps(told | {"guidance": self.args.guidance, "shift": SHIFT}, indent=2) + "\n")
+        (folder / "pusa.json").write_text(
+            json.dumps(told | {"guidance": self.args.guidance, "shift": SHIFT}, indent=2) + "\n"
+        )
 
     def write_adapter(self, average: dict[str, Tensor]) -> None:
         tensors = {}
@@ -434,14 +468,15 @@ class Trainer:
         s = torch.linspace(1, 0, STEPS + 1)
         grid = (SHIFT * s / (1 + (SHIFT - 1) * s)).tolist()
         noise = [
-            torch.randn(CHANNELS, FRAMES, SIDE, SIDE, generator=torch.Generator().manual_seed(i)) for i in range(len(words))
+            torch.randn(CHANNELS, FRAMES, SIDE, SIDE, generator=torch.Generator().manual_seed(i))
+            for i in range(len(words))
         ]
         x = torch.stack(noise).to(self.device)
         free = torch.ones(FRAMES, device=self.device)
         if known is not None:
             free[list(slots)] = 0
             x = torch.where(free.view(1, 1, -1, 1, 1) > 0, x, known)
-        for now, then in zip(grid[:-1], grid[1:], strict=True):
+        for now, then in pairwise(grid):
             sigma = (now * free).expand(len(x), -1)
             v = self.velocity(x, sigma, which)
             if self.args.guidance != 1:
@@ -484,7 +519,10 @@ class Trainer:
             clips, scenes = truth[kind]
             z, words = self.encode(clips), [scene.caption for scene in scenes]
             through = self.frames(z)
-            row: dict[str, Any] = {"autoencoder": db(through, clips), "autoencoder_first": db(through[:, :1], clips[:, :1])}
+            row: dict[str, Any] = {
+                "autoencoder": db(through, clips),
+                "autoencoder_first": db(through[:, :1], clips[:, :1]),
+            }
             row["repeated"] = db(repeated(clips)[:, later], clips[:, later])
             for name, scale in (("adapted", 1.0), ("base", 0.0)):
                 self.strength(scale)

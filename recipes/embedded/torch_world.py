@@ -35,23 +35,27 @@ def captions() -> list[str]:
         for motion in MOTIONS
     ]
     return shapes + [
-        world.CameraScene(over, motion, 0, 0, 0).caption for over in ("texture0", "photograph") for motion in CAMERA_MOTIONS
+        world.CameraScene(over, motion, 0, 0, 0).caption
+        for over in ("texture0", "photograph")
+        for motion in CAMERA_MOTIONS
     ]
 
 
 def caption_index(shapes: Scenes, cameras: Scenes) -> Tensor:
     """The captions' places in `captions()`: of the shape clips, then of the camera clips."""
-    s = shapes
-    first = ((s["shape"] * len(COLOURS) + s["colour"]) * len(BACKGROUNDS) + s["background"]) * len(MOTIONS) + s["motion"]
+    first = shapes["shape"] * len(COLOURS) + shapes["colour"]
+    first = (first * len(BACKGROUNDS) + shapes["background"]) * len(MOTIONS) + shapes["motion"]
     count = len(SHAPE_NAMES) * len(COLOURS) * len(BACKGROUNDS) * len(MOTIONS)
     second = count + cameras["photograph"].long() * len(CAMERA_MOTIONS) + cameras["motion"]
     return torch.cat([first, second])
 
 
 class Atlas:
-    """Pictures as one tensor: uint8 [N, 3, LONGEST, LONGEST], the upper left filled; sizes [N, 2] as (height, width)."""
+    """Pictures as one tensor: uint8 [N, 3, LONGEST, LONGEST], from the upper left; sizes [N, 2]: height, width."""
 
-    def __init__(self, textures: Sequence[Image.Image], photographs: Sequence[Image.Image], device: torch.device) -> None:
+    def __init__(
+        self, textures: Sequence[Image.Image], photographs: Sequence[Image.Image], device: torch.device
+    ) -> None:
         pictures = [*textures, *photographs]
         self.textures = len(textures)
         self.pixels = torch.zeros(len(pictures), 3, LONGEST, LONGEST, dtype=torch.uint8)
@@ -201,7 +205,7 @@ def render_cameras(scenes: Scenes, atlas: Atlas, frames: int = world.FRAMES) -> 
 
 
 def batch(count: int, atlas: Atlas, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Clips in [-1, 1], float32 [count, 3, 17, 64, 64], and the places of their captions. The share of shapes is exact."""
+    """Clips in [-1, 1], float32 [count, 3, 17, 64, 64], and their captions' places. The share of shapes is exact."""
     shapes = sample_shapes(round(SHAPES * count), rng)
     cameras = sample_cameras(count - round(SHAPES * count), atlas, TEXTURES / (1 - SHAPES), rng)
     levels = torch.cat([render_shapes(shapes), render_cameras(cameras, atlas)])

@@ -1,4 +1,4 @@
-"""The recipe for one GPU: the world in torch is the world, the closed form is what it says, and the whole runs small."""
+"""The recipe for one GPU: torch renders the world, the closed form is what it says, and the whole runs small."""
 
 import json
 import os
