@@ -236,7 +236,8 @@ class Trainer:
         ids, mask = tokenize(self.tokenizer, [*captions(), ""])
         self.ids, self.mask = ids.to(self.device), mask.to(self.device)
         torch.manual_seed(0)
-        self.model = TextToVideo(CHANNELS, patch_size=(1, args.patch, args.patch), num_layers=args.layers)
+        self.channels = int(self.vae.config.z_dim)
+        self.model = TextToVideo(self.channels, patch_size=(1, args.patch, args.patch), num_layers=args.layers)
         if args.init is not None:
             from diffusers import WanTransformer3DModel
             from transformers import UMT5EncoderModel
@@ -271,8 +272,9 @@ class Trainer:
             rng = torch.Generator(self.device).manual_seed(1)
             parts = [batch(min(32, args.fit), self.atlas, rng)[0].cpu() for _ in range(max(1, args.fit // 32))]
             x = torch.cat(parts)
-            linear = Linear(x, CHANNELS, WHITENING)
-            flat = dict(z_dim=CHANNELS, latents_mean=[0.0] * CHANNELS, latents_std=[1.0] * CHANNELS)
+            linear = Linear(x, args.channels, args.whitening)
+            z = args.channels
+            flat = dict(z_dim=z, latents_mean=[0.0] * z, latents_std=[1.0] * z)
             vae = AutoencoderKLWan(**CONFIG, **flat).eval()
             silence(vae.encoder)
             write_encoder(vae, linear)
@@ -423,7 +425,9 @@ class Trainer:
         model = (
             copy.deepcopy(self.model).cpu()
             if average is None
-            else TextToVideo(CHANNELS, patch_size=(1, self.args.patch, self.args.patch), num_layers=self.args.layers)
+            else TextToVideo(
+                self.channels, patch_size=(1, self.args.patch, self.args.patch), num_layers=self.args.layers
+            )
         )
         if average is not None:
             model.load_state_dict({n: v.cpu() for n, v in average.items()}, strict=False)
@@ -468,7 +472,7 @@ class Trainer:
         s = torch.linspace(1, 0, STEPS + 1)
         grid = (SHIFT * s / (1 + (SHIFT - 1) * s)).tolist()
         noise = [
-            torch.randn(CHANNELS, FRAMES, SIDE, SIDE, generator=torch.Generator().manual_seed(i))
+            torch.randn(self.channels, FRAMES, SIDE, SIDE, generator=torch.Generator().manual_seed(i))
             for i in range(len(words))
         ]
         x = torch.stack(noise).to(self.device)
@@ -585,6 +589,8 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser.add_argument("--stages", default="decoder,base,adapter")
     parser.add_argument("--tasks", type=shares, default=ADAPTER_TASKS, help="shares of the adapter's rows")
     parser.add_argument("--patch", type=int, default=2, help="latent pixels of a token along a side")
+    parser.add_argument("--channels", type=int, default=CHANNELS, help="of the latents: 8, 12 or 16")
+    parser.add_argument("--whitening", type=float, default=WHITENING, help="of the latents, see linear.py")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--rank", type=int, default=RANK)
     parser.add_argument("--batch", type=int, default=512)

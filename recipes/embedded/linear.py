@@ -88,6 +88,8 @@ class Linear:
     """
 
     def __init__(self, x: Tensor, channels: int, whitening: float) -> None:
+        if channels not in (8, 12, 16):
+            raise ValueError(f"{channels} channels: these layers have room for 8, 12 or 16")
         fine = gather(x)
         head, body = fine[:, :, :1], fine[:, :, 1:]
         mean, self.pair = principal(rows(pairs(body)), 2 * FINE)
