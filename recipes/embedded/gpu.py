@@ -586,7 +586,7 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser.add_argument("--pictures", type=Path, help="the pack of pictures.py; without it textures only")
     parser.add_argument("--autoencoder", type=Path, help="a folder of linear.py or decoder.py with linear.pt and vae/")
     parser.add_argument("--init", type=Path, help="begin the base with this folder, such as model/ of an earlier run")
-    parser.add_argument("--stages", default="decoder,base,adapter")
+    parser.add_argument("--stages", default="decoder,base,adapter", help="of these; empty: only measure")
     parser.add_argument("--tasks", type=shares, default=ADAPTER_TASKS, help="shares of the adapter's rows")
     parser.add_argument("--patch", type=int, default=2, help="latent pixels of a token along a side")
     parser.add_argument("--channels", type=int, default=CHANNELS, help="of the latents: 8, 12 or 16")
@@ -620,7 +620,7 @@ def main(argv: Iterable[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     trainer = Trainer(args)
-    stages = args.stages.split(",")
+    stages = [stage for stage in args.stages.split(",") if stage]
     total = 60 * args.minutes * (1 - RESERVE)
     whole = sum(SHARES[stage] for stage in stages)
     for stage in stages:

@@ -1,15 +1,18 @@
 """The recipe for one GPU: torch renders the world, the closed form is what it says, and the whole runs small."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from PIL import Image
 
 from pusa.embedded import world
 from pusa.models import lora
@@ -161,3 +164,29 @@ def test_its_folder_is_stock_and_its_adapter_loads(smoke: Path) -> None:
     loaded = lora.load(transformer, smoke / "model" / "pusa.safetensors")
     assert loaded.modules == 2 * 10
     AutoencoderKLWan.from_pretrained(smoke / "model" / "vae")
+
+
+def test_a_pack_stands_in_for_scikit_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pictures
+
+    pack = tmp_path / "pack.zip"
+    whole, cut = Image.new("RGB", (160, 170), (10, 20, 30)), Image.new("RGB", (96, 144), (40, 50, 60))
+    with zipfile.ZipFile(pack, "w") as file:
+        for name, picture, kind in (("0000.jpg", whole, "JPEG"), ("world/coffee_96.png", cut, "PNG")):
+            data = io.BytesIO()
+            picture.save(data, kind)
+            file.writestr(name, data.getvalue())
+    assert [picture.size for picture in pictures.load(pack)] == [(160, 170)]
+    monkeypatch.setattr(world, "_scaled", world._scaled)
+    pictures.install(pack)
+    assert world._scaled("coffee", 96).size == (96, 144)
+    assert world._scaled("texture0", 96).size == (96, 96)
+
+
+def test_pictures_inside_a_resource_file_are_found() -> None:
+    import pictures
+
+    data = io.BytesIO()
+    Image.effect_noise((300, 300), 60).convert("RGB").save(data, "JPEG")
+    blob = b"qres" + len(data.getvalue()).to_bytes(4, "big") + data.getvalue() + b"tail"
+    assert list(pictures.inside(blob)) == [data.getvalue()]
