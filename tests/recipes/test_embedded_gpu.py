@@ -15,7 +15,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from PIL import Image
 
 from pusa.embedded import world
-from pusa.models import lora
+from pusa.models.lora import runtime
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes" / "embedded"
@@ -161,7 +161,7 @@ def test_the_whole_recipe_runs_at_toy_size(smoke: Path) -> None:
 
 def test_its_folder_is_stock_and_its_adapter_loads(smoke: Path) -> None:
     transformer = WanTransformer3DModel.from_pretrained(smoke / "model" / "transformer")
-    loaded = lora.load(transformer, smoke / "model" / "pusa.safetensors")
+    loaded = runtime.load(transformer, smoke / "model" / "pusa.safetensors")
     assert loaded.modules == 2 * 10
     AutoencoderKLWan.from_pretrained(smoke / "model" / "vae")
 
