@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from encode import load_shards, sampling_weights
-from loop import train
+from loop import bfloat16, train
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
@@ -101,9 +102,11 @@ class PaddedContext(WanAttnProcessor):
 class TextToVideo(nn.Module):
     """The two networks that are trained together."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, **changes: Any) -> None:
+        """changes: of `TRANSFORMER`, such as patch_size."""
         super().__init__()
-        self.transformer = WanTransformer3DModel(**TRANSFORMER, in_channels=channels, out_channels=channels)
+        config = TRANSFORMER | changes | {"in_channels": channels, "out_channels": channels}
+        self.transformer = WanTransformer3DModel(**config)
         self.text_encoder = UMT5EncoderModel(UMT5Config(**TEXT_ENCODER))
         self.padding = PaddedContext()
         for block in self.transformer.blocks:
@@ -113,8 +116,8 @@ class TextToVideo(nn.Module):
         """Encoder output with padding zeroed, [B, TOKENS, D]; sets the cross-attention's bias."""
         length = mask.sum(1, keepdim=True)
         text = self.text_encoder(ids, mask).last_hidden_state * mask[..., None]
-        positions = torch.arange(ids.shape[1])
-        bias = torch.zeros(ids.shape).masked_fill(positions > length, -torch.inf)
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        bias = torch.zeros(ids.shape, device=ids.device).masked_fill(positions > length, -torch.inf)
         bias = torch.where(positions == length, torch.log(CONTEXT - length.float()), bias)
         self.padding.bias = bias[:, None, None]
         return text
@@ -142,6 +145,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3, help="of AdamW, for embeddings, gains and biases")
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--camera-share", type=float, default=0.2, help="share of camera clips in the samples")
+    parser.add_argument("--patch", type=int, default=4, help="latent pixels of a token along a side")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--init", type=Path, help="begin with the weights of this folder, such as the shipped one")
     parser.add_argument("--no-compile", action="store_true")
@@ -150,7 +154,7 @@ def main() -> None:
     torch.manual_seed(SEED)
     tokenizer = build_tokenizer()
     latents, texts = load_shards(args.latents)
-    model = TextToVideo(latents.shape[1])
+    model = TextToVideo(latents.shape[1], patch_size=(1, args.patch, args.patch))
     if args.init is not None:
         model.transformer.load_state_dict(WanTransformer3DModel.from_pretrained(args.init / "transformer").state_dict())
         model.text_encoder.load_state_dict(UMT5EncoderModel.from_pretrained(args.init / "text_encoder").state_dict())
@@ -172,7 +176,7 @@ def main() -> None:
         drop = (torch.rand(args.batch, generator=rng) < CAPTION_DROPOUT)[:, None]
         context = model.context(torch.where(drop, empty_ids, ids[pick]), torch.where(drop, empty_mask, mask[pick]))
         x = torch.lerp(x0, noise, t.view(-1, 1, 1, 1, 1))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16()):
             v = model.transformer(x, 1000 * t, context, return_dict=False)[0]
         return (v.float() - (noise - x0)).square().mean()
 
@@ -197,7 +201,7 @@ def main() -> None:
         muon_lr=args.muon_lr,
         warmup=100,
         ema_decay=0.998,
-        save_every=250,
+        save_every=100,
         after_save=snapshot,
     )
 

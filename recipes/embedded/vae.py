@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
-from loop import train
+from loop import bfloat16, train
 from torch import Tensor
 
 from pusa.embedded.world import FRAMES, render, sample
@@ -90,7 +90,7 @@ def main() -> None:
     def loss(step: int, rng: torch.Generator) -> Tensor:
         size, frames = BATCHES[step % len(BATCHES)]
         x = batch(args.first_seed + step * MOST, size, frames, rng)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16()):
             mean = vae.encode(x).latent_dist.mean.float()
             y = vae.decode(mean + NOISE * torch.randn(mean.shape, generator=rng)).sample.float()
         error = y - x
