@@ -151,6 +151,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_whole_recipe_runs_at_toy_size(smoke: Path) -> None:
     numbers = json.loads((smoke / "numbers.json").read_text())
     assert numbers["shape"]["autoencoder"] > 18
@@ -159,6 +160,7 @@ def test_the_whole_recipe_runs_at_toy_size(smoke: Path) -> None:
         assert (smoke / name).stat().st_size > 0, name
 
 
+@pytest.mark.slow
 def test_its_folder_is_stock_and_its_adapter_loads(smoke: Path) -> None:
     transformer = WanTransformer3DModel.from_pretrained(smoke / "model" / "transformer")
     loaded = runtime.load(transformer, smoke / "model" / "pusa.safetensors")
