@@ -32,7 +32,7 @@ from data import SCALES, heldout
 from decoder import CUTS, NOISE, decode, distance
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 from linear import CHANNELS, CONFIG, WHITENING, Linear, silence, tensor, write_decoder, write_encoder
-from muon import Muon
+from muon import Muon, fast
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -72,7 +72,7 @@ class BatchedMuon(Muon):
                 gradients = [p.grad for p in same]
                 torch._foreach_lerp_(velocities, gradients, 1 - group["momentum"])
                 x = torch.stack([g.lerp(v, group["momentum"]) for g, v in zip(gradients, velocities, strict=True)])
-                x = x.flatten(2).bfloat16()
+                x = x.flatten(2).to(fast(x.device))
                 x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
                 tall = x.shape[1] > x.shape[2]
                 x = x.mT if tall else x

@@ -15,13 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from muon import Muon
+from muon import Muon, bfloat16
 from torch import Tensor, nn
 
-
-def bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 itself: where it has to imitate it, a step takes ten times as long."""
-    return torch.cpu._is_avx512_bf16_supported()
+__all__ = ["bfloat16", "generator", "learning_rate", "save_atomic", "train"]
 
 
 def generator(seed: int, step: int) -> torch.Generator:

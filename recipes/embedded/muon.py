@@ -11,9 +11,19 @@ import torch
 from torch import Tensor, nn
 
 
+def bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself: where it has to imitate it, a step takes ten times as long."""
+    return torch.cpu._is_avx512_bf16_supported()
+
+
+def fast(device: torch.device) -> torch.dtype:
+    """What matrices are multiplied in where a few bits suffice."""
+    return torch.bfloat16 if device.type == "cuda" or bfloat16() else torch.float32
+
+
 def orthogonal(update: Tensor, iterations: int = 5) -> Tensor:
     """Roughly the nearest semi-orthogonal matrix, by Newton-Schulz iteration; a kernel [out, in, ...] is one matrix."""
-    x = update.flatten(1).bfloat16()
+    x = update.flatten(1).to(fast(update.device))
     x = x / (x.norm() + 1e-7)
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
