@@ -155,7 +155,7 @@ def test_conditions_compose_with_every_schedule(steps: int, frames: int, multipl
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: synchronous(TEN, 0), "at least 1 frame"),
+        (lambda: synchronous(TEN, 0), "frames is 0; give at least 1"),
         (lambda: synchronous(TEN[:, None], 3), "list of at least two"),
         (lambda: synchronous(TEN[:1], 3), "list of at least two"),
         (lambda: synchronous(TEN * 1.1, 3), "between 0 and 1"),
@@ -163,8 +163,8 @@ def test_conditions_compose_with_every_schedule(steps: int, frames: int, multipl
         (lambda: conditioned(synchronous(TEN, 3), {-1: 0.0}), "frames 0 to 2"),
         (lambda: conditioned(synchronous(TEN, 3), {0: 1.1}), "between 0 and 1"),
         (lambda: conditioned(synchronous(TEN, 3), {0: float("nan")}), "between 0 and 1"),
-        (lambda: staircase(TEN, 3, 0), "blocks of 0"),
-        (lambda: staircase(TEN, 3, 1, -1), "delay -1"),
+        (lambda: staircase(TEN, 3, 0), "block is 0; give at least 1"),
+        (lambda: staircase(TEN, 3, 1, -1), "delay is -1; give at least 0"),
         (lambda: sliding_window(TEN, 9, 4, 3), "multiple"),
         (lambda: sliding_window(TEN, 9, 4, 2, context=-1), "context"),
         (lambda: chunked(TEN, 9, 0), "blocks of 0"),

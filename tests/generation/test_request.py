@@ -189,3 +189,30 @@ def test_every_task_is_known_by_its_name() -> None:
     assert {name: kind.task for name, kind in requests.TASKS.items()} == {
         "generate": "generate", "extend": "extend", "transition": "transition",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (lambda: Generate("a", None), "conditions are of type NoneType: give a list"),  # type: ignore[arg-type]
+        (lambda: Generate("a", init=np.zeros((99, 9, 9, 3), np.uint8)), "init is of type ndarray: give a pusa.Clip"),  # type: ignore[arg-type]
+        (lambda: Request.from_dict([]), "is a dictionary, not of type list"),  # type: ignore[arg-type]
+        (lambda: Request.from_dict({"conditions": [{"src": "a.png"}]}), "a.png needs a type: give image or clip"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_one_sentence(wrong: Any, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        wrong()
+
+
+def test_a_condition_that_a_matrix_ignores_is_named(tiny_pipe: Pipeline) -> None:
+    matrix = schedules.synchronous(sigmas.grid(2), 2)
+    with pytest.warns(
+        UserWarning, match="starts latent frame 0 at σ = 1, so the condition on this frame has no effect"
+    ):
+        tiny_pipe.generate("a", [Image(np.zeros((32, 32, 3), np.uint8))], matrix=matrix)  # type: ignore[list-item]
+
+
+def test_a_clip_prints_in_one_line(tiny_pipe: Pipeline) -> None:
+    clip = tiny_pipe.generate("a cat", frames=5, steps=1)
+    assert repr(clip) == "GeneratedClip(5 frames of 32x32 at 8 fps, prompt='a cat')"

@@ -61,7 +61,7 @@ def test_a_wrong_text_is_a_sentence(text: str, sentence: str) -> None:
     [
         ("in-context,given=4,buffers=2", "give at least 1 target"),
         ("sliding-window,window=3,block=2", "make the window a multiple of the block"),
-        ("staircase,block=0", "give at least 1 frame"),
+        ("staircase,block=0", "block is 0; give at least 1"),
     ],
 )
 def test_what_does_not_fit_the_clip(text: str, sentence: str) -> None:

@@ -32,7 +32,7 @@ def info(
     shift: Annotated[float | None, Parameter(group=MATRIX, show_default=model_default)] = None,
     out: Annotated[Path | None, File, Parameter(group=MATRIX, metavar="FILE", show_default=False)] = None,
     memory: Annotated[
-        Literal["all", "auto", "none", "80gb", "48gb", "24gb", "16gb", "12gb", "8gb", "cpu"] | None,
+        Literal["all", "80gb", "48gb", "24gb", "16gb", "12gb", "8gb", "cpu"] | None,
         Parameter(group=MEMORY, show_default=False),
     ] = None,
     size: Annotated[str | None, Parameter(group=MEMORY, metavar="WxH", show_default=model_default)] = None,
@@ -99,6 +99,8 @@ def info(
     if schedule is not None or matrix is not None:
         from pusa.cli.shared.matrix_report import matrix_report
 
+        if memory or size is not None or guidance is not None:
+            raise InputError("--schedule and --matrix show a matrix; leave --memory, --size and --guidance out.")
         return matrix_report(model or "tiny", schedule, matrix, frames=frames, steps=steps, shift=shift, out=out)
     if any(option is not None for option in (steps, shift, out)):
         raise InputError("--steps, --shift and --out need --schedule or --matrix; give one of them.")

@@ -123,7 +123,8 @@ def _clock(sigmas: Tensor, frames: int, block: int, delay: int) -> Tensor:
         raise InputError(
             f"sigmas has shape {list(sigmas.shape)}; give a list of at least two noise levels, such as grid(30)"
         )
-    if frames < 1 or block < 1 or delay < 0:
-        raise InputError(f"{frames} frames in blocks of {block} with delay {delay}; give at least 1 frame, 1 and 0")
+    for name, value, least in (("frames", frames, 1), ("block", block, 1), ("delay", delay, 0)):
+        if value < least:
+            raise InputError(f"{name} is {value}; give at least {least}")
     start = torch.arange(frames) // block * delay
     return torch.arange(int(start[-1]) + len(sigmas))[:, None] - start

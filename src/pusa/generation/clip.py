@@ -25,7 +25,7 @@ from pusa.images import Frames
 from pusa.videos import write_video
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class GeneratedClip:
     """What `Pipeline.generate` returns.
 
@@ -46,6 +46,10 @@ class GeneratedClip:
     recipe: dict[str, Any]
     prompt: str
     saved: dict[str, str] | None = None
+
+    def __repr__(self) -> str:
+        count, height, width, _ = self.frames.shape
+        return f"GeneratedClip({count} frames of {width}x{height} at {self.fps:g} fps, prompt={self.prompt!r})"
 
     def save(self, path: str | Path) -> Path:
         """Write the mp4 at `path`, and next to it the sidecar (.json) and the latents; return `path`.

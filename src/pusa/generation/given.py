@@ -6,7 +6,7 @@ These are plain data. `conditions.py` opens and encodes them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -93,6 +93,8 @@ def conditions(value: Any) -> tuple[Image | Clip, ...]:
     """Conditions from any sequence; dictionaries become conditions. Raises InputError for anything else."""
     if isinstance(value, Image | Clip):
         raise InputError(f"The conditions are {type(value).__name__}(…): give a list of conditions.")
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise InputError(f"The conditions are of type {type(value).__name__}: give a list of pusa.Image and pusa.Clip.")
     found = tuple(condition(each) if isinstance(each, Mapping) else each for each in value)
     for each in found:
         if not isinstance(each, Image | Clip):
@@ -102,7 +104,9 @@ def conditions(value: Any) -> tuple[Image | Clip, ...]:
 
 def condition(record: Mapping[str, Any]) -> Image | Clip:
     """A condition from its dictionary; a sidecar names the source `path` and adds hashes of it."""
-    kind: type[Image | Clip] = Image if record.get("type") == "image" else Clip
+    kinds: dict[Any, type[Image | Clip]] = {"image": Image, "clip": Clip}
+    if (kind := kinds.get(str(record.get("type")))) is None:
+        raise InputError(f"The condition {record.get('src', record.get('path'))} needs a type: give image or clip.")
     values = {key: value for key, value in record.items() if not key.endswith("sha256")}
     if "path" in values:
         values["src"] = values.pop("path")
@@ -114,4 +118,4 @@ def edited(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     values = {key: x for key, x in value.items() if key != "noise" or any([x] if isinstance(x, int | float) else x)}
-    return condition(values)
+    return condition({"type": "clip", **values})

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 T = TypeVar("T")
+LONGEST_VALUE = 120
+"""characters; an error names the type of a longer value"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +145,10 @@ def _sentence(cls: type, name: str, value: Any, mistake: Mapping[str, Any]) -> s
     if kind == "literal_error":
         return f"The {name} {value!r} is unknown: choose {mistake['ctx']['expected'].replace(chr(39), '')}."
     advice = options[name][1].advice if name in options else ""
-    return f"{name} is {mistake.get('input')!r}: {advice or 'give ' + _WORDS.get(kind, 'another value')}."
+    shown = repr(mistake.get("input"))
+    if len(shown) > LONGEST_VALUE:
+        shown = f"of type {type(mistake.get('input')).__name__}"
+    return f"{name} is {shown}: {advice or 'give ' + _WORDS.get(kind, 'another value')}."
 
 
 def _unbound(error: TypeError, cls: type, values: Mapping[str, Any]) -> InputError:

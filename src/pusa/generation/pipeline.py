@@ -305,6 +305,8 @@ def load(
     profile = profiles.PLAIN if memory is None else profiles.named(memory)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     first = target if profile == profiles.PLAIN else torch.device("cpu")
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise InputError(f"dtype is {dtype!r}: give a torch.dtype, such as torch.bfloat16.")
     dtype = dtype or (torch.float32 if target.type == "cpu" else torch.bfloat16)
     pipe = Pipeline(
         checkpoints.load(

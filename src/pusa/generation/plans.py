@@ -96,12 +96,31 @@ def generate(model: Model, request: Generate) -> Plan:
     edited = None if request.init is None else place(request.init, target)
     known, records = resolve(request.conditions, target)
     matrix = request.own_matrix()
+    if matrix is not None:
+        _warn_of_unused(matrix, known, edited is not None)
     record = {
         "conditions": records,
         "init": None if edited is None else edited.record,
         "own_matrix": matrix is not None,
     }
     return Plan(settings, known, record, None if edited is None else edited.encode(), matrix)
+
+
+def _warn_of_unused(matrix: TimestepMatrix, known: Known, edited: bool) -> None:
+    """Warn if the user's matrix starts a given frame, or every frame of an edited clip, as noise."""
+    noisy = (matrix.sigma[0] == 1).tolist()
+    if unused := [slot for slot in known if noisy[slot]]:
+        warnings.warn(
+            f"The matrix starts latent frame {unused[0]} at σ = 1, so the condition on this frame has no effect: lower "
+            "the column of the frame, or leave the condition out.",
+            stacklevel=6,
+        )
+    elif edited and all(noisy):
+        warnings.warn(
+            "The matrix starts every frame at σ = 1, so the clip to edit has no effect: lower the columns, or leave "
+            "the clip out.",
+            stacklevel=6,
+        )
 
 
 def extend(model: Model, request: Extend) -> Plan:

@@ -130,7 +130,9 @@ class Request(Sampling):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Request:
         """The request that `to_dict` wrote, or that a sidecar holds. Raises InputError for anything else."""
-        version, task = data.get("version", VERSION), data.get("task", "generate")
+        if not isinstance(data, Mapping):
+            raise InputError(f"A request is a dictionary, not of type {type(data).__name__}.")
+        version, task = data.get("version", VERSION), str(data.get("task", "generate"))
         if version != VERSION:
             raise InputError(f"The request has version {version!r} and this program reads {VERSION}: update pusa.")
         if task not in TASKS:
@@ -171,7 +173,8 @@ class Generate(Request):
     ] = ()
     _: KW_ONLY
     init: Annotated[
-        Clip | None, Option("A whole clip to edit: its motion stays, the prompt repaints it.", convert=edited)
+        Clip | None,
+        Option("A whole clip to edit: its motion stays, the prompt repaints it.", "give a pusa.Clip", convert=edited),
     ] = None
     strength: Annotated[
         float | None,

@@ -62,6 +62,7 @@ def test_the_documentation_lists_every_habit() -> None:
         ("train --force", "train --overwrite"),
         ("evaluate a.mp4 --jobs 2", "evaluate a.mp4 --workers 2"),
         ("evaluate --world tiny --world=tiny-base --scenes 8", "benchmark tiny tiny-base --scenes 8"),
+        ("evaluate --world tiny --jobs 2", "benchmark tiny --workers 2"),
         ("info tiny --memory", "info tiny --memory all"),
         ("info --memory --size 64x64", "info --memory all --size 64x64"),
         ("info tiny --profile 24gb", "info tiny --memory 24gb"),
@@ -75,7 +76,16 @@ def test_former_spellings_work_with_a_note(typed: str, now: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "typed", ["info tiny --memory 24gb", "generate x --steps 3", "train --train.steps 3", "", "check -- --steps"]
+    "typed",
+    [
+        "info tiny --memory 24gb",
+        "generate x --steps 3",
+        "train --train.steps 3",
+        "",
+        "check -- --steps",
+        "info tiny --memory 6gb",
+        "evaluate a.mp4 --world",
+    ],
 )
 def test_present_spellings_stay(typed: str) -> None:
     assert renamed(typed.split()) == (typed.split(), [])

@@ -153,7 +153,9 @@ def read(file: Path, flags: Mapping[str, Any], options: Mapping[str, Any], folde
                 options={**options, **{key: values[key] for key in (*FIELDS, "matrix") if key in values}},
             )
             name = record.get("name", f"{number:04d}_{slug(request.prompt)}_{request.seed}")
-            if not name or Path(name).name != name or name.startswith("."):
+            if record.get("noise") and not request.conditions:
+                raise InputError(f"noise {record['noise']:g} needs a picture or a clip; give one, or leave noise out")
+            if not name or Path(name).name != name or name.startswith(".") or name.endswith(".mp4"):
                 raise InputError(f"the name {name!r} is not a file name; give one without folder and suffix")
             path = folder / f"{name}.mp4"
             if path in taken:

@@ -7,6 +7,7 @@ show them, because it shows one name for one option; `docs/generate.md` lists th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 SYNONYMS: dict[str, Sequence[str]] = {
@@ -31,7 +32,7 @@ SYNONYMS: dict[str, Sequence[str]] = {
     "--lora-scale": ("--lora-alpha", "--lora-strength", "--lora-multiplier"),
     "--out": ("--output", "--output-path", "--output-dir", "--save-file", "-o"),
 }
-MEMORY_CHOICES = ("all", "auto", "none", "80gb", "48gb", "24gb", "16gb", "12gb", "8gb", "cpu")
+MEMORY_PROFILE = re.compile(r"all|auto|none|cpu|\d+ ?gb", re.IGNORECASE)
 RENAMED: Mapping[str, Mapping[str, str]] = {
     "check": {
         "--buckets": "--data.buckets", "--fps": "--data.fps", "--cut": "--data.cut", "--model": "--model.source",
@@ -43,6 +44,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     },
     "train": {"--force": "--overwrite"},
     "evaluate": {"--jobs": "--workers"},
+    "benchmark": {"--jobs": "--workers"},
     "physics-iq": {"--jobs": "--workers"},
     "reproduce": {"--jobs": "--workers"},
     "info": {"--profile": "--memory"},
@@ -73,7 +75,9 @@ def renamed(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
     if not tokens:
         return tokens, notes
     end = tokens.index("--") if "--" in tokens else len(tokens)
-    if tokens[0] == "evaluate" and any(token.partition("=")[0] == "--world" for token in tokens[:end]):
+    worlds = [i for i, token in enumerate(tokens[:end]) if token.partition("=")[0] == "--world"]
+    complete = all("=" in tokens[i] or (i + 1 < end and not tokens[i + 1].startswith("-")) for i in worlds)
+    if tokens[0] == "evaluate" and worlds and complete:
         models = []
         while (at := next((i for i, x in enumerate(tokens) if x.partition("=")[0] == "--world"), None)) is not None:
             _, equals, value = tokens.pop(at).partition("=")
@@ -86,11 +90,11 @@ def renamed(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
         if "--profile" in tokens[:end]:
             del tokens[after - 1]
             end -= 1
-        elif after >= len(tokens) or tokens[after] not in MEMORY_CHOICES:
+        elif after >= len(tokens) or not MEMORY_PROFILE.fullmatch(tokens[after]):
             tokens.insert(after, "all")
             notes.append("`pusa info --memory` without a value is now `--memory all`.")
             end += 1
-    known = RENAMED.get(tokens[0], {})
+    known = {} if tokens[:2] == ["physics-iq", "generate"] else RENAMED.get(tokens[0], {})
     for i, token in enumerate(tokens[:end]):
         flag, equals, value = token.partition("=")
         if new := known.get(flag.replace("_", "-")):

@@ -118,6 +118,8 @@ class Model:
     def loras(self) -> tuple[tuple[Path, float, Literal["high", "low"] | None], ...]:
         """Return (file, strength, expert) of each LoRA; the expert None means both."""
         number(str(self.lora_scale), "--lora-scale", "finite number")
+        if self.lora_scale != 1 and not (self.lora or self.lora_high or self.lora_low):
+            raise InputError(f"--lora-scale {self.lora_scale:g} needs a LoRA; give --lora too.")
         flags: list[tuple[str, tuple[str, ...], Literal["high", "low"] | None]] = [
             ("--lora", self.lora, None),
             ("--lora-high", self.lora_high, "high"),
