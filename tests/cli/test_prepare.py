@@ -216,7 +216,7 @@ def test_without_a_terminal_the_stages_are_lines(
 ) -> None:
     common = ["prepare", str(data), "--model.source", str(tiny_folder), "--data.buckets", "32x32x5"]
     assert main(common) == 0
-    said = capsys.readouterr().err.splitlines()
+    said = [line for line in capsys.readouterr().err.splitlines() if " left" not in line]  # a slow machine counts, too
     assert said == ["Reading the clips (4)", f"Loading {tiny_folder}", "Verifying the cache (9)", "Encoding (9)"]
     for silent in ("--json", "--quiet"):
         assert main([*common, silent]) == 0

@@ -174,7 +174,7 @@ def test_real_takes_in_which_nothing_moves_are_named(
     assert main([*command, str(still), "-q"]) == 0
     said = capsys.readouterr().out
     assert said.count("the real takes show no motion") == 1
-    assert f"trimmed-square-slides, {VIEWS[0]}: no motion" in said
+    assert f"trimmed-square-slides, {VIEWS[0]}: the real takes show no motion" in said
     assert main([*command, str(dataset), "-q"]) == 0
     assert "no motion" not in capsys.readouterr().out
 
