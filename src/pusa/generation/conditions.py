@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pusa.errors import InputError
-from pusa.generation.given import Clip, Encoding, Image, frame_index
+from pusa.generation.given import Clip, Encoding, Image, claim, frame_index
 from pusa.generation.pictures import open_picture
 from pusa.generation.sources import ClipSource, open_clip
 from pusa.images import Fit, Frames, fit
@@ -88,15 +88,7 @@ def resolve(
     placed = [place(condition, target) for condition in conditions]
     owners: dict[int, str] = {}
     for item in placed:
-        for slot in item.slots:
-            if slot in owners:
-                held = target.geometry.frames_of(slot)
-                span = f"frames {held[0]} to {held[-1]}" if len(held) > 1 else "frame 0"
-                raise InputError(
-                    f"{owners[slot]} and {item.label} fall into the same latent frame ({span}): keep one of them, or "
-                    "give a clip instead."
-                )
-            owners[slot] = item.label
+        claim(owners, item.slots, item.label, target.geometry.frames_of)
     known: dict[int, tuple[Tensor, float]] = {}
     for item in placed:
         encoded = item.encode()

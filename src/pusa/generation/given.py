@@ -6,7 +6,7 @@ These are plain data. `conditions.py` opens and encodes them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -87,6 +87,22 @@ def frame_index(value: Place, count: int, fps: float, what: str) -> int:
         span = f"0 to {count - 1}, -{count} to -1, or 0s to {(count - 1) / fps:g}s"
         raise InputError(f"{what}: frame {value} is outside the clip, which has {count} frames: {span}.")
     return frame % count
+
+
+def claim(owners: dict[int, str], slots: Sequence[int], label: str, frames_of: Callable[[int], Sequence[int]]) -> None:
+    """Enter the condition `label` as the owner of its latent frames. Raises InputError if one of them has an owner.
+
+    owners: the labels so far, by latent frame. frames_of: the pixel frames of a latent frame.
+    """
+    for slot in slots:
+        if slot in owners:
+            held = frames_of(slot)
+            span = f"frames {held[0]} to {held[-1]}" if len(held) > 1 else f"frame {held[0]}"
+            raise InputError(
+                f"{owners[slot]} and {label} fall into the same latent frame ({span}): keep one of them, or give a "
+                "clip instead."
+            )
+        owners[slot] = label
 
 
 def conditions(value: Any) -> tuple[Image | Clip, ...]:

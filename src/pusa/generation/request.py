@@ -19,7 +19,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from pusa.errors import InputError
 from pusa.generation import options
-from pusa.generation.given import Clip, Image, Noise, conditions, edited, frame_index, listed
+from pusa.generation.given import Clip, Image, Noise, claim, conditions, edited, frame_index, listed
 from pusa.generation.options import Option, strict_dataclass
 from pusa.generation.sampling import Sampling, SamplingOptions
 
@@ -38,6 +38,8 @@ class _Limits(Protocol[Decided]):
 
     @property
     def defaults(self) -> Any: ...
+    @property
+    def geometry(self) -> Any: ...
     @property
     def settings(self) -> Callable[..., Decided]: ...
     def window(self, added: int | None, overlap: int | None, *, clips: int) -> tuple[int, int]: ...
@@ -214,9 +216,13 @@ class Generate(Request):
             **self.sampling(),
         )
         if self.init is None or self.frames is not None:  # the length of an edited clip is known once it is open
+            owners: dict[int, str] = {}
             for one in self.conditions:
-                at = one.frame if isinstance(one, Image) else one.at
-                frame_index(at, settings.frames, limits.defaults.fps, _label(one.src))
+                at, label = one.frame if isinstance(one, Image) else one.at, _label(one.src)
+                frame = frame_index(at, settings.frames, limits.defaults.fps, label)
+                if isinstance(one, Image):  # the length of a clip is known once it is open
+                    slot = limits.geometry.slot_of(frame)
+                    claim(owners, [slot], f"{label} at frame {at}", limits.geometry.frames_of)
         decided: Decided = settings
         return decided
 

@@ -147,6 +147,8 @@ def test_prompts_in_a_text_file(ask: Ask) -> None:
         ('{"guidance": NaN}', "line 2: guidance is nan"),
         ('{"frames": 4101}', "line 2: 4,101 frames are too many"),
         ('{"keyframe": ["grey.png@99"]}', "outside the clip, which has 5 frames"),
+        ('{"image": "grey.png", "keyframe": "grey.png@0"}', "fall into the same latent frame (frame 0)"),
+        ('{"keyframe": ["grey.png@2", "grey.png@-1"]}', "fall into the same latent frame (frames 1 to 4)"),
     ],
 )
 def test_every_line_is_checked_before_a_model_is_loaded(
