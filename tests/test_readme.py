@@ -89,4 +89,4 @@ def test_the_python_block_runs(model: Path, inputs: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(inputs)
     (block,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
     exec(compile(block.replace('"tiny"', repr(str(model))), "README.md", "exec"), {})
-    assert Path("cat.mp4").is_file()
+    assert Path("zoom.mp4").is_file()
