@@ -56,6 +56,9 @@ VERSION = 1
 SEEDS = 2**63
 """how many seeds there are"""
 EDIT_STRENGTH = 0.6
+# Sphinx reads no f-string inside an annotation.
+_GIVE_SEED = f"give a whole number from 0 to {SEEDS - 1}"
+_EDIT_STRENGTH = f"{EDIT_STRENGTH:g}"
 Fit = Literal["crop", "pad", "stretch"]
 """as in `pusa.images`, whose import takes longer than a help may"""
 Direction = Literal["forward", "backward"]
@@ -88,7 +91,7 @@ class Request(Sampling):
         int,
         Ge(0),
         Lt(SEEDS),
-        Option("The same seed gives the same clip.", f"give a whole number from 0 to {SEEDS - 1}"),
+        Option("The same seed gives the same clip.", _GIVE_SEED),
     ] = 0
     frames: Annotated[int | None, Option("Length in pixel frames.", "give a whole number", of_model=True)] = None
     size: Annotated[
@@ -185,7 +188,7 @@ class Generate(Request):
         Option(
             "How much of the edited clip may change, above 0: a little at 0.1, everything at 1.",
             "give a number above 0 and at most 1",
-            default=f"{EDIT_STRENGTH:g}",
+            default=_EDIT_STRENGTH,
         ),
     ] = None
     matrix: Annotated[

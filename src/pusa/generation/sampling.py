@@ -12,6 +12,8 @@ from pusa.generation.schedule import DEFAULT, Schedule
 
 MAX_STEPS = 1000
 """one step for each timestep that the model was trained on"""
+# Sphinx reads no f-string inside an annotation.
+_GIVE_STEPS = f"give a whole number from 1 to {MAX_STEPS}"
 Solver = Literal["euler", "dpm++2m"]
 
 
@@ -28,7 +30,7 @@ class Sampling:
         int | None,
         Ge(1),
         Le(MAX_STEPS),
-        Option("Sampling steps.", f"give a whole number from 1 to {MAX_STEPS}", of_model=True),
+        Option("Sampling steps.", _GIVE_STEPS, of_model=True),
     ] = None
     guidance: Annotated[
         float | None,
