@@ -173,9 +173,9 @@ def export(command: CommandLine, room: Path) -> dict[str, str]:
 def evaluate(command: CommandLine, room: Path) -> dict[str, str]:
     """Clips with given frames, with joins and with a truth; and the embedded model on two tasks of its world."""
     found, clips = {}, room / "clips"
-    asked = {task: [str(clips / task)] for task in ("image-to-video", "extension")}
-    asked["truth"] = [str(clips / "inputs" / "short.mp4"), "--truth", str(clips / "inputs" / "plain.mp4")]
-    for task, words in asked.items():
+    evaluations = {task: [str(clips / task)] for task in ("image-to-video", "extension")}
+    evaluations["truth"] = [str(clips / "inputs" / "short.mp4"), "--truth", str(clips / "inputs" / "plain.mp4")]
+    for task, words in evaluations.items():
         told = command.run("evaluate", *words, "--json", "--out", str(room / "scores" / task))
         for index, record in enumerate(json.loads(told or "{}").get("clips", [])):
             found[f"evaluation {task} {index:02d}"] = hash_of_numbers(record)

@@ -75,7 +75,7 @@ EXPORTS |= {"merged": ("{lora}", "--to merged --model tiny-base --scale 0.7"),
             "run": ("{runs}/whole", "--to kohya"), "average": ("{runs}/tasks", "--to comfy --ema 0.15")}
 """What is exported, and how."""
 WORLD = "--tasks extension camera --scenes 2 --steps 2"
-"""What the embedded model is asked of its world."""
+"""The options of the benchmark of the embedded model on the synthetic world."""
 # fmt: on
 
 

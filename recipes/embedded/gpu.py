@@ -164,7 +164,7 @@ def train(
 
 
 class Adapted(nn.Module):
-    """A frozen linear layer and a LoRA beside it."""
+    """A frozen linear layer with a LoRA, whose output is added."""
 
     def __init__(self, linear: nn.Linear, rank: int) -> None:
         super().__init__()

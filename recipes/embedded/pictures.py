@@ -5,8 +5,8 @@
 Downloads the packages below with `apt-get download` (nothing is installed), takes from each the pictures that are
 photographs (some paintings are among GCompris's), and writes each whole and in two crops of half its size, scaled to a
 short side of 160 pixels, as JPEG. `licences.tsv` inside the pack names package, version, file and licence of each.
-The held-out photographs of the world (chelsea, coffee, rocket) are no part of these packages. The pack has the world's
-own photographs too, apart, in the world's three scales, so that a machine without scikit-image can render every clip.
+These packages do not contain the held-out photographs of the world (chelsea, coffee, rocket). The pack also has a
+folder with the photographs of the world in its three scales. A machine without scikit-image can then render every clip.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ SCALES = (96, 112, 128)
 
 
 def install(path: Path) -> None:
-    """Lets `pusa.embedded.world` find its photographs in the pack, where there is no scikit-image."""
+    """Give `pusa.embedded.world` its photographs from the pack. Without scikit-image it has no others."""
     with zipfile.ZipFile(path) as pack:
         known = {
             Path(name).stem: Image.open(io.BytesIO(pack.read(name))).convert("RGB")
