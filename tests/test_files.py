@@ -202,3 +202,25 @@ def test_a_private_file_of_the_writer_gets_the_usual_mode(tmp_path: Path) -> Non
         part.write_bytes(b"a")
         part.chmod(0o600)
     assert (tmp_path / "a.bin").stat().st_mode == usual.stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [("https://example.org/a/b.png?x=1", "an address .https:.*save it as a file"),
+     ("data:image/png;base64," + "A" * 5000, "an address .data:.*save it as a file"),
+     ("file:///a.png", "an address .file:"),
+     ("a" * 300 + ".png", "is not a usable path .File name too long.; check it"),
+     ("gone.png", "gone.png does not exist; check the path")],
+)  # fmt: skip
+def test_what_is_no_path_is_named_briefly(path: str, says: str) -> None:
+    with pytest.raises(InputError, match=says) as caught:
+        files.existing_file(path)
+    assert len(str(caught.value)) < 220
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "a.mp4"
+    os.mkfifo(pipe)
+    for door in (files.existing_file, files.sha256):
+        with pytest.raises(InputError, match="is a pipe or a device, but a file is needed; save"):
+            door(pipe)

@@ -22,25 +22,52 @@ from pusa.errors import InputError, PusaError
 
 _STEM = 40
 """characters of a file's stem that the name of its part begins with"""
+_SHOWN = 100
+"""characters of an unusable path that a message shows"""
+_ADDRESS = re.compile(r"(data):|([a-z][a-z0-9+.-]+):/", re.IGNORECASE)
 _DIGIT = "\0"
 _DIGITS = 8 * _DIGIT
 
 
 def existing_file(path: str | Path) -> Path:
-    """The path of a file that exists and is not empty. Otherwise InputError says what is wrong with the path."""
+    """The path of a regular file that is not empty. Otherwise InputError says what is wrong with the path.
+
+    Pipes and devices are refused, because reading them may never end.
+    """
     path = Path(path)
     try:
         if path.is_dir():
             raise InputError(f"{path} is a folder; give a file in it")
         if not path.exists():
-            raise InputError(f"{path} does not exist; check the path")
-        if path.is_file() and path.stat().st_size == 0:
+            raise InputError(_no_address(path) or f"{path} does not exist; check the path")
+        _refuse_streams(path)
+        if path.stat().st_size == 0:
             raise InputError(f"{path} is empty (0 bytes); save or copy it again")
     except InputError:
         raise
     except (OSError, ValueError) as error:
-        raise InputError(f"{str(path)!r} is not a usable path ({_reason(error)}); check it") from error
+        unusable = f"{_shortened(path)!r} is not a usable path ({_reason(error)}); check it"
+        raise InputError(_no_address(path) or unusable) from error
     return path
+
+
+def _refuse_streams(path: Path) -> None:
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{path} is a pipe or a device, but a file is needed; save its content as a file")
+
+
+def _no_address(path: Path) -> str:
+    """What is wrong with a path that is the address of a resource, such as `https://…` or `data:…`; "" for others."""
+    address = _ADDRESS.match(str(path))  # a Path has lost the second slash
+    if not address:
+        return ""
+    kind = address[1] or address[2]
+    return f"{_shortened(path)} is an address ({kind}:), but a file is needed; save it as a file, and give its path"
+
+
+def _shortened(path: Path) -> str:
+    text = str(path)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 20]}…{text[-19:]}"
 
 
 def unreadable(path: Path, kind: str, error: Exception) -> InputError:
@@ -156,7 +183,8 @@ def unwritable_folder(folder: Path, contents: str, error: OSError) -> InputError
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, as 64 hex digits."""
+    """The SHA-256 of a file's content, as 64 hex digits. Raises InputError for a pipe, which may never end."""
+    _refuse_streams(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

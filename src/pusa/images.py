@@ -7,20 +7,19 @@ kind, an `InputError` names it. Transparent pictures are put on white. Embedded 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import av
 import numpy as np
-from av.container import InputContainer
 from numpy.typing import NDArray
 from PIL import Image as PILImage
-from PIL import ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import ImageDraw, ImageFont
 
+from pusa import picture_files
 from pusa.errors import InputError
 from pusa.files import existing_file, replacing, unreadable
+from pusa.orientation import exif_upright
 
 Image = NDArray[np.uint8]
 """[H, W, 3], RGB"""
@@ -31,34 +30,17 @@ Fit = Literal["crop", "pad", "stretch"]
 MAX_SIDE = 16_384
 """the largest width and height of a picture that is read, in pixels"""
 
-_ANIMATIONS = ("GIF", "PNG", "WEBP")
-_TEXT_DEMUXERS = {"tty", "bin", "srt", "webvtt", "ass"}
-
 
 def read_image(path: str | Path) -> Image:
-    """Read one picture of any format that Pillow reads, in upright orientation, as uint8 RGB [H, W, 3].
+    """Read one picture of any format that Pillow reads, and HEIF, in upright orientation, as uint8 RGB [H, W, 3].
 
+    The content decides about the format, not the name. Pictures that belong to another one in the file are left out:
+    thumbnails, gain maps, depth maps.
     Greyscale, palette, CMYK, 16-bit (scaled to 8 bits) and transparent pictures (put on white) are accepted. EXIF
     rotation is applied. Raises InputError if the file is not exactly one picture of at most 16,384 pixels a side.
     """
     path = existing_file(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)
-            picture = PILImage.open(path)
-    except PILImage.DecompressionBombError as error:
-        raise InputError(f"{path} has too many pixels to be read safely; scale it down first") from error
-    except UnidentifiedImageError as error:
-        if _is_video(path):
-            raise InputError(f"{path} is a video, but a picture is needed; save one of its frames as PNG") from error
-        raise InputError(f"{path} is not a picture that can be read; convert it to PNG or JPEG") from error
-    except Exception as error:
-        raise unreadable(path, "picture", error) from error
-    with picture:
-        count = int(getattr(picture, "n_frames", 1))
-        if count > 1:
-            also = ", or give it as a video" if picture.format in _ANIMATIONS else ""
-            raise InputError(f"{path} contains {count} pictures, but one is needed; save one of them as PNG{also}")
+    with picture_files.still(path) as picture:
         width, height = picture.size
         if max(width, height) > MAX_SIDE:
             raise InputError(
@@ -75,7 +57,7 @@ def read_image(path: str | Path) -> Image:
 def to_rgb(picture: PILImage.Image) -> Image:
     """Convert an opened Pillow picture to upright uint8 RGB [H, W, 3], by the rules of `read_image`."""
     picture.load()
-    picture = ImageOps.exif_transpose(picture)
+    picture = exif_upright(picture)
     if picture.mode == "F":
         raise InputError("the picture has floating-point pixels of unknown range; convert it to 8 or 16 bits")
     if picture.mode.startswith("I"):
@@ -176,15 +158,6 @@ def write_image(path: str | Path, image: Image) -> None:
         PILImage.fromarray(image).save(part, **options[path.suffix.lower()])
 
 
-def moving_frames(path: Path) -> int:
-    """The number of frames of an animated picture; 1 for a still picture and for any other file."""
-    try:
-        with PILImage.open(path) as picture:
-            return int(getattr(picture, "n_frames", 1)) if picture.format in _ANIMATIONS else 1
-    except Exception:
-        return 1
-
-
 def over_white(rgba: NDArray[np.uint8]) -> Image:
     """Put a transparent picture on white: uint8 [H, W, 4] to [H, W, 3]."""
     alpha = rgba[..., 3:].astype(np.uint32)
@@ -198,23 +171,3 @@ def check_frames(frames: NDArray[Any]) -> None:
         raise InputError(
             f"frames are {frames.dtype} {list(frames.shape)}; they must be uint8 [N, H, W, 3] and not empty"
         )
-
-
-def kind_of(container: InputContainer) -> Literal["picture", "text", "video"]:
-    """What FFmpeg recognises in an opened file; sound without pictures counts as "video"."""
-    if container.format.name.endswith("_pipe") or container.format.name in ("image2", "ico"):
-        return "picture"
-    return "text" if container.format.name in _TEXT_DEMUXERS else "video"
-
-
-def plain_name(path: Path) -> str:
-    """The absolute path, so that FFmpeg does not take a name such as `12:30.mp4` for a URL."""
-    return str(path.absolute())
-
-
-def _is_video(path: Path) -> bool:
-    try:
-        with av.open(plain_name(path)) as container:
-            return kind_of(container) == "video"
-    except (av.FFmpegError, LookupError, ValueError):
-        return False

@@ -20,12 +20,14 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from pusa import files, images, videos
+from pusa import containers, files, images, picture_files, videos
 from pusa.errors import InputError, PusaError
 from pusa.images import Frames, Image
 
-STILLS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".avif"})
-"""suffixes of files that Pillow opens; GIF, PNG and WebP files may be animated"""
+STILLS = frozenset(
+    {".png", ".jpg", ".jpeg", ".jfif", ".mpo", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".hif"}
+)
+"""suffixes by which pictures are found; GIF, PNG, WebP and AVIF files may be animated"""
 MOVIES = frozenset(
     {".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv"}
     | {".ogv", ".3gp"}
@@ -129,7 +131,7 @@ def _is_picture(path: Path) -> bool:
     files.existing_file(path)
     if path.suffix.lower() == ".gif":
         _check_end_of_gif(path)
-    return path.suffix.lower() in STILLS
+    return not picture_files.is_for_ffmpeg(path)
 
 
 def _check_end_of_gif(path: Path) -> None:
@@ -143,7 +145,7 @@ def _check_end_of_gif(path: Path) -> None:
 
 def _pictures(path: Path) -> tuple[Frames, NDArray[np.float64]]:
     """A still picture [1, H, W, 3] at time 0, or the frames of an animated picture and their times."""
-    if videos.is_animated(path):
+    if picture_files.moving_frames(path) > 1:
         frames, times, _ = videos.decode_animation(path)
         return frames, times
     return images.read_image(path)[None], np.zeros(1)
@@ -151,8 +153,10 @@ def _pictures(path: Path) -> tuple[Frames, NDArray[np.float64]]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    with av.open(images.plain_name(path)) as container:
-        yield container, videos.picture_track(path, container)
+    with containers.opened(path) as container:
+        if containers.kind_of(container) == "picture":
+            raise InputError(f"{path} is not a picture that can be read; convert it to PNG or JPEG")
+        yield container, containers.picture_track(path, container)
 
 
 def _track(path: Path) -> _Track:

@@ -17,16 +17,15 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
+from pusa import containers, orientation, picture_files
 from pusa.errors import InputError, PusaError
 from pusa.files import existing_file, replacing, unreadable
-from pusa.images import Frames, Image, check_frames, fit, kind_of, moving_frames, over_white, plain_name, to_rgb
+from pusa.images import Frames, Image, check_frames, fit, over_white, to_rgb
 
 MAX_CLIP_BYTES = 4 * 2**30
 """the largest clip that is read, as uint8 RGB in memory"""
@@ -47,7 +46,7 @@ _X264 = {"threads": "1", "x264-params": "mbtree=0"}
 def read_video(path: str | Path, fps: float | None = None) -> tuple[Frames, float]:
     """Read all frames of a video or animated picture: uint8 RGB [N, H, W, 3], and the frame rate.
 
-    Frames are upright and have square pixels. GIF, PNG and WebP files may be animated.
+    Frames are upright and have square pixels. GIF, PNG, WebP and AVIF files may be animated.
 
     fps: resample to this rate. Frame k of the result is the frame whose timestamp is nearest to k / fps seconds, for
     every k up to the last timestamp. A lower rate drops frames and a higher rate repeats frames; frames are never
@@ -93,7 +92,7 @@ def write_video(path: str | Path, frames: Frames, fps: float, *, crf: int = 12) 
     with (
         replacing(path) as part,
         _errors_of_the_system(),
-        av.open(plain_name(part), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+        av.open(containers.plain_name(part), "w", format="mp4", options={"movflags": "+faststart"}) as container,
     ):
         stream = container.add_stream("libx264", rate=rate, options=_X264 | {"crf": str(crf)})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -131,10 +130,12 @@ def nearest(times: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[
 
 def _decode(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
     """All frames, their times in seconds (ascending), and the rate that the file states (0 if none)."""
-    with av.open(plain_name(path)) as container:
-        if kind_of(container) == "picture":
+    if not picture_files.is_for_ffmpeg(path):
+        return decode_animation(path)
+    with containers.opened(path) as container:
+        if containers.kind_of(container) == "picture":
             return decode_animation(path)
-        stream = picture_track(path, container)
+        stream = containers.picture_track(path, container)
         stream.thread_type = "AUTO"
         stated = float(stream.average_rate or stream.guessed_rate or 0)
         squeeze = float(stream.sample_aspect_ratio or 1)
@@ -167,19 +168,9 @@ def _decode(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
     return np.stack([frames[i] for i in order]), np.asarray(times)[order], stated
 
 
-def picture_track(path: Path, container: InputContainer) -> VideoStream:
-    """The video track of an opened file, not its cover picture; InputError if there is none."""
-    if kind_of(container) == "text":
-        raise InputError(f"{path} is text, but a video is needed; give an mp4, mov, mkv, webm or gif file")
-    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-    if not streams:
-        raise InputError(f"{path} has no video track (sound only?); give a video")
-    return streams[0]
-
-
 def decode_animation(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
     """`_decode` for an animated picture. Durations of 0 count as 100 ms, as in browsers; the stated rate is 0."""
-    count = moving_frames(path)
+    count = picture_files.moving_frames(path)
     if count == 1:
         raise InputError(f"{path} is a picture, but a video is needed; give it as an image")
     with PILImage.open(path) as picture:
@@ -197,23 +188,18 @@ def decode_animation(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
     return np.stack(frames), np.asarray(times[:-1]), 0.0
 
 
-def is_animated(path: Path) -> bool:
-    """Whether Pillow finds more than one frame in the file."""
-    return moving_frames(path) > 1
-
-
 def upright(frame: VideoFrame, squeeze: float) -> Image:
-    """One decoded frame as RGB [H, W, 3]: rotated as its metadata states, with square pixels.
+    """One decoded frame as RGB [H, W, 3]: turned and mirrored as its metadata states, with square pixels.
 
     squeeze: the width of a pixel divided by its height.
     """
     if any(component.is_alpha for component in frame.format.components) or frame.format.has_palette:
-        picture = over_white(np.asarray(frame.to_ndarray(format="rgba"), np.uint8))
+        picture = over_white(np.asarray(frame.reformat(format="rgba", interpolation=_EXACT).to_ndarray(), np.uint8))
     else:
         picture = np.asarray(frame.reformat(format="rgb24", interpolation=_EXACT).to_ndarray(), np.uint8)
     if squeeze != 1:
         picture = fit(picture, (max(1, round(picture.shape[1] * squeeze)), picture.shape[0]), "stretch")
-    return np.rot90(picture, round(frame.rotation / 90)) if frame.rotation else picture
+    return orientation.turned(picture, orientation.display_matrix(frame))
 
 
 def _too_large(path: Path) -> InputError:

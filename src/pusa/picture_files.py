@@ -1,0 +1,154 @@
+"""Open picture files with Pillow: the one picture that a file means, or the frames of an animated picture.
+
+Many pictures have others beside them that are no content of their own: thumbnails, gain maps, depth maps, smaller
+copies. They are left out.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image as PILImage
+from PIL import PsdImagePlugin, TiffImagePlugin, UnidentifiedImageError
+
+from pusa.containers import is_heif, is_sequence, is_video
+from pusa.errors import InputError
+from pusa.files import unreadable
+
+ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF")
+"""formats, as Pillow calls them, whose frames are moments of a clip"""
+_ONE_PICTURE = ("MPO", "PSD", "ICO", "ICNS", "HEIF")
+"""formats in which the picture that Pillow shows first is the picture, and others belong to it"""
+_FOR_FFMPEG = ("GIF", "FLI", "MPEG", "BUFR", "GRIB", "HDF5", "WMF")
+"""formats that Pillow names and FFmpeg reads better, or that Pillow only names"""
+_MOTION_JPEG = (".mjpeg", ".mjpg")
+
+_SUBFILE, _OLD_SUBFILE, _SUB_IFDS, _THUMBNAIL = 254, 255, 330, 513
+
+
+@contextmanager
+def still(path: Path) -> Iterator[PILImage.Image]:
+    """Open the one picture that a file means; its pixels are not decoded yet.
+
+    Raises InputError if the file is no picture, or has several pictures of equal rank. The caller turns the errors of
+    decoding into sentences.
+    """
+    try:
+        picture = _open(path)
+    except PILImage.DecompressionBombError as error:
+        raise InputError(f"{path} has too many pixels to be read safely; scale it down first") from error
+    except UnidentifiedImageError as error:
+        if not is_heif(path) and is_video(path):
+            raise InputError(f"{path} is a video, but a picture is needed; save one of its frames as PNG") from error
+        raise InputError(f"{path} is not a picture that can be read; convert it to PNG or JPEG") from error
+    except InputError:
+        raise
+    except Exception as error:
+        raise unreadable(path, "picture", error) from error
+    with picture:
+        try:
+            count = _choose(path, picture)
+        except InputError:
+            raise
+        except Exception as error:
+            raise unreadable(path, "picture", error) from error
+        if count > 1:
+            also = ", or give it as a video" if picture.format in ANIMATIONS else ""
+            raise InputError(f"{path} contains {count} pictures, but one is needed; save one of them as PNG{also}")
+        yield picture
+
+
+def is_for_ffmpeg(path: Path) -> bool:
+    """Whether a file is to be read with FFmpeg, if at all: everything but pictures, still or animated."""
+    if is_heif(path):
+        return is_sequence(path) and not _is_avif(path)
+    if path.suffix.lower() in _MOTION_JPEG:
+        return True
+    try:
+        with _open(path) as picture:
+            return picture.format in _FOR_FFMPEG
+    except UnidentifiedImageError:
+        return True
+    except Exception:  # a picture that cannot be read; the one who opens it says why
+        return False
+
+
+def moving_frames(path: Path) -> int:
+    """The number of frames of an animated picture; 1 for a still picture and for any other file."""
+    try:
+        with _open(path) as picture:
+            return _count(picture) if picture.format in ANIMATIONS else 1
+    except Exception:
+        return 1
+
+
+def _open(path: Path) -> PILImage.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the number of pixels, and about metadata
+            return PILImage.open(path)
+    except UnidentifiedImageError:
+        if is_heif(path):
+            return _open_heif(path)
+        raise
+
+
+def _open_heif(path: Path) -> PILImage.Image:
+    """The primary picture of a HEIF file, turned upright, in 8 bits."""
+    import pillow_heif  # only such files need it
+
+    try:
+        file = pillow_heif.open_heif(path, convert_hdr_to_8bit=True)
+        picture: PILImage.Image = file[file.primary_index].to_pillow()
+    except Exception as error:
+        raise unreadable(path, "picture", error) from error
+    picture.format = "HEIF"
+    return picture
+
+
+def _is_avif(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(64)
+    return b"avi" in head[8 : int.from_bytes(head[:4], "big")]
+
+
+def _count(picture: PILImage.Image) -> int:
+    return int(getattr(picture, "n_frames", 1))
+
+
+def _choose(path: Path, picture: PILImage.Image) -> int:
+    """Turn to the picture that the file means, and return the number of pictures of equal rank, at least 1."""
+    if isinstance(picture, PsdImagePlugin.PsdImageFile) and not _is_composed(picture):
+        raise InputError(
+            f"{path} has layers only, without the picture that they make; save it with 'maximize compatibility', or as "
+            "PNG"
+        )
+    if picture.format in _ONE_PICTURE:
+        return 1
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        return _choose_page(path, picture)
+    return _count(picture)
+
+
+def _is_composed(picture: PsdImagePlugin.PsdImageFile) -> bool:
+    """Whether a PSD file contains the composite of its layers; the version resource says so."""
+    version = next((data for number, _, data in picture.resources if number == 1057), b"")
+    return len(version) < 5 or version[4] != 0
+
+
+def _choose_page(path: Path, picture: TiffImagePlugin.TiffImageFile) -> int:
+    """Turn to the only full page of a TIFF file, and return the number of full pages."""
+    pages = []
+    for page in range(_count(picture)):
+        picture.seek(page)
+        tags = picture.tag_v2
+        reduced = int(tags.get(_SUBFILE, 0)) & 0b101 or tags.get(_OLD_SUBFILE) == 2 or (page and _THUMBNAIL in tags)
+        if not reduced:
+            pages.append(page)
+        elif page == 0 and _SUB_IFDS in tags:
+            raise InputError(f"{path} is a camera's raw file; develop it, and save it as PNG or JPEG")
+    picture.seek(pages[0] if pages else 0)
+    return max(1, len(pages))

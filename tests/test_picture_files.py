@@ -1,0 +1,170 @@
+"""Files that hold more than one picture, and files of the HEIF family, under any name."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pillow_heif
+import pytest
+from PIL import Image as PILImage
+from PIL import TiffImagePlugin
+
+from pusa import images, video_probe, videos
+from pusa.errors import InputError
+from tests.footage import animated, psnr, ramp
+
+PICTURE = PILImage.fromarray(ramp(128, 192))
+SMALL = PICTURE.resize((48, 32)).transpose(PILImage.Transpose.FLIP_LEFT_RIGHT)
+
+
+def mpo(path: Path) -> None:
+    PICTURE.save(path, format="MPO", save_all=True, append_images=[SMALL], quality=95)
+
+
+def tiff(path: Path, *kinds: int) -> None:
+    """A TIFF file of the picture and smaller copies; `kinds` are the subfile types of its pages."""
+    pages = [SMALL if kind & 1 else PICTURE for kind in kinds]
+    with TiffImagePlugin.AppendingTiffWriter(str(path), new=True) as file:
+        for page, kind in zip(pages, kinds, strict=True):
+            page.save(file, format="TIFF", tiffinfo={254: kind})
+            file.newFrame()
+
+
+def icons(path: Path) -> None:
+    PICTURE.resize((64, 64)).save(path, sizes=[(16, 16), (32, 32), (64, 64)])
+
+
+def heic(path: Path) -> None:
+    """A picture in tiles, with a smaller picture beside it, as phones write."""
+    file = pillow_heif.from_pillow(SMALL)
+    file.add_from_pillow(PICTURE)
+    file.save(path, quality=95, primary_index=1, tile_size=64, format="HEIF")
+
+
+def avif(path: Path) -> None:
+    PICTURE.save(path, format="AVIF", quality=95)
+
+
+def psd(path: Path, composed: bool = True, layers: int = 2) -> None:
+    """A Photoshop file with layers and, unless it is not `composed`, the picture that they make."""
+    height, width = PICTURE.height, PICTURE.width
+
+    def block(data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + data
+
+    version = struct.pack(">IB", 1, composed) + bytes(9)
+    resources = b"8BIM" + struct.pack(">HH", 1057, 0) + block(version) + bytes(len(version) % 2)
+    records, planes = b"", b""
+    for _ in range(layers):
+        records += struct.pack(">4iH", 0, 0, 2, 2, 3)
+        records += b"".join(struct.pack(">hI", channel, 2 + 4) for channel in range(3))
+        records += b"8BIMnorm" + bytes([255, 0, 0, 0]) + block(block(b"") + block(b"") + bytes(4))
+        planes += 3 * (bytes(2) + bytes(4))
+    info = struct.pack(">h", layers) + records + planes
+    pixels = np.ascontiguousarray(np.asarray(PICTURE).transpose(2, 0, 1)).tobytes()
+    path.write_bytes(
+        b"8BPS"
+        + struct.pack(">H6xHIIHH", 1, 3, height, width, 8, 3)
+        + block(b"")
+        + block(resources)
+        + block(block(info + bytes(len(info) % 2)) + block(b""))
+        + bytes(2)
+        + pixels
+    )
+
+
+SEVERAL: dict[str, Callable[[Path], object]] = {
+    "phone.jpg": mpo,
+    "thumbnail.tiff": lambda path: tiff(path, 0, 1),
+    "thumbnail-first.tif": lambda path: tiff(path, 1, 0),
+    "mask.tif": lambda path: tiff(path, 0, 4, 1),
+    "a.ico": icons,
+    "a.icns": lambda path: PICTURE.resize((128, 128)).save(path),
+    "phone.heic": heic,
+    "phone.jpeg": heic,
+    "no suffix": heic,
+    "a.avif": avif,
+    "avif.png": avif,
+    "layers.psd": psd,
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_the_picture_that_the_file_means_is_read(tmp_path: Path, name: str) -> None:
+    SEVERAL[name](tmp_path / name)
+    image = images.read_image(tmp_path / name)
+    expected = np.asarray(PICTURE.resize(image.shape[1::-1]))
+    assert image.shape[0] >= 64
+    assert psnr(image, expected) > 30
+
+
+@pytest.mark.parametrize("name", ["phone.jpg", "thumbnail.tiff", "phone.heic", "a.avif", "phone.jpeg", "a.png"])
+def test_a_picture_given_as_a_video_is_one_sentence(tmp_path: Path, name: str) -> None:
+    SEVERAL.get(name, PICTURE.save)(tmp_path / name)
+    with pytest.raises(InputError, match="is a picture, but a video is needed; give it as an image") as caught:
+        videos.read_video(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["phone.jpg", "phone.heic", "a.avif", "heic.mp4", "thumbnail.tiff", "mask.tif"])
+def test_a_still_picture_is_one_frame_of_a_dataset(tmp_path: Path, name: str) -> None:
+    SEVERAL.get(name, heic)(tmp_path / name)
+    about = video_probe.probe(tmp_path / name)
+    assert (about.times.tolist(), about.fps, about.width, about.height) == ([0.0], 0.0, 192, 128)
+    part = video_probe.read(tmp_path / name, np.zeros(1), (192, 128))
+    np.testing.assert_array_equal(part[0], images.read_image(tmp_path / name))
+
+
+def test_pictures_of_equal_rank_are_refused(tmp_path: Path) -> None:
+    tiff(tmp_path / "pages.tif", 2, 2, 1)
+    with pytest.raises(InputError, match=r"contains 2 pictures, but one is needed; save one of them as PNG$"):
+        images.read_image(tmp_path / "pages.tif")
+
+
+def test_a_raw_file_of_a_camera_is_not_its_thumbnail(tmp_path: Path) -> None:
+    SMALL.save(tmp_path / "a.dng", format="TIFF", tiffinfo={254: 1, 330: 8})
+    with pytest.raises(InputError, match="camera's raw file; develop it"):
+        images.read_image(tmp_path / "a.dng")
+
+
+def test_layers_without_their_picture_are_refused(tmp_path: Path) -> None:
+    psd(tmp_path / "a.psd", composed=False)
+    with pytest.raises(InputError, match=r"layers only.*; save it with"):
+        images.read_image(tmp_path / "a.psd")
+
+
+@pytest.mark.parametrize("name", ["moving.avif", "moving.mp4"])
+def test_an_animated_avif_is_a_clip(tmp_path: Path, name: str) -> None:
+    frames = [PILImage.new("RGB", (64, 48), (60 * k, 200 - 40 * k, 90)) for k in range(4)]
+    durations = [100, 100, 200, 100]
+    frames[0].save(
+        tmp_path / name, format="AVIF", save_all=True, append_images=frames[1:], duration=durations, quality=95
+    )
+    with pytest.raises(InputError, match=r"contains 4 pictures, but one is needed; .*or give it as a video"):
+        images.read_image(tmp_path / name)
+    whole, fps = videos.read_video(tmp_path / name, fps=10)
+    assert fps == 10
+    assert np.abs(whole[[0, 1, 2, 4], 0, 0, 0].astype(int) - [0, 60, 120, 180]).max() < 6
+    about = video_probe.probe(tmp_path / name)
+    np.testing.assert_allclose(about.times, [0, 0.1, 0.2, 0.4])
+    np.testing.assert_array_equal(video_probe.read(tmp_path / name, np.arange(5) / 10, (64, 48)), whole)
+
+
+def test_a_damaged_heif_picture_is_one_sentence(tmp_path: Path) -> None:
+    heic(tmp_path / "a.heic")
+    good = (tmp_path / "a.heic").read_bytes()
+    (tmp_path / "a.heic").write_bytes(good[:900])
+    for read in (images.read_image, videos.read_video, video_probe.probe):
+        with pytest.raises(InputError, match=r"a\.heic") as caught:
+            read(tmp_path / "a.heic")  # type: ignore[operator]
+        assert "\n" not in str(caught.value)
+
+
+def test_both_doors_agree_about_animated_pictures(tmp_path: Path) -> None:
+    animated(tmp_path / "a.png")
+    whole, _ = videos.read_video(tmp_path / "a.png", fps=10)
+    part = video_probe.read(tmp_path / "a.png", np.arange(len(whole)) / 10, (8, 8))
+    np.testing.assert_array_equal(part, whole)
