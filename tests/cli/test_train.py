@@ -43,8 +43,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     seen: dict[str, Any] = {}
 
-    def run(config: Config, out: Path, *, force: bool, terminal: Any) -> room.Outcome:
-        seen.update(config=config, out=out, force=force, verbose=terminal.verbose)
+    def run(config: Config, out: Path, *, resume_from: Path | None, force: bool, terminal: Any) -> room.Outcome:
+        seen.update(config=config, out=out, resume_from=resume_from, force=force, verbose=terminal.verbose)
         return room.Outcome(Result(out, out / "lora.safetensors", 0, config.train.steps, 0.25, ()), 9, 1, ())
 
     monkeypatch.setattr(room, "run", run)
@@ -70,6 +70,9 @@ def test_the_shortest_run_reaches_the_trainer(ask: Ask, asked: dict[str, Any]) -
     assert (code, out) == (0, "runs/x/lora.safetensors\n")
     assert asked["config"] == read(None, "tiny", {"data.path": "clips", "train.steps": 20, "train.seed": 3})
     assert (asked["out"], asked["force"], asked["verbose"]) == (Path("runs/x"), False, True)
+    assert asked["resume_from"] is None
+    assert ask("--data", "clips", "--resume-from", "runs/x/checkpoints/step_000010", "--out", "runs/y")[0] == 0
+    assert (asked["out"], asked["resume_from"]) == (Path("runs/y"), Path("runs/x/checkpoints/step_000010"))
 
 
 def test_a_file_a_preset_and_options_together(ask: Ask, asked: dict[str, Any], tmp_path: Path) -> None:

@@ -26,10 +26,12 @@ class LoraSettings(Protocol):
     def targets(self) -> Sequence[str]: ...
     @property
     def rslora(self) -> bool: ...
+    @property
+    def init(self) -> str | None: ...
 
 
 def from_settings(lora: LoraSettings | None) -> Adapter:
     """Return the adapter that a training uses: a LoRA with these settings, or all weights if `lora` is None."""
     if lora is None:
         return AllWeights()
-    return Lora(lora.rank, tuple(lora.targets), lora.alpha, lora.rslora)
+    return Lora(lora.rank, tuple(lora.targets), lora.alpha, lora.rslora, lora.init)

@@ -7,6 +7,8 @@ read, with α / r multiplied into B.
 from __future__ import annotations
 
 import difflib
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -19,7 +21,9 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from pusa.adapters import lora_start
 from pusa.adapters.base import Attached, Card, check_bare
+from pusa.adapters.lora_start import ends_in
 from pusa.errors import InputError
 from pusa.models.lora import dialects, runtime
 
@@ -34,13 +38,15 @@ _LOADED = "trained"
 class Lora:
     """A LoRA. targets: endings of the names of the linear layers that get factors, such as to_q or ffn.net.2.
 
-    rank: r, at least 1. alpha: α, None for α = r. rslora: divide α by √r instead of r (arXiv 2312.03732).
+    rank: r, at least 1. alpha: α, None for α = r. rslora: divide α by √r instead of r (arXiv 2312.03732). init: a LoRA
+    file to start from, see `lora_start`. rank, alpha and targets must then be those of the file.
     """
 
     rank: int
     targets: tuple[str, ...]
     alpha: float | None = None
     rslora: bool = False
+    init: str | None = None
 
     @property
     def output(self) -> str:
@@ -75,13 +81,21 @@ class Lora:
     def attach(self, model: ModelMixin, seed: int) -> Attached:
         """Freeze the model and add the factors. A is drawn from `seed` and B is zero, so the output does not change.
 
-        Raises InputError if the model has a LoRA already, or if a target matches no linear layer.
+        With `init`, the factors are those of its file. Raises InputError if the model has a LoRA already, if a target
+        matches no linear layer, or if the file does not fit the model or the settings.
         """
         check_bare(model)
         model.requires_grad_(False)
         _check_targets(model, self.targets)
+        start = None if self.init is None else self._start(model, self.init)
+        ranks = {re.escape(name): r for name, r in start.ranks.items() if r != self.rank} if start else {}
         config = LoraConfig(
-            r=self.rank, lora_alpha=self._alpha, target_modules=list(self.targets), use_rslora=self.rslora
+            r=self.rank,
+            lora_alpha=self._alpha,
+            target_modules=list(self.targets),
+            use_rslora=self.rslora,
+            rank_pattern=ranks,
+            alpha_pattern={name: self._strength * (math.sqrt(r) if self.rslora else r) for name, r in ranks.items()},
         )
         with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(seed)
@@ -93,6 +107,9 @@ class Lora:
             if isinstance(layer, LoraLayer):
                 layer.lora_A[NAME].float()
                 layer.lora_B[NAME].float()
+        for module, pair in start.factors.items() if start else ():
+            for side, value in zip("AB", pair, strict=True):
+                model.get_submodule(f"{module}.lora_{side}.{NAME}").weight.data.copy_(value)
 
         def save(folder: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
             self.write(folder / FILE, weights, metadata)
@@ -105,7 +122,7 @@ class Lora:
 
     def write(self, path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """Write the factors as a LoRA file. weights: as `Attached.parameters` names them; atomic."""
-        strength = dialects.scaling(self._alpha, self.rank, self.rslora)
+        strength = self._strength
         factors: dict[str, tuple[Tensor, Tensor]] = {}
         for name, down in weights.items():
             module, found, _ = name.partition(f".lora_A.{NAME}.weight")
@@ -138,12 +155,40 @@ class Lora:
         return weights
 
     def extra_parameters(self, layers: Mapping[str, tuple[int, int]]) -> int:
-        adapted = (size for name, size in layers.items() if any(_ends_in(name, target) for target in self.targets))
+        adapted = (size for name, size in layers.items() if any(ends_in(name, target) for target in self.targets))
         return sum(self.rank * (inputs + outputs) for inputs, outputs in adapted)
 
     @property
     def _alpha(self) -> float:
         return self.rank if self.alpha is None else self.alpha
+
+    @property
+    def _strength(self) -> float:
+        """The factor of B A."""
+        return dialects.scaling(self._alpha, self.rank, self.rslora)
+
+    def _start(self, model: nn.Module, path: str) -> lora_start.Start:
+        """Return the LoRA to start from. InputError if its rank, scaling or layers are not those of the settings."""
+        layers = runtime.linears(model)
+        start = lora_start.read(path, layers)
+        right = lora_start.settings_of(start, layers, self.targets, stabilised=self.rslora)
+        if self.rank != right["rank"]:
+            raise InputError(
+                f"lora.rank is {self.rank}, and the LoRA {path} has {right['rank']}: leave lora.rank out to use its "
+                "own."
+            )
+        if not math.isclose(self._alpha, right["alpha"], rel_tol=1e-6):
+            raise InputError(
+                f"lora.alpha is {self._alpha:g}, and the LoRA {path} needs {right['alpha']:g}: leave lora.alpha out to "
+                "use its own."
+            )
+        if odd := sorted(lora_start.selected(layers, self.targets) ^ set(start.factors)):
+            has = "has no factors for" if odd[0] not in start.factors else "changes"
+            raise InputError(
+                f"lora.targets are other layers than those of the LoRA {path}, which {has} {odd[0]}: leave "
+                "lora.targets out to use its own."
+            )
+        return start
 
 
 @contextmanager
@@ -167,17 +212,13 @@ def without_lora(model: nn.Module, name: str | None = None) -> Iterator[None]:
             layer._active_adapter = names
 
 
-def _ends_in(layer: str, target: str) -> bool:
-    return f".{layer}".endswith(f".{target}")
-
-
 def _check_targets(model: nn.Module, targets: Sequence[str]) -> None:
     """Raise InputError unless each target is the end of a linear layer's name, beginning at a dot."""
     if not targets:
         raise InputError("The LoRA would train nothing: lora.targets is empty; name layers such as to_q or ffn.net.2.")
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     for target in targets:
-        if any(_ends_in(name, target) for name in layers):
+        if any(ends_in(name, target) for name in layers):
             continue
         endings = {".".join(parts[i:]) for name in layers for parts in [name.split(".")] for i in range(len(parts))}
         near = difflib.get_close_matches(target, sorted(endings), n=1)

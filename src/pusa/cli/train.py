@@ -61,6 +61,7 @@ def settings() -> Iterator[Setting]:
 
 _KINDS = {"Count": "INT", "Whole": "INT", "int": "INT", "Folder": "PATH", "str": "TEXT", "bool": "true|false"}
 _KINDS |= dict.fromkeys(("Positive", "Amount", "Number", "Share", "Decay", "float"), "FLOAT")
+_KINDS |= dict.fromkeys(("Interval", "IntervalOrNever"), "INT|epoch")
 _KINDS |= {"list": "A,B", "dict": "A=0.5,B=0.5", "tuple": "A,B"}
 
 
@@ -131,6 +132,7 @@ def train(
     preset: Annotated[str | None, Parameter(metavar="NAME")] = None,
     presets: Annotated[bool, Switch] = False,
     data: Annotated[str | None, Parameter(metavar="DIR")] = None,
+    resume_from: Annotated[Path | None, File, Parameter(metavar="CHECKPOINT")] = None,
     out: Annotated[
         Path | None, File, Parameter(group=OUTPUT, show_default=lambda _: "runs/ and the name of CONFIG or preset")
     ] = None,
@@ -153,6 +155,9 @@ def train(
         List the presets with their memory and time, and exit.
     data
         A folder of clips with captions, a table of clips, or the hub id of a dataset.
+    resume_from
+        Begin with a checkpoint of another run, such as runs/first/checkpoints/step_000300. Give a new --out; the other
+        run does not change.
     out
         Folder of the run.
     overwrite
@@ -175,7 +180,7 @@ def train(
         from pusa.training.run import run
     name = config.stem if config else preset or "tiny-base"
     try:
-        outcome = run(chosen, out or Path("runs") / name, force=overwrite, terminal=terminal)
+        outcome = run(chosen, out or Path("runs") / name, resume_from=resume_from, force=overwrite, terminal=terminal)
     except Cancelled as error:
         if is_rank_zero:
             raise

@@ -18,7 +18,7 @@ from pusa.errors import InputError
 from pusa.files import make_folder
 from pusa.models.backbone import Geometry
 from pusa.models.loading import checkpoints, sources
-from pusa.training import loggers
+from pusa.training import loggers, starting
 from pusa.training.config.tree import Config
 from pusa.training.data import samples
 from pusa.training.data.cache import Cache, CachedSamples, prepare
@@ -58,12 +58,14 @@ class Outcome:
     problems: tuple[Problem, ...]
 
 
-def run(config: Config, out: Path, *, force: bool = False, terminal: Terminal) -> Outcome:
+def run(
+    config: Config, out: Path, *, resume_from: Path | None = None, force: bool = False, terminal: Terminal
+) -> Outcome:
     """Train with the settings `config` into the folder `out`, or resume there.
 
-    Clips that cannot be used are named on the terminal and in the outcome. force: resume even if settings, model or
-    clips have changed. Raises InputError if no clip can be used, and where `trainer.train` and `checkpoints.load`
-    raise it.
+    Clips that cannot be used are named on the terminal and in the outcome. resume_from: a checkpoint of another run to
+    begin with, see `starting.branch`. force: resume even if settings, model or clips have changed. Raises InputError
+    if no clip can be used, and where `trainer.train`, `checkpoints.load` and `starting` raise it.
     """
     with processes.join() as group:
         processes.from_rank_zero(group, lambda: loggers.check(list(config.track.loggers)))
@@ -75,7 +77,10 @@ def run(config: Config, out: Path, *, force: bool = False, terminal: Terminal) -
                     f"{name} has two experts, which are trained one at a time: set model.expert to high or low."
                 )
             defaults, geometry = checkpoints.defaults_of(folder), checkpoints.geometry(name, folder)
-            _, buckets = sizes_for(name, folder, config.data.buckets or ())
+            shape, buckets = sizes_for(name, folder, config.data.buckets or ())
+            config = starting.with_lora(config, shape.layers)
+        if resume_from is not None:
+            processes.from_rank_zero(group, partial(starting.branch, resume_from, out))
         plan = processes.from_rank_zero(group, lambda: survey(config, buckets, defaults.fps, geometry, terminal))
         processes.from_rank_zero(group, lambda: _writable(config.data.cache, out))
         with terminal.status(f"Loading {config.model.source}", line=True):

@@ -77,7 +77,7 @@ class Run:
             if run.resumed and not force and (changed := differences(run.resumed.facts, run.facts)):
                 raise InputError(
                     f"{folder} was trained up to step {run.resumed.step} with other settings ({'; '.join(changed)}): "
-                    "use the former settings, choose another folder, or add --force to resume with the new ones."
+                    "use the former settings, choose another folder, or add --overwrite to resume with the new ones."
                 )
             for name in LOGS:
                 rewind(folder / name, run.resumed.step if run.resumed else 0)

@@ -22,8 +22,10 @@ from pusa import adapters, processes
 from pusa.adapters.base import Attached
 from pusa.errors import Cancelled, InputError
 from pusa.models.backbone import Backbone
+from pusa.models.lora import header, runtime
 from pusa.processes import ProcessGroup
 from pusa.training import interruption
+from pusa.training.config.intervals import is_due
 from pusa.training.config.tree import Config
 from pusa.training.data.batches import Batches
 from pusa.training.learner import Learner
@@ -42,13 +44,14 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True)
 class Hook:
-    """A callback: every `every` ≥ 1 steps and after the last step, on every process. It validates or makes previews.
+    """A callback, on every process. It validates or makes previews.
 
-    call: gets the number of finished steps, the transformer with the weights that a training would write now, and the
-    folder of the run. It must not change the weights. It may draw random numbers.
+    every: how often, see `config.intervals`; it is also called after the last step. call: gets the number of finished
+    steps, the transformer with the weights that a training would write now, and the folder of the run. It must not
+    change the weights. It may draw random numbers.
     """
 
-    every: int
+    every: int | str
     call: Callable[[int, Any, Path], None]
 
 
@@ -122,6 +125,7 @@ def train(
         trained = stack.enter_context(prepared(components, config))
         setup = Setup(config, components, trained, samples.empty_context, group)
         learner = Learner(config.train, objective(setup), group)
+        due = partial(is_due, clips=config.clips_per_step * group.size, samples=len(samples))
         writer = Writer(config, components.source, out, run, trained, learner)
         if first:
             learner.restore(run.resumed.state() if run and run.resumed else {})
@@ -138,13 +142,13 @@ def train(
             writer.log(record, tracker)
             stop = done < steps and processes.any_rank(group, interrupted())
             for hook in () if stop else hooks:
-                if done % hook.every == 0 or done == steps:
+                if due(hook.every, done) or done == steps:
                     with learner.showing_best():
                         hook.call(done, components.transformer, out)
             stop = done < steps and processes.any_rank(group, interrupted())
-            due = done % config.save.every == 0 or done == steps
-            if due or stop:
-                writer.save(done, snapshot=due)
+            saving = due(config.save.every, done) or done == steps
+            if saving or stop:
+                writer.save(done, snapshot=saving)
             if stop:
                 raise Cancelled(
                     f"interrupted after step {done} of {steps}, and a checkpoint is written; rerun the command to "
@@ -207,13 +211,15 @@ def facts_of(config: Config, group: ProcessGroup, components: Backbone, samples:
     """Return what determines the trained weights. It must be the same when a run is resumed.
 
     Only the product of passes and processes counts: a run may resume with twice the processes and half the passes, and
-    the weights are the same up to rounding. Sharding does not count. The content of the clips counts, and not their
-    location.
+    the weights are the same up to rounding. Sharding does not count. The content of the clips and of a LoRA to start
+    from counts, and not their location.
     """
     decisive = config.decisive()
     del decisive["train.accumulate"], decisive["train.parallel"], decisive["data.path"]
     passes = {"train.accumulate x processes": config.train.accumulate * group.size}
     clips = f"{len(samples)} samples with hash {samples.fingerprint[:16]}"
+    if config.lora and config.lora.init:
+        decisive["lora.init"] = runtime.fingerprint(header.file_of(config.lora.init))[:16]
     return {**decisive, **passes, "model": components.fingerprint, "clips": clips}
 
 
@@ -225,6 +231,7 @@ def metadata_of(config: Config, base: str, step: int) -> dict[str, Any]:
         "expert": config.model.expert,
         "pattern": config.sigma.pattern,
         "tasks": tasks and dict(tasks),
+        "init": config.lora and config.lora.init and Path(config.lora.init).name,
         "step": step,
         "config": config.fingerprint(),
     }

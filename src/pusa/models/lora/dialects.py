@@ -62,12 +62,13 @@ class Changes:
     factors: {diffusers module: (A [r, in], B [out, r])} of linear layers. B is multiplied by the scaling; if that
     changes it, B is float32. differences: {diffusers parameter: what is added to it, in its shape}. metadata: that of
     the file, with the PEFT configuration next to it as "adapter_config". 8-bit numbers are converted to bfloat16, which
-    is exact.
+    is exact. scalings: {diffusers module: the scaling that is in B}, 1 for a file without alpha.
     """
 
     factors: dict[str, tuple[Tensor, Tensor]]
     differences: dict[str, Tensor]
     metadata: dict[str, str]
+    scalings: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -95,6 +96,7 @@ def read(path: str | Path, shapes: Shapes | None = None) -> Changes:
     targets = _sort(path, tensors, wan_shapes(tensors) if shapes is None else shapes)
     factors: dict[str, tuple[Tensor, Tensor]] = {}
     differences: dict[str, Tensor] = {}
+    scalings: dict[str, float] = {}
     for module, target in targets.items():
         differences |= target.differences
         if target.down is None or target.up is None:
@@ -107,7 +109,8 @@ def read(path: str | Path, shapes: Shapes | None = None) -> Changes:
             differences[f"{module}.weight"] = product.reshape(len(product), *target.down.shape[1:])
         else:
             factors[module] = target.down, target.up if trained == 1 else target.up.float() * trained
-    return Changes(factors, differences, metadata)
+            scalings[module] = trained
+    return Changes(factors, differences, metadata, scalings)
 
 
 def is_lora(path: Path) -> bool:

@@ -157,17 +157,22 @@ def read(
     model, as `linears` returns them. Without layers, the names are checked against Wan's, and sizes are not checked.
     Raises InputError where `load` does, and for a file with differences.
     """
-    shapes = None
-    if layers is not None:
-        known = {f"{module}.weight": (out, into) for module, (into, out) in layers.items()}
-        shapes = {**wan_shapes(layers), **known}
-    changes = dialects.read(path, shapes)
+    changes = changes_of(path, layers)
     if changes.differences:
         raise InputError(
             f"The LoRA {path} has more than factors of linear layers: it changes {len(changes.differences)} parameters "
             f"as a whole (such as {min(changes.differences)}), so it cannot be written or merged: use it with --lora."
         )
     return changes.factors, changes.metadata
+
+
+def changes_of(path: str | Path, layers: Mapping[str, tuple[int, int]] | None = None) -> dialects.Changes:
+    """Return everything that a file changes, see `dialects.Changes`. layers and errors: as for `read`."""
+    shapes = None
+    if layers is not None:
+        known = {f"{module}.weight": (out, into) for module, (into, out) in layers.items()}
+        shapes = {**wan_shapes(layers), **known}
+    return dialects.read(path, shapes)
 
 
 def linears(model: nn.Module) -> dict[str, tuple[int, int]]:

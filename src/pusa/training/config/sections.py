@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, field_validator, model_validator
 
+from pusa.training.config.intervals import Interval, IntervalOrNever
+
 
 class Give(str):
     """A description of the allowed values, such as "a number above 0". An error message adds it to "…; give"."""
@@ -177,6 +179,9 @@ class LoraSettings(Section):
     """Linear layers that get a LoRA, by the end of their names."""
     rslora: bool = False
     """Scale by alpha / √rank instead of alpha / rank."""
+    init: Annotated[str | None, Absent] = None
+    """A LoRA to start from: a file in any dialect, a folder, or OWNER/REPOSITORY/FILE of the hub. It sets rank, alpha
+    and targets."""
 
 
 class TrainSettings(Section):
@@ -226,8 +231,8 @@ class TrainSettings(Section):
 class SaveSettings(Section):
     """Checkpoints."""
 
-    every: Count = 100
-    """Steps between checkpoints."""
+    every: Interval = 100
+    """Steps between checkpoints, or epoch, or a number such as 2 epochs."""
     keep: Annotated[Count | None, Absent] = 3
     """How many checkpoints to keep; null: all."""
 
@@ -235,8 +240,8 @@ class SaveSettings(Section):
 class ValidateSettings(Section):
     """Loss on held-out clips, with the same noise every time."""
 
-    every: Whole = 100
-    """Steps between validations; 0: no validation."""
+    every: IntervalOrNever = 100
+    """Steps between validations, or epoch, or a number such as 2 epochs; 0: no validation."""
     clips: Count = 8
     """How many held-out clips to use at most."""
     sigmas: Annotated[list[Level], Field(min_length=1), Give("a list of numbers above 0 and at most 1")] = [
@@ -255,8 +260,8 @@ class ValidateSettings(Section):
 class PreviewSettings(Section):
     """Clips that are made during the training."""
 
-    every: Whole = 0
-    """Steps between previews; 0: no previews."""
+    every: IntervalOrNever = 0
+    """Steps between previews, or epoch, or a number such as 2 epochs; 0: no previews."""
     tasks: Annotated[list[PreviewTask], Field(min_length=1)] = ["text-to-video", "image-to-video"]
     """Tasks for each prompt."""
     prompts: Annotated[list[str] | None, Absent, Give("a list of texts")] = None

@@ -39,6 +39,8 @@ from pusa.training.config.sections import (
 )
 
 _COMMAND_LINE = "the command line"
+SHAPE_OF_LORA = ("rank", "alpha", "targets")
+"""The settings of a LoRA that a LoRA to start from (lora.init) decides."""
 
 
 class Config(Section):
@@ -143,6 +145,10 @@ def read(path: Path | None, preset: str | None, overrides: Mapping[str, Any]) ->
     if path is not None:
         _merge(text_formats.load(path), str(path), merged, origin)
     _merge(_override_tree(overrides), _COMMAND_LINE, merged, origin)
+    if preset is not None and (lora := merged.get("lora") or {}).get("init") is not None:
+        for key in SHAPE_OF_LORA:  # a LoRA to start from decides them, and not the preset
+            if origin.get(("lora", key)) == f"the preset {preset}":
+                del lora[key]
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
@@ -197,7 +203,7 @@ def _override_tree(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 def _from_text(text: str, field: FieldInfo) -> Any:
     kinds = {get_origin(kind) or kind for kind in _kinds(field.annotation)}
-    if kinds & {str, Path} and not kinds & {list}:
+    if kinds & {str, Path} and not kinds & {list, int}:
         return None if text == "null" and NoneType in kinds else text
     value = text_formats.value(text)
     return [value] if list in kinds and isinstance(value, str) and value != "none" else value
