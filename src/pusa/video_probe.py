@@ -20,7 +20,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from pusa import containers, files, images, picture_files, videos
+from pusa import containers, decoding, files, images, picture_files, videos
 from pusa.errors import InputError, PusaError
 from pusa.images import Frames, Image
 
@@ -81,7 +81,9 @@ def probe(path: str | Path) -> VideoInfo:
         frame = next(_decoded(path, track, 0, whole=False), None)
         if frame is None:
             raise InputError(f"{path} has no picture that can be decoded; export it again")
-        height, width = videos.upright(frame[1], track.squeeze).shape[:2]
+        with _opened(path) as (_, stream):
+            decoding.check_colours(path, stream, frame[1])
+        height, width = decoding.upright(frame[1], track.squeeze).shape[:2]
         if track.keys and track.keys[-1]:
             next(_decoded(path, track, track.keys[-1], whole=False), None)
         return VideoInfo(track.times, track.fps if len(track.times) > 1 else 0.0, width, height)
@@ -122,7 +124,7 @@ def _collect(
         if frame.is_corrupt:
             raise InputError(f"{path} is damaged at frame {number}; export it again")
         if number in wanted and number not in found:
-            found[number] = images.fit(videos.upright(frame, track.squeeze), size)
+            found[number] = images.fit(decoding.upright(frame, track.squeeze), size)
             if len(found) == len(wanted):
                 return
 
@@ -244,7 +246,7 @@ def _decoded(path: Path, track: _Track, place: int, *, whole: bool = True) -> It
             stream.thread_type = "AUTO"
         if place and track.stamps is not None:
             container.seek(int(track.stamps[place]), stream=stream, backward=True)
-        for count, frame in enumerate(container.decode(stream)):
+        for count, frame in enumerate(decoding.frames(container, stream)):
             if track.stamps is None:
                 yield count, frame
             elif frame.pts is not None:

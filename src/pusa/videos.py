@@ -2,9 +2,9 @@
 
 A clip is uint8 RGB [N, H, W, 3]. If a file is missing, truncated or of the wrong kind, an `InputError` names it.
 
-A video is converted with the colour matrix that its file states. Videos that are written here are BT.709, limited
-range, with the chroma position of H.264. The default conversion of the codec library would darken a clip by half a grey
-level and shift its colours by half a pixel each time it is written and read.
+A video is converted with the colours that its file states. Videos that are written here are BT.709, limited range, with
+the chroma position of H.264. The default conversion of the codec library would darken a clip by half a grey level and
+shift its colours by half a pixel each time it is written and read.
 """
 
 from __future__ import annotations
@@ -18,25 +18,17 @@ from pathlib import Path
 import av
 import numpy as np
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from pusa import containers, orientation, picture_files
+from pusa import containers, decoding, picture_files
 from pusa.errors import InputError, PusaError
 from pusa.files import existing_file, replacing, unreadable
-from pusa.images import Frames, Image, check_frames, fit, over_white, to_rgb
+from pusa.images import Frames, Image, check_frames, to_rgb
 
 MAX_CLIP_BYTES = 4 * 2**30
 """the largest clip that is read, as uint8 RGB in memory"""
 
-_EXACT = (
-    Interpolation.BICUBIC
-    | Interpolation.ACCURATE_RND
-    | Interpolation.FULL_CHR_H_INT
-    | Interpolation.FULL_CHR_H_INP
-    | Interpolation.BITEXACT
-)
 _BT709 = 1
 _LIMITED = 1
 # With macroblock-tree lookahead, the bytes differ from run to run, even on one thread. Without it they are equal.
@@ -142,10 +134,12 @@ def _decode(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
         frames: list[Image] = []
         times: list[float] = []
         size, end, length = 0, 0.0, 0.0
-        for frame in container.decode(stream):
+        for frame in decoding.frames(container, stream):
             if frame.is_corrupt:
                 raise InputError(f"{path} is damaged at frame {len(frames)}; export it again")
-            picture = upright(frame, squeeze)
+            if not frames:
+                decoding.check_colours(path, stream, frame)
+            picture = decoding.upright(frame, squeeze)
             if frames and picture.shape != frames[0].shape:
                 raise InputError(f"{path} changes its size at frame {len(frames)}; export it at one size")
             size += picture.nbytes
@@ -186,20 +180,6 @@ def decode_animation(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
         except Exception as error:
             raise unreadable(path, "video", error) from error
     return np.stack(frames), np.asarray(times[:-1]), 0.0
-
-
-def upright(frame: VideoFrame, squeeze: float) -> Image:
-    """One decoded frame as RGB [H, W, 3]: turned and mirrored as its metadata states, with square pixels.
-
-    squeeze: the width of a pixel divided by its height.
-    """
-    if any(component.is_alpha for component in frame.format.components) or frame.format.has_palette:
-        picture = over_white(np.asarray(frame.reformat(format="rgba", interpolation=_EXACT).to_ndarray(), np.uint8))
-    else:
-        picture = np.asarray(frame.reformat(format="rgb24", interpolation=_EXACT).to_ndarray(), np.uint8)
-    if squeeze != 1:
-        picture = fit(picture, (max(1, round(picture.shape[1] * squeeze)), picture.shape[0]), "stretch")
-    return orientation.turned(picture, orientation.display_matrix(frame))
 
 
 def _too_large(path: Path) -> InputError:
