@@ -25,6 +25,8 @@ _STEM = 40
 _SHOWN = 100
 """characters of an unusable path that a message shows"""
 _ADDRESS = re.compile(r"(data):|([a-z][a-z0-9+.-]+):/", re.IGNORECASE)
+_NAME = 255
+"""bytes of the longest file name on most file systems"""
 _DIGIT = "\0"
 _DIGITS = 8 * _DIGIT
 
@@ -125,11 +127,20 @@ def building(path: str | Path) -> Iterator[Path]:
 def check_writable(path: str | Path) -> None:
     """Raise now the error that `replacing` would raise at its start. Call it before long work."""
     path = Path(path)
+    check_name(path)  # the new file has a short name, so making it does not detect a name that is too long
     _remove(_new_beside(path))
+
+
+def check_name(path: Path) -> None:
+    """Raise InputError if no file can have this path, for instance because it is too long. It need not exist."""
     try:
-        path.lstat()  # the new file has a short name, so only this call detects a name that is too long
-    except FileNotFoundError:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
         pass
+    except ValueError as error:
+        raise InputError(
+            f"{str(path)!r} cannot be the name of a file ({_reason(error)}); choose another name"
+        ) from error
     except OSError as error:
         raise _unwritable(path, error) from error
 
@@ -189,10 +200,24 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, without their ends. A line ends with a line feed, before which a carriage return may stand.
+
+    In a text without line feeds, a carriage return ends a line, as on old Macs. `str.splitlines` splits at eight other
+    characters, too, which JSON strings, prompts and CSV fields may contain.
+    """
+    end = "\n" if "\n" in text else "\r"
+    return [line.removesuffix("\r") for line in text.removesuffix(end).split(end)] if text else []
+
+
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Write a text file in UTF-8."""
+    """Write a text file in UTF-8.
+
+    A byte of a file name that is not UTF-8, which Python keeps as a lone surrogate, is written as `\\udcXX`. In JSON
+    this is an escape, so that the name is read again as it was.
+    """
     with replacing(path) as part:
-        part.write_text(text, encoding="utf-8", newline="\n")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def write_json(path: str | Path, data: Any) -> None:
@@ -226,6 +251,12 @@ def _of_the_system(error: Exception) -> OSError | None:
 
 def _unwritable(path: Path, error: OSError) -> PusaError:
     number, folder = error.errno, path.parent
+    if number == errno.ENAMETOOLONG:
+        length = len(os.fsencode(path.name))
+        what = (
+            f"the name has {length} bytes, and a file name has at most {_NAME}" if length > _NAME else "it is too long"
+        )
+        return InputError(f"cannot write {path.name[:_STEM]}… in {folder}: {what}; choose a shorter one")
     if number in (errno.ENOSPC, errno.EDQUOT):
         return InputError(f"cannot write {path}: the disk is full; free some space or write elsewhere")
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -18,7 +18,7 @@ from pusa import __version__
 from pusa.cli.shared.flag_aliases import renamed, translate
 from pusa.cli.shared.help_formatter import HelpFormatter
 from pusa.cli.shared.ranks import as_one_command, first_to_fail
-from pusa.cli.shared.terminal import Report, printable
+from pusa.cli.shared.terminal import Report, print_anything, print_json, printable
 from pusa.errors import PusaError
 
 VERBS = {
@@ -78,6 +78,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
     """Run the console command, print its report or its error, and return the exit code."""
     tokens = sys.argv[1:] if tokens is None else tokens
     as_json = "--json" in tokens
+    print_anything()
     _show_warnings_as_notes()
     try:
         with as_one_command(tokens):
@@ -99,9 +100,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
 
             traceback.print_exc()
         if as_json:
-            import json
-
-            print(json.dumps({"error": {"message": message, "exit_code": code}}, ensure_ascii=False))
+            print_json({"error": {"message": message, "exit_code": code}})
         print(f"pusa: {printable(message)}", file=sys.stderr)
         return code
 
@@ -110,7 +109,7 @@ def _show_warnings_as_notes() -> None:
     """Print the warnings of pusa on stderr, and hide those of libraries, which address programmers."""
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("always", category=UserWarning, module=r"pusa\.")
-    warnings.showwarning = lambda message, *_: print(f"pusa: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(f"pusa: {printable(str(message))}", file=sys.stderr)
 
 
 def explain(error: BaseException) -> tuple[str, int]:

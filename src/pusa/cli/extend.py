@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from pusa.cli.shared.arguments import size as read_size
-from pusa.cli.shared.clip_jobs import limits_of, make, open_pipeline, opened
+from pusa.cli.shared.clip_jobs import bytes_of, check_output, check_paths, limits_of, make, open_pipeline, opened
 from pusa.cli.shared.options import (
     CLIP,
     File,
@@ -78,9 +78,11 @@ def extend(
         fit=fit,
         **values_of(sampling),
     )
-    output.check()
-    path = output.path(f"{clip.stem}_{'preceded' if backward else 'extended'}_{sampling.seed}")
+    check_output(output)
+    path = output.path(clip.stem, f"_{'preceded' if backward else 'extended'}_{sampling.seed}")
+    check_paths([path], output, request.files())
     request = opened(request, terminal)
-    request.check(limits_of(model, terminal))
+    limits = limits_of(model, terminal)
+    check_paths([path], output, bytes_needed=bytes_of(limits, request.check(limits)))
     pipe = open_pipeline(model, terminal, size=request.size, guidance=request.guidance)
     return make({path: partial(request.run, pipe)}, output, terminal)

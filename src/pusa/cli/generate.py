@@ -5,13 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from pusa.cli.shared.arguments import default_name
 from pusa.cli.shared.arguments import size as read_size
-from pusa.cli.shared.clip_jobs import check_shares, limits_of, make, open_pipeline, opened
+from pusa.cli.shared.clip_jobs import (
+    bytes_of,
+    check_output,
+    check_paths,
+    check_shares,
+    limits_of,
+    make,
+    open_pipeline,
+    opened,
+)
 from pusa.cli.shared.flags import request_of
 from pusa.cli.shared.options import (
     CLIP,
@@ -31,6 +40,9 @@ from pusa.cli.shared.options import (
 )
 from pusa.cli.shared.terminal import Report, Terminal
 from pusa.errors import InputError
+
+if TYPE_CHECKING:
+    from pusa.generation.settings import Settings
 
 
 def generate(
@@ -161,30 +173,38 @@ def generate(
     if count < 1:
         raise InputError(f"--count {count}: give 1 or more.")
     several = [replace(request, seed=request.seed + i) for i in range(count)]
-    output.check()
+    sources = [*request.files(), *([] if matrix is None else [matrix])]
+    check_output(output, sources)
     request = opened(request, terminal)
-    request.check(limits_of(model, terminal))
+    limits = limits_of(model, terminal)
+    settings = request.check(limits)
+
+    def paths(settings: Settings) -> dict[int, Path]:
+        names = {one.seed: default_name(prompt, one.seed, settings.frames, settings.size) for one in several}
+        return {seed: output.path(*name, seed=seed if count > 1 else None) for seed, name in names.items()}
+
+    check_paths(paths(settings).values(), output, sources, bytes_needed=count * bytes_of(limits, settings))
     if request.init is None:
         check_shares(model, request.size, request.frames)
     pipe = open_pipeline(model, terminal, size=request.size, frames=request.frames, guidance=request.guidance)
     request = pipe.opened(request)
-    settings = request.check(pipe.limits)
-    jobs = {}
-    for seed in (one.seed for one in several):
-        name = default_name(prompt, seed, settings.frames, settings.size)
-        path = output.path(name, seed=seed if count > 1 else None)
-        jobs[path] = partial(replace(request, seed=seed).run, pipe)
-    return make(jobs, output, terminal)
+    wanted = paths(request.check(pipe.limits))
+    if request.init is not None:  # its length, which is in the name, is known only now
+        check_paths(wanted.values(), output, sources)
+    return make(
+        {path: partial(replace(request, seed=seed).run, pipe) for seed, path in wanted.items()}, output, terminal
+    )
 
 
 def _remake(recipe: Path, output: Output, terminal: Terminal) -> Report:
     with terminal.status("Starting"):
+        from pusa.generation.outputs import sidecar_path
         from pusa.generation.provenance import read, regenerate
         from pusa.processes import current_group
 
-    old = read(recipe)
-    output.check()
-    path = output.path(default_name(old["prompt"], old["seed"], old["frames"], old["size"]))
+    old, sidecar = read(recipe), sidecar_path(recipe)
+    path = output.path(*default_name(old["prompt"], old["seed"], old["frames"], old["size"]))
+    check_paths([path], output, replaces=sidecar)
     shared = current_group().size > 1
     job = partial(regenerate, recipe, share_tokens=shared)
-    return make({path: lambda callback: job(callback=callback)}, output, terminal)
+    return make({path: lambda callback: job(callback=callback)}, output, terminal, replaces=sidecar)

@@ -1,26 +1,28 @@
 """A generated clip: its frames, the latents they were decoded from, and the recipe that makes it again.
 
-A saved clip is three files with one stem: `clip.mp4`, `clip.json` (the sidecar, with the recipe) and
-`clip.latents.safetensors`. An extension or transition starts from these latents, so that no decoding and encoding
-shifts the colours. The latents carry hashes of the video and of the autoencoder. If the video has changed, they are
-not used.
+`outputs.py` names the three files of a saved clip. An extension or transition starts from the saved latents, so that no
+decoding and encoding shifts the colours. The latents carry hashes of the video and of the autoencoder. If the video has
+changed, they are not used.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
 from pusa.files import replacing, sha256, write_json
+from pusa.generation.outputs import check_place, latents_path, sidecar_path
 from pusa.images import Frames
 from pusa.videos import write_video
 
@@ -54,19 +56,18 @@ class GeneratedClip:
     def save(self, path: str | Path) -> Path:
         """Write the mp4 at `path`, and next to it the sidecar (.json) and the latents; return `path`.
 
-        All three files are complete before the first is renamed to its place. Missing folders are made. Raises
-        InputError for a name that does not end in .mp4, a read-only folder, or a full disk.
+        All three files are complete before the first is renamed to its place. Missing folders are made. Raises the
+        errors of `pusa.generation.outputs.check_place`.
         """
         path = Path(path)
-        if path.suffix != ".mp4":
-            raise InputError(f"A clip cannot be saved to {path}: the name must end in .mp4.")
+        check_place(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"A clip cannot be saved to {path}: {error.strerror}; write elsewhere.") from error
         with (
             replacing(path) as video,  # renamed last, so that there is never a video without its sidecar
-            replacing(path.with_suffix(".json")) as recipe,
+            replacing(sidecar_path(path)) as recipe,
             replacing(latents_path(path)) as latents,
         ):
             write_video(video, self.frames, self.fps)
@@ -80,11 +81,6 @@ class GeneratedClip:
         return path
 
 
-def latents_path(video: Path) -> Path:
-    """The path of the latents of a saved clip."""
-    return video.with_suffix(".latents.safetensors")
-
-
 def kept_latents(video: Path, vae: str) -> Tensor | None:
     """The latents saved with a clip, float32 [1, C, F, h, w]; None if there are none, or another autoencoder's.
 
@@ -92,7 +88,7 @@ def kept_latents(video: Path, vae: str) -> Tensor | None:
     says so. Raises InputError if the file is damaged.
     """
     path = latents_path(video)
-    if not video.is_file() or not path.is_file():
+    if not os.path.isfile(video) or not os.path.isfile(path):  # `Path.is_file` raises an error if its name is too long
         return None
     latents, metadata = read_latents(path)
     if metadata.get("vae") != vae:
@@ -110,10 +106,10 @@ def kept_latents(video: Path, vae: str) -> Tensor | None:
 def read_latents(path: Path) -> tuple[Tensor, dict[str, str]]:
     """The latents in a file, float32 [1, C, F, h, w], and its metadata. Raises InputError if it is damaged."""
     try:
-        with safe_open(str(path), "pt") as file:
-            return file.get_tensor("latents"), file.metadata() or {}
+        with safe_open(str(path), "np") as file:  # "pt" opens no path that is not UTF-8
+            return torch.from_numpy(file.get_tensor("latents")), file.metadata() or {}
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         raise InputError(f"{path} is damaged ({reason}); delete it to work from the pixels of its video.") from error
 
 

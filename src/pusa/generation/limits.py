@@ -7,6 +7,7 @@ refuse a clip before it loads 30 GB.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import lcm
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -45,8 +46,8 @@ class Limits:
 
     @property
     def multiple(self) -> int:
-        """Width and height are multiples of this many pixels; a token is as large."""
-        return self.geometry.multiple
+        """Width and height are multiples of this many pixels: of a token, and of 2, because H.264 has even sides."""
+        return lcm(self.geometry.multiple, 2)
 
     @classmethod
     def of(cls, name: str, folder: Path, beside: Beside) -> Self:
@@ -165,7 +166,7 @@ class Limits:
                 f"The size {width}x{height} cannot be made: both sides must be multiples of {self.multiple}, as in "
                 f"{better}."
             )
-        if max(width, height) > (most := self.positions * self.multiple):
+        if max(width, height) > (most := self.positions * self.geometry.multiple):
             raise InputError(f"The size {width}x{height} is too large: {self.source} makes sides of at most {most:,}.")
         return width, height
 

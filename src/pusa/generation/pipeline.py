@@ -8,6 +8,7 @@ other, so neither the device nor the batch size changes what a seed means.
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -126,24 +127,36 @@ class Pipeline(Model):
         clips = []
         for i, request in enumerate(requests):
             context = texts[i : i + 1], texts[-1:]
+            recipe = self._recipe_of(request, plan, walked)
             z = self.sample(
                 walked, context, plan.settings, known=plan.known, init=plan.init, seed=request.seed, callback=callback
             )
             z = plan.join(z)
-            recipe = {
-                "version": VERSION,
-                "task": request.task,
-                **self.recipe(),
-                "prompt": request.prompt,
-                "negative_prompt": request.negative_prompt,
-                **plan.settings.record(),
-                "fit": request.fit,
-                "seed": request.seed,
-                "matrix": walked.to_dict(),
-                **plan.record,
-            }
             clips.append(GeneratedClip(self.decode(z), z, self.defaults.fps, walked, recipe, request.prompt))
         return clips
+
+    def _recipe_of(self, request: AnyRequest, plan: Plan, matrix: TimestepMatrix) -> dict[str, Any]:
+        """The sidecar of a clip without its result. Raises InputError for values that JSON does not have."""
+        recipe = {
+            "version": VERSION,
+            "task": request.task,
+            **self.recipe(),
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
+            **plan.settings.record(),
+            "fit": request.fit,
+            "seed": request.seed,
+            "matrix": matrix.to_dict(),
+            **plan.record,
+        }
+        for name, value in recipe.items():
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise InputError(
+                    f"The sidecar of the clip cannot hold its {name} ({error}): give another value."
+                ) from error
+        return recipe
 
     def matrix(self, settings: Settings, known: Known) -> TimestepMatrix:
         """The schedule from σ = shift(strength) down, with the columns of known frames scaled by their multipliers."""

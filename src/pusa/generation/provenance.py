@@ -15,8 +15,9 @@ import torch
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
 from pusa.files import sha256
-from pusa.generation.clip import GeneratedClip, latents_hash, latents_path, read_latents
+from pusa.generation.clip import GeneratedClip, latents_hash, read_latents
 from pusa.generation.model import versions
+from pusa.generation.outputs import latents_path, sidecar_path
 from pusa.generation.pipeline import Callback, Pipeline, load
 from pusa.generation.request import Request
 from pusa.models.lora import runtime
@@ -34,7 +35,7 @@ _ENTRIES = {
 def read(path: str | Path) -> dict[str, Any]:
     """The recipe of a clip, from its .json or from its .mp4."""
     path = Path(path)
-    sidecar = path.with_suffix(".json") if path.suffix == ".mp4" else path
+    sidecar = sidecar_path(path) if path.suffix == ".mp4" else path
     if not sidecar.is_file():
         raise InputError(f"There is no recipe {sidecar}: give the .json that was written next to a clip.")
     try:

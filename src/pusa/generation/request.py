@@ -9,6 +9,7 @@ refused by `check`, which needs the model's configuration and not its weights.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, fields, replace
@@ -69,6 +70,15 @@ def _source(value: Any) -> Any:
     return value["path"] if isinstance(value, Mapping) else value
 
 
+def _text(value: Any) -> Any:
+    if isinstance(value, str) and (lost := re.search("[\ud800-\udfff]", value)):
+        raise InputError(
+            f"The text {value[max(0, lost.start() - 20) : lost.start() + 20]!r} has a byte that is not UTF-8, so it "
+            "cannot be saved: type it again, or convert the file that it comes from to UTF-8."
+        )
+    return value
+
+
 def _size(value: Any) -> Any:
     if isinstance(value, str) and (match := re.fullmatch(r"(\d+)\s*[x×*X]\s*(\d+)", value.strip())):
         return int(match[1]), int(match[2])
@@ -86,7 +96,7 @@ class Request(Sampling):
     task: ClassVar[str]
 
     _: KW_ONLY
-    negative_prompt: Annotated[str, Option("What the clip should not show.")] = ""
+    negative_prompt: Annotated[str, Option("What the clip should not show.", convert=_text)] = ""
     seed: Annotated[
         int,
         Ge(0),
@@ -172,7 +182,7 @@ class Generate(Request):
 
     task: ClassVar[str] = "generate"
 
-    prompt: Annotated[str, Option("What the clip shows.", "give a text, which may be empty")] = ""
+    prompt: Annotated[str, Option("What the clip shows.", "give a text, which may be empty", convert=_text)] = ""
     conditions: Annotated[
         tuple[Image | Clip, ...], Option("Pictures and clips at their frames.", convert=conditions)
     ] = ()
@@ -265,7 +275,7 @@ class Extend(Request):
     task: ClassVar[str] = "extend"
 
     clip: Annotated[Any, Option("The clip to continue.", schema={"type": "string"}, convert=_source)]
-    prompt: Annotated[str, Option("What the new frames show.", "give a text, which may be empty")] = ""
+    prompt: Annotated[str, Option("What the new frames show.", "give a text, which may be empty", convert=_text)] = ""
     _: KW_ONLY
     direction: Annotated[Direction, Option("Whether the new frames follow the clip or precede it.")] = "forward"
     overlap: Annotated[
@@ -304,7 +314,9 @@ class Transition(Request):
 
     a: Annotated[Any, Option("The clip to start from.", schema={"type": "string"}, convert=_source)]
     b: Annotated[Any, Option("The clip to arrive at.", schema={"type": "string"}, convert=_source)]
-    prompt: Annotated[str, Option("What the frames between them show.", "give a text, which may be empty")] = ""
+    prompt: Annotated[
+        str, Option("What the frames between them show.", "give a text, which may be empty", convert=_text)
+    ] = ""
     _: KW_ONLY
     overlap: Annotated[
         int | None, Option("How many frames of each clip the model sees.", "give a whole number", of_model=True)
@@ -359,7 +371,7 @@ def _paths(sources: Iterable[Any]) -> list[Path]:
 
 def _check_files(paths: Iterable[Path]) -> None:
     for path in paths:
-        if not path.is_file():
+        if not os.path.isfile(path):  # `Path.is_file` raises an error for a name that is too long
             raise InputError(f"There is no file {path}; check the name.")
 
 

@@ -161,7 +161,10 @@ class Run:
     def log(self, record: Mapping[str, Any], name: str = LOGS[0]) -> None:
         """Append one line of JSON. record: contains its "step". NaN and infinity become null."""
         line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
-        with writing(str(self.folder / name)), (self.folder / name).open("a", encoding="utf-8") as file:
+        with (
+            writing(str(self.folder / name)),
+            (self.folder / name).open("a", encoding="utf-8", errors="backslashreplace") as file,
+        ):
             file.write(line)
 
 

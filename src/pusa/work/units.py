@@ -170,7 +170,7 @@ def claim(descriptor: int, name: str) -> Iterator[bool | None]:
 
     Yields True; False if another process has claimed the name; None if the file system has no locks.
     """
-    position = int(hashlib.sha256(name.encode()).hexdigest()[:15], 16)
+    position = int(hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:15], 16)
     claimed: bool | None = True
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, position)

@@ -161,6 +161,6 @@ def slug(prompt: str, length: int = 60) -> str:
     return words if len(words) <= length else words[:length].rsplit("-", 1)[0]
 
 
-def default_name(prompt: str, seed: int, frames: int, size: Sequence[int]) -> str:
-    """Return the default name of a clip without its suffix: `<prompt>_<seed>_<WxHxF>`."""
-    return f"{slug(prompt)}_{seed}_{size[0]}x{size[1]}x{frames}"
+def default_name(prompt: str, seed: int, frames: int, size: Sequence[int]) -> tuple[str, str]:
+    """Return the default name of a clip without its suffix, as its stem and its end: `<prompt>`, `_<seed>_<WxHxF>`."""
+    return slug(prompt), f"_{seed}_{size[0]}x{size[1]}x{frames}"

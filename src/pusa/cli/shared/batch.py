@@ -278,7 +278,7 @@ def _make_in_this_process(
 ) -> BatchResult:
     """Make the clips of these lines in this process, without those that other processes make."""
     from pusa.files import check_writable, make_folder
-    from pusa.generation.clip import latents_path
+    from pusa.generation.outputs import latents_path
     from pusa.work.units import Unit, make_units
 
     folder = lines[0].path.parent

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pusa.cli.shared.memory_report import profile_for
 from pusa.cli.shared.options import Model, Output
 from pusa.cli.shared.terminal import Report, Terminal
-from pusa.errors import InputError
+from pusa.generation.outputs import shortened, sidecar_path
 from pusa.generation.request import Request
 
 if TYPE_CHECKING:
@@ -22,9 +24,13 @@ if TYPE_CHECKING:
     from pusa.generation.clip import GeneratedClip
     from pusa.generation.limits import Limits
     from pusa.generation.pipeline import Pipeline
+    from pusa.generation.settings import Settings
     from pusa.models.backbone import Expert
 
     Callback = Callable[[Step], None]
+
+LATENT_CHANNELS = 16
+"""of Wan2.1, to estimate how much disk a clip needs"""
 
 AnyRequest = TypeVar("AnyRequest", bound=Request)
 
@@ -113,52 +119,94 @@ def check_shares(model: Model, size: tuple[int, int] | None, frames: int | None)
         check_clip(model.source, model.separate_parts(), size, frames, current_group().size)
 
 
-def make(jobs: Mapping[Path, Callable[[Callback], GeneratedClip]], output: Output, terminal: Terminal) -> Report:
+def make(
+    jobs: Mapping[Path, Callable[[Callback], GeneratedClip]],
+    output: Output,
+    terminal: Terminal,
+    *,
+    replaces: Path | None = None,
+) -> Report:
     """Run the jobs one after the other, save each clip at its path, and report the clips.
 
-    jobs: by path; a job takes the sampler's callback and returns the clip. Raises InputError, before the first job, if
-    a path cannot be written.
+    jobs: by path, which `check_paths` has checked; a job takes the sampler's callback and returns the clip. If a file
+    has appeared at the path meanwhile, the clip gets a new name.
     """
     from pusa.processes import current_group, from_rank_zero
 
     group = current_group()
-    from_rank_zero(group, lambda: _check_writable_paths(jobs))
     clips: list[GeneratedClip] = []
     records: list[dict[str, Any]] = []
     for number, (path, job) in enumerate(jobs.items(), 1):
         started = time.perf_counter()
         with terminal.steps("Sampling" if len(jobs) == 1 else f"Clip {number} of {len(jobs)}") as callback:
             clip = job(callback)
-        from_rank_zero(group, partial(_save, clip, path, output))
+        path = from_rank_zero(group, partial(_save, clip, path, output, terminal, replaces))
         seconds = time.perf_counter() - started
         clips.append(clip)
         records.append(record(clip, path, seconds))
         count, height, width, _ = clip.frames.shape
         terminal.note(f"{count} frames of {width}x{height} at {clip.fps:g} fps in {seconds:.1f} s")
-    return Report({"clips": records}, "\n".join(str(path) for path in jobs), clips)
+    return Report({"clips": records}, "\n".join(record["path"] for record in records), clips)
 
 
-def _check_writable_paths(paths: Iterable[Path]) -> None:
-    """Raise InputError if clips cannot be saved at these paths."""
-    from pusa.files import check_writable
-    from pusa.generation.clip import latents_path
+def check_paths(
+    paths: Iterable[Path],
+    output: Output,
+    sources: Iterable[Path] = (),
+    *,
+    replaces: Path | None = None,
+    bytes_needed: int = 0,
+) -> None:
+    """Raise InputError, in every process of torchrun, if no clip can be saved at one of the paths.
 
-    for path in paths:
-        folder = next(folder for folder in path.absolute().parents if folder.exists())
-        if not folder.is_dir():
-            raise InputError(f"--out {path}: {folder} is a file, not a folder; choose another path.")
-        nearest = path if path.parent.is_dir() else folder / path.name
-        check_writable(nearest)
-        check_writable(latents_path(nearest))
+    sources, replaces, bytes_needed: see `Output.check_path`.
+    """
+    paths, sources = list(paths), list(sources)
+
+    def check() -> None:
+        for path in paths:
+            output.check_path(path, sources, replaces=replaces, bytes_needed=bytes_needed)
+
+    _in_rank_zero(check)
 
 
-def _save(clip: GeneratedClip, path: Path, output: Output) -> None:
-    """Save a clip. If SIGTERM arrives meanwhile, no half-written file stays; torchrun sends it if another rank died."""
-    output.check_free(path)
+def check_output(output: Output, sources: Iterable[Path] = ()) -> None:
+    """Raise InputError if --out is no usable folder or file. The names of the clips need not be known yet."""
+    _in_rank_zero(partial(output.check, list(sources)))
+
+
+def _in_rank_zero(check: Callable[[], None]) -> None:
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # do not import torch
+        check()
+        return
+    from pusa.processes import current_group, from_rank_zero
+
+    from_rank_zero(current_group(), check)
+
+
+def bytes_of(limits: Limits, settings: Settings) -> int:
+    """Return roughly how many bytes the three files of a clip take: float32 latents, and an fiftieth of the pixels."""
+    width, height = settings.size
+    geometry = limits.geometry
+    latents = 4 * prod(geometry.latent_shape(LATENT_CHANNELS, settings.frames, settings.size))
+    return latents + settings.frames * width * height * 3 // 50
+
+
+def _save(clip: GeneratedClip, path: Path, output: Output, terminal: Terminal, replaces: Path | None) -> Path:
+    """Save a clip and return its path.
+
+    If another program has written a file there meanwhile, the clip is saved beside it. If SIGTERM arrives meanwhile, no
+    half-written file stays; torchrun sends it if another rank died.
+    """
+    wanted, number = path, 2
+    while output.taken(path, replaces) is not None:
+        path, number = wanted.with_stem(shortened(wanted.stem, f"_{number}")), number + 1
+    if path != wanted:
+        terminal.note(f"{wanted} was written by another program meanwhile, so the clip is saved as {path}.")
     main_thread = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)) if main_thread else None
     try:
-        clip.save(path)
+        return clip.save(path)
     finally:
         if main_thread:
             signal.signal(signal.SIGTERM, previous)
@@ -169,7 +217,7 @@ def record(clip: GeneratedClip, path: Path, seconds: float) -> dict[str, Any]:
     count, height, width, _ = clip.frames.shape
     return {
         "path": str(path),
-        "sidecar": str(path.with_suffix(".json")),
+        "sidecar": str(sidecar_path(path)),
         "prompt": clip.prompt,
         "seed": clip.recipe["seed"],
         "frames": count,

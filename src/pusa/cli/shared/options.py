@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, make_dataclass, replace
 from dataclasses import field as dataclass_field
@@ -14,6 +15,7 @@ from pusa.cli.shared.arguments import lora, number, path, whole
 from pusa.errors import InputError
 from pusa.generation import request, sampling
 from pusa.generation.options import options_of
+from pusa.generation.outputs import check_place, shortened, sidecar_path
 from pusa.generation.request import Generate
 
 CONDITIONS = Group.create_ordered(
@@ -190,27 +192,41 @@ class Output:
     """Replace an existing file."""
     verbosity: Verbosity = Verbosity()
 
-    def check(self) -> None:
-        """Raise InputError if --out cannot be a clip, or if it is an existing file that may not be replaced."""
-        if self.out is None or self.out.is_dir() or self.out.suffix == "":
-            return
-        if self.out.suffix != ".mp4":
-            raise InputError(f"--out {self.out}: clips are written as .mp4; use {self.out.with_suffix('.mp4')}.")
-        self.check_free(self.out)
+    def check(self, sources: Iterable[Path] = (), *, replaces: Path | None = None) -> None:
+        """Raise InputError if no clip can be written at --out, or if it is an existing file that may not be replaced.
 
-    def path(self, name: str, *, seed: int | None = None) -> Path:
+        sources, replaces: see `check_path`.
+        """
+        if self.out is None or os.path.isdir(self.out) or self.out.suffix == "":
+            check_place((self.out or Path("outputs")) / "clip.mp4")
+        elif self.out.suffix != ".mp4":
+            raise InputError(f"--out {self.out}: clips are written as .mp4; use {self.out.with_suffix('.mp4')}.")
+        else:
+            self.check_path(self.out, sources, replaces=replaces)
+
+    def path(self, stem: str, end: str, *, seed: int | None = None) -> Path:
         """Return the file of a clip.
 
-        name: the file name without its suffix, if --out is a folder. seed: is added to the name if --out is a file and
-        several clips are made. Raises InputError if the file exists and may not be replaced.
+        stem, end: its name without the suffix, if --out is a folder; the stem is cut if the name would be too long.
+        seed: is added to the name if --out is a file and several clips are made.
         """
         out = self.out or Path("outputs")
-        if out.suffix.lower() != ".mp4" or out.is_dir():
-            return self.check_free(out / f"{name}.mp4")
-        return self.check_free(out if seed is None else out.with_stem(f"{out.stem}_{seed}"))
+        if out.suffix.lower() != ".mp4" or os.path.isdir(out):
+            return out / f"{shortened(stem, end)}.mp4"
+        return out if seed is None else out.with_stem(f"{out.stem}_{seed}")
 
-    def check_free(self, path: Path) -> Path:
-        """Return `path`. Raises InputError if it exists and may not be replaced."""
-        if path.exists() and not self.overwrite:
-            raise InputError(f"{path} exists already; give --overwrite to replace it, or give another --out.")
-        return path
+    def check_path(
+        self, path: Path, sources: Iterable[Path] = (), *, replaces: Path | None = None, bytes_needed: int = 0
+    ) -> None:
+        """Raise InputError if no clip can be written at `path`, or if its files exist and may not be replaced.
+
+        sources, bytes_needed: see `pusa.generation.outputs.check_place`. replaces: a file that may be replaced.
+        """
+        check_place(path, sources, bytes_needed)
+        if (taken := self.taken(path, replaces)) is not None:
+            raise InputError(f"{taken} exists already; give --overwrite to replace it, or give another --out.")
+
+    def taken(self, path: Path, replaces: Path | None = None) -> Path | None:
+        """Return the video or the sidecar of a clip at `path` that exists and may not be replaced, or None."""
+        files = () if self.overwrite else (path, sidecar_path(path))
+        return next((file for file in files if file.exists() and not (replaces and file.samefile(replaces))), None)

@@ -6,6 +6,8 @@ bar is drawn only if stderr is a terminal.
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import sys
 import time
@@ -35,9 +37,30 @@ class Report:
     def print(self, as_json: bool) -> None:
         """Print the record or the text on stdout."""
         if as_json:
-            print(json.dumps(self.record, ensure_ascii=False))
+            print_json(self.record)
         elif self.text:
             print(self.text)
+
+
+def print_json(record: dict[str, Any]) -> None:
+    """Print one JSON object on stdout. A byte of a path that is not UTF-8 is printed as the escape `\\udcXX`."""
+    print(json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def _paths_as_they_are(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Encode what the output cannot: bytes of a path that are not UTF-8 as they are, other letters as escapes."""
+    error.end = error.start + 1  # type: ignore[attr-defined]
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
+def print_anything() -> None:
+    """Let no path and no letter make printing on stdout fail; a script gets the bytes of a path as they are."""
+    codecs.register_error("pusa.paths", _paths_as_they_are)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="pusa.paths")
 
 
 class Terminal:

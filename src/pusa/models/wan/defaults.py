@@ -21,6 +21,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "per_frame": (list,),
 }
 
+MAX_FPS = 1000
+"""the highest rate at which a clip can be written"""
 _KIND_NAMES = {int: "a whole number", float: "a number", list: "a list"}
 WAN21 = Defaults()
 WAN22_A14B = Defaults(boundary=0.875)
@@ -36,6 +38,8 @@ def override(family: Defaults, path: Path, settings: dict[str, Any]) -> Defaults
             raise InputError(f"{path} has {value!r} for {key!r}: write {_KIND_NAMES[_KINDS[key][-1]]}.")
     if "frames" in settings:
         GEOMETRIES[16].latent_frames(settings["frames"])
+    if "fps" in settings and not 0 < settings["fps"] <= MAX_FPS:
+        raise InputError(f"{path} has {settings['fps']} fps: write a number above 0 and at most {MAX_FPS}.")
     if "boundary" in settings and not 0 <= settings["boundary"] <= 1:
         raise InputError(f"{path} has the boundary {settings['boundary']}: write a number from 0 to 1.")
     if "size" in settings:
