@@ -1,12 +1,13 @@
 """Read, resize, arrange and write pictures.
 
 A picture is uint8 RGB [H, W, 3]; a clip is uint8 RGB [N, H, W, 3]. If a file is missing, truncated or of the wrong
-kind, an `InputError` names it. Transparent pictures are put on white. Embedded colour profiles are not applied.
+kind, an `InputError` names it. Transparent pictures are put on white. Colours are those of sRGB.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from pusa import picture_files
 from pusa.errors import InputError
 from pusa.files import existing_file, replacing, unreadable
 from pusa.orientation import exif_upright
+from pusa.picture_colours import stated_hdr, to_srgb
 
 Image = NDArray[np.uint8]
 """[H, W, 3], RGB"""
@@ -37,7 +39,8 @@ def read_image(path: str | Path) -> Image:
     The content decides about the format, not the name. Pictures that belong to another one in the file are left out:
     thumbnails, gain maps, depth maps.
     Greyscale, palette, CMYK, 16-bit (scaled to 8 bits) and transparent pictures (put on white) are accepted. EXIF
-    rotation is applied. Raises InputError if the file is not exactly one picture of at most 16,384 pixels a side.
+    rotation is applied. Colour profiles are converted to sRGB. HDR is tone-mapped with a warning. Raises InputError if
+    the file is not exactly one picture of at most 16,384 pixels a side.
     """
     path = existing_file(path)
     with picture_files.still(path) as picture:
@@ -45,6 +48,11 @@ def read_image(path: str | Path) -> Image:
         if max(width, height) > MAX_SIDE:
             raise InputError(
                 f"{path} has {width} x {height} pixels; the limit is {MAX_SIDE} a side; scale it down first"
+            )
+        if source := stated_hdr(picture):
+            warnings.warn(
+                f"{path} is HDR ({source.transfer}): it is tone-mapped to BT.709, the colours that the models know.",
+                stacklevel=2,
             )
         try:
             return to_rgb(picture)
@@ -61,13 +69,20 @@ def to_rgb(picture: PILImage.Image) -> Image:
     if picture.mode == "F":
         raise InputError("the picture has floating-point pixels of unknown range; convert it to 8 or 16 bits")
     if picture.mode.startswith("I"):
-        grey = np.asarray(picture).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65_535:
-            raise InputError("the picture has 32-bit pixels of unknown range; convert it to 8 or 16 bits")
-        return np.repeat(((grey + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
+        picture = _in_8_bits(picture)
+    picture = to_srgb(picture)
     if picture.has_transparency_data:
         return over_white(np.asarray(picture.convert("RGBA")))
     return np.array(picture.convert("RGB"))
+
+
+def _in_8_bits(picture: PILImage.Image) -> PILImage.Image:
+    grey = np.asarray(picture).astype(np.int64)
+    if grey.min() < 0 or grey.max() > 65_535:
+        raise InputError("the picture has 32-bit pixels of unknown range; convert it to 8 or 16 bits")
+    scaled = PILImage.fromarray(((grey + 128) // 257).astype(np.uint8))
+    scaled.info = {key: value for key, value in picture.info.items() if key != "transparency"}
+    return scaled
 
 
 def fit(frames: NDArray[np.uint8], size: tuple[int, int], mode: Fit = "crop") -> NDArray[np.uint8]:

@@ -17,6 +17,7 @@ from PIL import PsdImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from pusa.containers import is_heif, is_sequence, is_video
 from pusa.errors import InputError
 from pusa.files import unreadable
+from pusa.picture_colours import CODES
 
 ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF")
 """formats, as Pillow calls them, whose frames are moments of a clip"""
@@ -24,6 +25,8 @@ _ONE_PICTURE = ("MPO", "PSD", "ICO", "ICNS", "HEIF")
 """formats in which the picture that Pillow shows first is the picture, and others belong to it"""
 _FOR_FFMPEG = ("GIF", "FLI", "MPEG", "BUFR", "GRIB", "HDF5", "WMF")
 """formats that Pillow names and FFmpeg reads better, or that Pillow only names"""
+_HEAD = 65_536
+"""bytes at the beginning of a file in which its code points for colours stand"""
 _MOTION_JPEG = (".mjpeg", ".mjpg")
 
 _SUBFILE, _OLD_SUBFILE, _SUB_IFDS, _THUMBNAIL = 254, 255, 330, 513
@@ -89,11 +92,31 @@ def _open(path: Path) -> PILImage.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the number of pixels, and about metadata
-            return PILImage.open(path)
+            picture = PILImage.open(path)
     except UnidentifiedImageError:
         if is_heif(path):
             return _open_heif(path)
         raise
+    if codes := _code_points(path, picture.format):
+        picture.info[CODES] = codes
+        if picture.format == "PNG":
+            picture.info.pop("icc_profile", None)  # cICP comes before it; elsewhere the profile comes first
+    return picture
+
+
+def _code_points(path: Path, format: str | None) -> tuple[int, int] | None:
+    """The codes of H.273 for primaries and transfer that a PNG or AVIF file states; Pillow does not read them."""
+    if format not in ("PNG", "AVIF"):
+        return None
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    if format == "PNG":
+        place = head.find(b"\x00\x00\x00\x04cICP", 0, max(0, head.find(b"IDAT")))
+        return (head[place + 8], head[place + 9]) if place >= 0 else None
+    place = head.find(b"colrnclx")
+    if place < 0 or place + 12 > len(head):
+        return None
+    return int.from_bytes(head[place + 8 : place + 10], "big"), int.from_bytes(head[place + 10 : place + 12], "big")
 
 
 def _open_heif(path: Path) -> PILImage.Image:
@@ -106,6 +129,8 @@ def _open_heif(path: Path) -> PILImage.Image:
     except Exception as error:
         raise unreadable(path, "picture", error) from error
     picture.format = "HEIF"
+    if nclx := picture.info.get("nclx_profile"):
+        picture.info[CODES] = (int(nclx["color_primaries"]), int(nclx["transfer_characteristics"]))
     return picture
 
 

@@ -160,10 +160,17 @@ def _rolled_off(light: Array, peak: float) -> Array:
 @lru_cache(maxsize=8)
 def _to_709(primaries: int) -> Array:
     """The matrix from linear components with these primaries to those of BT.709, [3, 3]."""
-    return np.asarray(np.linalg.solve(_to_xyz(1), _to_xyz(primaries)))
+    return np.asarray(np.linalg.solve(to_xyz(chromaticities(1)), to_xyz(chromaticities(primaries))))
 
 
-def _to_xyz(primaries: int) -> Array:
-    points = np.append(_CHROMATICITIES[primaries], _D65).reshape(4, 2)
-    xyz = np.column_stack([points / points[:, 1:], (1 - points.sum(1)) / points[:, 1]])[:, [0, 1, 2]]
-    return np.asarray(xyz[:3].T * np.linalg.solve(xyz[:3].T, xyz[3]))
+def chromaticities(primaries: int) -> Array:
+    """x and y of white, red, green and blue, [8], for a code of H.273; those of BT.709 for other gamuts."""
+    return np.array([*_D65, *_CHROMATICITIES.get(primaries, _CHROMATICITIES[1])])
+
+
+def to_xyz(points: Array) -> Array:
+    """The matrix from linear components to CIE XYZ, [3, 3]; white has Y = 1. points: see `chromaticities`."""
+    x, y = points.reshape(4, 2).T
+    white, *colours = np.stack([x / y, np.ones(4), (1 - x - y) / y], axis=1)
+    basis = np.stack(colours, axis=1)
+    return np.asarray(basis * np.linalg.solve(basis, white))
