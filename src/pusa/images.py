@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,6 +60,9 @@ def read_image(path: str | Path) -> Image:
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         except Exception as error:
+            for other in picture_files.without_metadata(path):
+                with suppress(Exception):
+                    return to_rgb(other)
             raise unreadable(path, "picture", error) from error
 
 

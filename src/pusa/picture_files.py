@@ -6,9 +6,10 @@ copies. They are left out.
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from PIL import Image as PILImage
@@ -18,6 +19,7 @@ from pusa.containers import is_heif, is_sequence, is_video
 from pusa.errors import InputError
 from pusa.files import unreadable
 from pusa.picture_colours import CODES
+from pusa.picture_repair import repaired
 
 ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF")
 """formats, as Pillow calls them, whose frames are moments of a clip"""
@@ -53,7 +55,14 @@ def still(path: Path) -> Iterator[PILImage.Image]:
         raise unreadable(path, "picture", error) from error
     with picture:
         try:
-            count = _choose(path, picture)
+            try:
+                count = _choose(path, picture)
+            except PILImage.DecompressionBombError:
+                raise
+            except Exception as error:
+                if isinstance(error, InputError) or (other := next(without_metadata(path), None)) is None:
+                    raise
+                picture, count = other, _choose(path, other)
         except InputError:
             raise
         except Exception as error:
@@ -88,15 +97,31 @@ def moving_frames(path: Path) -> int:
         return 1
 
 
+def without_metadata(path: Path) -> Iterator[PILImage.Image]:
+    """The picture of a file that cannot be decoded, from copies with less metadata; nothing if none can be opened."""
+    with suppress(OSError):
+        for data in repaired(path.read_bytes()):
+            with suppress(Exception):
+                yield _identified(path, io.BytesIO(data))
+
+
 def _open(path: Path) -> PILImage.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the number of pixels, and about metadata
-            picture = PILImage.open(path)
-    except UnidentifiedImageError:
-        if is_heif(path):
-            return _open_heif(path)
+        return _identified(path, path)
+    except PILImage.DecompressionBombError:
         raise
+    except Exception as error:
+        if isinstance(error, UnidentifiedImageError) and is_heif(path):
+            return _open_heif(path)
+        if (other := next(without_metadata(path), None)) is None:
+            raise
+        return other
+
+
+def _identified(path: Path, source: Path | io.BytesIO) -> PILImage.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the number of pixels, and about metadata
+        picture = PILImage.open(source)
     if codes := _code_points(path, picture.format):
         picture.info[CODES] = codes
         if picture.format == "PNG":
