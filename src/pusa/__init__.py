@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pusa.generation.pipeline import extend as extend
     from pusa.generation.pipeline import load as load
     from pusa.generation.pipeline import transition as transition
-    from pusa.models.lora.runtime import LoraFile as LoraFile
+    from pusa.models.lora.header import LoraFile as LoraFile
 
 __version__ = "0.1.0"
 
@@ -36,7 +36,7 @@ _HOMES = {
     "GeneratedClip": "pusa.generation.clip",
     "Image": "pusa.generation.given",
     "InputError": "pusa.errors",
-    "LoraFile": "pusa.models.lora.runtime",
+    "LoraFile": "pusa.models.lora.header",
     "Pipeline": "pusa.generation.pipeline",
     "PusaError": "pusa.errors",
     "Step": "pusa.core.sampler",

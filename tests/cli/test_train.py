@@ -15,7 +15,7 @@ import pytest
 
 from pusa.cli import VERBS, main
 from pusa.cli.train import settings as settings_of_help
-from pusa.models.wan.autoencoder import GEOMETRIES
+from pusa.models.wan.geometry import GEOMETRIES
 from pusa.training.config.presets import PRESETS
 from pusa.training.config.tree import SECTIONS, Config, read
 

@@ -162,7 +162,7 @@ def test_extension_and_transition_join_clips(pusa: Pusa) -> None:
 def test_very_long_empty_and_foreign_prompts_have_usable_names(pusa: Pusa) -> None:
     long = pusa("generate", "very " * 10_000 + "long")["clips"][0]
     assert len(Path(long["path"]).name) < 100
-    assert pusa("generate")["clips"][0]["path"] == "outputs/clip_0_32x32x17.mp4"
+    assert pusa("generate", "")["clips"][0]["path"] == "outputs/clip_0_32x32x17.mp4"
     assert pusa("generate", "猫が伸びをする")["clips"][0]["path"] == "outputs/猫が伸びをする_0_32x32x17.mp4"
 
 

@@ -13,7 +13,7 @@ from pusa.errors import InputError
 from pusa.generation.conditions import Target, place, resolve
 from pusa.generation.given import Clip, Image
 from pusa.images import fit, write_image
-from pusa.models.wan.autoencoder import GEOMETRIES
+from pusa.models.wan.geometry import GEOMETRIES
 from pusa.videos import write_video
 
 

@@ -13,7 +13,7 @@ from pusa.errors import InputError
 from pusa.generation.given import Image
 from pusa.generation.pipeline import Pipeline, load
 from pusa.generation.provenance import regenerate
-from pusa.models.lora.runtime import LoraFile
+from pusa.models.lora.header import LoraFile
 from pusa.models.memory import profiles
 from tests.models.lora_files import truth, written
 

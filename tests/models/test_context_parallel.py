@@ -9,7 +9,7 @@ import pytest
 from pusa.errors import InputError
 from pusa.generation.pipeline import load
 from pusa.models import context_parallel
-from pusa.models.wan.autoencoder import GEOMETRIES
+from pusa.models.wan.geometry import GEOMETRIES
 
 WAN = GEOMETRIES[16]
 

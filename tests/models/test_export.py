@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from pusa.errors import InputError
 from pusa.files import sha256
 from pusa.models import export
-from pusa.models.loading import checkpoints
+from pusa.models.loading import checkpoints, configurations
 from pusa.models.lora import runtime
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
 
@@ -314,7 +314,7 @@ def test_a_merged_checkpoint_is_the_lora_at_run_time(scale, layers, tiny_folder,
     assert mine.keys() == stock.keys()
     assert all(torch.equal(mine[key], stock[key]) for key in mine)
     close(run(ours.transformer), run(pipe.transformer))  # mapped weights may be unaligned and round otherwise
-    assert ours.defaults == checkpoints.defaults_of(tiny_folder)
+    assert ours.defaults == configurations.defaults_of(tiny_folder)
     assert sha256(source) in (tmp_path / "merged" / "README.md").read_text()
     before, after = (
         load_file(f / "transformer" / "diffusion_pytorch_model.safetensors") for f in (tiny_folder, done.path)
@@ -348,13 +348,13 @@ def test_experts_get_their_own_adapters_one_after_the_other(layers, tiny_folder,
         set(GLOBAL),
     )
     assert "of its low-noise expert" in (tmp_path / "two" / "README.md").read_text()
-    assert checkpoints.defaults_of(tmp_path / "two").per_frame == ()
+    assert configurations.defaults_of(tmp_path / "two").per_frame == ()
     pusa = Path(shutil.copy(high, tmp_path / "high_noise_pusa.safetensors"))
     export.merge(pusa, base, tmp_path / "three", expert="high")
-    assert checkpoints.defaults_of(tmp_path / "three").per_frame == ("transformer",)
+    assert configurations.defaults_of(tmp_path / "three").per_frame == ("transformer",)
     export.merge(shutil.copy(low, tmp_path / "low_noise_pusa.safetensors"), tmp_path / "three", tmp_path / "four",
                  expert="low")  # fmt: skip
-    assert checkpoints.defaults_of(tmp_path / "four").per_frame == ("transformer", "transformer_2")
+    assert configurations.defaults_of(tmp_path / "four").per_frame == ("transformer", "transformer_2")
     either = comfy(tmp_path / "a.safetensors", factors(layers, BLOCKS))
     export.merge(either, base, tmp_path / "both")
     assert moved(tmp_path / "both", "transformer") == moved(tmp_path / "both", "transformer_2") == set(BLOCKS)

@@ -15,7 +15,7 @@ import pytest
 
 from pusa import images, video_probe, videos
 from pusa.cli import main
-from pusa.models.wan.autoencoder import GEOMETRIES
+from pusa.models.wan.geometry import GEOMETRIES
 from pusa.training.data import samples
 from pusa.training.data.samples import Bucket
 

@@ -83,14 +83,14 @@ def check(
     with terminal.status("Starting"):
         import torch
 
-        from pusa.models.loading import checkpoints, sources
+        from pusa.models.loading import configurations, sources
         from pusa.training.costs import device_name, matmul_rate
         from pusa.training.data import samples
         from pusa.training.estimate import estimate, sizes_for
 
         name, folder = sources.find(model, parts=())
-        checkpoints.check(name, folder)
-        defaults = checkpoints.defaults_of(folder)
+        configurations.check(name, folder)
+        defaults = configurations.defaults_of(folder)
         shape, sizes = sizes_for(name, folder, buckets)
     with terminal.counting() as progress:
         plan = samples.survey(

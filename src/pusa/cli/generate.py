@@ -44,9 +44,12 @@ from pusa.errors import InputError
 if TYPE_CHECKING:
     from pusa.generation.settings import Settings
 
+FILES = ("image", "last_image", "keyframe", "video", "edit")
+"""The flags that give pictures and clips."""
+
 
 def generate(
-    prompt: str = "",
+    prompt: str | None = None,
     *,
     image: Annotated[str | None, Parameter(group=CONDITIONS, metavar="PATH")] = None,
     last_image: Annotated[str | None, Parameter(group=CONDITIONS, metavar="PATH")] = None,
@@ -135,7 +138,7 @@ def generate(
     model, sampling, noise = with_preset(model, sampling, noise)
     options: dict[str, Any] = {
         **values_of(sampling),
-        "prompt": prompt,
+        "prompt": prompt or "",
         "strength": strength,
         "frames": frames,
         "size": None if size is None else read_size(size),
@@ -160,6 +163,11 @@ def generate(
         return make_batch(prompts, flags, options, model, output, terminal, ray=ray, workers=workers)
     if ray is not None or workers is not None:
         raise InputError("--ray and --workers need --prompts, whose clips they share; give --prompts FILE.")
+    if prompt is None and not any((*(flags[name] for name in FILES), image_paths)):
+        raise InputError(
+            'There is nothing to make a clip from: give a prompt, such as pusa generate "a red circle moves left on a '
+            'black background", or a picture or clip, such as --image PATH.'
+        )
     request = request_of(
         **flags,
         image_paths=image_paths,
@@ -180,7 +188,7 @@ def generate(
     settings = request.check(limits)
 
     def paths(settings: Settings) -> dict[int, Path]:
-        names = {one.seed: default_name(prompt, one.seed, settings.frames, settings.size) for one in several}
+        names = {one.seed: default_name(one.prompt, one.seed, settings.frames, settings.size) for one in several}
         return {seed: output.path(*name, seed=seed if count > 1 else None) for seed, name in names.items()}
 
     check_paths(paths(settings).values(), output, sources, bytes_needed=count * bytes_of(limits, settings))

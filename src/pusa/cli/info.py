@@ -143,16 +143,13 @@ def _machine() -> dict[str, Any]:
     import os
     import platform
 
-    import torch
-
     from pusa import embedded
-    from pusa.generation.model import versions
+    from pusa.versions import gpu_name, versions
 
     found = versions()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "pusa": found.pop("pusa"),
-        "device": gpu or f"cpu, {os.cpu_count()} cores",
+        "device": gpu_name() or f"cpu, {os.cpu_count()} cores",
         "system": f"{platform.system()} {platform.machine()}",
         **found,
         "models": {
@@ -166,7 +163,12 @@ def _machine() -> dict[str, Any]:
 
 def _lora(path: Path) -> dict[str, Any] | None:
     """Return the properties of a LoRA, or None if the path is not a LoRA."""
-    from pusa.models.lora import dialects, header
+    from pusa.models.lora import header
+
+    file = header.in_folder(path) or path
+    if not file.is_file() or _is_whole_model(file):
+        return None
+    from pusa.models.lora import dialects  # imports torch, as reading the numbers of a LoRA does
 
     if not dialects.is_lora(path):
         return None
@@ -191,8 +193,19 @@ def _lora(path: Path) -> dict[str, Any] | None:
     }
 
 
+def _is_whole_model(file: Path) -> bool:
+    """Return whether the header of a file has a network of Wan and no factor of a LoRA."""
+    from pusa.models import weight_files
+    from pusa.models.wan import recognise
+
+    if file.suffix.lower() not in (*weight_files.SAFETENSORS, *weight_files.GGUF):
+        return False
+    names = weight_files.listing(file)
+    return bool(recognise.prefixes(names)) and not any("lora" in name for name in names)
+
+
 def _model(source: str) -> dict[str, Any]:
-    from pusa.models.loading import checkpoints, sources
+    from pusa.models.loading import configurations, sources
     from pusa.models.wan import recognise
 
     name, path = sources.find(source, parts=())
@@ -201,7 +214,7 @@ def _model(source: str) -> dict[str, Any]:
         sources.check_transformer(name, path)
         lacking = sources.missing_parts(path)
         if not lacking:
-            checkpoints.check(name, path)
+            configurations.check(name, path)
     except InputError as error:
         refused = str(error)
     with suppress(InputError):
@@ -212,7 +225,7 @@ def _model(source: str) -> dict[str, Any]:
     experts = sources.experts_of(path)
     if path.is_file() and experts:
         lacking = ["transformer_2", *lacking]
-    adapter = ", ".join(f"{lora.path} at strength {lora.scale:g}" for lora in checkpoints.own_loras(name))
+    adapter = ", ".join(f"{lora.path} at strength {lora.scale:g}" for lora in configurations.own_loras(name))
     family = None if config is None else recognise.family(config, experts=bool(experts))
     return {
         "model": source,
@@ -234,9 +247,9 @@ def _licence(family: Family | None) -> str:
 
 
 def _defaults(path: Path) -> dict[str, Any]:
-    from pusa.models.loading import checkpoints
+    from pusa.models.loading import configurations
 
-    defaults = checkpoints.defaults_of(path)
+    defaults = configurations.defaults_of(path)
     return {
         "frames": defaults.frames,
         "fps": defaults.fps,

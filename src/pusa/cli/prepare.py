@@ -74,13 +74,13 @@ def prepare(
         raise InputError("--ray starts its own processes; run the command without torchrun.")
     with terminal.status("Starting"):
         from pusa.files import make_folder
-        from pusa.models.loading import checkpoints, sources
+        from pusa.models.loading import configurations, sources
         from pusa.training.data import samples
         from pusa.training.estimate import sizes_for
 
         name, folder = sources.find(model, parts=())
-        checkpoints.check(name, folder)
-        defaults, (shape, sizes) = checkpoints.defaults_of(folder), sizes_for(name, folder, buckets)
+        configurations.check(name, folder)
+        defaults, (shape, sizes) = configurations.defaults_of(folder), sizes_for(name, folder, buckets)
     with terminal.counting() as progress:
         plan = samples.survey(
             data,

@@ -1,7 +1,8 @@
 """What a model can make, from its configuration files alone.
 
 `Limits.settings` decides every value of a request, or refuses the request. It needs no weights, so that a command can
-refuse a clip before it loads 30 GB.
+refuse a clip before it loads 30 GB. Only a schedule or a matrix needs torch. Everything else is checked
+without it, so that a mistake is told at once.
 """
 
 from __future__ import annotations
@@ -11,18 +12,18 @@ from math import lcm
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from pusa.core import sigmas
-from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
 from pusa.generation.options import options_of
 from pusa.generation.request import Size
 from pusa.generation.sampling import Sampling, SamplingOptions
 from pusa.generation.schedule import Schedule
 from pusa.generation.settings import Settings
-from pusa.models.backbone import Backbone, Defaults, Geometry
-from pusa.models.loading import checkpoints, sources
+from pusa.models.backbone import Defaults, Geometry
+from pusa.models.loading import configurations, sources
 
 if TYPE_CHECKING:
+    from pusa.core.timesteps import TimestepMatrix
+    from pusa.models.backbone import Backbone
     from pusa.models.loading.sources import Beside
 
 
@@ -58,8 +59,8 @@ class Limits:
         transformer = sources.config(name, folder, "transformer")
         return cls(
             name,
-            checkpoints.defaults_of(folder, transformer_2=beside.get("transformer_2")),
-            checkpoints.geometry(name, folder, beside),
+            configurations.defaults_of(folder, transformer_2=beside.get("transformer_2")),
+            configurations.geometry(name, folder, beside),
             int(transformer.get("rope_max_seq_len", 1024)),
             len(sources.transformers_of(name, folder, beside)) > 1,
         )
@@ -110,6 +111,8 @@ class Limits:
         frames = self._frames(frames, matrix)
         settings = Settings(frames=frames, size=self.check_size(size), strength=float(strength), **values)
         if matrix is None and sampling.schedule is not None:
+            from pusa.core import sigmas
+
             grid = sigmas.grid(settings.steps, settings.shift, settings.strength)
             Schedule.parse(sampling.schedule).matrix(grid, self.geometry.latent_frames(frames))
         return settings

@@ -7,11 +7,9 @@ expert has to be on the device. `pipeline.py` makes clips with a model.
 from __future__ import annotations
 
 import dataclasses
-import platform
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pusa import __version__, processes
+from pusa import processes
 from pusa.core import sampler
 from pusa.core.sampler import Call, Velocity
 from pusa.errors import InputError
@@ -31,6 +29,7 @@ from pusa.models.loading import checkpoints
 from pusa.models.lora import header, runtime
 from pusa.models.memory import profiles
 from pusa.processes import ProcessGroup
+from pusa.versions import versions
 
 
 class Model:
@@ -270,9 +269,3 @@ class Model:
             "versions": versions(),
             **({"processes": self.group.size} if self.group.size > 1 else {}),
         }
-
-
-def versions() -> dict[str, str]:
-    """The versions of the software that decide the bits of a clip."""
-    packages = {package: version(package) for package in ("torch", "diffusers", "transformers", "peft")}
-    return {"pusa": __version__, "python": platform.python_version(), **packages}

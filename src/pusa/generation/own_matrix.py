@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
 from pusa.files import existing_file
+
+if TYPE_CHECKING:
+    from pusa.core.timesteps import TimestepMatrix
 
 
 def own_matrix(value: Any) -> TimestepMatrix:
@@ -21,10 +21,14 @@ def own_matrix(value: Any) -> TimestepMatrix:
     `TimestepMatrix.to_dict`; or the path of a JSON file with either of the last two. A sidecar is such a file as well:
     its matrix is taken. Raises InputError for anything else.
     """
-    if isinstance(value, TimestepMatrix):
-        return value
     if isinstance(value, str | Path):
         return _read(existing_file(value))
+    import torch
+
+    from pusa.core.timesteps import TimestepMatrix
+
+    if isinstance(value, TimestepMatrix):
+        return value
     if isinstance(value, Mapping):
         return TimestepMatrix.from_dict(dict(value))
     try:

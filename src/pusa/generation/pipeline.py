@@ -48,7 +48,7 @@ from pusa.models import context_parallel
 from pusa.models.backbone import Expert, Text
 from pusa.models.loading import checkpoints, sources
 from pusa.models.lora import header
-from pusa.models.lora.runtime import LoraFile
+from pusa.models.lora.header import LoraFile
 from pusa.models.memory import profiles
 
 AnyRequest = Generate | Extend | Transition

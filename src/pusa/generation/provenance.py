@@ -16,12 +16,12 @@ from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
 from pusa.files import sha256
 from pusa.generation.clip import GeneratedClip, latents_hash, read_latents
-from pusa.generation.model import versions
 from pusa.generation.outputs import latents_path, sidecar_path
 from pusa.generation.pipeline import Callback, Pipeline, load
 from pusa.generation.request import Request
 from pusa.models.lora import runtime
 from pusa.models.memory import profiles
+from pusa.versions import versions
 
 _NEEDED = ("task", "prompt", "model", "loras", "versions", "size", "frames", "steps", "seed", "matrix")
 _ENTRIES = {

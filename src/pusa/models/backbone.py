@@ -1,20 +1,22 @@
 """The interface of a network, its autoencoder and its text encoder; everything outside `models/` uses only this.
 
 `wan/backbone.py` implements it for Wan. `tests/generation/test_toy_backbone.py` has a second implementation, of about
-60 lines.
+60 lines. Importing this module does not import torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pusa.errors import InputError
-from pusa.images import Frames
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from pusa.images import Frames
 
 Expert = Literal["high", "low"]
 """Which of two transformers: the one for high noise levels, or the one for low noise levels."""

@@ -22,7 +22,7 @@ from diffusers.utils import logging
 
 from pusa.errors import InputError
 from pusa.models.backbone import Geometry
-from pusa.models.loading import checkpoints, sources
+from pusa.models.loading import configurations, sources
 from pusa.models.loading.sources import Beside
 
 
@@ -51,9 +51,9 @@ def check_clip(
     beside: {part: source} of parts from elsewhere. size, frames: of the clip; None for the defaults of the model.
     """
     name, folder = sources.find(source, ())
-    own = checkpoints.defaults_of(folder)
+    own = configurations.defaults_of(folder)
     transformer = sources.config(name, folder, "transformer")
-    geometry = checkpoints.geometry(name, folder, beside)
+    geometry = configurations.geometry(name, folder, beside)
     width, height = (side // geometry.multiple for side in size or own.size)
     slots = geometry.latent_frames(frames or own.frames)
     check_tokens(slots, width * height, _heads(transformer), processes, geometry)

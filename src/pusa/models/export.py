@@ -27,7 +27,7 @@ from torch import Tensor
 from pusa.errors import InputError
 from pusa.files import building, check_writable, replacing, sha256, write_json, write_text_atomic
 from pusa.models.backbone import Expert
-from pusa.models.loading import checkpoints, sources
+from pusa.models.loading import configurations, sources
 from pusa.models.lora import header, runtime
 from pusa.models.wan.weight_names import original_name
 
@@ -154,7 +154,7 @@ def merge(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists already, and a merged model needs an empty folder: give another one.")
     name, folder = sources.find(base)
-    checkpoints.check(name, folder)
+    configurations.check(name, folder)
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     parts = [part for part, kind in index.items() if isinstance(kind, list) and kind[0] is not None]
     if lost := [part for part in parts if not (folder / part).is_dir()]:

@@ -2,7 +2,7 @@
 
 The formats are safetensors, PyTorch's pickles (`.pth`) and GGUF. Listing a file reads names, types and shapes, but no
 weights. So a model can be described and checked before 30 GB are read. If a file is cut off, the error names a missing
-tensor. Pickles are opened with `weights_only`, so that code in them does not run.
+tensor. Only pickles need torch for it. Pickles are opened with `weights_only`, so that code in them does not run.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import safe_open
-from torch import Tensor
 
 from pusa.errors import InputError
 from pusa.files import existing_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SAFETENSORS, PICKLE, GGUF = (".safetensors",), (".pth", ".pt", ".ckpt", ".bin"), (".gguf",)
 SUFFIXES = (*SAFETENSORS, *PICKLE, *GGUF)
@@ -29,12 +30,12 @@ _LONGEST_HEADER = 100_000_000
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
           "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1}  # fmt: skip
 _NAMES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float64: "F64",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.float64": "F64",
+    "torch.float8_e4m3fn": "F8_E4M3",
+    "torch.float8_e5m2": "F8_E5M2",
 }
 
 
@@ -176,13 +177,15 @@ def _gguf(file: Path) -> dict[str, Stored]:
 
 def _pickle(file: Path) -> dict[str, Stored]:
     return {
-        name: Stored(file, name, _NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+        name: Stored(file, name, _NAMES.get(str(tensor.dtype), str(tensor.dtype)), tuple(tensor.shape))
         for name, tensor in _unpickled(file).items()
     }
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a pickle, memory-mapped if possible."""
+    import torch
+
     try:
         try:
             loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -203,7 +206,7 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model", "module"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
+    if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
         raise InputError(f"{file} does not contain a dictionary of tensors; give a file of weights.")
     return loaded
 

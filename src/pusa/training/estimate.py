@@ -15,7 +15,7 @@ from pusa.adapters.base import Adapter
 from pusa.adapters.full import AllWeights
 from pusa.adapters.lora import Lora
 from pusa.models.backbone import Sizes
-from pusa.models.loading import checkpoints
+from pusa.models.loading import checkpoints, configurations
 from pusa.training.config.sections import TARGETS
 from pusa.training.data.samples import Bucket
 
@@ -30,7 +30,7 @@ def sizes_for(name: str, folder: Path, texts: Sequence[str]) -> tuple[Sizes, lis
     Raises InputError for a bucket that the model cannot use.
     """
     model = checkpoints.sizes(name, folder)
-    defaults = checkpoints.defaults_of(folder)
+    defaults = configurations.defaults_of(folder)
     buckets = [Bucket.parse(text) for text in texts] or [Bucket(*defaults.size, defaults.frames)]
     for bucket in buckets:
         bucket.check(model.geometry)

@@ -17,7 +17,7 @@ from pusa import processes
 from pusa.errors import InputError
 from pusa.files import make_folder
 from pusa.models.backbone import Geometry
-from pusa.models.loading import checkpoints, sources
+from pusa.models.loading import checkpoints, configurations, sources
 from pusa.training import loggers, starting
 from pusa.training.config.tree import Config
 from pusa.training.data import samples
@@ -71,12 +71,12 @@ def run(
         processes.from_rank_zero(group, lambda: loggers.check(list(config.track.loggers)))
         with terminal.status("Reading the configuration of the model"):
             name, folder = sources.find(config.model.source, parts=())
-            kinds = checkpoints.check(name, folder, expert=config.model.expert)
+            kinds = configurations.check(name, folder, expert=config.model.expert)
             if len(kinds) > 1:
                 raise InputError(
                     f"{name} has two experts, which are trained one at a time: set model.expert to high or low."
                 )
-            defaults, geometry = checkpoints.defaults_of(folder), checkpoints.geometry(name, folder)
+            defaults, geometry = configurations.defaults_of(folder), configurations.geometry(name, folder)
             shape, buckets = sizes_for(name, folder, config.data.buckets or ())
             config = starting.with_lora(config, shape.layers)
         if resume_from is not None:

@@ -15,7 +15,7 @@ from transformers import UMT5EncoderModel
 from pusa import embedded
 from pusa.errors import InputError
 from pusa.models.backbone import Defaults
-from pusa.models.loading import checkpoints
+from pusa.models.loading import checkpoints, configurations
 from pusa.models.lora import runtime
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
 
@@ -68,10 +68,10 @@ def test_an_installation_without_the_embedded_model(tmp_path, monkeypatch):
 
 def test_defaults_are_those_of_the_family(folder):
     (folder / "pusa.json").unlink()
-    wan21 = checkpoints.defaults_of(folder)
+    wan21 = configurations.defaults_of(folder)
     assert (wan21.fps, wan21.frames, wan21.size, wan21.shift) == (16, 81, (832, 480), 5.0)
     edit(folder / "vae" / "config.json", z_dim=48)
-    assert checkpoints.defaults_of(folder).fps == 24
+    assert configurations.defaults_of(folder).fps == 24
 
 
 @pytest.mark.parametrize(
@@ -82,16 +82,16 @@ def test_defaults_are_those_of_the_family(folder):
 def test_wrong_settings(folder, settings, sentence):
     (folder / "pusa.json").write_text(json.dumps(settings))
     with pytest.raises(InputError, match=sentence):
-        checkpoints.defaults_of(folder)
+        configurations.defaults_of(folder)
 
 
 def test_the_fingerprint_knows_other_weights(folder):
-    before = checkpoints.fingerprint(folder)
+    before = configurations.fingerprint(folder)
     weights = next((folder / "transformer").glob("*.safetensors"))
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    assert checkpoints.fingerprint(folder) != before
+    assert configurations.fingerprint(folder) != before
 
 
 def refused(source, match):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from pusa.errors import InputError
 from pusa.models import weight_files
-from pusa.models.loading import checkpoints, sources
+from pusa.models.loading import checkpoints, configurations, sources
 from pusa.models.wan import original_layout, recognise
 from tests.models import layouts
 from tests.models.hub_server import serving
@@ -85,6 +85,20 @@ def test_wans_own_layout_and_a_single_file_are_the_diffusers_folder_bit_for_bit(
         assert a.abs().max() > 0
         assert torch.equal(a, b)
         assert torch.equal(a, c)
+
+
+def test_names_of_a_transformer_are_converted_as_diffusers_converts_them():
+    from diffusers import WanTransformer3DModel
+    from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+
+    with torch.device("meta"):
+        state = WanTransformer3DModel(num_layers=11).state_dict()
+    of_images = [f"img_emb.proj.{i}.{leaf}" for i in (0, 1, 3, 4) for leaf in ("weight", "bias")]
+    of_images += [f"blocks.10.cross_attn.{name}.weight" for name in ("k_img", "v_img", "norm_k_img")]
+    names = [*layouts.wan_transformer(state), *of_images]
+    ours = recognise.canonical(recognise.TRANSFORMER, {name: name for name in names})
+    assert ours == convert_wan_transformer_to_diffusers({name: name for name in names})
+    assert set(state) < set(ours)
 
 
 @pytest.mark.parametrize("index", [True, False])
@@ -174,8 +188,8 @@ def test_parts_beside_a_source(base, wans, file, tmp_path):
     lone = shutil.copy(wans / TEXT, tmp_path / "umt5.pth")
     shutil.copytree(base / "tokenizer", tmp_path / "tokenizer")
     assert checkpoints.load_encoders(file, vae=wans / VAE, text_encoder=lone, device="cpu").tokenizer("red")
-    before = checkpoints.fingerprint(file, {"vae": wans / VAE, "text_encoder": wans / TEXT})
-    assert before != checkpoints.fingerprint(file, {"vae": base, "text_encoder": wans / TEXT})
+    before = configurations.fingerprint(file, {"vae": wans / VAE, "text_encoder": wans / TEXT})
+    assert before != configurations.fingerprint(file, {"vae": base, "text_encoder": wans / TEXT})
 
 
 def test_one_file_with_everything(base, wans, transformer, tmp_path):
@@ -203,7 +217,7 @@ def test_either_layout_from_a_hub(base, wans, tmp_path, monkeypatch, layout):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         name, configs = sources.find("someone/wan", parts=())
-        checkpoints.check(name, configs)
+        configurations.check(name, configs)
         assert not [path for path, _ in server.gets if path.endswith((".safetensors", ".pth"))]
         model = checkpoints.load("someone/wan", device="cpu")
         vae = checkpoints.load_encoders(folder, vae="someone/wan", device="cpu").vae

@@ -18,7 +18,7 @@ from pusa.errors import InputError, PusaError
 from pusa.models.memory import estimate, meta_networks, profiles
 from pusa.models.memory.estimate import Rehearsal
 from pusa.models.memory.profiles import PLAIN, PROFILES
-from pusa.models.wan.autoencoder import GEOMETRIES
+from pusa.models.wan.geometry import GEOMETRIES
 from pusa.models.wan.operations import StepCounter
 
 WAN14B = {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "num_layers": 40, "in_channels": 16,

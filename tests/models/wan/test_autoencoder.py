@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from pusa.errors import InputError
 from pusa.models.wan import autoencoder, text
+from pusa.models.wan.geometry import GEOMETRIES
 
-WAN = autoencoder.GEOMETRIES[16]
+WAN = GEOMETRIES[16]
 
 
 @pytest.mark.parametrize(("frames", "slots"), [(1, 1), (9, 3), (13, 4), (41, 11), (81, 21)])

@@ -26,8 +26,8 @@ from pusa.errors import InputError
 from pusa.files import sha256
 from pusa.generation.pipeline import Pipeline
 from pusa.models.loading.checkpoints import load
-from pusa.models.wan.autoencoder import GEOMETRIES
 from pusa.models.wan.backbone import WanBackbone
+from pusa.models.wan.geometry import GEOMETRIES
 from pusa.training.data import cache, samples
 from pusa.training.data.cache import Cache, CachedSamples, Prepared
 from pusa.training.data.fingerprints import Fingerprint, fingerprint
@@ -379,7 +379,7 @@ import json, os, sys
 from pathlib import Path
 import torch
 from pusa.models.loading.checkpoints import load
-from pusa.models.wan.autoencoder import GEOMETRIES
+from pusa.models.wan.geometry import GEOMETRIES
 from pusa.training.data import cache, samples
 torch.set_num_threads(1)
 components = load(sys.argv[1], device="cpu")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pusa.errors import InputError
 from pusa.generation.pipeline import Pipeline
-from pusa.models.wan.autoencoder import GEOMETRIES
+from pusa.models.wan.geometry import GEOMETRIES
 from pusa.training.data import cluster, samples
 from pusa.training.data.cache import CachedSamples, Prepared
 from pusa.training.data.cluster import combined_result

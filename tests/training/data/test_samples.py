@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pusa import images, videos
 from pusa.errors import InputError
 from pusa.models.backbone import Geometry
-from pusa.models.wan.autoencoder import GEOMETRIES
+from pusa.models.wan.geometry import GEOMETRIES
 from pusa.training.data import samples
 from pusa.training.data.dataset import Entry, Problem
 from pusa.training.data.samples import Bucket, Cut, Mode, VideoFile, plan, probe, survey

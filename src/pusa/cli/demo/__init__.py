@@ -115,7 +115,7 @@ def _run_notes(seconds: float) -> list[str]:
 
     import torch
 
-    from pusa.generation.model import versions
+    from pusa.versions import versions
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     software = ", ".join(f"{name} {number}" for name, number in versions().items())

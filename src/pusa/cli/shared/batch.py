@@ -22,6 +22,7 @@ from pusa.cli.shared.arguments import slug
 from pusa.cli.shared.clip_jobs import limits_of, open_pipeline, opened
 from pusa.cli.shared.flags import request_of
 from pusa.cli.shared.options import Model, Output
+from pusa.cli.shared.ranks import launched
 from pusa.cli.shared.terminal import Report, Terminal, clock, count, printable
 from pusa.errors import InputError, PusaError
 from pusa.generation.options import options_of
@@ -75,9 +76,7 @@ def make_batch(
     flags, options: values for the keys that a line does not set. ray, workers: see `pusa generate`. Raises InputError,
     before the model is loaded, if a line is wrong.
     """
-    from pusa.processes import current_group
-
-    if current_group().size > 1:
+    if launched():
         raise InputError(
             "--prompts cannot run under torchrun, because all processes would make every clip: start the command once "
             "for each device, or give --ray."
@@ -215,21 +214,21 @@ class _error_prefix:  # noqa: N801
 
 def model_identity(model: Model) -> dict[str, Any]:
     """Return everything about the model that changes a clip, without loading it: hashes, strengths, type, memory."""
-    from pusa.models.loading import checkpoints, sources
+    from pusa.models.loading import configurations, sources
     from pusa.models.lora import header, runtime
 
     name, folder = sources.find(model.source)
     parts = model.separate_parts()
-    transformers = checkpoints.check(
+    transformers = configurations.check(
         name,
         folder,
         vae=parts["vae"],
         text_encoder=parts["text_encoder"],
         transformer_2=parts["transformer_2"],
     )
-    loras = [*((lora.path, lora.scale, lora.expert) for lora in checkpoints.own_loras(name)), *model.loras()]
+    loras = [*((lora.path, lora.scale, lora.expert) for lora in configurations.own_loras(name)), *model.loras()]
     return {
-        "model": checkpoints.fingerprint(folder, parts, transformers),
+        "model": configurations.fingerprint(folder, parts, transformers),
         "loras": [[runtime.fingerprint(header.file_of(path)), scale, expert] for path, scale, expert in loras],
         "dtype": model.dtype,
         "memory": None if model.memory in ("auto", "none") else model.memory,

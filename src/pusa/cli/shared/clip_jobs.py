@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pusa.cli.shared.memory_report import profile_for
 from pusa.cli.shared.options import Model, Output
+from pusa.cli.shared.ranks import launched
 from pusa.cli.shared.terminal import Report, Terminal
 from pusa.generation.outputs import shortened, sidecar_path
 from pusa.generation.request import Request
@@ -49,6 +49,10 @@ def open_pipeline(
     default. Raises InputError if the model cannot be loaded or the clip does not fit into memory.
     """
     with terminal.status(f"Loading {model.source}"):
+        from pusa.models.lora import header
+
+        for path, *_ in model.loras():  # a missing file is told before torch is imported
+            header.file_of(path)
         if not terminal.drawing:
             from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -74,7 +78,7 @@ def _open(
     import torch
 
     from pusa.generation.pipeline import load
-    from pusa.models.lora.runtime import LoraFile
+    from pusa.models.lora.header import LoraFile
     from pusa.models.memory.profiles import explained
 
     parts = dict(separate_parts)
@@ -111,10 +115,9 @@ def check_shares(model: Model, size: tuple[int, int] | None, frames: int | None)
 
     This needs no loaded model. Without torchrun, nothing is checked.
     """
-    from pusa.processes import current_group
-
-    if current_group().size > 1:
+    if launched():
         from pusa.models.context_parallel import check_clip
+        from pusa.processes import current_group
 
         check_clip(model.source, model.separate_parts(), size, frames, current_group().size)
 
@@ -176,7 +179,7 @@ def check_output(output: Output, sources: Iterable[Path] = ()) -> None:
 
 
 def _in_rank_zero(check: Callable[[], None]) -> None:
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # do not import torch
+    if not launched():
         check()
         return
     from pusa.processes import current_group, from_rank_zero

@@ -54,9 +54,9 @@ def profile_for(model: Model, size: tuple[int, int] | None, frames: int | None, 
 
 def _relative_size(folder: Path, size: tuple[int, int] | None, frames: int | None) -> float:
     """Return the pixels of a clip divided by the pixels of the model's default clip."""
-    from pusa.models.loading import checkpoints
+    from pusa.models.loading import configurations
 
-    default = checkpoints.defaults_of(folder)
+    default = configurations.defaults_of(folder)
     pixels = math.prod(size or default.size) * (frames or default.frames)
     return pixels / (math.prod(default.size) * default.frames)
 
@@ -157,7 +157,7 @@ def _rehearse(
     import torch
 
     from pusa.generation.limits import Limits
-    from pusa.models.loading import checkpoints, sources
+    from pusa.models.loading import configurations, sources
     from pusa.models.memory import estimate
 
     name, folder = _found(model.source)
@@ -172,7 +172,7 @@ def _rehearse(
         dtype=None if model.dtype == "auto" else getattr(torch, model.dtype),
         on_cpu=on_cpu,
         beside=model.separate_parts(),
-        loras=[*(Path(one.path) for one in checkpoints.own_loras(name)), *(path for path, *_ in model.loras())],
+        loras=[*(Path(one.path) for one in configurations.own_loras(name)), *(path for path, *_ in model.loras())],
     )
 
 

@@ -17,13 +17,18 @@ from types import FrameType
 MULTI_RANK_COMMANDS = ("generate", "extend", "transition")
 
 
+def launched() -> bool:
+    """Return whether torchrun or accelerate started several processes for this command. This does not import torch."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
 @contextmanager
 def as_one_command(tokens: Sequence[str]) -> Iterator[None]:
     """If torchrun runs a command that makes clips, let its processes act as one command inside the block.
 
     Otherwise do nothing. Inside the block, only rank 0 prints.
     """
-    if not (tokens and tokens[0] in MULTI_RANK_COMMANDS and int(os.environ.get("WORLD_SIZE", 1)) > 1):
+    if not (tokens and tokens[0] in MULTI_RANK_COMMANDS and launched()):
         yield
         return
     with _ignore_second_interrupt(), ExitStack() as stack:

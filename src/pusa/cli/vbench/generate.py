@@ -120,7 +120,7 @@ def _estimate(terminal: Terminal, model: Model, plan: Manifest, left: int, chose
     import torch
 
     from pusa.cli.shared.memory_report import memory_report
-    from pusa.models.loading import checkpoints, sources
+    from pusa.models.loading import configurations, sources
 
     profile = "80gb" if torch.cuda.is_available() else "cpu"
     with terminal.status("Estimating"):
@@ -128,7 +128,7 @@ def _estimate(terminal: Terminal, model: Model, plan: Manifest, left: int, chose
             model, size=plan.size, frames=plan.frames, guidance=chosen.get("guidance"), profile=profile, rate=None
         )
         rows = report.record["profiles"]
-        steps = chosen.get("steps") or checkpoints.defaults_of(sources.find(model.source, parts=())[1]).steps
+        steps = chosen.get("steps") or configurations.defaults_of(sources.find(model.source, parts=())[1]).steps
     if limits := rows[0]["seconds_per_step"]:
         low, high = (clock(seconds * steps * left) for seconds in limits)
         terminal.note(f"{count(left, 'video')} of {steps} steps: {low} to {high} on one such device, without decoding")

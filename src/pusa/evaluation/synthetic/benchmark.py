@@ -28,7 +28,7 @@ from pusa.files import replacing, write_json
 from pusa.generation.pipeline import Pipeline, load
 from pusa.images import contact_sheet, write_image
 from pusa.models.lora import header, runtime
-from pusa.models.lora.runtime import LoraFile
+from pusa.models.lora.header import LoraFile
 from pusa.work.units import Unit
 from pusa.work.workers import Worker
 

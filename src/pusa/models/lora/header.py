@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -24,6 +25,15 @@ _DISTILLED = re.compile(
     r"lightx2v|lightning|(?<!\d)[1-8][ _-]?steps?(?![a-z])|distill|causvid|accvid|fastwan|turbo|self[ _-]?forcing",
     re.IGNORECASE,
 )
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA to load. path: its file or folder. scale: its strength. expert: the expert it is for; None for all."""
+
+    path: str | Path
+    scale: float = 1.0
+    expert: Expert | None = None
 
 
 def in_folder(path: Path) -> Path | None:

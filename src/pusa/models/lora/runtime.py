@@ -40,15 +40,6 @@ from pusa.models.wan.weight_names import original_name, parameter_shapes, wan_sh
 
 
 @dataclass(frozen=True)
-class LoraFile:
-    """A LoRA to load. path: its file or folder. scale: its strength. expert: the expert it is for; None for all."""
-
-    path: str | Path
-    scale: float = 1.0
-    expert: Expert | None = None
-
-
-@dataclass(frozen=True)
 class Lora:
     """A loaded LoRA.
 

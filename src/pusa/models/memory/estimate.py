@@ -29,6 +29,7 @@ from pusa.models.memory import meta_networks
 from pusa.models.memory.profiles import KEPT, KEPT_OF_WAN, PLAIN, PROFILES, Profile
 from pusa.models.memory.tensor_tracker import Pass, rehearse
 from pusa.models.wan import autoencoder
+from pusa.models.wan.geometry import geometry_of
 from pusa.models.wan.text import TOKENS
 
 RUNTIME = 0.75e9
@@ -126,7 +127,7 @@ class Rehearsal:
         dtype = dtype or (torch.float32 if on_cpu else torch.bfloat16)
         configs, assumed = meta_networks.configs(name, folder, beside or {})
         transformer, encoder, vae = meta_networks.build(configs, dtype)
-        slots = autoencoder.geometry_of(vae.config, (1, 1, 1)).latent_frames(frames)
+        slots = geometry_of(vae.config, (1, 1, 1)).latent_frames(frames)
         files = meta_networks.files_of(folder, beside or {})
         for number, path in enumerate(loras):
             meta_networks.add_lora(transformer, path, f"lora{number}")

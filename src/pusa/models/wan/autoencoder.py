@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -30,15 +29,7 @@ from torch import Tensor
 from pusa.errors import InputError
 from pusa.images import Frames
 from pusa.models.backbone import Geometry
-
-FRAMES_PER_SLOT = 4
-GEOMETRIES = {16: Geometry(FRAMES_PER_SLOT, 8, (1, 2, 2)), 48: Geometry(FRAMES_PER_SLOT, 16, (1, 2, 2))}
-"""{latent channels: geometry} of Wan2.1's autoencoder (16) and Wan2.2's autoencoder (48)."""
-
-
-def geometry_of(vae: Mapping[str, Any], patch: tuple[int, int, int]) -> Geometry:
-    """Return the geometry. vae: the autoencoder's configuration. patch: latents per token, of the transformer."""
-    return Geometry(FRAMES_PER_SLOT, int(vae.get("scale_factor_spatial") or 8), patch)
+from pusa.models.wan.geometry import geometry_of
 
 
 @torch.no_grad()

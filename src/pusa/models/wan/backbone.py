@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 from pusa.images import Frames
 from pusa.models.backbone import Defaults, Geometry, HubNames, Text
 from pusa.models.wan import autoencoder, fingerprints, text
+from pusa.models.wan.geometry import geometry_of
 from pusa.models.wan.operations import StepCounter
 from pusa.models.wan.transformer import VectorWanTransformer3DModel, is_beginning
 
@@ -34,7 +35,7 @@ class WanEncoders:
 
     @property
     def geometry(self) -> Geometry:
-        return autoencoder.geometry_of(self.vae.config, self.patch)
+        return geometry_of(self.vae.config, self.patch)
 
     @property
     def channels(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pusa.errors import InputError
 from pusa.models.backbone import Defaults
-from pusa.models.wan.autoencoder import GEOMETRIES
+from pusa.models.wan.geometry import GEOMETRIES
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "fps": (int, float),

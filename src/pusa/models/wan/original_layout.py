@@ -7,6 +7,7 @@ precision, fp8, fp8 with scales, or GGUF.
 
 The result is always a stock class of diffusers or transformers, bit-identical to one from a diffusers folder with these
 weights. fp8 weights are converted to the wanted type. GGUF weights stay quantised, and diffusers runs them.
+Reading headers and configurations does not import torch; only `network` does.
 """
 
 from __future__ import annotations
@@ -16,19 +17,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-
-import torch
-from accelerate import init_empty_weights
-from diffusers import AutoencoderKLWan, GGUFQuantizationConfig, WanTransformer3DModel
-from torch import Tensor, nn
-from transformers import UMT5Config, UMT5EncoderModel
+from typing import TYPE_CHECKING, Any
 
 from pusa.errors import InputError
 from pusa.models import weight_files
 from pusa.models.wan import recognise
 from pusa.models.wan.recognise import TEXT_ENCODER, TRANSFORMER, TRANSFORMER_2, VAE
 from pusa.models.weight_files import Stored
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 WEIGHTS = "diffusion_pytorch_model"
 EXPERTS = ("high_noise_model", "low_noise_model")
@@ -48,7 +47,7 @@ _FLAGS = {TRANSFORMER: "--model", VAE: "--vae", TEXT_ENCODER: "--text-encoder"}
 _NOT_LOADED = ("spiece_model", "encoder.embed_tokens.weight")
 """Not parameters: the tokenizer inside ComfyUI's text encoders, and the second name of the embedding."""
 _FP8 = ("F8_E4M3", "F8_E5M2")
-_LARGEST_FP8 = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
+_LARGEST_FP8 = {"torch.float8_e4m3fn": 448.0, "torch.float8_e5m2": 57344.0}
 
 
 @dataclass(frozen=True)
@@ -192,6 +191,10 @@ def tokenizer_near(path: Path) -> Path | None:
 
 def network(part: Part, dtype: torch.dtype) -> nn.Module:
     """Return the part as a stock network on the CPU in `dtype`. Raises InputError unless every tensor fits."""
+    from accelerate import init_empty_weights
+    from diffusers import AutoencoderKLWan, GGUFQuantizationConfig, WanTransformer3DModel
+    from transformers import UMT5Config, UMT5EncoderModel
+
     if not part.tensors:
         raise InputError(
             f"{part.path} is incomplete: the weights of its {part.kind} are missing; copy or download it again"
@@ -228,6 +231,9 @@ def _typed(part: Part, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
 
     diffusers does the same when it loads a folder. (When it loads a single file, it casts everything to bfloat16.)
     """
+    import torch
+    from diffusers import WanTransformer3DModel
+
     names = {(one.file, one.name): name for name, one in part.tensors.items()}
     scaled = {(one.file, one.name): name for name, one in part.scales.items()}
     factors = {scaled[one.file, one.name]: tensor.float() for one, tensor in weight_files.read(part.scales.values())}
@@ -243,7 +249,7 @@ def _typed(part: Part, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         if name in factors:
             rows = factors[name].flatten()
             tensor = tensor.float() * (rows[:, None] if len(rows) > 1 else rows)
-        elif (largest := _LARGEST_FP8.get(tensor.dtype)) and tensor.float().abs().max() == largest:
+        elif (largest := _LARGEST_FP8.get(str(tensor.dtype))) and tensor.float().abs().max() == largest:
             raise InputError(
                 f"{one.file} is scaled fp8 without its scales ({one.name} uses the full range of fp8): get the file "
                 "with scales."
@@ -270,6 +276,10 @@ def _check_scales(path: Path, tensors: Mapping[str, Stored], scales: Mapping[str
 
 def _check_complete(part: Part) -> None:
     """Raise InputError unless the part has exactly the tensors of its network, in the right shapes."""
+    import torch
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+    from transformers import UMT5Config, UMT5EncoderModel
+
     with torch.device("meta"):
         if part.kind == TEXT_ENCODER:
             network: Any = UMT5EncoderModel(UMT5Config(**part.config))

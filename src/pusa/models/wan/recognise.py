@@ -1,7 +1,8 @@
 """Recognise a Wan network by the names and shapes of its tensors.
 
 The names show which network and which layout a file has, and the shapes show the sizes. All names are first converted
-to those of diffusers and transformers, with diffusers' own conversion if it has one. Nothing here reads a file. `T` is
+to those of diffusers and transformers. Nothing here reads a file or imports torch, except the conversion of an
+autoencoder, which is diffusers' own. `T` is
 the type of the value that belongs to a name.
 """
 
@@ -11,10 +12,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
-
-# The conversions are not public. test_wans_own_layout_and_a_single_file_are_the_diffusers_folder_bit_for_bit
-# (tests/models/loading/test_sources.py) fails when they move or change.
-from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers, convert_wan_vae_to_diffusers
 
 from pusa.errors import InputError
 from pusa.models.backbone import Expert
@@ -115,12 +112,15 @@ def canonical(kind: str, named: Mapping[str, T]) -> dict[str, T]:
     """Return the values under the names of diffusers (transformer, vae) or transformers (text_encoder)."""
     if kind == TRANSFORMER:
         if any(".self_attn." in name or name.startswith("head.") for name in named):
-            converted: dict[str, T] = convert_wan_transformer_to_diffusers(dict(named))
-            return converted
+            return {_transformer_name(name): value for name, value in named.items()}
         return dict(named)
     if kind == VAE:
         if "encoder.conv1.weight" not in named:
             return dict(named)
+        # Not public. test_wans_own_layout_and_a_single_file_are_the_diffusers_folder_bit_for_bit
+        # (tests/models/loading/test_sources.py) fails when it moves or changes.
+        from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
         if any(name.startswith("encoder.downsamples.0.downsamples.") for name in named):
             named = {_vae22_name(name): value for name, value in named.items()}
         renamed: dict[str, T] = convert_wan_vae_to_diffusers(dict(named))
@@ -128,6 +128,41 @@ def canonical(kind: str, named: Mapping[str, T]) -> dict[str, T]:
     return (
         {_text_name(name): value for name, value in named.items()} if "token_embedding.weight" in named else {**named}
     )
+
+
+_TRANSFORMER = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"^time_embedding\.0\.", "condition_embedder.time_embedder.linear_1."),
+        (r"^time_embedding\.2\.", "condition_embedder.time_embedder.linear_2."),
+        (r"^text_embedding\.0\.", "condition_embedder.text_embedder.linear_1."),
+        (r"^text_embedding\.2\.", "condition_embedder.text_embedder.linear_2."),
+        (r"^time_projection\.1\.", "condition_embedder.time_proj."),
+        (r"\.self_attn\.", ".attn1."),
+        (r"\.cross_attn\.", ".attn2."),
+        (r"(\.attn[12])\.([qkv])\.", r"\1.to_\2."),
+        (r"(\.attn[12])\.o\.", r"\1.to_out.0."),
+        (r"(\.attn2)\.([kv])_img\.", r"\1.add_\2_proj."),
+        (r"(\.attn2)\.norm_k_img\.", r"\1.norm_added_k."),
+        (r"\.ffn\.0\.", ".ffn.net.0.proj."),
+        (r"\.ffn\.2\.", ".ffn.net.2."),
+        (r"^(blocks\.\d+)\.norm3\.", r"\1.norm2."),  # Wan's own norm2 has no weights
+        (r"^(blocks\.\d+)\.modulation$", r"\1.scale_shift_table"),
+        (r"^head\.modulation$", "scale_shift_table"),
+        (r"^head\.head\.", "proj_out."),
+        (r"^img_emb\.proj\.0\.", "condition_embedder.image_embedder.norm1."),
+        (r"^img_emb\.proj\.1\.", "condition_embedder.image_embedder.ff.net.0.proj."),
+        (r"^img_emb\.proj\.3\.", "condition_embedder.image_embedder.ff.net.2."),
+        (r"^img_emb\.proj\.4\.", "condition_embedder.image_embedder.norm2."),
+    )
+)
+
+
+def _transformer_name(name: str) -> str:
+    """Convert a name of Wan's own transformer to that of diffusers."""
+    for pattern, replacement in _TRANSFORMER:
+        name = pattern.sub(replacement, name)
+    return name
 
 
 _RESIDUAL = {"residual.0": "norm1", "residual.2": "conv1", "residual.3": "norm2", "residual.6": "conv2",

@@ -22,7 +22,7 @@ from math import prod
 from typing import Any
 
 from pusa.models.backbone import Geometry
-from pusa.models.wan.autoencoder import geometry_of
+from pusa.models.wan.geometry import geometry_of
 from pusa.models.wan.text import TOKENS
 
 

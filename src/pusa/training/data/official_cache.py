@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pusa.errors import InputError
-from pusa.models.wan.autoencoder import GEOMETRIES
+from pusa.models.wan.geometry import GEOMETRIES
 from pusa.models.wan.text import TOKENS
 
 
