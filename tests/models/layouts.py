@@ -206,6 +206,20 @@ def write_shards(tensors: State, folder: Path, count: int, index: bool = True) -
     return files
 
 
+def write_blocks(tensors: State, folder: Path, *, index: bool = True) -> None:
+    """The transformer's files as LightX2V's converter writes them: one for each block, and one for the rest."""
+    files: dict[str, State] = {}
+    for name, tensor in tensors.items():
+        block = re.match(r"blocks\.(\d+)\.", name)
+        files.setdefault(f"block_{block[1]}.safetensors" if block else "non_block.safetensors", {})[name] = tensor
+    for file, part in files.items():
+        save_file(part, folder / file)
+    if index:
+        places = {name: file for file, part in files.items() for name in part}
+        text = json.dumps({"metadata": {"total_size": 0}, "weight_map": places})
+        (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(text)
+
+
 def linears(tensors: State) -> list[str]:
     """The weights that fp8 and GGUF files quantise: the linear layers of the blocks."""
     return [name for name, t in tensors.items() if name.startswith("blocks.") and t.ndim == 2 and "norm" not in name]
@@ -237,16 +251,23 @@ def fp8_scaled(tensors: State, *, prefix: str = "", spelling: str = "scale_weigh
     return {prefix + name: tensor for name, tensor in made.items()}
 
 
-def write_gguf(tensors: State, file: Path, kind: str = "Q8_0") -> Path:
-    """As city96's converter writes them: quantised linear layers, the rest in float16 and float32."""
+def write_gguf(tensors: State, file: Path, kind: str = "Q8_0", others: str = "F32") -> Path:
+    """As city96's converter writes them: quantised linear layers, the rest in float32, or in the type `others`.
+
+    Tensors whose rows do not fill the blocks of `others` stay in float32. GGUF has at most four dimensions.
+    """
     import gguf
 
     writer = gguf.GGUFWriter(file, "wan")
     quantised = set(linears(tensors))
     for name, tensor in tensors.items():
         values = tensor.float().numpy()
-        if name in quantised:
-            quant = gguf.GGMLQuantizationType[kind]
+        quant = gguf.GGMLQuantizationType[kind if name in quantised else others]
+        if values.ndim > 4:
+            shape = [int(n) for n in values.shape]
+            writer.add_array(f"comfy.gguf.orig_shape.{name}", shape)
+            values = values.reshape(values.shape[0], -1)
+        if values.shape[-1] % gguf.GGML_QUANT_SIZES[quant][0] == 0 and quant.name != "F32":
             writer.add_tensor(name, gguf.quants.quantize(values, quant), raw_dtype=quant)
         else:
             writer.add_tensor(name, values)

@@ -53,6 +53,11 @@ class Stored:
         """The number of values."""
         return prod(self.shape)
 
+    @property
+    def quantised(self) -> bool:
+        """Whether the tensor is in blocks of GGUF, so that its bytes are no numbers."""
+        return self.file.suffix.lower() in GGUF and self.dtype not in _NAMES.values()
+
 
 def listing(file: Path) -> dict[str, Stored]:
     """Return the tensors of a file by name, without reading them.
@@ -79,6 +84,14 @@ def read(stored: Iterable[Stored]) -> Iterator[tuple[Stored, Tensor]]:
                     yield one, get(one)
                 except (OSError, RuntimeError, ValueError) as error:
                     raise InputError(f"{file} is damaged: its {one.name} cannot be read; copy it again.") from error
+
+
+def dequantised(tensor: Tensor, one: Stored) -> Tensor:
+    """Return the numbers of a quantised tensor of a GGUF file in its original shape, in float32 or float16."""
+    from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
+
+    values: Tensor = dequantize_gguf_tensor(tensor)
+    return values.reshape(one.shape)
 
 
 def aligned(tensor: Tensor) -> Tensor:
@@ -111,7 +124,7 @@ class _opened:  # noqa: N801
                 quantised = load_gguf_checkpoint(str(self.file))
             except ValueError as error:
                 raise InputError(f"{self.file} cannot be read ({str(error).splitlines()[0]}).") from error
-            return lambda one: _shaped(quantised[one.name], one)
+            return lambda one: _plain(quantised[one.name], one)
         tensors = _unpickled(self.file)
         return lambda one: tensors[one.name]
 
@@ -119,9 +132,16 @@ class _opened:  # noqa: N801
         self.handle.close()
 
 
-def _shaped(tensor: Tensor, one: Stored) -> Tensor:
-    """Return unquantised numbers of a GGUF file in their original shape: the format has at most four dimensions."""
-    return tensor.reshape(one.shape) if one.dtype in ("F32", "F16") else tensor
+def _plain(tensor: Tensor, one: Stored) -> Tensor:
+    """Return unquantised numbers of a GGUF file in their type and original shape. Quantised ones are unchanged.
+
+    The format has at most four dimensions. diffusers keeps bfloat16 as bytes.
+    """
+    import torch
+
+    if one.dtype == "BF16":
+        tensor = tensor.as_subclass(torch.Tensor).view(torch.bfloat16)
+    return tensor if one.quantised else tensor.reshape(one.shape)
 
 
 def refuse_pointer(file: Path) -> None:
@@ -203,12 +223,28 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise InputError(f"{file} is cut off, damaged or not a file of weights; copy or download it again.") from error
-    for key in ("state_dict", "model", "module"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in loaded.values()):
+    tensors = flattened(loaded)
+    if not tensors:
         raise InputError(f"{file} does not contain a dictionary of tensors; give a file of weights.")
-    return loaded
+    return tensors
+
+
+def flattened(loaded: Any) -> dict[str, Tensor]:
+    """Return the tensors in nested dictionaries by their joined keys, such as `generator_ema.blocks.0.ffn.0.weight`.
+
+    Trainers put the weights beside an optimiser and counters. Values that are no tensors are left out.
+    """
+    import torch
+
+    if not isinstance(loaded, dict):
+        return {}
+    tensors: dict[str, Tensor] = {}
+    for key, value in loaded.items():
+        if isinstance(value, torch.Tensor):
+            tensors[str(key)] = value
+        else:
+            tensors |= {f"{key}.{inner}": tensor for inner, tensor in flattened(value).items()}
+    return tensors
 
 
 _LISTINGS: tuple[tuple[tuple[str, ...], Callable[[Path], dict[str, Stored]]], ...] = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -110,6 +111,19 @@ def test_shards_with_and_without_their_index(base, wans, transformer, tmp_path, 
     assert torch.equal(run(ours), run(theirs))
 
 
+@pytest.mark.parametrize("index", [True, False])
+def test_a_folder_of_lightx2v_with_a_file_for_each_block(wans, transformer, tmp_path, index):
+    layouts.write_blocks(transformer, tmp_path, index=index)
+    shutil.copy(wans / "config.json", tmp_path)
+    ours = original_layout.network(original_layout.in_folder("transformer", tmp_path), torch.float32)
+    theirs = original_layout.network(original_layout.in_folder("transformer", wans), torch.float32)
+    assert torch.equal(run(ours), run(theirs))
+    (tmp_path / "block_1.safetensors").unlink()
+    says = "block_1.safetensors of its 3 files of weights is missing" if index else "weights have 1 blocks, .* says 2"
+    beside = {"vae": wans, "text_encoder": wans}
+    refused(tmp_path, says, **beside)
+
+
 def test_every_precision_of_a_file_within_its_rounding(transformer, file, tmp_path):
     exact = run(loaded(file))
     made = {
@@ -162,6 +176,30 @@ def test_gguf_runs_as_diffusers_runs_it(transformer, file, tmp_path, kind, bound
     assert network.blocks[0].attn1.to_q.weight.dtype == torch.uint8  # still quantised
     error = (run(network, dtype) - exact).abs().max() / exact.abs().max()
     assert error < bound + (0.01 if dtype == torch.bfloat16 else 0)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("BF16", torch.float32), ("Q8_0", torch.bfloat16)])
+def test_gguf_that_quantises_more_than_linear_layers(transformer, tmp_path, kind, dtype):
+    """Of bfloat16 or blocks everywhere: the same as with plain numbers there, and linear layers stay quantised."""
+    pytest.importorskip("gguf")
+    path = layouts.write_gguf(transformer, tmp_path / "wan.gguf", "Q8_0", others=kind)
+    network = loaded(path, dtype)
+    assert network.blocks[0].attn1.to_q.weight.dtype == torch.uint8
+    kept = {name: value for name, value in network.state_dict().items() if value.dtype != torch.uint8}
+    exact = loaded(layouts.write_gguf(transformer, tmp_path / "plain.gguf")).state_dict()
+    assert {
+        "patch_embedding.weight",
+        "scale_shift_table",
+        "blocks.0.attn1.norm_q.weight",
+        "blocks.1.ffn.net.2.bias",
+    } < set(kept)
+    for name, value in kept.items():
+        assert value.dtype == (
+            torch.float32 if "table" in name or "norm2" in name or "time_embedder" in name else dtype
+        )
+        far = (value.float() - exact[name].float()).abs().max() / exact[name].float().abs().max().clamp(min=1e-6)
+        assert far <= (0.01 if kind == "Q8_0" or dtype == torch.bfloat16 else 0), name
+    assert run(network, dtype).isfinite().all()
 
 
 def test_wan22_with_its_autoencoder(tiny_folder, tmp_path):
@@ -265,11 +303,24 @@ def test_the_families_by_their_true_shapes(width, layers, channels, ffn, name):
 @pytest.mark.parametrize(
     ("name", "expert"),
     [("wan2.2_t2v_high_noise_14B_fp8_scaled", "high"), ("Wan2.2-T2V-A14B-LowNoise-Q4_K_M", "low"),
-     ("Wan2_2-T2V-A14B-LOW_fp8_e4m3fn_scaled_KJ", "low"), ("wan2.1_t2v_14B_bf16", None), ("lowvram-wan", None),
-     ("wan22-yellow", None)],
+     ("wan22-HighNoise-anime", "high"), ("wan2.1_t2v_14B_bf16", None), ("lowvram-wan", None), ("wan22-yellow", None),
+     ("Wan2.2_low_angle_shot", None), ("wan22-high-detail", None), ("Wan2_2-T2V-A14B-LOW_fp8_scaled_KJ", None)],
 )  # fmt: skip
-def test_experts_are_known_by_their_names(name, expert):
+def test_experts_are_known_by_noise_in_their_names(name, expert):
     assert recognise.expert_of(name) == expert
+
+
+@pytest.mark.parametrize(
+    ("name", "expert"),
+    [("Wan2_2-T2V-A14B-LOW_fp8_scaled_KJ", "low"), ("wan22-high-detail", "high"), ("wan22_style_HN", "high"),
+     ("wan2.2_t2v_high_noise", None), ("wan22-yellow", None), ("highlight-wan21", None), ("highway_wan22", None)],
+)  # fmt: skip
+def test_names_that_may_mean_an_expert_are_only_noted(name, expert, wans, file, tmp_path):
+    assert recognise.maybe_expert(name) == expert
+    path = shutil.copy(file, tmp_path / f"{name}.safetensors")
+    if expert:
+        with pytest.warns(UserWarning, match=f"may be the expert of Wan2.2 for {expert} noise, and it is used alone"):
+            assert checkpoints.load(path, vae=wans, text_encoder=wans, device="cpu").transformer_2 is None
 
 
 def refused(source, match, **beside):
@@ -374,6 +425,47 @@ def test_image_to_video_files_name_the_right_one(transformer, tmp_path):
     refused(path, "image-to-video checkpoint.*Wan2.2-T2V-A14B")
     save_file(transformer | {"vace_blocks.0.before_proj.weight": torch.zeros(4, 4)}, path)
     refused(path, "VACE.*use a text-to-video model")
+
+
+@pytest.mark.parametrize(
+    ("given", "made"), [(48, 16), (52, 16), (32, 16), (96, 48), (100, 48), (148, 48)], ids=lambda n: f"{n}"
+)
+def test_variants_with_more_channels_are_refused_by_file_and_by_config(transformer, wans, tmp_path, given, made):
+    changes = {"patch_embedding.weight": torch.zeros(256, given, 1, 2, 2)}
+    changes |= {"head.head.weight": torch.zeros(4 * made, 256), "head.head.bias": torch.zeros(4 * made)}
+    save_file(transformer | changes, tmp_path / "wan.safetensors")
+    right = "TI2V-5B" if made == 48 else "T2V-A14B"
+    refused(tmp_path / "wan.safetensors", f"takes {given} channels and makes {made}, .*{right}")
+    own = json.loads((wans / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(own | {"in_dim": given, "out_dim": made}))
+    refused(tmp_path, f"takes {given} channels and makes {made}")
+    assert recognise.family(
+        {"num_attention_heads": 24, "num_layers": 30, "in_channels": given, "out_channels": made}
+    ) == (recognise.Family(f"Wan of 30 layers, 3072 wide, {given} channels in and {made} out", "unknown"))
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "dit.", "model.", "model.module.", "pipe.dit.",
+                                    "generator_ema.model._fsdp_wrapped_module."])  # fmt: skip
+def test_names_of_wrappers_and_trainers(transformer, file, tmp_path, prefix):
+    inside = {re.sub(r"^(blocks\.\d+)\.", r"\1._orig_mod.", name): value for name, value in transformer.items()}
+    save_file({prefix + name: value for name, value in inside.items()}, tmp_path / "wrapped.safetensors")
+    assert torch.equal(run(loaded(tmp_path / "wrapped.safetensors")), run(loaded(file)))
+
+
+def test_the_average_of_a_checkpoint_of_a_training(transformer, file, tmp_path):
+    average = {f"model.{name}": value for name, value in transformer.items()}
+    last = {name: torch.zeros_like(value) for name, value in average.items()}
+    optimiser = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-5}]}
+    path = tmp_path / "model.pt"
+    torch.save({"generator": last, "critic": last, "generator_ema": average, "optimizer": optimiser, "step": 9}, path)
+    assert torch.equal(run(loaded(path)), run(loaded(file)))
+    torch.save({"generator": average, "critic": last, "step": 9}, path)
+    assert torch.equal(run(loaded(path)), run(loaded(file)))
+    torch.save({"high_noise_model": average, "low_noise_model": last}, path)
+    refused(path, r"contains 2 transformers \(high_noise_model.model and low_noise_model.model\).*--transformer-2")
+    both = {f"transformer_{i}.{name}": value.clone() for i in (1, 2) for name, value in transformer.items()}
+    save_file(both, tmp_path / "both.safetensors")
+    refused(tmp_path / "both.safetensors", r"2 transformers \(transformer_1 and transformer_2\)")
 
 
 def test_wans_own_config_refuses_before_any_weight_is_there(wans, tmp_path):

@@ -11,6 +11,7 @@ read or downloaded.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from pusa.errors import InputError
 from pusa.models import hub, weight_files
 from pusa.models.backbone import Expert
 from pusa.models.loading.configurations import check, defaults_of, fingerprint, own_loras, patch_of
-from pusa.models.loading.sources import ENCODERS, PARTS, TINY, Beside, absolute, config, find, locate
+from pusa.models.loading.sources import ENCODERS, PARTS, TINY, Beside, absolute, config, expert_notes, find, locate
 from pusa.models.lora import runtime
 from pusa.models.wan import original_layout
 from pusa.models.wan.backbone import WanBackbone, WanEncoders
@@ -63,6 +64,9 @@ def load(
     beside = {"vae": vae, "text_encoder": text_encoder, TRANSFORMER_2: transformer_2}
     unwanted = {"high": TRANSFORMER_2, "low": TRANSFORMER}.get(expert or "")
     parts = _Parts.of(source, [kind for kind in PARTS if kind != unwanted], beside, dtype, device, expert)
+    if expert is None:
+        for note in expert_notes(parts.name, parts.folder, beside):
+            warnings.warn(note, stacklevel=2)
     first, *second = [
         VectorWanTransformer3DModel.upgrade(
             parts.network(kind, WanTransformer3DModel, torch_dtype=parts.dtype, device=place)

@@ -200,6 +200,24 @@ def transformers_of(name: str, folder: Path, beside: Beside | None = None, only:
     return [TRANSFORMER, TRANSFORMER_2]
 
 
+def expert_notes(name: str, folder: Path, beside: Beside | None = None) -> list[str]:
+    """Return a sentence for each file whose name may mean another expert than it is used as, without stating one."""
+    second = (beside or {}).get(TRANSFORMER_2)
+    notes = []
+    if folder.is_file() and (maybe := recognise.maybe_expert(folder.stem)) and (second is None or maybe == "low"):
+        where = "alone" if second is None else "for high noise"
+        notes.append(
+            f"By its name, {name} may be the expert of Wan2.2 for {maybe} noise, and it is used {where}: if it is, "
+            "give the expert for high noise as the model, and the one for low noise with --transformer-2."
+        )
+    if second is not None and recognise.maybe_expert(Path(second).stem) == "high":
+        notes.append(
+            f"By its name, {second} may be the expert of Wan2.2 for high noise, and it is used for low noise: if it "
+            "is, exchange it with the model."
+        )
+    return notes
+
+
 def missing_parts(path: Path) -> list[str]:
     """Return the parts that a file does not contain, so that the user must give them; an empty list for a folder."""
     return [kind for kind in BESIDE if kind not in original_layout.kinds_in(path)] if path.is_file() else []

@@ -23,6 +23,7 @@ from pusa.errors import InputError
 from pusa.models import weight_files
 from pusa.models.wan import recognise
 from pusa.models.wan.recognise import TEXT_ENCODER, TRANSFORMER, TRANSFORMER_2, VAE
+from pusa.models.wan.prefixes import unwrapped
 from pusa.models.weight_files import Stored
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
 WEIGHTS = "diffusion_pytorch_model"
 EXPERTS = ("high_noise_model", "low_noise_model")
 TOKENIZER = "google/umt5-xxl"
+_BLOCKS = ("block*.safetensors", "non_block.safetensors")
 DOWNLOADS = {
-    TRANSFORMER: [f"{WEIGHTS}*.safetensors*", f"{EXPERTS[0]}/*"],
+    TRANSFORMER: [f"{WEIGHTS}*.safetensors*", *_BLOCKS, f"{EXPERTS[0]}/*"],
     TRANSFORMER_2: [f"{EXPERTS[1]}/*"],
     VAE: ["Wan2.*_VAE.*"],
     TEXT_ENCODER: ["models_t5_*"],
@@ -75,6 +77,8 @@ def is_original(folder: Path) -> bool:
         return False
     if any((folder / name / "config.json").is_file() for name in EXPERTS) or any(folder.glob(f"{WEIGHTS}*")):
         return True
+    if (folder / _BLOCKS[1]).is_file():
+        return True
     return _own_config(folder).get("_class_name") == "WanModel"
 
 
@@ -94,7 +98,13 @@ def in_folder(kind: str, folder: Path) -> Part:
             if not own:
                 raise InputError(f"{home} is incomplete: it has no {WEIGHTS}*.safetensors; copy or download it again.")
             return Part(TRANSFORMER, home, recognise.official_config(own), {}, {})
-        return from_files(TRANSFORMER, home, files, heads=own.get("num_heads") or own.get("num_attention_heads"))
+        part = from_files(TRANSFORMER, home, files, heads=own.get("num_heads") or own.get("num_attention_heads"))
+        if (blocks := own.get("num_layers", part.config["num_layers"])) != part.config["num_layers"]:
+            raise InputError(
+                f"{home} is incomplete: its weights have {part.config['num_layers']} blocks, and its config.json says "
+                f"{blocks}; copy or download it again."
+            )
+        return part
     if found := files_of(kind, folder):
         return from_files(kind, found[0], found[:1])
     if kind == VAE:
@@ -111,11 +121,11 @@ def from_files(kind: str, path: Path, files: Sequence[Path], heads: int | None =
     """
     stored: dict[str, Stored] = {}
     for file in files:
-        for name, one in weight_files.listing(file).items():
+        for name, one in _listing(file).items():
             if name in stored:
                 raise InputError(f"{file} and {stored[name].file} both have {name}: give the files of one model.")
             stored[name] = one
-    found = recognise.prefixes(stored)
+    found = recognise.prefixes(stored, str(path))
     if kind not in found:
         raise _wrong_kind(kind, path, found, stored)
     start = found[kind]
@@ -147,37 +157,44 @@ def files_of(kind: str, folder: Path) -> list[Path]:
 
 def tensors_of(kind: str, files: Iterable[Path]) -> list[Stored]:
     """Return the tensors of a network in these files, without scales and marks. The network may be for any task."""
-    stored = {name: one for file in files for name, one in weight_files.listing(file).items()}
+    stored = {name: one for file in files for name, one in _listing(file).items()}
     start = recognise.prefixes(stored).get(kind, "")
     return list(_separate({name: one for name, one in stored.items() if name.startswith(start)})[0].values())
 
 
 def kinds_in(file: Path) -> list[str]:
     """Return the kinds of network in a file."""
-    return list(recognise.prefixes(weight_files.listing(file)))
+    return list(recognise.prefixes(_listing(file)))
 
 
 def shards(folder: Path, stem: str) -> list[Path]:
-    """Return the safetensors files of a network in a folder. If one is missing, InputError names it."""
-    files = sorted(folder.glob(f"{stem}*.safetensors"))
+    """Return the safetensors files of a network in a folder. If one is missing, InputError names it.
+
+    An index names the files. Without an index they are those with this stem, or LightX2V's, which has one per block.
+    """
     wanted: set[str] = set()
     for index in folder.glob(f"{stem}*.safetensors.index.json"):
         try:
-            wanted |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            wanted |= set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{index} is damaged; copy it again.") from error
-    for file in files:
+    files = {file.name for file in folder.glob(f"{stem}*.safetensors")}
+    if wanted:
+        files = {name for name in wanted if (folder / name).is_file()}
+    elif stem and not files:
+        files = {file.name for glob in _BLOCKS for file in folder.glob(glob)}
+    for file in [Path(name) for name in files]:
         first, _, count = file.stem.rpartition("-of-")
         if count.isdigit():
             base = first.rpartition("-")[0]
             wanted |= {f"{base}-{i:05d}-of-{count}.safetensors" for i in range(1, int(count) + 1)}
-    if lost := sorted(wanted - {file.name for file in files}):
+    if lost := sorted(wanted - files):
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise InputError(
             f"{folder} is incomplete: {lost[0]}{more} of its {len(wanted)} files of weights is missing; copy or "
             "download it again."
         )
-    return files
+    return [folder / name for name in sorted(files)]
 
 
 def tokenizer_near(path: Path) -> Path | None:
@@ -227,13 +244,16 @@ def network(part: Part, dtype: torch.dtype) -> nn.Module:
 
 
 def _typed(part: Part, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Yield the names and tensors of a part in `dtype`, or in float32 if diffusers keeps it. GGUF's are unchanged.
+    """Yield the names and tensors of a part in `dtype`, or in float32 if diffusers keeps it.
 
     diffusers does the same when it loads a folder. (When it loads a single file, it casts everything to bfloat16.)
+    Weights of linear layers that GGUF quantises stay so. diffusers cannot run any other quantised parameter.
     """
     import torch
     from diffusers import WanTransformer3DModel
+    from torch import nn
 
+    stay = {f"{name}.weight" for name, layer in _empty(part).named_modules() if isinstance(layer, nn.Linear)}
     names = {(one.file, one.name): name for name, one in part.tensors.items()}
     scaled = {(one.file, one.name): name for name, one in part.scales.items()}
     factors = {scaled[one.file, one.name]: tensor.float() for one, tensor in weight_files.read(part.scales.values())}
@@ -243,6 +263,8 @@ def _typed(part: Part, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         name = names[one.file, one.name]
         if name in _NOT_LOADED:
             continue
+        if one.quantised and (name not in stay or exact & set(name.split("."))):
+            tensor = weight_files.dequantised(tensor, one)
         if not tensor.is_floating_point():
             yield name, tensor
             continue
@@ -276,17 +298,8 @@ def _check_scales(path: Path, tensors: Mapping[str, Stored], scales: Mapping[str
 
 def _check_complete(part: Part) -> None:
     """Raise InputError unless the part has exactly the tensors of its network, in the right shapes."""
-    import torch
-    from diffusers import AutoencoderKLWan, WanTransformer3DModel
-    from transformers import UMT5Config, UMT5EncoderModel
-
-    with torch.device("meta"):
-        if part.kind == TEXT_ENCODER:
-            network: Any = UMT5EncoderModel(UMT5Config(**part.config))
-        else:
-            cls = WanTransformer3DModel if part.kind == TRANSFORMER else AutoencoderKLWan
-            network = cls.from_config(part.config)
-    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items() if name not in _NOT_LOADED}
+    state = _empty(part).state_dict()
+    wanted = {name: tuple(tensor.shape) for name, tensor in state.items() if name not in _NOT_LOADED}
     have = {name: one for name, one in part.tensors.items() if name not in _NOT_LOADED}
     if lost := sorted(set(wanted) - set(have)):
         more = f" nor {len(lost) - 1} others" if len(lost) > 1 else ""
@@ -305,6 +318,26 @@ def _check_complete(part: Part) -> None:
                 f"The {part.kind} {part.path} is damaged or mixed from two models: {one.name} has the shape "
                 f"{list(one.shape)} instead of {list(wanted[name])}."
             )
+
+
+def _listing(file: Path) -> dict[str, Stored]:
+    """Return the tensors of a file by their names without the names of wrappers."""
+    return {unwrapped(name): one for name, one in weight_files.listing(file).items()}
+
+
+def _empty(part: Part) -> nn.Module:
+    """Return the network of a part without memory for its weights."""
+    import torch
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    with torch.device("meta"):
+        if part.kind == TEXT_ENCODER:
+            encoder: nn.Module = UMT5EncoderModel(UMT5Config(**part.config))
+            return encoder
+        cls = WanTransformer3DModel if part.kind == TRANSFORMER else AutoencoderKLWan
+        network: nn.Module = cls.from_config(part.config)
+        return network
 
 
 def _separate(named: Mapping[str, Stored]) -> tuple[dict[str, Stored], dict[str, Stored], bool]:

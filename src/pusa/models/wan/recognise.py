@@ -43,7 +43,7 @@ _VARIANTS = {
     "ref_conv.": "Fun-Control",
 }
 _EXPERT = re.compile(r"(?<![a-z])(high|low)[ _-]?noise", re.IGNORECASE)
-_EXPERT_OF_22 = re.compile(r"(?:2[._]?2|A14B)(?:.*[^a-z])?(high|low)(?![a-z])", re.IGNORECASE)
+_PERHAPS = re.compile(r"(?:2[._]?2|A14B)(?:.*[^a-z])?(high|low|HN|LN)(?![a-z])", re.IGNORECASE)
 
 WAN22_MEAN = (
     -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
@@ -79,33 +79,62 @@ _A14B = Family("Wan2.2 T2V A14B")
 def family(config: Mapping[str, Any], *, experts: bool = False) -> Family:
     """Return the family of a transformer. config: that of diffusers. experts: whether there are two transformers."""
     width = config.get("num_attention_heads", 40) * config.get("attention_head_dim", HEAD_DIM)
-    layers, channels = config.get("num_layers", 40), config.get("in_channels", 16)
-    found = _FAMILIES.get((width, layers, channels))
+    layers, (channels, made) = config.get("num_layers", 40), _channels(config)
+    found = _FAMILIES.get((width, layers, channels)) if channels == made else None
     if found is None:
-        return Family(f"Wan of {layers} layers, {width} wide, {channels} channels", "unknown")
+        many = f"{channels} channels" if channels == made else f"{channels} channels in and {made} out"
+        return Family(f"Wan of {layers} layers, {width} wide, {many}", "unknown")
     return _A14B if experts and width == 5120 else found
 
 
 def expert_of(name: str) -> Expert | None:
-    """Return "high" or "low" if the name of a file or folder is that of an expert of Wan2.2. Tensors do not show it."""
-    match = _EXPERT.search(name) or _EXPERT_OF_22.search(name)
-    return None if match is None else "high" if match[1].lower() == "high" else "low"
+    """Return the expert of Wan2.2 that the name of a file or folder states, as in "high_noise". Tensors do not show it.
+
+    A name with "high" or "low" alone is not enough, because it may be that of a style: see `maybe_expert`.
+    """
+    return _which(_EXPERT.search(name))
 
 
-def prefixes(names: Iterable[str]) -> dict[str, str]:
+def maybe_expert(name: str) -> Expert | None:
+    """Return the expert that a name of Wan2.2 may mean by "high", "low", "HN" or "LN", if `expert_of` finds none."""
+    return None if expert_of(name) else _which(_PERHAPS.search(name))
+
+
+def _which(match: re.Match[str] | None) -> Expert | None:
+    return None if match is None else "high" if match[1].lower().startswith("h") else "low"
+
+
+def prefixes(names: Iterable[str], file: str | None = None) -> dict[str, str]:
     """Return {network: prefix of its names} for the networks that these tensors form; empty if there is none of Wan.
 
     A file may contain several networks. For example, ComfyUI's checkpoints have the prefixes `model.diffusion_model.`,
-    `vae.` and `text_encoders.umt5xxl.transformer.`.
+    `vae.` and `text_encoders.umt5xxl.transformer.`. Of several transformers, the average of a training comes first.
+
+    file: the file, for messages. With it, InputError if the tensors form several transformers of equal rank.
     """
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for name in names:
         for kind, anchors in _ANCHORS.items():
             for anchor in anchors:
                 start = name.removesuffix(anchor)
-                if start != name and (not start or start.endswith(".")):
-                    found.setdefault(kind, start)
-    return found
+                if start != name and (not start or start.endswith(".")) and start not in found.setdefault(kind, []):
+                    found[kind].append(start)
+    several = sorted(found.get(TRANSFORMER, ()), key=_rank)
+    if file is not None and len(several) > 1 and _rank(several[0]) == _rank(several[1]):
+        both = " and ".join(start.rstrip(".") or "one without a prefix" for start in several)
+        raise InputError(
+            f"{file} contains {len(several)} transformers ({both}), which may be the two experts of Wan2.2: write each "
+            "to a file of its own, and give the one for low noise with --transformer-2."
+        )
+    if several:
+        found[TRANSFORMER] = several
+    return {kind: starts[0] for kind, starts in found.items() if starts}
+
+
+def _rank(prefix: str) -> int:
+    """Return the place of a transformer among several of one training: the average, the trained one, its helpers."""
+    parts = set(re.split(r"[._]", prefix.lower()))
+    return 0 if "ema" in parts else 2 if parts & {"critic", "fake", "real", "teacher", "discriminator"} else 1
 
 
 def canonical(kind: str, named: Mapping[str, T]) -> dict[str, T]:
@@ -220,15 +249,28 @@ def refuse_variant(name: str, names: Iterable[str]) -> None:
 
 
 def refuse_config(name: str, config: Mapping[str, Any], *, wan22: bool = False) -> None:
-    """Raise InputError if a transformer's config is that of an image-to-video model.
+    """Raise InputError if a transformer's config is that of a model for another task, such as image-to-video.
 
     wan22: whether the model has two experts, or has no image embedding, which only Wan2.1 has.
     """
     if config.get("pos_embed_seq_len"):
         raise refusal(name, "a first-and-last-frame checkpoint", "Wan-AI/Wan2.1-T2V-14B-Diffusers")
-    if config.get("in_channels", 16) == 36:
-        right = "Wan-AI/Wan2.2-T2V-A14B-Diffusers" if wan22 else "Wan-AI/Wan2.1-T2V-14B-Diffusers"
+    given, made = _channels(config)
+    right = "Wan-AI/Wan2.2-T2V-A14B-Diffusers" if wan22 else "Wan-AI/Wan2.1-T2V-14B-Diffusers"
+    if given == 36:
         raise refusal(name, "an image-to-video checkpoint (36 input channels)", right)
+    if given != made:
+        right = "Wan-AI/Wan2.2-TI2V-5B-Diffusers" if made == 48 else right
+        raise InputError(
+            f"{name} is a Wan model for another task, such as control or image-to-video: it takes {given} channels and "
+            f"makes {made}, and a text-to-video model takes what it makes; use one, for example {right}."
+        )
+
+
+def _channels(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the channels that a transformer takes and makes. config: that of diffusers, with its default values."""
+    given, made = config.get("in_channels", 16), config.get("out_channels", 16)
+    return given, given if made is None else made
 
 
 def refusal(name: str, what: str, right: str) -> InputError:

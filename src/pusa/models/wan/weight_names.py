@@ -13,8 +13,8 @@ from torch import nn
 Shapes = Mapping[str, tuple[int | None, ...]]
 """{parameter: its shape} of a diffusers model. A linear layer's is [out, in], and an unknown length is None."""
 
-_PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "pipe.dit.")
-_KOHYA = ("lora_unet_", "lora_unet__")
+_FLAT = ("lora_unet_", "lora_unet__", "lora_transformer_", "lycoris_")
+"""What kohya's programs and LyCORIS put before a name, in which they replace each dot by an underscore."""
 _ORIGINAL = (
     (r"\.attn1\.", ".self_attn."),
     (r"\.attn2\.", ".cross_attn."),
@@ -48,20 +48,15 @@ def every_name(shapes: Shapes) -> dict[str, str]:
         module = _owner(parameter)
         for known in (module, original_name(module)):
             names[known] = module
-            names |= {prefix + known.replace(".", "_"): module for prefix in _KOHYA}
+            names |= {prefix + known.replace(".", "_"): module for prefix in _FLAT}
+            if known.endswith(".to_out.0"):  # as the attention processors of old diffusers name it
+                names[known.removesuffix(".0")] = module
     return names
 
 
 def _owner(parameter: str) -> str:
     """Return the module of a weight or bias. A modulation table, which has no module, keeps its name."""
     return parameter.removesuffix(".weight").removesuffix(".bias")
-
-
-def strip(module: str) -> str:
-    """Return a name without the prefixes of other programs."""
-    for prefix in _PREFIXES:
-        module = module.removeprefix(prefix)
-    return module
 
 
 def parameter_shapes(model: nn.Module) -> Shapes:
