@@ -106,6 +106,11 @@ def test_two_experts_and_refused_files_are_described(wans: Path, about: Any, tmp
     assert about(file)["needs"] == "--transformer-2, --vae, --text-encoder"
     tensors = {"patch_embedding.weight": torch.zeros(256, 36, 1, 2, 2), "img_emb.proj.0.weight": torch.zeros(4)}
     save_file(tensors, tmp_path / "i2v.safetensors")
+    whole = load_file(wans / "diffusion_pytorch_model.safetensors")
+    save_file(whole | {"patch_embedding.weight": torch.zeros(256, 48, 1, 2, 2)}, tmp_path / "control.safetensors")
+    said = about(tmp_path / "control.safetensors")
+    assert "takes 48 channels and makes 16" in said["refused"]
+    assert "kind" not in said
     assert "incomplete" in about(tmp_path / "i2v.safetensors")["refused"]
     (tmp_path / "broken.safetensors").write_bytes(b"\x10" + bytes(30))
     assert "damaged" in about(tmp_path / "broken.safetensors", code=2)["error"]["message"]
@@ -133,6 +138,15 @@ def test_a_lora_is_described(about: Any, tmp_path: Path) -> None:
     said = about(tmp_path / "high_noise_pusa.safetensors")
     assert (said["layers"], said["ranks"], said["for"]) == (2, "2-4", "Wan 14B, 5120 wide")
     assert (said["expert"], said["per frame"]) == ("high noise", "yes")
+    both = {
+        f"{part}.{key}": value.clone() for part in ("transformer_1", "transformer_2") for key, value in tensors.items()
+    }
+    save_file(both, tmp_path / "both.safetensors")
+    said = about(tmp_path / "both.safetensors")
+    assert (said["layers"], said["expert"]) == (4, "high and low noise, a LoRA for each")
+    save_file(tensors, tmp_path / "wan22_high_style.safetensors")
+    said = about(tmp_path / "wan22_high_style.safetensors")
+    assert said["expert"] == "perhaps high noise, according to its name"
     (tmp_path / "run").mkdir()
     save_file(tensors, tmp_path / "run" / "lora.safetensors", {"pusa.pattern": "shared", "pusa.step": "400"})
     said = about(tmp_path / "run")

@@ -51,6 +51,11 @@ HIGH, LOW = lora("/p/high_noise_pusa.pt", expert="high"), lora("/p/low_noise_pus
         ([HIGH, LOW], SETTINGS, True, []),
         ([PUSA, lora("/l/pusa_mine.pt")], SETTINGS, False, ["pusa_v1.safetensors and pusa_mine.pt each teach"]),
         ([lora("/l/style.safetensors", expert="low")], SETTINGS, True, ["neither expert has a LoRA"]),
+        ([lora("/l/wan22_high_x.pt", expert="high")], SETTINGS, False, []),
+        ([lora("/l/wan22_high_x.pt", expert="low")], SETTINGS, False, ["for the high-noise expert, and it runs on"]),
+        ([lora("/l/A14B_LN.pt", expert="high"), lora("/l/A14B_LN.pt", expert="low")], SETTINGS, False,
+         ["may be for the low-noise expert, and it runs on both experts"]),
+        ([lora("/l/wan22_high_x.pt")], SETTINGS, False, []),
     ],
 )  # fmt: skip
 def test_contradictions(loras: list[Lora], settings: Settings, given: bool, expected: list[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from safetensors.torch import load_file, save_file
 
 from pusa.core import Call, schedules, sigmas
 from pusa.errors import InputError
@@ -119,6 +120,24 @@ def test_each_expert_has_its_loras_at_its_strengths(
     assert [x.name for x in pipe.loras] == ["high_noise_pusa", "low_noise_pusa"]
     with pytest.raises(InputError, match="no LoRA 'low_noise_pusa' on the high-noise expert"):
         pipe.remove_lora("low_noise_pusa", expert="high")
+
+
+def test_a_file_for_both_experts_gives_each_its_own(
+    experts_folder: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    high, low, _ = files.values()
+    both = {
+        f"diffusion_model.transformer_{i}.{key.removeprefix('transformer.')}": value
+        for i, path in ((1, high), (2, low))
+        for key, value in load_file(path).items()
+    }
+    save_file(both, tmp_path / "both.safetensors")
+    pipe = load(experts_folder, lora=[LoraFile(tmp_path / "both.safetensors", 0.7)], device="cpu")
+    apart = load(experts_folder, lora=[LoraFile(high, 0.7, "high"), LoraFile(low, 0.7, "low")], device="cpu")
+    clip = pipe.generate(PROMPT, steps=4)
+    assert torch.equal(clip.latents, apart.generate(PROMPT, steps=4).latents)
+    path = clip.save(tmp_path / "clip.mp4")
+    assert torch.equal(regenerate(path).latents, clip.latents)
 
 
 def test_mixed_up_loras_are_refused(

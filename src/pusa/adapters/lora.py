@@ -25,7 +25,7 @@ from pusa.adapters import lora_start
 from pusa.adapters.base import Attached, Card, check_bare
 from pusa.adapters.lora_start import ends_in
 from pusa.errors import InputError
-from pusa.models.lora import dialects, runtime
+from pusa.models.lora import configuration, runtime
 
 NAME = "pusa"
 """The name of the adapter that is trained, for PEFT."""
@@ -165,7 +165,7 @@ class Lora:
     @property
     def _strength(self) -> float:
         """The factor of B A."""
-        return dialects.scaling(self._alpha, self.rank, self.rslora)
+        return configuration.scaling(self._alpha, self.rank, self.rslora)
 
     def _start(self, model: nn.Module, path: str) -> lora_start.Start:
         """Return the LoRA to start from. InputError if its rank, scaling or layers are not those of the settings."""

@@ -43,6 +43,8 @@ def read(path: str | Path, layers: Mapping[str, tuple[int, int]]) -> Start:
     """
     file = header.file_of(path)
     changes = runtime.changes_of(file, layers)
+    if changes.kinds != "LoRA":
+        raise InputError(f"lora.init {path} is a {changes.kinds}, and the training is of a LoRA: start from a LoRA.")
     if changes.differences:
         raise InputError(
             f"lora.init {path} changes {len(changes.differences)} parameters as a whole (such as "

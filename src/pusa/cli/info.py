@@ -15,6 +15,7 @@ from pusa.cli.shared.terminal import Report
 from pusa.errors import InputError
 
 if TYPE_CHECKING:
+    from pusa.models.backbone import Expert
     from pusa.models.wan.recognise import Family
     from pusa.models.weight_files import Stored
 
@@ -173,20 +174,28 @@ def _lora(path: Path) -> dict[str, Any] | None:
     if not dialects.is_lora(path):
         return None
     file = header.file_of(path)
-    changes = dialects.read(file)
-    ranks = sorted({len(down) for down, _ in changes.factors.values()})
+    experts: tuple[Expert | None, ...] = ("high", "low") if header.is_for_both(file) else (None,)
+    parts = [dialects.read(file, expert=expert) for expert in experts]
+    changes = parts[0]
+    ranks = sorted({len(down) for part in parts for down, _ in part.factors.values()})
     queries = [down.shape[1] for module, (down, _) in changes.factors.items() if module.endswith("attn1.to_q")]
+    queries += [product.shape[1] for module, product in changes.products.items() if module.endswith("attn1.to_q")]
     width = queries[0] if queries else None
-    expert = header.expert_for(file)
+    stated, maybe = header.expert_for(file), header.maybe_for(file)
+    expert = f"{stated} noise" if stated else f"perhaps {maybe} noise, according to its name" if maybe else None
+    if len(parts) > 1:
+        expert = "high and low noise, a LoRA for each"
+    whole = sum(len(part.differences) for part in parts)
     metadata = {key.removeprefix("pusa."): value for key, value in changes.metadata.items() if key.startswith("pusa.")}
     return {
         "lora": str(file.resolve()),
         "files": {file.name: _size(file)},
-        "layers": len(changes.factors),
+        **({} if changes.kinds == "LoRA" else {"kind": changes.kinds}),
+        "layers": sum(len(part.factors) + len(part.products) for part in parts),
         "ranks": "-".join(map(str, dict.fromkeys((ranks[0], ranks[-1])))) if ranks else "none",
-        **({"whole": f"{len(changes.differences)} parameters"} if changes.differences else {}),
+        **({"whole": f"{whole} parameters"} if whole else {}),
         **({} if width is None else {"for": f"{dialects.made_for(width) or 'a model'}, {width} wide"}),
-        **({} if expert is None else {"expert": f"{expert} noise"}),
+        **({} if expert is None else {"expert": expert}),
         "per frame": "yes" if header.is_per_frame(file) else "unknown",
         **({"distilled": "yes, according to its name"} if header.is_distilled(file) else {}),
         **metadata,
@@ -225,6 +234,7 @@ def _model(source: str) -> dict[str, Any]:
     experts = sources.experts_of(path)
     if path.is_file() and experts:
         lacking = ["transformer_2", *lacking]
+    notes = sources.expert_notes(name, path)
     adapter = ", ".join(f"{lora.path} at strength {lora.scale:g}" for lora in configurations.own_loras(name))
     family = None if config is None else recognise.family(config, experts=bool(experts))
     return {
@@ -237,6 +247,7 @@ def _model(source: str) -> dict[str, Any]:
         "files": {_relative_name(file, path): _size(file) for file in _files(parts)},
         "licence": "Apache-2.0" if name in (sources.TINY, sources.TINY_BASE) else _licence(family),
         **({} if config is None else _defaults(path)),
+        **({"note": " ".join(notes)} if notes else {}),
         **({"needs": ", ".join(f"--{kind.replace('_', '-')}" for kind in lacking)} if lacking else {}),
         **({"refused": f"pusa generate cannot use this model: {refused}"} if refused else {}),
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pusa.generation.settings import Settings
 from pusa.models.backbone import Expert
-from pusa.models.lora.header import is_distilled, is_per_frame
+from pusa.models.lora.header import is_distilled, is_per_frame, maybe_for
 from pusa.models.lora.runtime import Lora
 
 FEW_STEPS = 12
@@ -36,6 +36,7 @@ def advice(
                 f"The LoRA {distilled.path.name} is distilled, by its name, for guidance 1 and a few steps, and "
                 f"{' and '.join(wrong)}: give guidance 1 and about 4 steps, or leave it out."
             )
+    found += _experts(running)
     own: set[Expert | None] = {"high", None} if "transformer" in merged else set()
     own |= {"low"} if "transformer_2" in merged else set()
     for expert in dict.fromkeys(lora.expert for lora in running):
@@ -57,5 +58,19 @@ def advice(
             found.append(
                 f"Some frames are given, and {who} that is known to take a timestep per frame, so they may be ignored: "
                 "add a Pusa LoRA (`pusa info --presets` names the official ones) or train one."
+            )
+    return found
+
+
+def _experts(loras: Sequence[Lora]) -> list[str]:
+    """One sentence for each LoRA whose name may mean an expert, and that runs on the other one."""
+    found = []
+    for path in dict.fromkeys(lora.path for lora in loras):
+        on = {lora.expert for lora in loras if lora.path == path}
+        if (maybe := maybe_for(path)) and on - {maybe, None}:
+            where = "on both experts" if len(on) == 2 else f"on the {next(iter(on))}-noise expert"
+            found.append(
+                f"By its name, the LoRA {path.name} may be for the {maybe}-noise expert, and it runs {where}: if it is "
+                f"for one, give it with --lora-{maybe}."
             )
     return found

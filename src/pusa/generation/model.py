@@ -142,7 +142,8 @@ class Model:
             scale: the strength.
             name: the name for `set_lora` and `remove_lora`. A LoRA of the same name is replaced. By default it is the
                 name of the file, with a number if another file has this name.
-            expert: the expert that gets the LoRA. None gives it to both.
+            expert: the expert that gets the LoRA. None gives it to both. Of a file with a LoRA for each expert, each
+                expert gets its own.
 
         Raises InputError, and changes nothing, for a file that cannot be read or does not fit, for a file that runs
         under another name, and for a file that was made for the other expert by its metadata or name.
@@ -157,7 +158,7 @@ class Model:
         name = runtime.choose_name([x for x in self.loras if x.expert in places], path, name)
         for which, transformer in places.items():
             with context_parallel.suspended(transformer):
-                added = dataclasses.replace(runtime.load(transformer, path, scale, name), expert=which)
+                added = dataclasses.replace(runtime.load(transformer, path, scale, name, which), expert=which)
             others = [x for x in self.loras if (x.name, x.expert) != (name, which)]
             self.backbone.loras = (*others, added)
         return self.loras[-1]

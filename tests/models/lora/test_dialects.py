@@ -20,7 +20,7 @@ from pusa.errors import InputError
 from pusa.models.lora import dialects, header, runtime
 from pusa.models.wan import weight_names
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
-from tests.models.lora_files import BLOCKS, DIALECTS, PLAIN, RANK, WHOLE, every_block, merged, truth, written
+from tests.models.lora_files import BLOCKS, DIALECTS, LINEARS, PLAIN, RANK, WHOLE, every_block, merged, truth, written
 
 KEPT = {"kijai": (torch.bfloat16, torch.bfloat16), "fp8": (torch.float8_e4m3fn, torch.bfloat16)}
 """files that keep fewer digits: the types of A and B, to which the truth is rounded beforehand"""
@@ -162,6 +162,94 @@ def test_more_than_factors_is_not_half_read(stock, tmp_path):
             runtime.read(path, layers)
 
 
+@pytest.mark.parametrize(
+    ("down", "up"),
+    [(".lora_A", ".lora_B"), ("_lora.down.weight", "_lora.up.weight"), (".lora.down.weight", ".lora.up.weight"),
+     (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"), (".lora_A.default", ".lora_B.default")],
+)  # fmt: skip
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "transformer."])
+def test_older_spellings_of_the_factors(down, up, prefix, model, stock, tmp_path):
+    factors, _ = truth(stock)
+    own = every_block(LINEARS)
+    tensors = {}
+    for name, (a, b) in factors.items():
+        stem = prefix + (own[name] if prefix == "diffusion_model." else name)
+        tensors |= {stem + down: a, stem + up: b}
+    save_file(tensors, tmp_path / "x.safetensors")
+    read = dialects.read(tmp_path / "x.safetensors", weight_names.parameter_shapes(stock))
+    assert read.factors.keys() == factors.keys()
+    assert all(torch.equal(x, y) for name in factors for x, y in zip(read.factors[name], factors[name], strict=True))
+
+
+def test_attention_processors_of_old_diffusers(stock, tmp_path):
+    a, b = torch.randn(4, 32), torch.randn(32, 4)
+    stem = "blocks.0.attn1.processor.to_out_lora"
+    save_file({f"{stem}.down.weight": a, f"{stem}.up.weight": b}, tmp_path / "x.safetensors")
+    assert torch.equal(dialects.read(tmp_path / "x.safetensors").factors["blocks.0.attn1.to_out.0"][1], b)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda key: f"base_model.model._orig_mod.{key}",
+        lambda key: f"module.{key}",
+        lambda key: f"dit.{key}",
+        lambda key: f"model.{key}",
+        lambda key: f"generator_ema.model._fsdp_wrapped_module.{key}",
+        lambda key: key.replace("blocks.0.", "blocks.0._orig_mod.").replace("attn.", "attn.module."),
+        lambda key: "lora_unet__orig_mod_" + re.sub(r"\.(?=.*\.lora_)", "_", key),
+    ],
+)  # fmt: skip
+def test_names_of_wrappers_and_trainers(change, stock, good, tmp_path):
+    plain = {key.removeprefix("diffusion_model."): value for key, value in good.items()}
+    save_file({change(key): value for key, value in plain.items()}, tmp_path / "x.safetensors")
+    read = dialects.read(tmp_path / "x.safetensors", weight_names.parameter_shapes(stock))
+    assert read.factors.keys() == truth(stock)[0].keys()
+
+
+def test_a_file_for_two_experts(model, stock, good, tmp_path):
+    plain = {key.removeprefix("diffusion_model."): value for key, value in good.items()}
+    low = {key: 2 * value for key, value in plain.items()}
+    ways = {
+        "ai-toolkit": ("diffusion_model.transformer_1.", "diffusion_model.transformer_2."),
+        "diffusers": ("transformer.", "transformer_2."),
+        "diffsynth": ("pipe.dit.", "pipe.dit2."),
+        "folders": ("high_noise_model.", "low_noise_model."),
+    }
+    for name, (first, second) in ways.items():
+        path = tmp_path / f"{name}.safetensors"
+        both = {first + key: value for key, value in plain.items()} | {second + key: v for key, v in low.items()}
+        save_file(both, path)
+        refused(model, path, "is for both experts of Wan2.2, with changes for each")
+        assert header.is_for_both(path)
+        for expert, expected in (("high", plain), ("low", low)):
+            factors = dialects.read(path, weight_names.parameter_shapes(stock), expert).factors
+            assert torch.equal(factors["blocks.0.attn1.to_q"][0], expected["blocks.0.self_attn.q.lora_A.weight"]), name
+    save_file({f"transformer_2.{key}": value for key, value in low.items()}, tmp_path / "one.safetensors")
+    assert header.expert_for(tmp_path / "one.safetensors") == "low"
+    assert runtime.load(model, tmp_path / "one.safetensors").modules == 20
+
+
+def test_flattened_factors_and_differences_of_the_patch_embedding(model, stock, tmp_path):
+    down, up = torch.randn(3, 16, 1, 2, 2), torch.randn(32, 3)
+    stem = "diffusion_model.patch_embedding"
+    added = torch.einsum("or,rikhw->oikhw", up, down)
+    ways = [
+        {f"{stem}.lora_A.weight": down.flatten(1), f"{stem}.lora_B.weight": up},
+        {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up},
+        {f"{stem}.lora_A.weight": down.flatten(1), f"{stem}.lora_B.weight": up[:, :, None, None, None].contiguous()},
+        {f"{stem}.diff": added.flatten(1)},
+    ]
+    for tensors in ways:
+        save_file(tensors, tmp_path / "x.safetensors")
+        changes = dialects.read(tmp_path / "x.safetensors", weight_names.parameter_shapes(stock))
+        torch.testing.assert_close(changes.differences["patch_embedding.weight"], added, atol=2e-6, rtol=1e-5)
+        dialects.read(tmp_path / "x.safetensors")  # sizes of the model unknown
+    wrong = {f"{stem}.lora_A.weight": torch.zeros(3, 65), f"{stem}.lora_B.weight": up}
+    save_file(wrong, tmp_path / "x.safetensors")
+    refused(model, tmp_path / "x.safetensors", "patch_embedding is 32x65 in the LoRA and 32x16x1x2x2 in the model")
+
+
 def test_the_bias_of_a_peft_lora_has_its_scaling(model, stock, tmp_path):
     a, b = truth(stock)[0]["blocks.0.ffn.net.2"]
     bias = torch.randn(len(b))
@@ -252,12 +340,13 @@ def test_a_lora_for_image_to_video(key, model, good, tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "kind"),
-    [("dora_scale", "DoRA"), ("hada_w1_a", "LoHa"), ("lokr_w1", "LoKr"), ("lora_magnitude_vector", "DoRA")],
-)
+    [("oft_blocks", "OFT or BOFT"), ("a1.weight", "GLoRA"), ("on_input", "IA3"), ("dyn_up", "DyLoRA"),
+     ("reshape_weight", "changes the size of a layer"), ("set_weight", "replaced weights"), ("lora_E", "AdaLoRA")],
+)  # fmt: skip
 def test_other_kinds_of_adapter_are_called_by_their_name(key, kind, model, good, tmp_path):
     for rest in (good, {}):
         save_file({**rest, f"lora_unet_blocks_0_self_attn_q.{key}": torch.zeros(4)}, tmp_path / "x.safetensors")
-        refused(model, tmp_path / "x.safetensors", f"is a {kind} .*{key}.*is not supported")
+        refused(model, tmp_path / "x.safetensors", f"is a .*{kind}.*{key}.*is not supported")
 
 
 def test_damaged_files(model, good, tmp_path):
@@ -297,8 +386,10 @@ def test_a_pickle_with_code_is_not_run(model, good, tmp_path):
     (tmp_path / "y.bin").write_bytes(pickle.dumps(Code(ran)))
     refused(model, tmp_path / "y.bin", "could run code")
     assert not ran.exists()
-    torch.save({"state_dict": good, "step": 3}, tmp_path / "z.ckpt")
-    refused(model, tmp_path / "z.ckpt", "perhaps a checkpoint")
+    torch.save([1, 2], tmp_path / "z.ckpt")
+    refused(model, tmp_path / "z.ckpt", "is not a dictionary of tensors")
+    torch.save({"generator_lora": good, "step": 3}, tmp_path / "z.ckpt")
+    assert runtime.load(model, tmp_path / "z.ckpt").modules == len(good) // 2
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -344,8 +435,11 @@ def test_peft_folders(model, good, stock, tmp_path):
     folder = written(tmp_path, "peft", *truth(stock))
     config = folder / "adapter_config.json"
     for change, says in (
-        ({"use_dora": True}, "is a DoRA"),
-        ({"peft_type": "LOHA"}, "is a LOHA"),
+        ({"use_dora": True}, "is a DoRA without magnitudes"),
+        ({"peft_type": "VERA"}, "is a VERA"),
+        ({"use_qalora": True}, "has use_qalora in its configuration"),
+        ({"modules_to_save": ["head.head"]}, "trained whole layers"),
+        ({"bias": "lora_only"}, "trained biases"),
         ({"init_lora_weights": "pissa_niter_4"}, "initialised with pissa_niter_4"),
         ({"lora_alpha": "much"}, "damaged configuration"),
         ({"alpha_pattern": {"(": 3}}, "damaged configuration"),

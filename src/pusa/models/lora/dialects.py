@@ -7,110 +7,141 @@
 | ComfyUI and Kijai's files | `diffusion_model.blocks.0.self_attn.q.lora_A.weight`, or lora_down, lora_up and alpha |
 | official Pusa, DiffSynth | `blocks.0.self_attn.q.lora_A.default.weight`, without alpha; also behind `pipe.dit.` |
 | kohya, musubi | `lora_unet_blocks_0_self_attn_q.lora_down.weight` with its alpha |
+| LyCORIS | `lycoris_blocks_0_self_attn_q.lokr_w1`, or hada_w1_a, with dora_scale and alpha |
 | LightX2V | ComfyUI's, with `.diff`, `.diff_b` and `.diff_m` |
 
-The result has two kinds of changes. *Factors* of a linear layer mean W + (alpha / r) B A, or alpha / sqrt(r) if the
+The result has these kinds of changes. *Factors* of a linear layer mean W + (alpha / r) B A, or alpha / sqrt(r) if the
 configuration says rank-stabilised. Alpha comes from a key next to the factors or from the configuration; without alpha,
-the file means W + B A. *Differences* are added to a whole weight (`.diff`), bias (`.diff_b` or `lora_B.bias`) or
-modulation table (`.diff_m`). The factors of a convolution are multiplied to a difference. A strength multiplies both
-kinds.
+the file means W + B A. *Products* are those of LoHa and LoKr. *Differences* are added to a whole weight (`.diff`), bias
+(`.diff_b` or `lora_B.bias`) or modulation table (`.diff_m`). The factors of a convolution are multiplied to a
+difference. *Magnitudes* of DoRA replace the lengths of the rows or columns of the changed weight. A strength multiplies
+the whole change of a weight.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
 
-import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from pusa.errors import InputError
 from pusa.models import weight_files
-from pusa.models.lora import header
-from pusa.models.wan.weight_names import Shapes, every_name, strip, wan_shapes
+from pusa.models.backbone import Expert
+from pusa.models.lora import files, header, products, refusals
+from pusa.models.lora.configuration import Configuration
+from pusa.models.lora.products import Product, tucker
+from pusa.models.wan.prefixes import strip
+from pusa.models.wan.weight_names import Shapes, every_name, original_name, wan_shapes
 
 _KEY = re.compile(
-    r"(?P<target>.+)\.(?:(?P<side>lora_(?:A|B|down|up))(?:\.[^.]+)?\.(?P<of>weight|bias)|(?P<whole>alpha|diff(?:_[bm])?))"
+    r"(?P<target>.+?)(?:"
+    r"\.(?P<side>lora_(?:A|B|down|up|mid))(?:\.(?!weight$|bias$)[^.]+)?(?:\.(?P<of>weight|bias))?"
+    r"|(?:_lora|\.lora|\.lora_linear_layer)\.(?P<way>down|up)\.weight"
+    r"|\.(?P<whole>alpha|diff(?:_[bm])?|[wb]_norm)"
+    r"|\.(?P<magnitude>dora_scale|lora_magnitude_vector)(?:\.(?!weight$)[^.]+)?(?:\.weight)?"
+    r"|\.(?P<part>hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))(?:\.[^.]+)?"
+    r")"
 )
-_SIDES = {"lora_A": "down", "lora_down": "down", "lora_B": "up", "lora_up": "up"}
-_OTHER_KINDS = {
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
-    "hada_w": "LoHa",
-    "lokr_w": "LoKr",
-    "lora_mid": "LoCon in Tucker form",
-    "oft_": "OFT",
-}
-_IMAGE_KEYS = re.compile(r"img_emb|image_embedder|[kv]_img|add_[kv]_proj|norm_added_k")
-_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_SIDES = {"lora_A": "down", "lora_down": "down", "lora_B": "up", "lora_up": "up", "lora_mid": "mid"}
+_WHOLE = {"diff": "weight", "w_norm": "weight", "diff_b": "bias", "b_norm": "bias"}
 _WIDTHS = {1536: "Wan2.1-1.3B", 3072: "Wan2.2-TI2V-5B", 5120: "Wan 14B"}
-_PICKLES = (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
-"""The first two bytes of PyTorch's pickles, new and old."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """The changes that a file makes at strength 1.
+    """The changes that a file makes at strength 1. Names of modules and parameters are those of diffusers.
 
-    factors: {diffusers module: (A [r, in], B [out, r])} of linear layers. B is multiplied by the scaling; if that
-    changes it, B is float32. differences: {diffusers parameter: what is added to it, in its shape}. metadata: that of
-    the file, with the PEFT configuration next to it as "adapter_config". 8-bit numbers are converted to bfloat16, which
-    is exact. scalings: {diffusers module: the scaling that is in B}, 1 for a file without alpha.
+    Attributes:
+        factors: {module: (A [r, in], B [out, r])} of linear layers. B is multiplied by the scaling; if that changes it,
+            B is float32.
+        differences: {parameter: what is added to it, in its shape}.
+        metadata: that of the file, with the PEFT configuration next to it as "adapter_config".
+        products: {module: the change of a linear layer by a LoHa or LoKr}.
+        magnitudes: {module: lengths}, a column [out, 1, ...] for the rows of the changed weight, or a row [1, in, ...]
+            for its columns.
+        scalings: {module: the scaling that is in B}, 1 for a file without alpha.
     """
 
     factors: dict[str, tuple[Tensor, Tensor]]
     differences: dict[str, Tensor]
     metadata: dict[str, str]
     scalings: dict[str, float] = field(default_factory=dict)
+    products: dict[str, Product] = field(default_factory=dict)
+    magnitudes: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> str:
+        """The kinds of its changes, in words."""
+        found: list[str] = ["LoRA"] if self.factors or not self.products else []
+        found += dict.fromkeys(product.kind for product in self.products.values())
+        return " and ".join([*found, *(["DoRA"] if self.magnitudes else [])])
 
 
 @dataclass
 class _Target:
-    """The changes of one module. keys: the keys of the file that they come from."""
+    """The changes of one module.
+
+    keys: the keys of the file that they come from. given: the module's name in the file. parts: the tensors of a LoHa
+    or LoKr.
+    """
 
     down: Tensor | None = None
     up: Tensor | None = None
+    mid: Tensor | None = None
     up_bias: Tensor | None = None
     alpha: float | None = None
+    magnitude: Tensor | None = None
+    parts: dict[str, Tensor] = field(default_factory=dict)
     differences: dict[str, Tensor] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
+    given: str = ""
 
 
-def read(path: str | Path, shapes: Shapes | None = None) -> Changes:
+def read(path: str | Path, shapes: Shapes | None = None, expert: Expert | None = None) -> Changes:
     """Return the changes of a LoRA. path: as for `header.file_of`.
 
-    shapes: those of the model. Without shapes, the names are checked against Wan's, and sizes are not checked. Raises
-    InputError if the file cannot be read or contains code, a key does not fit the model, a size differs, or a number is
-    not finite.
+    shapes: those of the model. Without shapes, the names are checked against Wan's, and sizes are not checked. expert:
+    the one whose changes are returned, for a file with changes of two.
+
+    Raises InputError if the file cannot be read or contains code, a key does not fit the model, a size differs, a
+    number is not finite, or the file is for two experts and none is named.
     """
     path = header.file_of(path)
-    tensors, metadata = _read(path)
-    config = _configuration(path, metadata)
-    targets = _sort(path, tensors, wan_shapes(tensors) if shapes is None else shapes)
-    factors: dict[str, tuple[Tensor, Tensor]] = {}
-    differences: dict[str, Tensor] = {}
-    scalings: dict[str, float] = {}
+    tensors, metadata = files.read(path)
+    if len(header.experts_of(tensors)) > 1:
+        if expert is None:
+            raise InputError(
+                f"The LoRA {path} is for both experts of Wan2.2, with changes for each: use it with a model of two "
+                "experts, or name one expert."
+            )
+        tensors = header.of_expert(tensors, expert)
+    config = Configuration.of(path, metadata, expert)
+    shapes = wan_shapes(tensors) if shapes is None else shapes
+    targets = _sort(path, tensors, shapes)
+    changes = Changes({}, {}, metadata)
+    names = {module: _names(module, target) for module, target in targets.items()}
     for module, target in targets.items():
-        differences |= target.differences
-        if target.down is None or target.up is None:
-            continue
-        trained = _trained(path, module, target, config)
-        if target.up_bias is not None:
-            differences[f"{module}.bias"] = target.up_bias.float() * trained
-        if target.down.ndim > 2:
-            product = target.up.flatten(1).float() @ target.down.flatten(1).float() * trained
-            differences[f"{module}.weight"] = product.reshape(len(product), *target.down.shape[1:])
-        else:
-            factors[module] = target.down, target.up if trained == 1 else target.up.float() * trained
-            scalings[module] = trained
-    return Changes(factors, differences, metadata, scalings)
+        changes.differences.update(target.differences)
+        if target.magnitude is not None:
+            changes.magnitudes[module] = target.magnitude
+        if target.parts:
+            scale = config.scaling(names[module], products.rank(target.parts), target.alpha)
+            _take_product(path, changes, module, target, scale, shapes)
+        elif target.down is not None and target.up is not None:
+            _take_factors(changes, module, target, config.scaling(names[module], len(target.down), target.alpha))
+    for key in config.unmatched(names.values()):
+        warnings.warn(
+            f"alpha_pattern of the LoRA {path.name} has {key}, which names no layer of the file, so it has no effect.",
+            stacklevel=2,
+        )
+    if config.values.get("use_dora") and not changes.magnitudes:
+        raise InputError(f"The LoRA {path} is incomplete: it is a DoRA without magnitudes; copy it again.")
+    return changes
 
 
 def is_lora(path: Path) -> bool:
@@ -126,48 +157,48 @@ def made_for(width: int) -> str | None:
     return _WIDTHS.get(width)
 
 
-def scaling(alpha: float, rank: int, stabilised: bool) -> float:
-    """Return the factor of B A: alpha / r, or alpha / sqrt(r) for a rank-stabilised LoRA (arXiv 2312.03732)."""
-    return alpha / (math.sqrt(rank) if stabilised else rank)
+def _names(module: str, target: _Target) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of a layer for `Configuration.scaling`: that in the file, and all others."""
+    given = target.given.removeprefix("base_model.model.")
+    return (given,), (strip(given), module, original_name(module))
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a file, with the PEFT configuration next to it as "adapter_config"."""
-    weight_files.refuse_pointer(path)
+def _take_factors(changes: Changes, module: str, target: _Target, trained: float) -> None:
+    """Add the factors of a layer, or the difference of a convolution. trained: the scaling."""
+    down, up = target.down, target.up
+    assert down is not None
+    assert up is not None
+    if target.up_bias is not None:
+        changes.differences[f"{module}.bias"] = target.up_bias.float() * trained
+    if target.mid is not None:
+        kernel = tucker(target.mid, up.flatten(1).T, down.flatten(1))
+        changes.differences[f"{module}.weight"] = kernel * trained
+    elif down.ndim > 2:
+        product = up.flatten(1).float() @ down.flatten(1).float() * trained
+        changes.differences[f"{module}.weight"] = product.reshape(len(product), *down.shape[1:])
+    else:
+        changes.factors[module] = down, up if trained == 1 else up.float() * trained
+        changes.scalings[module] = trained
+
+
+def _take_product(path: Path, changes: Changes, module: str, target: _Target, scale: float, shapes: Shapes) -> None:
+    """Add the product of a LoHa or LoKr, or the difference of a convolution. InputError unless its size is right."""
+    whole = shapes[f"{module}.weight"]
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(str(path), "pt") as file:
-                keys = file.keys()
-                tensors, metadata = {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
+        if len(whole) == 2:
+            product = products.of(target.parts, scale)
+            shape: tuple[int, ...] = product.shape
+            changes.products[module] = product
         else:
-            tensors, metadata = torch.load(path, map_location="cpu", weights_only=True), {}
-    except Exception as error:
-        if path.suffix == ".safetensors":
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(f"The LoRA {path} is damaged or not a LoRA ({reason}); copy it again.") from error
-        if isinstance(error, UnpicklingError) and path.open("rb").read(2) in _PICKLES:
-            raise InputError(
-                f"{path} is a pickle that contains more than tensors and could run code, so it is not opened: get it "
-                "as a .safetensors file."
-            ) from error
-        raise InputError(
-            f"{path} is not a LoRA; give a .safetensors file, or a .pt, .pth or .bin file of tensors."
-        ) from error
-    if not isinstance(tensors, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) and value.layout == torch.strided
-        for key, value in tensors.items()
-    ):
-        raise InputError(f"The LoRA {path} is not a dictionary of tensors, but perhaps a checkpoint: give a LoRA.")
-    for key, value in tensors.items():
-        if not value.is_floating_point() and not key.endswith(".alpha"):
-            raise InputError(f"The LoRA {path} has {key} as {value.dtype}: give a LoRA in a floating-point type.")
-        if value.is_floating_point() and value.element_size() == 1:
-            tensors[key] = value = value.to(torch.bfloat16)
-        if not value.isfinite().all():
-            raise InputError(f"The LoRA {path} is damaged: {key} has values that are not finite; copy it again.")
-    if config := header.configuration_file(path):
-        metadata = {**metadata, "adapter_config": config.read_text(encoding="utf-8")}
-    return tensors, metadata
+            kernel = products.kernel(target.parts) * scale
+            changes.differences[f"{module}.weight"] = _check_whole(path, f"{module}.weight", kernel, shapes)
+            return
+    except (KeyError, RuntimeError) as error:
+        if isinstance(error, KeyError):
+            raise InputError(f"The LoRA {path} is incomplete: {module} has only {', '.join(target.keys)}.") from error
+        raise InputError(f"The LoRA {path} is damaged: the factors of {module} do not multiply.") from error
+    if not _fits(shape, whole):
+        raise _other_size(path, module, shape, whole)
 
 
 def _sort(path: Path, tensors: Mapping[str, Tensor], shapes: Shapes) -> dict[str, _Target]:
@@ -181,14 +212,15 @@ def _sort(path: Path, tensors: Mapping[str, Tensor], shapes: Shapes) -> dict[str
         target = targets.get(module or "", _Target())
         if match and module and _take(path, target, key, value, match, module, shapes):
             target.keys.append(key)
+            target.given = match["target"]
             targets[module] = target
         else:
             unknown.append(key)
-    _refuse_other_kinds(path, unknown)
+    refusals.other_kinds(path, unknown)
     for module, target in targets.items():
         _check_sizes(path, module, target, shapes)
     if unknown:
-        raise _unknown_keys(path, unknown, len(tensors), shapes, some_fit=bool(targets))
+        raise refusals.unknown_keys(path, unknown, len(tensors), shapes, some_fit=bool(targets))
     if not targets:
         raise InputError(f"Nothing in the LoRA {path} fits the model: the file has no tensors; copy it again.")
     return targets
@@ -204,8 +236,8 @@ def _take(
 ) -> bool:
     """Store a tensor in the target. Return False if the module cannot have such a change."""
     whole = match["whole"]
-    if whole in ("diff", "diff_b", "diff_m"):
-        parameter = f"{module}.bias" if whole == "diff_b" else module if module in shapes else f"{module}.weight"
+    if whole and whole != "alpha":
+        parameter = module if whole == "diff_m" or module in shapes else f"{module}.{_WHOLE[whole]}"
         if parameter not in shapes:
             return False
         taken = parameter in target.differences
@@ -216,10 +248,13 @@ def _take(
         if value.numel() != 1:
             raise InputError(f"The LoRA {path} is damaged: {key} has {value.numel()} numbers instead of one.")
         taken, target.alpha = target.alpha is not None, float(value)
+    elif part := match["part"]:
+        taken = part in target.parts
+        target.parts[part] = value
     else:
-        place = _SIDES[match["side"]]
+        place = "magnitude" if match["magnitude"] else match["way"] or _SIDES[match["side"]]
         if match["of"] == "bias":
-            if place == "down" or f"{module}.bias" not in shapes:
+            if place != "up" or f"{module}.bias" not in shapes:
                 return False
             place = "up_bias"
         taken = getattr(target, place) is not None
@@ -230,41 +265,85 @@ def _take(
 
 
 def _check_sizes(path: Path, module: str, target: _Target, shapes: Shapes) -> None:
-    factors = target.down is not None or target.up is not None
-    if (factors or target.alpha is not None or target.up_bias is not None) and (
-        target.down is None or target.up is None
-    ):
+    """Raise InputError unless the tensors of a module are complete and of its size. Their shapes become the model's."""
+    whole = shapes.get(f"{module}.weight", ())
+    paired = target.down is not None and target.up is not None
+    lone = any(value is not None for value in (target.down, target.up, target.mid, target.alpha, target.up_bias))
+    if lone and not paired and not (target.parts and target.down is target.up is target.up_bias is None):
         raise InputError(f"The LoRA {path} is incomplete: {module} has only {', '.join(target.keys)}.")
+    if target.magnitude is not None:
+        if not paired and not target.parts:
+            raise InputError(f"The LoRA {path} is incomplete: {module} has only {', '.join(target.keys)}.")
+        target.magnitude = _magnitude(path, module, target.magnitude, whole)
+    if ((paired or target.parts) and f"{module}.weight" in target.differences) or (paired and target.parts):
+        raise InputError(f"The LoRA {path} names {module} twice ({', '.join(target.keys)}).")
+    if target.up_bias is not None and f"{module}.bias" in target.differences:
+        raise InputError(f"The LoRA {path} names {module} twice ({', '.join(target.keys)}).")
     if target.down is not None and target.up is not None:
-        down, up = target.down, target.up
-        whole = shapes[f"{module}.weight"]
-        if f"{module}.weight" in target.differences or (
-            target.up_bias is not None and f"{module}.bias" in target.differences
-        ):
-            raise InputError(f"The LoRA {path} names {module} twice ({', '.join(target.keys)}).")
-        if down.ndim != len(whole) or up.ndim != len(whole) or up.flatten(1).shape[1] != len(down) or not len(down):
-            raise InputError(f"The LoRA {path} is damaged: the two factors of {module} do not multiply.")
-        if not _fits((len(up), *down.shape[1:]), whole):
-            if len(whole) == 2:
-                there, here = f"{down.shape[1]} to {len(up)}", f"{whole[1]} to {whole[0]}"
-                given = f"maps {there} features in the LoRA{_width(down.shape[1])} and {here} in the model"
-            else:
-                given = f"is {_by((len(up), *down.shape[1:]))} in the LoRA and {_by(whole)} in the model"
-            raise InputError(f"The LoRA {path} was made for a model of another size: {module} {given}.")
+        _shape_factors(path, module, target, whole)
     if target.up_bias is not None:
         _check_whole(path, f"{module}.bias", target.up_bias, shapes)
     for parameter, value in target.differences.items():
         target.differences[parameter] = _check_whole(path, parameter, value, shapes)
 
 
+def _shape_factors(path: Path, module: str, target: _Target, whole: tuple[int | None, ...]) -> None:
+    """Give A the shape [r, in, ...] of its layer, and B [out, r]. The kernel of a convolution may be flattened."""
+    down, up = target.down, target.up
+    assert down is not None
+    assert up is not None
+    up, kernel = up.flatten(1) if up.ndim > 1 else up, target.mid
+    if len(whole) == 2 and down.ndim > 2:
+        down = down.flatten(1)
+    if up.ndim != 2 or down.ndim < 2 or up.shape[1] != (len(down) if kernel is None else len(kernel)) or not len(down):
+        raise InputError(f"The LoRA {path} is damaged: the two factors of {module} do not multiply.")
+    into = down.shape[1:] if kernel is None else (down.flatten(1).shape[1], *kernel.shape[2:])
+    if not _fits((len(up), *into), whole):
+        known = [length for length in whole[1:] if length is not None]
+        if len(whole) == 2 or kernel is not None or prod(into) != prod(known):
+            if not (None in whole and down.ndim == 2 < len(whole)):
+                raise _other_size(path, module, (len(up), *into), whole)
+        else:
+            down = down.reshape(len(down), *known)
+            if not _fits((len(up), *known), whole):
+                raise _other_size(path, module, (len(up), *into), whole)
+    target.down, target.up = down, up
+
+
+def _magnitude(path: Path, module: str, value: Tensor, whole: tuple[int | None, ...]) -> Tensor:
+    """Return the lengths of a DoRA as a column for the rows of the weight, or as a row for its columns."""
+    out, into = whole[0], whole[1]
+    rows = value.ndim < 2 or (value.shape[1] == 1 and (out is None or value.shape[0] == out))
+    if value.numel() != (value.shape[0] if rows else value.shape[1]) or (
+        None not in (out, into) and value.numel() != (out if rows else into)
+    ):
+        raise InputError(
+            f"The LoRA {path} was made for a model of another size: the magnitude of {module} is {_by(value.shape)} in "
+            f"the LoRA, and the layer is {_by(whole)}."
+        )
+    return value.reshape((-1, *[1] * (len(whole) - 1)) if rows else (1, -1, *[1] * (len(whole) - 2)))
+
+
+def _other_size(path: Path, module: str, given: tuple[int, ...], whole: tuple[int | None, ...]) -> InputError:
+    if len(whole) == 2:
+        there, here = f"{given[1]} to {given[0]}", f"{whole[1]} to {whole[0]}"
+        says = f"maps {there} features in the LoRA{_width(given[1])} and {here} in the model"
+    else:
+        says = f"is {_by(given)} in the LoRA and {_by(whole)} in the model"
+    return InputError(f"The LoRA {path} was made for a model of another size: {module} {says}.")
+
+
 def _check_whole(path: Path, parameter: str, value: Tensor, shapes: Shapes) -> Tensor:
-    """Return a difference in the shape of its parameter. Only dimensions of length 1 may differ."""
+    """Return a difference in the shape of its parameter. Dimensions of length 1 may differ; a kernel may be flat."""
     shape = shapes[parameter]
     if _fits(value.shape, shape):
         return value
-    if None not in shape and _core(value.shape) == _core(shape):
-        return value.reshape([length for length in shape if length is not None])
-    if None in shape and len(_core(value.shape)) <= len(shape):
+    known = [length for length in shape if length is not None]
+    if len(known) == len(shape):
+        flat = value.ndim == 2 < len(shape) and value.shape[0] == known[0] and value.numel() == prod(known)
+        if flat or _core(value.shape) == _core(shape):
+            return value.reshape(known)
+    elif len(_core(value.shape)) <= len(shape):
         return value
     raise InputError(
         f"The LoRA {path} was made for a model of another size: {parameter} is {_by(value.shape)} in the LoRA"
@@ -287,89 +366,3 @@ def _by(shape: Iterable[int | None]) -> str:
 
 def _width(features: int) -> str:
     return f" (as in {_WIDTHS[features]})" if features in _WIDTHS else ""
-
-
-def _refuse_other_kinds(path: Path, unknown: list[str]) -> None:
-    for key in unknown:
-        for part, kind in _OTHER_KINDS.items():
-            if part in key:
-                raise InputError(
-                    f"The LoRA {path} is a {kind} ({key}), which is not supported: merge it into its model with the "
-                    "program that made it."
-                )
-
-
-def _unknown_keys(path: Path, unknown: list[str], count: int, shapes: Shapes, *, some_fit: bool) -> InputError:
-    """Return the error for keys that match nothing in the model."""
-    image = [key for key in unknown if _IMAGE_KEYS.search(key)]
-    if image:
-        return InputError(
-            f"The LoRA {path} is for an image-to-video model: {len(image)} of its {count} keys change layers for the "
-            f"image (such as {image[0]}), which a text-to-video model does not have: use the text-to-video version."
-        )
-    if not some_fit and not any("lora" in key.lower() or ".diff" in key for key in unknown):
-        return InputError(
-            f"{path} is not a LoRA: its {len(unknown)} keys (such as {unknown[0]}) are those of a network; give a "
-            "network with --model, --vae or --text-encoder."
-        )
-    if not some_fit:
-        return InputError(
-            f"Nothing in the LoRA {path} fits the model: none of its {len(unknown)} keys (such as {unknown[0]}) names "
-            "a layer of the model; use a LoRA for Wan."
-        )
-    more = f"{len(unknown)} of its {count} keys"
-    blocks = 1 + max((int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name))), default=-1)
-    numbers = [int(m[1]) if (m := re.search(r"(?:^|[._])blocks[._](\d{1,4})[._]", key)) else -1 for key in unknown]
-    if min(numbers) >= blocks:
-        return InputError(
-            f"The LoRA {path} was made for a larger model: {more} change blocks up to {max(numbers)} (such as "
-            f"{unknown[0]}), and this one has {blocks}, 0 to {blocks - 1}."
-        )
-    return InputError(
-        f"The LoRA {path} does not fit the model: {more} match no layer (such as {', '.join(unknown[:3])}); use a LoRA "
-        "for this model."
-    )
-
-
-def _trained(path: Path, module: str, target: _Target, config: Mapping[str, Any]) -> float:
-    """Return the factor of B A at strength 1. Alpha is that of the file or of the configuration, or else the rank."""
-    assert target.down is not None
-    rank, alpha = len(target.down), target.alpha
-    try:
-        if alpha is None:
-            patterns = config.get("alpha_pattern") or {}
-            found = (a for pattern, a in patterns.items() if re.match(rf"(.*\.)?({strip(pattern)})$", module))
-            common = config.get("lora_alpha")
-            alpha = float(next(found, rank if common is None else common))
-        if not math.isfinite(alpha):
-            raise ValueError(f"its alpha is {alpha}")
-    except (ValueError, TypeError, AttributeError, re.error) as error:
-        raise InputError(f"The LoRA {path} has a damaged configuration ({error}); copy it again.") from error
-    return scaling(alpha, rank, bool(config.get("use_rslora")))
-
-
-def _configuration(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return the LoraConfig from PEFT's adapter_config.json or diffusers' metadata, or an empty dictionary."""
-    text = metadata.get("adapter_config") or metadata.get("lora_adapter_metadata")
-    if not text:
-        return {}
-    try:
-        config = json.loads(text)
-        if not isinstance(config, dict):
-            raise ValueError("not a dictionary")
-    except ValueError as error:
-        raise InputError(f"The LoRA {path} has a damaged configuration ({error}); copy it again.") from error
-    config = {key.removeprefix("transformer."): value for key, value in config.items()}
-    kind, start = config.get("peft_type") or "LORA", config.get("init_lora_weights")
-    if config.get("use_dora") or kind != "LORA":
-        other = "DoRA" if config.get("use_dora") else kind
-        raise InputError(
-            f"The LoRA {path} is a {other}, which is not supported: merge it into its model with the program that "
-            "made it."
-        )
-    if isinstance(start, str) and start.startswith(_CHANGED_BASE):
-        raise InputError(
-            f"The LoRA {path} was initialised with {start}, which also changes the base model: convert it to an "
-            "ordinary LoRA with PEFT."
-        )
-    return config

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from safetensors import SafetensorError, safe_open
 
 from pusa.errors import InputError
-from pusa.models import hub
+from pusa.models import hub, weight_files
 from pusa.models.backbone import Expert
-from pusa.models.wan.recognise import expert_of
+from pusa.models.wan.prefixes import expert_in
+from pusa.models.wan.recognise import expert_of, maybe_expert
+
+T = TypeVar("T")
 
 _FOLDER_FILES = (
     "adapter_model.safetensors",
@@ -80,13 +85,53 @@ def configuration_file(file: Path) -> Path | None:
     return config if file.stem == "adapter_model" and config.is_file() else None
 
 
+def experts_of(keys: Iterable[str]) -> tuple[Expert, ...]:
+    """Return the experts of Wan2.2 that the keys of a file name: both, one, or none."""
+    named = {expert_in(key) for key in keys}
+    if len(named) > 1:
+        return "high", "low"
+    return tuple(expert for expert in named if expert is not None)
+
+
+def of_expert(tensors: Mapping[str, T], expert: Expert) -> dict[str, T]:
+    """Return the tensors for one expert, of a file for both. Those that name none are for the one that none names."""
+    named = {key: expert_in(key) for key in tensors}
+    other: Expert = "low" if "low" not in named.values() else "high"
+    return {key: value for key, value in tensors.items() if (named[key] or other) == expert}
+
+
 def expert_for(path: str | Path) -> Expert | None:
-    """Return the expert that a LoRA is for, by its metadata or its name; None if they do not show it."""
-    file = file_of(path)
+    """Return the expert that a LoRA is for, by metadata, keys, or "noise" in the name; None if they do not state it."""
+    return _stated(file_of(path))
+
+
+def is_for_both(path: str | Path) -> bool:
+    """Return whether a file contains a LoRA for each expert of Wan2.2."""
+    return len(experts_of(_keys(file_of(path)))) > 1
+
+
+def _keys(file: Path) -> Iterable[str]:
+    try:
+        return weight_files.listing(file)
+    except InputError:  # the reader of the tensors says what is wrong
+        return ()
+
+
+def maybe_for(file: Path) -> Expert | None:
+    """Return the expert that the name of a LoRA may mean, if nothing states one. It is no evidence."""
+    return None if _stated(file) else maybe_expert(_name(file))
+
+
+def _stated(file: Path) -> Expert | None:
     recorded = metadata_of(file).get("pusa.expert")
     if recorded in ("high", "low"):
         return "high" if recorded == "high" else "low"
-    return expert_of(file.parent.name if file.stem in FOLDER_STEMS else file.stem)
+    named = experts_of(_keys(file))
+    return (named[0] if len(named) == 1 else None) if named else expert_of(_name(file))
+
+
+def _name(file: Path) -> str:
+    return file.parent.name if file.stem in FOLDER_STEMS else file.stem
 
 
 def is_per_frame(file: Path) -> bool:

@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from pusa.errors import InputError
 from pusa.files import replacing, sha256
 from pusa.models.backbone import Expert
-from pusa.models.lora import deltas, dialects, header
-from pusa.models.lora.deltas import Differences
-from pusa.models.lora.dialects import scaling
+from pusa.models.lora import deltas, dialects, header, magnitudes
+from pusa.models.lora.configuration import scaling
+from pusa.models.lora.deltas import Additions, Differences
 from pusa.models.wan.weight_names import original_name, parameter_shapes, wan_shapes
 
 
@@ -44,8 +44,8 @@ class Lora:
     """A loaded LoRA.
 
     path: its file. sha256: its `fingerprint`. scale: its current strength. ranks: the ranks of its factors. modules:
-    the number of linear layers with factors. differences: the number of parameters with a difference. expert: the
-    expert that it changes, for a model with two.
+    the number of linear layers with factors, or with a product of a LoHa or LoKr. differences: the number of parameters
+    with a difference. expert: the expert that it changes, for a model with two.
     """
 
     name: str
@@ -58,25 +58,34 @@ class Lora:
     expert: Expert | None = None
 
 
-def load(transformer: WanTransformer3DModel, path: str | Path, scale: float = 1.0, name: str | None = None) -> Lora:
+def load(
+    transformer: WanTransformer3DModel,
+    path: str | Path,
+    scale: float = 1.0,
+    name: str | None = None,
+    expert: Expert | None = None,
+) -> Lora:
     """Add a LoRA to the model at strength `scale`.
 
     path: a .safetensors file, a .pt, .pth or .bin file of tensors, or the folder of a PEFT adapter. name: of the LoRA,
-    by default `default_name`. A LoRA with the same name is replaced, and others do not change. Raises InputError where
-    `dialects.read` does, and for a difference of a quantised parameter; the model does not change then.
+    by default `default_name`. A LoRA with the same name is replaced, and others do not change. expert: the one that the
+    model is, for a file that has changes for two. Raises InputError where `dialects.read` does, for a difference of a
+    quantised parameter, and for a DoRA of a weight whose numbers are not in memory; the model does not change then.
     """
     file = header.file_of(path)
     _check_scale(scale, f"LoRA {path}")
     name = default_name(path) if name is None else name
     if not re.fullmatch(r"[\w-]+", name):
         raise InputError(f"The LoRA name {name!r} may have letters, digits, '_' and '-' only.")
-    changes = dialects.read(file, parameter_shapes(transformer))
+    changes = dialects.read(file, parameter_shapes(transformer), expert if header.is_for_both(file) else None)
+    changes, gains = magnitudes.resolve(transformer, changes)
     deltas.check(transformer, changes.differences)
     digest = fingerprint(file)
 
     active = [other for other in _active(transformer) if other != name]
     remove(transformer, name)
-    Differences.of(transformer).put(transformer, name, changes.differences, scale)
+    additions = Additions(changes.differences, changes.products, gains)
+    Differences.of(transformer).put(transformer, name, additions, scale)
     if changes.factors:
         _inject(transformer, name, changes.factors)
         for module in changes.factors:
@@ -84,7 +93,8 @@ def load(transformer: WanTransformer3DModel, path: str | Path, scale: float = 1.
         transformer.set_adapter([*active, name])
     _maybe_remove_and_reapply_group_offloading(transformer)
     ranks = tuple(sorted({len(down) for down, _ in changes.factors.values()}))
-    return Lora(name, file.absolute(), digest, scale, ranks, len(changes.factors), len(changes.differences))
+    modules = len(changes.factors) + len(changes.products)
+    return Lora(name, file.absolute(), digest, scale, ranks, modules, len(changes.differences))
 
 
 def choose_name(present: Sequence[Lora], path: str | Path, name: str | None = None) -> str:
@@ -140,15 +150,21 @@ def default_name(path: str | Path) -> str:
 
 
 def read(
-    path: str | Path, layers: Mapping[str, tuple[int, int]] | None = None
+    path: str | Path, layers: Mapping[str, tuple[int, int]] | None = None, expert: Expert | None = None
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, str]]:
     """Return the factors of a file in any dialect, {diffusers module: (A [r, in], B [out, r])}, and its metadata.
 
     The factors mean W + B A: B is multiplied by the scaling, and is float32 if that changes it. layers: those of the
     model, as `linears` returns them. Without layers, the names are checked against Wan's, and sizes are not checked.
-    Raises InputError where `load` does, and for a file with differences.
+    expert: the one whose factors are returned, for a file with those of two. Raises InputError where `load` does, and
+    for a file with other changes than factors.
     """
-    changes = changes_of(path, layers)
+    changes = changes_of(path, layers, expert)
+    if changes.products or changes.magnitudes:
+        raise InputError(
+            f"The LoRA {path} is a {changes.kinds}, which has no two factors for each layer, so it cannot be written "
+            "as an ordinary LoRA: use it with --lora, or export it with --to merged."
+        )
     if changes.differences:
         raise InputError(
             f"The LoRA {path} has more than factors of linear layers: it changes {len(changes.differences)} parameters "
@@ -157,13 +173,15 @@ def read(
     return changes.factors, changes.metadata
 
 
-def changes_of(path: str | Path, layers: Mapping[str, tuple[int, int]] | None = None) -> dialects.Changes:
-    """Return everything that a file changes, see `dialects.Changes`. layers and errors: as for `read`."""
+def changes_of(
+    path: str | Path, layers: Mapping[str, tuple[int, int]] | None = None, expert: Expert | None = None
+) -> dialects.Changes:
+    """Return everything that a file changes, see `dialects.Changes`. layers, expert and errors: as for `read`."""
     shapes = None
     if layers is not None:
         known = {f"{module}.weight": (out, into) for module, (into, out) in layers.items()}
         shapes = {**wan_shapes(layers), **known}
-    return dialects.read(path, shapes)
+    return dialects.read(path, shapes, expert)
 
 
 def linears(model: nn.Module) -> dict[str, tuple[int, int]]:

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from pusa.errors import InputError
 from pusa.models import weight_files
 from pusa.models.wan import recognise
-from pusa.models.wan.recognise import TEXT_ENCODER, TRANSFORMER, TRANSFORMER_2, VAE
 from pusa.models.wan.prefixes import unwrapped
+from pusa.models.wan.recognise import TEXT_ENCODER, TRANSFORMER, TRANSFORMER_2, VAE
 from pusa.models.weight_files import Stored
 
 if TYPE_CHECKING:

@@ -1,0 +1,111 @@
+"""Changes of a weight that are no product of two factors: LoHa and LoKr, and Tucker forms of convolutions.
+
+LoHa (arXiv 2108.06098) is (A1 B1) * (A2 B2), by elements. LoKr (arXiv 2212.10650) is W1 ⊗ W2, the Kronecker product,
+where W1 or W2 may be a product of two factors. These are the conventions of LyCORIS. Large models have room for the
+factors, but not for a difference of every weight. So the difference is computed when the layer runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Product:
+    """The change of a linear layer, [out, in]: the product of `left` and `right`, times `scale`.
+
+    left, right: one matrix, or two factors of it. rows, columns: a factor for each output or input, as DoRA has.
+    """
+
+    kind: Literal["LoHa", "LoKr"]
+    left: tuple[Tensor, ...]
+    right: tuple[Tensor, ...]
+    scale: float = 1.0
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+
+    def to(self, device: torch.device) -> Product:
+        left, right = (tuple(value.to(device) for value in side) for side in (self.left, self.right))
+        rows, columns = (None if value is None else value.to(device) for value in (self.rows, self.columns))
+        return Product(self.kind, left, right, self.scale, rows, columns)
+
+    def difference(self) -> Tensor:
+        """Return the change as a matrix, float32 [out, in]."""
+        left, right = (_matrix(side) for side in (self.left, self.right))
+        change = (left * right if self.kind == "LoHa" else torch.kron(left, right)) * self.scale
+        if self.rows is not None:
+            change = change * self.rows[:, None]
+        return change if self.columns is None else change * self.columns
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of the change, without computing it."""
+        (a, b), (c, d) = ((side[0].shape[0], side[-1].shape[1]) for side in (self.left, self.right))
+        return (a, b) if self.kind == "LoHa" else (a * c, b * d)
+
+
+def of(parts: Mapping[str, Tensor], scale: float) -> Product:
+    """Return the product of a linear layer. parts: the tensors of the file by the ends of their names.
+
+    Raises KeyError if one is missing, and RuntimeError if they do not multiply.
+    """
+    if _is_loha(parts):
+        kind: Literal["LoHa", "LoKr"] = "LoHa"
+        left, right = (tuple(parts[f"hada_w{n}_{side}"] for side in "ab") for n in (1, 2))
+    else:
+        kind = "LoKr"
+        left, right = (_lokr_side(parts, n) for n in (1, 2))
+    product = Product(kind, left, right, scale)
+    shapes = [(side[0].shape[0], side[-1].shape[1]) for side in (left, right) if all(x.ndim == 2 for x in side)]
+    fit = all(len(side) == 1 or side[0].shape[1] == side[1].shape[0] for side in (left, right))
+    if len(shapes) < 2 or not fit or (kind == "LoHa" and shapes[0] != shapes[1]) or len(parts) != len(left + right):
+        raise RuntimeError("the factors do not multiply")
+    return product
+
+
+def kernel(parts: Mapping[str, Tensor]) -> Tensor:
+    """Return the change of a convolution without its scale, float32, as a kernel or flattened to a matrix.
+
+    parts, errors: as for `of`.
+    """
+    if _is_loha(parts):
+        one, other = (_side(parts, f"hada_w{n}", f"hada_t{n}") for n in (1, 2))
+        return one * other
+    left, right = _matrix(_lokr_side(parts, 1)), _side(parts, "lokr_w2", "lokr_t2")
+    return torch.kron(left.reshape(*left.shape, *[1] * (right.ndim - 2)), right)
+
+
+def rank(parts: Mapping[str, Tensor]) -> int | None:
+    """Return the rank by which alpha is divided; None for a LoKr of two whole matrices."""
+    names = ("hada_w1_b", "lokr_w2_b", "lokr_w1_b")
+    return next((len(parts[name]) for name in names if name in parts), None)
+
+
+def _is_loha(parts: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith("hada") for name in parts)
+
+
+def _lokr_side(parts: Mapping[str, Tensor], number: int) -> tuple[Tensor, ...]:
+    name = f"lokr_w{number}"
+    return (parts[name],) if name in parts else (parts[f"{name}_a"], parts[f"{name}_b"])
+
+
+def _side(parts: Mapping[str, Tensor], name: str, core: str) -> Tensor:
+    if name in parts:
+        return parts[name].float()
+    a, b = parts[f"{name}_a"], parts[f"{name}_b"]
+    return tucker(parts[core], a, b) if core in parts else a.float() @ b.float()
+
+
+def tucker(core: Tensor, out: Tensor, into: Tensor) -> Tensor:
+    """Return the kernel of a convolution, float32 [out, in, ...]. core: [r, r, ...]; out: [r, out]; into: [r, in]."""
+    return torch.einsum("ij...,jn,im->mn...", core.float(), into.float(), out.float())
+
+
+def _matrix(side: tuple[Tensor, ...]) -> Tensor:
+    return side[0].float() if len(side) == 1 else side[0].float() @ side[1].float()
