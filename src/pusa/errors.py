@@ -5,14 +5,24 @@ The command line prints the message without a traceback and exits with the `exit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
 class PusaError(Exception):
-    """A failure that the user has to know about."""
+    """A failure that the user has to know about.
+
+    summary: one sentence. details: further sentences, if several things are wrong or have failed; each is a line.
+    """
 
     exit_code = 1
+
+    def __init__(self, summary: str = "", details: Sequence[str] = ()) -> None:
+        super().__init__(summary, *([tuple(details)] if details else []))
+        self.summary, self.details = summary, tuple(details)
+
+    def __str__(self) -> str:
+        return "\n".join([self.summary, *self.details])
 
 
 class InputError(PusaError, ValueError):
@@ -28,6 +38,23 @@ class Cancelled(PusaError):
     """A callback requested a stop, or Ctrl-C stopped work that then ended in a consistent state."""
 
     exit_code = 130
+
+
+STOPS = (KeyboardInterrupt, SystemExit, GeneratorExit, Cancelled)
+"""Exceptions that end a command; no work goes on after them."""
+
+
+def sentence(error: BaseException) -> str:
+    """What went wrong, for an exception of any class."""
+    if isinstance(error, PusaError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}."
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory; use fewer --frames, a smaller --size, or close other programs."
+    first = str(error).strip().partition("\n")[0]
+    detail = f"{type(error).__name__}: {first}" if first else type(error).__name__
+    return f"{detail} (unexpected error: run the command again with --debug to see the traceback)."
 
 
 @contextmanager

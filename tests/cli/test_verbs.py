@@ -138,6 +138,23 @@ def test_several_clips_have_consecutive_seeds(pusa: Pusa) -> None:
     assert not latents("made/alone.mp4").equal(latents("made/y_7.mp4"))
 
 
+def test_one_of_several_clips_may_fail(pusa: Pusa, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pusa.generation.pipeline import Pipeline
+
+    decode = Pipeline.decode
+
+    def fail_once(pipe: Pipeline, z: Tensor) -> Any:
+        monkeypatch.setattr(Pipeline, "decode", decode)
+        raise RuntimeError("a bad moment")
+
+    monkeypatch.setattr(Pipeline, "decode", fail_once)
+    result = pusa("generate", "a", "--count", "2", "--frames", "5", "--steps", "1", "--out", "x.mp4")
+    assert result["code"] == 1
+    assert [one["path"] for one in result["clips"]] == ["x_1.mp4"]
+    assert result["failed"][0]["path"] == "x_0.mp4"
+    assert "a bad moment" in result["failed"][0]["reason"]
+
+
 def test_a_sidecar_makes_its_clip_again(pusa: Pusa) -> None:
     pusa("generate", "x", "--image", "a.png", "--out", "first.mp4")
     again = pusa("generate", "--from", "first.json", "--out", "again.mp4")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pusa.errors import InputError
+from pusa.errors import InputError, PusaError
 from pusa.evaluation import results_folder
 from pusa.work.units import Unit
 from pusa.work.workers import Worker
@@ -47,6 +47,21 @@ def test_processes_share_the_work(tmp_path: Path, processes: int) -> None:
     assert all(one.file.exists() for one in wanted)
     assert len((tmp_path / results_folder.TIMES).read_text().splitlines()) == 6
     assert seen[-1][0] == "Things"
+
+
+def test_what_fails_is_named_and_the_others_are_made(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError("by zero")
+
+    units = [unit(tmp_path, "a"), Unit("b", tmp_path / "b", fail), unit(tmp_path, "c"), unit(tmp_path, "d", "b")]
+    with pytest.raises(PusaError) as caught:
+        results_folder.make_missing(units, tmp_path)
+    assert caught.value.exit_code == 1
+    assert caught.value.summary.startswith("2 of 4 could not be made")
+    assert [detail.split(" (")[0] for detail in caught.value.details] == [
+        "b: ZeroDivisionError: by zero", "d: ZeroDivisionError: by zero",
+    ]  # fmt: skip
+    assert (tmp_path / "c").exists()
 
 
 def fail(folder: Path, worker: Worker) -> None:

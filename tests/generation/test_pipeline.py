@@ -193,6 +193,42 @@ def test_a_callback_sees_every_step_and_may_stop(tiny_pipe):
         tiny_pipe.generate(PROMPT, steps=3, callback=lambda step: False)
 
 
+@pytest.mark.parametrize("error", [RuntimeError("no more"), KeyboardInterrupt(), None])
+def test_a_stopped_list_keeps_its_finished_clips(tiny_pipe, error):
+    def stop(step):
+        finished.append(step)
+        if len(finished) == 3 and error:  # the first step of the second clip
+            raise error
+        return len(finished) < 3
+
+    finished = []
+    with pytest.raises(type(error) if error else Cancelled) as caught:
+        tiny_pipe.generate(["one", "two", "three"], frames=5, seed=4, callback=stop)
+    (clip,) = caught.value.clips
+    assert clip.prompt == "one"
+    assert torch.equal(clip.latents, tiny_pipe.generate("one", frames=5, seed=4).latents)
+    assert "1 of 3 clips are finished" in caught.value.__notes__[0]
+
+
+def test_clips_are_handed_out_one_by_one(tiny_pipe):
+    with pytest.raises(InputError, match="There is no option 'step'"):
+        tiny_pipe.generate_each(["one"], step=3)
+    steps = []
+    each = tiny_pipe.generate_each(["one", "two"], frames=5, seed=4, callback=steps.append)
+    assert not steps
+    assert next(each).recipe["seed"] == 4
+    assert len(steps) == 2
+    second = next(each)
+    assert (second.prompt, second.recipe["seed"]) == ("two", 5)
+    assert not list(each)
+
+
+def test_what_a_sidecar_cannot_hold_is_refused_before_sampling(tiny_pipe, monkeypatch):
+    monkeypatch.setattr(type(tiny_pipe), "recipe", lambda _: {"loras": [{"scale": float("nan")}]})
+    with pytest.raises(InputError, match="The sidecar of the clip cannot hold its loras"):
+        tiny_pipe.generate("x", frames=5, callback=lambda _: pytest.fail("it sampled"))
+
+
 def test_one_frame_is_a_picture(tiny_pipe, picture):
     assert tiny_pipe.generate(PROMPT, frames=1).frames.shape == (1, 32, 32, 3)
     held = tiny_pipe.generate(PROMPT, [Image(picture(1), frame=-1)], frames=1)

@@ -19,7 +19,7 @@ from pusa.cli.shared.flag_aliases import renamed, translate
 from pusa.cli.shared.help_formatter import HelpFormatter
 from pusa.cli.shared.ranks import as_one_command, first_to_fail
 from pusa.cli.shared.terminal import Report, print_anything, print_json, printable
-from pusa.errors import PusaError
+from pusa.errors import PusaError, sentence
 
 VERBS = {
     "generate": "Make a clip from a prompt and from pictures or clips at any frames.",
@@ -99,9 +99,12 @@ def main(tokens: Sequence[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
+        details = error.details if isinstance(error, PusaError) else ()
         if as_json:
-            print_json({"error": {"message": message, "exit_code": code}})
-        print(f"pusa: {printable(message)}", file=sys.stderr)
+            listed = {"details": details} if details else {}
+            print_json({"error": {"message": message, **listed, "exit_code": code}})
+        first = error.summary if isinstance(error, PusaError) else message
+        print("\n  ".join(map(printable, [f"pusa: {first}", *details])), file=sys.stderr)
         return code
 
 
@@ -113,7 +116,7 @@ def _show_warnings_as_notes() -> None:
 
 
 def explain(error: BaseException) -> tuple[str, int]:
-    """Return a message of one sentence for an exception, and the exit code."""
+    """Return the message for an exception, one sentence on each line, and the exit code."""
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
         extra = " ".join(error.unused_tokens)
         return f"{extra!r} is an unexpected argument; put a prompt of several words in quotes.", 2
@@ -125,12 +128,6 @@ def explain(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; no file is half written.", 130
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}.", 1
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out of memory; use fewer --frames, a smaller --size, or close other programs.", 1
     if "gloo" in str(error) or type(error).__name__ in ("DistBackendError", "DistNetworkError"):
         return "another process ended without an error message; it may have been killed for lack of memory.", 1
-    summary = str(error).strip().splitlines()
-    detail = f"{type(error).__name__}: {summary[0]}" if summary else type(error).__name__
-    return f"{detail} (unexpected error: run the command again with --debug to see the traceback).", 1
+    return sentence(error), 1

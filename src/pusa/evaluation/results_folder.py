@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pusa.errors import InputError
+from pusa.errors import InputError, PusaError, sentence
 from pusa.files import make_folder, write_json
 from pusa.work.units import Progress, Unit, make_units, no_progress
 from pusa.work.workers import Job, in_processes, watch_files
@@ -28,10 +28,19 @@ SETTINGS = "run.json"
 def make_missing(units: Sequence[Unit], folder: Path, label: str = "Working", progress: Progress = no_progress) -> None:
     """Make what is missing, and note in the folder how long it took; return when every unit is done, by any process.
 
-    The first error of a unit is raised.
+    If a unit fails, the others are still made. Then PusaError names all that failed. If there is only one unit, its
+    error is raised as it is.
     """
     timed = [replace(unit, make=partial(_timed, unit, folder / TIMES)) for unit in units]
-    make_units(timed, folder / ".claims", "the results", progress, label=label)
+    outcome = make_units(timed, folder / ".claims", "the results", progress, label=label, collect=(BaseException,))
+    if outcome.failed and len(units) == 1:
+        raise next(iter(outcome.failed.values()))
+    if outcome.failed:
+        raise PusaError(
+            f"{len(outcome.failed)} of {len(units)} could not be made in {folder}, and the others are there: run the "
+            "same command again to try these once more.",
+            [f"{name}: {sentence(error)}" for name, error in outcome.failed.items()],
+        )
 
 
 def _timed(unit: Unit, times: Path) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack, overload
@@ -93,15 +94,40 @@ class Pipeline(Model):
             callback: called with a `Step` after each step of each clip; returning False raises Cancelled.
             options: the fields of `pusa.generation.request.Generate`, which explains them.
 
-        Raises InputError when the options do not fit together or a source cannot be used, before the model runs.
+        Raises InputError when the options do not fit together or a source cannot be used, before the model runs. If an
+        error or Ctrl-C stops a list, its attribute `clips` has the clips that are finished; `generate_each` hands out
+        each clip at once.
         """
         prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
-        if not prompts:
-            raise InputError("There is no prompt: give a text, which may be empty, or a list of texts.")
-        first = Generate(prompts[0], conditions, **options)  # type: ignore[arg-type]
-        requests = [replace(first, prompt=text, seed=first.seed + i) for i, text in enumerate(prompts)]
-        clips = self._make(first, requests, callback)
-        return clips[0] if isinstance(prompt, str) else clips
+        made = self._make(*_requests(prompts, conditions, options), callback)
+        if isinstance(prompt, str):
+            return next(made)
+        clips: list[GeneratedClip] = []
+        try:
+            for clip in made:
+                clips.append(clip)
+        except BaseException as error:
+            with suppress(AttributeError):  # an exception of a library may take no attributes
+                error.clips = clips  # type: ignore[attr-defined]
+                error.add_note(
+                    f"{len(clips)} of {len(prompt)} clips are finished: they are in `clips` of this exception."
+                )
+            raise
+        return clips
+
+    def generate_each(
+        self,
+        prompts: Sequence[str],
+        conditions: Sequence[Image | Clip] = (),
+        *,
+        callback: Callback | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Iterator[GeneratedClip]:
+        """The clips of `generate` for a list of prompts, one after the other, so that each can be saved at once.
+
+        What is wrong with the options is raised by this call, before the first clip is asked for.
+        """
+        return self._make(*_requests(prompts, conditions, options), callback)
 
     def opened(self, request: Generate) -> Generate:
         """The request with its pictures decoded and its clips read, so that several clips of it read them once.
@@ -113,27 +139,35 @@ class Pipeline(Model):
     def make(self, request: Request, callback: Callback | None = None) -> GeneratedClip:
         """Make the clip of a request of any task; see `Request.run`."""
         assert isinstance(request, AnyRequest)
-        return self._make(request, [request], callback)[0]
+        return next(self._make(request, [request], callback))
 
     def _make(
         self, first: AnyRequest, requests: Sequence[AnyRequest], callback: Callback | None
-    ) -> list[GeneratedClip]:
-        """The clips of requests that differ from the first one by prompt and seed only."""
+    ) -> Iterator[GeneratedClip]:
+        """The clips of requests that differ from the first one by prompt and seed only. All is checked at once."""
         plan = PLANS[first.task](self, first)
         self.advise(plan.settings, given=bool(plan.known))
         walked = plan.matrix or self.matrix(plan.settings, plan.known)
         negative = [first.negative_prompt] if plan.settings.guidances - {1} else []
         texts = self.encode_text([*(request.prompt for request in requests), *negative])
-        clips = []
-        for i, request in enumerate(requests):
+        return self._walked(requests, plan, walked, texts, callback)
+
+    def _walked(
+        self,
+        requests: Sequence[AnyRequest],
+        plan: Plan,
+        walked: TimestepMatrix,
+        texts: Text,
+        callback: Callback | None,
+    ) -> Iterator[GeneratedClip]:
+        recipes = [self._recipe_of(request, plan, walked) for request in requests]
+        for i, (request, recipe) in enumerate(zip(requests, recipes, strict=True)):
             context = texts[i : i + 1], texts[-1:]
-            recipe = self._recipe_of(request, plan, walked)
             z = self.sample(
                 walked, context, plan.settings, known=plan.known, init=plan.init, seed=request.seed, callback=callback
             )
             z = plan.join(z)
-            clips.append(GeneratedClip(self.decode(z), z, self.defaults.fps, walked, recipe, request.prompt))
-        return clips
+            yield GeneratedClip(self.decode(z), z, self.defaults.fps, walked, recipe, request.prompt)
 
     def _recipe_of(self, request: AnyRequest, plan: Plan, matrix: TimestepMatrix) -> dict[str, Any]:
         """The sidecar of a clip without its result. Raises InputError for values that JSON does not have."""
@@ -250,6 +284,16 @@ PLANS: Mapping[str, Callable[[Pipeline, Any], Plan]] = {
     "extend": plans.extend,
     "transition": plans.transition,
 }
+
+
+def _requests(
+    prompts: Sequence[str], conditions: Sequence[Image | Clip], options: Any
+) -> tuple[Generate, list[Generate]]:
+    """The request of the first prompt, and one for each prompt with consecutive seeds."""
+    if isinstance(prompts, str) or not prompts:
+        raise InputError("There is no list of prompts: give a list of texts, which may be empty.")
+    first = Generate(prompts[0], conditions, **options)  # type: ignore[arg-type]
+    return first, [replace(first, prompt=text, seed=first.seed + i) for i, text in enumerate(prompts)]
 
 
 def extend(

@@ -15,11 +15,12 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from pusa.errors import STOPS
 from pusa.files import make_folder, part_prefix, remove_parts, unwritable_folder
 
 POLL = 0.5
@@ -27,7 +28,7 @@ POLL = 0.5
 WAITING = "Waiting for another process"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
-E = TypeVar("E", bound=Exception)
+E = TypeVar("E", bound=BaseException)
 Progress = Callable[[str, int, int], None]
 """Called with what is going on, how many units are finished, and how many there are."""
 
@@ -88,8 +89,9 @@ def make_units(
 
     claims: a file in the folder that the processes fill; it is created if it is missing. contents: what that folder
     contains, for error messages, such as "the cache". label: what `progress` is called with while units are made.
-    collect: errors of a unit after which the other units are still made; any other error is raised. If another process
-    fails to make a unit, this process tries it, too. Half-written files that a killed process left are removed.
+    collect: errors of a unit after which the other units are still made; any other error, and each of `errors.STOPS`,
+    is raised. If another process fails to make a unit, this process tries it, too. Half-written files that a killed
+    process left are removed.
 
     Raises InputError if the folder cannot be written.
     """
@@ -107,17 +109,19 @@ def make_units(
         with claim(descriptor, unit.name) as claimed:
             if claimed is False:
                 return False
-            if unit.done():
-                outcome.found.append(unit.name)
-                return True
-            if claimed:
-                for prefix, file in unit.parts.items():
-                    if prefixes[prefix] == 1:
-                        remove_parts(file)
-            make_folder(unit.file.parent, contents)
             try:
+                if unit.done():
+                    outcome.found.append(unit.name)
+                    return True
+                if claimed:
+                    for prefix, file in unit.parts.items():
+                        if prefixes[prefix] == 1:
+                            remove_parts(file)
+                make_folder(unit.file.parent, contents)
                 unit.make()
                 outcome.made.append(unit.name)
+            except STOPS:
+                raise
             except collect as error:
                 # The frames of a traceback would keep the arrays of every failed unit in memory.
                 error.__traceback__ = error.__cause__ = error.__context__ = None
@@ -127,10 +131,11 @@ def make_units(
     with open_claims(claims, contents) as descriptor:
         left = []
         for unit in units:
-            if unit.done():
-                outcome.found.append(unit.name)
-            else:
-                left.append(unit)
+            with suppress(*collect):  # it is asked again below, where its error counts as a failure of the unit
+                if unit.done():
+                    outcome.found.append(unit.name)
+                    continue
+            left.append(unit)
         finished = len(units) - len(left)
         progress(label, finished, len(units))
         while left:

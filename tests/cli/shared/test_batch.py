@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pusa.cli import main
 from pusa.cli.shared.batch import KEYS
+from pusa.errors import Cancelled
+from pusa.generation.pipeline import Pipeline
 
 Ask = Callable[..., tuple[int, dict[str, Any]]]
 
@@ -107,16 +110,91 @@ def test_the_adapter_of_tiny_tells_it_from_tiny_base(work: Path, capsys: pytest.
     assert "was made with other settings" in capsys.readouterr().err
 
 
-def test_one_that_fails_does_not_stop_the_others(ask: Ask, work: Path) -> None:
-    (work / "text.mp4").write_text("no clip")
-    lines = [LINES[0], {"prompt": "a circle", "video": ["text.mp4"], "name": "late"}, LINES[2]]
-    code, said = ask(lines)
-    assert code == 1
-    assert len(said["made"]) == 2
+class Unforeseen(BaseException):
+    """As the panic of a library in another language: it is not even an Exception."""
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (Unforeseen("of the moon"), "Unforeseen: of the moon (unexpected error"),
+        (RuntimeError("first line\nsecond line"), "RuntimeError: first line (unexpected error"),
+        (MemoryError(), "out of memory; use fewer --frames"),
+        (torch.OutOfMemoryError("x"), "out of memory; use fewer --frames"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_a_line_that_fails_is_named_and_the_others_are_made(
+    ask: Ask, work: Path, error: BaseException, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = Pipeline.decode
+
+    def fail_once(pipe: Pipeline, z: torch.Tensor) -> Any:
+        monkeypatch.setattr(Pipeline, "decode", decode)
+        raise error
+
+    monkeypatch.setattr(Pipeline, "decode", fail_once)
+    code, said = ask([{"prompt": "late", "name": "late"}, LINES[0], LINES[2]])
+    assert (code, len(said["made"])) == (1, 2)
     (failed,) = said["failed"]
-    assert failed["line"].endswith("clips.jsonl, line 2")
-    assert "text.mp4" in failed["reason"]
+    assert failed["line"].endswith("clips.jsonl, line 1")
+    assert reason in failed["reason"]
+    assert "\n" not in failed["reason"]
     assert not (work / "out" / "late.mp4").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Cancelled("stopped")])
+def test_ctrl_c_ends_a_batch(ask: Ask, work: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Pipeline, "decode", stop)
+    assert ask(LINES)[0] == 130
+    assert not list((work / "out").glob("*.mp4"))
+
+
+def test_all_wrong_lines_are_named_at_once(ask: Ask, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ['{"steps": 0}', '{"prompt": "good"}', "{", '{"image": "none.png"}', '{"frames": 6}', '{"steps": 0}']
+    code, said = ask("\n".join(lines))
+    assert code == 2
+    assert said["error"]["message"].splitlines()[0].endswith("has 5 wrong lines, so no clip was made:")
+    assert [detail.split(": ")[0] for detail in said["error"]["details"]] == [
+        "lines 1, 6",
+        "line 3",
+        "line 4",
+        "line 5",
+    ]
+    assert main(["generate", "--prompts", str(work / "clips.jsonl"), "--model", "tiny"]) == 2
+    shown = capsys.readouterr().err.splitlines()
+    assert len(shown) == 5
+    assert all(line.startswith("  line") for line in shown[1:])
+
+
+def test_a_separator_of_unicode_does_not_end_a_line(ask: Ask) -> None:
+    """str.splitlines would make four prompts of the first one."""
+    odd = "a red circle\u2028a blue\u0085square\x0cagain"
+    _, said = ask(f"{odd}\r\nsecond\r\n", file="prompts.txt", out="text")
+    assert [Path(path).name[:5] for path in said["made"]] == ["0001_", "0002_"]
+    _, said = ask(json.dumps({"prompt": odd, "name": "odd"}, ensure_ascii=False) + "\n\n", out="json")
+    assert json.loads(Path(said["made"][0]).with_suffix(".json").read_text(encoding="utf-8"))["prompt"] == odd
+
+
+def test_files_of_old_macs_have_lines(ask: Ask) -> None:
+    _, said = ask("a red circle\ra blue square\r", file="prompts.txt")
+    assert [Path(path).name for path in said["made"]] == ["0001_a-red-circle_0.mp4", "0002_a-blue-square_0.mp4"]
+
+
+def test_names_that_cannot_be_saved_are_wrong_lines(ask: Ask, work: Path) -> None:
+    (work / "out").mkdir()
+    (work / "out" / "mine.json").write_text("{}")
+    names = ["x" * 240, "mine", "a\0b", "caf\ud800"]
+    code, said = ask([{"name": name} for name in names])
+    assert code == 2
+    reasons = said["error"]["details"]
+    assert "the name has 260 bytes" in reasons[0]
+    assert "mine.json exists already and belongs to no clip of these lines" in reasons[1]
+    assert "cannot be the name of a file" in reasons[2]
+    assert "cannot be the name of a file" in reasons[3]
 
 
 def test_prompts_in_a_text_file(ask: Ask) -> None:

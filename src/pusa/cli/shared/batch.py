@@ -11,21 +11,24 @@ import difflib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pusa.cli.shared.arguments import slug
-from pusa.cli.shared.clip_jobs import limits_of, open_pipeline, opened
+from pusa.cli.shared.clip_jobs import bytes_of, limits_of, open_pipeline, opened
 from pusa.cli.shared.flags import request_of
 from pusa.cli.shared.options import Model, Output
 from pusa.cli.shared.ranks import launched
-from pusa.cli.shared.terminal import Report, Terminal, clock, count, printable
-from pusa.errors import InputError, PusaError
+from pusa.cli.shared.terminal import Report, Terminal, clock, count
+from pusa.errors import STOPS, InputError, sentence
+from pusa.files import lines_of
 from pusa.generation.options import options_of
+from pusa.generation.outputs import check_place, latents_path, sidecar_path
 from pusa.generation.request import Generate
 
 if TYPE_CHECKING:
@@ -42,14 +45,16 @@ KEYS = ("name", *PATHS, *LISTS, "noise", "matrix", *FIELDS)
 class Line:
     """A clip to make.
 
-    where: the file and the line, for error messages. path: the clip. digest: a hash of the request and the model; see
-    `_digest`.
+    number: of the line, from 1. where: the file and the line, for error messages. path: the clip. digest: a hash of the
+    request and the model; see `_digest`. bytes: what the clip takes on the disk, roughly.
     """
 
+    number: int
     where: str
     path: Path
     request: Generate
     digest: str = ""
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,8 @@ def make_batch(
 ) -> Report:
     """Make the clips of a file and report them; a clip that fails does not stop the others.
 
-    flags, options: values for the keys that a line does not set. ray, workers: see `pusa generate`. Raises InputError,
-    before the model is loaded, if a line is wrong.
+    flags, options: values for the keys that a line does not set. ray, workers: see `pusa generate`. If lines are wrong,
+    raises InputError, which names all of them, before the model is loaded.
     """
     if launched():
         raise InputError(
@@ -88,18 +93,27 @@ def make_batch(
     if output.out is not None and output.out.suffix == ".mp4":
         raise InputError(f"--out {output.out}: --prompts writes several clips; give a folder.")
     started = time.perf_counter()
-    lines = read(file, flags, options, output.out or Path("outputs"))
+    lines, wrong = read(file, flags, options, output.out or Path("outputs"))
     for line in lines:
-        with _error_prefix(line.where):
+        with _collecting(wrong, line.number):
             opened(line.request, terminal)
     limits = limits_of(model, terminal)
-    for line in lines:
-        with _error_prefix(line.where):
-            line.request.check(limits)
+    for i, line in enumerate(lines):
+        with _collecting(wrong, line.number):
+            lines[i] = replace(line, bytes=bytes_of(limits, line.request.check(limits)))
+    _refuse(file, wrong)
     with terminal.status("Reading the model's files"):
         identity = model_identity(model)
-        lines = [replace(line, digest=_digest(line.request, identity)) for line in lines]
-    missing = [line for line in lines if not _is_done(line, output.overwrite)]
+    missing = []
+    for line in lines:
+        with _collecting(wrong, line.number):
+            identified = replace(line, digest=_digest(line.request, identity))
+            if not _is_done(identified, output.overwrite):
+                check_place(line.path, line.request.files())
+                missing.append(identified)
+    _refuse(file, wrong)
+    if missing:
+        check_place(missing[0].path, bytes_needed=sum(line.bytes for line in missing))
     result = BatchResult((), {})
     if missing:
         with terminal.counting() as progress:
@@ -111,7 +125,7 @@ def make_batch(
     existing = len(lines) - len(made) - len(failed)
     record: dict[str, Any] = {
         "made": [str(line.path) for line in made],
-        "there": [str(line.path) for line in lines if line not in made and line.where not in result.failed],
+        "there": [str(line.path) for line in lines if line.where not in {*result.made, *result.failed}],
         "failed": failed,
         "seconds": round(time.perf_counter() - started, 3),
     }
@@ -127,24 +141,28 @@ def make_batch(
 # ------------------------------------------------------------------------------------------------------------- the file
 
 
-def read(file: Path, flags: Mapping[str, Any], options: Mapping[str, Any], folder: Path) -> list[Line]:
+def read(
+    file: Path, flags: Mapping[str, Any], options: Mapping[str, Any], folder: Path
+) -> tuple[list[Line], dict[int, str]]:
     """Read the lines of a .jsonl or .txt file and check what can be checked without the model.
 
     flags, options: values for the keys that a line does not set. folder: the folder of the clips. Paths in a line are
-    relative to the file. Raises InputError, which names the file and the line.
+    relative to the file. Returns the lines that are right, and what is wrong with the others, by their numbers. Raises
+    InputError if the file cannot be read or has no line.
     """
     try:
-        texts = file.read_text(encoding="utf-8-sig").splitlines()
+        texts = lines_of(file.read_bytes().decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(f"--prompts {file} cannot be read ({reason}); give a .jsonl or .txt file.") from error
+    numbered = [(number, text) for number, text in enumerate(texts, 1) if text.strip()]
+    if not numbered:
+        raise InputError(f"--prompts {file} has no line; write one JSON object or one prompt on each line.")
     lines: list[Line] = []
-    taken: dict[Path, str] = {}
-    for number, text in enumerate(texts, 1):
-        if not text.strip():
-            continue
-        where = f"{file}, line {number}"
-        with _error_prefix(where):
+    wrong: dict[int, str] = {}
+    taken: dict[Path, int] = {}
+    for number, text in numbered:
+        with _collecting(wrong, number):
             record = {"prompt": text.strip()} if file.suffix.lower() == ".txt" else _parse_line(text)
             values = {key: _resolve_paths(key, value, file.parent) for key, value in record.items()}
             request = request_of(
@@ -158,18 +176,16 @@ def read(file: Path, flags: Mapping[str, Any], options: Mapping[str, Any], folde
                 raise InputError(f"the name {name!r} is not a file name; give one without folder and suffix")
             path = folder / f"{name}.mp4"
             if path in taken:
-                raise InputError(f"it would write {path}, as {taken[path]} does; give another name")
-            taken[path] = f"line {number}"
-            lines.append(Line(where, path, request))
-    if not lines:
-        raise InputError(f"--prompts {file} has no line; write one JSON object or one prompt on each line.")
-    return lines
+                raise InputError(f"it would write {path}, as line {taken[path]} does; give another name")
+            taken[path] = number
+            lines.append(Line(number, f"{file}, line {number}", path, request))
+    return lines, wrong
 
 
 def _parse_line(text: str) -> dict[str, Any]:
     try:
         record = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"it is not JSON ({error})") from error
     if not isinstance(record, dict):
         raise InputError('it is not a JSON object; write for example {"prompt": "a cat", "seed": 1}')
@@ -196,17 +212,30 @@ def _resolve_paths(key: str, value: Any, folder: Path) -> Any:
     return tuple(str(folder / path) for path in value) if key in LISTS else value
 
 
-class _error_prefix:  # noqa: N801
-    """Add the line to the beginning of an InputError that is raised in the block."""
+@contextmanager
+def _collecting(wrong: dict[int, str], number: int) -> Iterator[None]:
+    """Enter an error of the block in `wrong` as that of line `number`, unless this line has one."""
+    try:
+        yield
+    except STOPS:
+        raise
+    except Exception as error:
+        wrong.setdefault(number, sentence(error))
 
-    def __init__(self, where: str) -> None:
-        self.where = where
 
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, InputError):
-            raise InputError(f"{self.where}: {error}") from error
+def _refuse(file: Path, wrong: Mapping[int, str]) -> None:
+    """Raise InputError if lines are wrong. Lines with the same mistake are named together."""
+    numbers: dict[str, list[int]] = {}
+    for number in sorted(wrong):
+        numbers.setdefault(wrong[number], []).append(number)
+    if len(wrong) == 1:
+        ((number, message),) = wrong.items()
+        raise InputError(f"{file}, line {number}: {message}")
+    if wrong:
+        raise InputError(
+            f"{file} has {len(wrong)} wrong lines, so no clip was made:",
+            [f"line{'s' * (len(found) > 1)} {', '.join(map(str, found))}: {text}" for text, found in numbers.items()],
+        )
 
 
 # ------------------------------------------------------------------------------------------------------ existing clips
@@ -247,24 +276,28 @@ def _digest(request: Generate, identity: Mapping[str, Any]) -> str:
 def _is_done(line: Line, overwrite: bool) -> bool:
     """Return whether the clip of a line exists and is complete.
 
-    Raises InputError if the path holds another clip and `overwrite` is False.
+    Raises InputError if the path or its sidecar holds another clip and `overwrite` is False.
     """
     from pusa.files import sha256
 
-    if not line.path.exists():
+    sidecar = sidecar_path(line.path)
+    existing = next((file for file in (line.path, sidecar) if file.exists()), None)
+    if existing is None:
         return False
     recipe: Any = {}
     with suppress(OSError, ValueError):
-        recipe = json.loads(line.path.with_suffix(".json").read_text(encoding="utf-8"))
-    same = recipe.get("request") == line.digest
+        recipe = json.loads(sidecar.read_text(encoding="utf-8"))
+    same = isinstance(recipe, dict) and recipe.get("request") == line.digest
+    if same and existing == sidecar:  # its clip was removed
+        return False
     if same and recipe.get("result", {}).get("sha256") == sha256(line.path):
         return True
     if not overwrite:
         what = "was made with other settings" if recipe else "has no readable sidecar"
         what = "has changed since it was made" if same else what
+        what = "belongs to no clip of these lines" if existing == sidecar else what
         raise InputError(
-            f"{line.where}: {line.path} exists already and {what}; give --overwrite to replace it, or give another "
-            "name or --out."
+            f"{existing} exists already and {what}; give --overwrite to replace it, or give another name or --out."
         )
     return False
 
@@ -276,20 +309,21 @@ def _make_in_this_process(
     lines: Sequence[Line], model: Model, output: Output, terminal: Terminal, progress: Callable[[int, int], None]
 ) -> BatchResult:
     """Make the clips of these lines in this process, without those that other processes make."""
-    from pusa.files import check_writable, make_folder
-    from pusa.generation.outputs import latents_path
     from pusa.work.units import Unit, make_units
 
-    folder = lines[0].path.parent
-    make_folder(folder, "clips")
-    check_writable(folder / "clip.mp4")
-    first = lines[0].request
-    pipe = open_pipeline(model, terminal, size=first.size, frames=first.frames, guidance=first.guidance)
+    largest = max(lines, key=lambda line: line.bytes).request
+    pipe = open_pipeline(model, terminal, size=largest.size, frames=largest.frames, guidance=largest.guidance)
 
     def make(line: Line) -> None:
-        clip = line.request.run(pipe)
-        clip.recipe["request"] = line.digest
-        clip.save(line.path)
+        check_place(line.path, bytes_needed=line.bytes)
+        try:
+            clip = line.request.run(pipe)
+            clip.recipe["request"] = line.digest
+            clip.save(line.path)
+        except BaseException:
+            if output.verbosity.debug:
+                traceback.print_exc()
+            raise
 
     units = [
         Unit(
@@ -302,11 +336,15 @@ def _make_in_this_process(
         for line in lines
     ]
     outcome = make_units(
-        units, folder / ".claims", "clips", lambda _, finished, total: progress(finished, total), collect=(PusaError,)
+        units,
+        lines[0].path.parent / ".claims",
+        "clips",
+        lambda _, finished, total: progress(finished, total),
+        collect=(BaseException,),
     )
     made = tuple(line.where for line in lines if line.path.name in outcome.made)
     failed = {line.where: outcome.failed[line.path.name] for line in lines if line.path.name in outcome.failed}
-    return BatchResult(made, {where: printable(str(error)) for where, error in failed.items()})
+    return BatchResult(made, {where: sentence(error) for where, error in failed.items()})
 
 
 def _make_on_cluster(

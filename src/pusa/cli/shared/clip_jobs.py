@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from math import prod
@@ -16,6 +17,7 @@ from pusa.cli.shared.memory_report import profile_for
 from pusa.cli.shared.options import Model, Output
 from pusa.cli.shared.ranks import launched
 from pusa.cli.shared.terminal import Report, Terminal
+from pusa.errors import STOPS, sentence
 from pusa.generation.outputs import shortened, sidecar_path
 from pusa.generation.request import Request
 
@@ -132,24 +134,37 @@ def make(
     """Run the jobs one after the other, save each clip at its path, and report the clips.
 
     jobs: by path, which `check_paths` has checked; a job takes the sampler's callback and returns the clip. If a file
-    has appeared at the path meanwhile, the clip gets a new name.
+    has appeared at the path meanwhile, the clip gets a new name. If one of several clips fails, the others are made.
     """
     from pusa.processes import current_group, from_rank_zero
 
     group = current_group()
     clips: list[GeneratedClip] = []
     records: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
     for number, (path, job) in enumerate(jobs.items(), 1):
         started = time.perf_counter()
-        with terminal.steps("Sampling" if len(jobs) == 1 else f"Clip {number} of {len(jobs)}") as callback:
-            clip = job(callback)
-        path = from_rank_zero(group, partial(_save, clip, path, output, terminal, replaces))
+        try:
+            with terminal.steps("Sampling" if len(jobs) == 1 else f"Clip {number} of {len(jobs)}") as callback:
+                clip = job(callback)
+            path = from_rank_zero(group, partial(_save, clip, path, output, terminal, replaces))
+        except STOPS:
+            raise
+        except BaseException as error:
+            if len(jobs) == 1 or group.size > 1:  # the processes of a group would wait for each other
+                raise
+            failed.append({"path": str(path), "reason": sentence(error)})
+            terminal.note(f"{path}: {sentence(error)}")
+            if output.verbosity.debug:
+                traceback.print_exc()
+            continue
         seconds = time.perf_counter() - started
         clips.append(clip)
         records.append(record(clip, path, seconds))
         count, height, width, _ = clip.frames.shape
         terminal.note(f"{count} frames of {width}x{height} at {clip.fps:g} fps in {seconds:.1f} s")
-    return Report({"clips": records}, "\n".join(record["path"] for record in records), clips)
+    said = {"clips": records} | ({"failed": failed} if failed else {})
+    return Report(said, "\n".join(record["path"] for record in records), clips, exit_code=int(bool(failed)))
 
 
 def check_paths(
