@@ -24,10 +24,14 @@ _PICTURE_BRANDS = frozenset(
 """brands of the HEIF family, ISO/IEC 23008-12 and AV1 Image File Format"""
 
 
+MOTION_JPEG = (".mjpeg", ".mjpg")
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[InputContainer]:
     """Open a file with FFmpeg. Raises the errors of PyAV: FFmpegError, LookupError, ValueError."""
-    with av.open(plain_name(path), metadata_errors="replace") as container:
+    motion_jpeg = "mjpeg" if path.suffix.lower() in MOTION_JPEG else None  # its content is that of a picture
+    with av.open(plain_name(path), format=motion_jpeg, metadata_errors="replace") as container:
         yield container
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image as PILImage
 from PIL import PsdImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from pusa.containers import is_heif, is_sequence, is_video
+from pusa.containers import MOTION_JPEG, is_heif, is_sequence, is_video
 from pusa.errors import InputError
 from pusa.files import unreadable
 from pusa.picture_colours import CODES
@@ -29,7 +29,6 @@ _FOR_FFMPEG = ("GIF", "FLI", "MPEG", "BUFR", "GRIB", "HDF5", "WMF")
 """formats that Pillow names and FFmpeg reads better, or that Pillow only names"""
 _HEAD = 65_536
 """bytes at the beginning of a file in which its code points for colours stand"""
-_MOTION_JPEG = (".mjpeg", ".mjpg")
 
 _SUBFILE, _OLD_SUBFILE, _SUB_IFDS, _THUMBNAIL = 254, 255, 330, 513
 
@@ -77,7 +76,7 @@ def is_for_ffmpeg(path: Path) -> bool:
     """Whether a file is to be read with FFmpeg, if at all: everything but pictures, still or animated."""
     if is_heif(path):
         return is_sequence(path) and not _is_avif(path)
-    if path.suffix.lower() in _MOTION_JPEG:
+    if path.suffix.lower() in MOTION_JPEG:
         return True
     try:
         with _open(path) as picture:
@@ -95,6 +94,21 @@ def moving_frames(path: Path) -> int:
             return _count(picture) if picture.format in ANIMATIONS else 1
     except Exception:
         return 1
+
+
+@contextmanager
+def animation(path: Path) -> Iterator[tuple[PILImage.Image, int]]:
+    """Open an animated picture, with the number of its frames; 1 for a still picture.
+
+    Raises InputError if the file cannot be opened, or if it cannot be decoded within the block.
+    """
+    try:
+        with _open(path) as picture:
+            yield picture, _count(picture) if picture.format in ANIMATIONS else 1
+    except InputError:
+        raise
+    except Exception as error:
+        raise unreadable(path, "picture", error) from error
 
 
 def without_metadata(path: Path) -> Iterator[PILImage.Image]:

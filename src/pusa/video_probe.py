@@ -8,9 +8,10 @@ frames are read.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
@@ -20,7 +21,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from pusa import containers, decoding, files, images, picture_files, videos
+from pusa import containers, decoding, files, images, picture_files, truncation, videos
 from pusa.errors import InputError, PusaError
 from pusa.images import Frames, Image
 
@@ -131,18 +132,7 @@ def _collect(
 
 def _is_picture(path: Path) -> bool:
     files.existing_file(path)
-    if path.suffix.lower() == ".gif":
-        _check_end_of_gif(path)
     return not picture_files.is_for_ffmpeg(path)
-
-
-def _check_end_of_gif(path: Path) -> None:
-    with path.open("rb") as file:
-        begins = file.read(3) == b"GIF"
-        file.seek(max(0, path.stat().st_size - 64))
-        ends = file.read().rstrip(b"\0").endswith(b";")
-    if begins and not ends:
-        raise Truncated(f"{path} is cut off: the mark that ends a GIF is missing; copy it again")
 
 
 def _pictures(path: Path) -> tuple[Frames, NDArray[np.float64]]:
@@ -169,7 +159,8 @@ def _track(path: Path) -> _Track:
         sound = _prefix_bytes(stream)
         stamps: list[int | None] = []
         keys: list[int | None] = []
-        end = overall = 0.0
+        decoding_order: list[int] = []
+        first_is_key, overall = False, 0.0
         for packet in container.demux():
             stamp = packet.pts if packet.pts is not None else packet.dts
             last = 0.0 if stamp is None else float((stamp + (packet.duration or 0)) * (packet.time_base or 0))
@@ -182,35 +173,68 @@ def _track(path: Path) -> _Track:
                 raise InputError(f"{path} is damaged at frame {len(stamps)}; copy or export it again")
             if packet.is_keyframe and container.format.name in _INDEXED:
                 keys.append(packet.pts)
+            first_is_key |= not stamps and packet.is_keyframe
             stamps.append(packet.pts)
-            end = max(end, last)
+            if packet.dts is not None:
+                decoding_order.append(packet.dts)
         if not stamps:
             raise InputError(f"{path} has no frames; export it again")
-        squeeze = float(stream.sample_aspect_ratio or 1)
-        if stream.duration:
-            length = float(stream.duration + (stream.start_time or 0)) * base
-        else:
-            length, end = (container.duration or 0) / av.time_base, overall
+        if _is_unordered(container, stream):
+            stamps = [None] * len(stamps)
+        track = _ordered(stamps, decoding_order, stated, base, float(stream.sample_aspect_ratio or 1), keys)
+        longest = max(float(np.diff(track.times).max(initial=0.0)), 1 / (stated or 25.0))
+        if lack := truncation.lack(path, container, stream, overall, longest, all_tracks=True):
+            raise Truncated(f"{path} is cut off: {lack}; copy it again")
+    return _decodable(path, track, stamps, first_is_key)
+
+
+def _is_unordered(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether the timestamps are those of another order: AVI has none for frames that are not decoded in order."""
+    codec = stream.codec_context
+    return container.format.name == "avi" and codec.name in ("h264", "hevc") and bool(codec.has_b_frames)
+
+
+def _ordered(
+    stamps: list[int | None],
+    decoding_order: list[int],
+    stated: float,
+    base: float,
+    squeeze: float,
+    keys: list[int | None],
+) -> _Track:
+    """The track of these packets. If their timestamps are no clock, the frames are evenly spaced."""
     known = [stamp for stamp in stamps if stamp is not None]
-    if len(set(known)) < len(stamps):
+    if len(set(known)) < len(stamps) or any(a > b for a, b in itertools.pairwise(decoding_order)):
         fps = stated or 25.0
-        track = _Track(None, np.arange(len(stamps)) / fps, (), fps, squeeze)
-    else:
-        ordered = np.sort(np.array(known, np.int64))
-        times = np.asarray(ordered * base, np.float64)
-        constant, fps = videos.rate_of(times, stated)
-        if not constant:
-            fps = (len(times) - 1) / float(times[-1] - times[0])
-        track = _Track(
-            ordered,
-            times,
-            tuple(np.searchsorted(ordered, [key for key in keys if key is not None]).tolist()),
-            fps,
-            squeeze,
-        )
-    if length - end > 1.5 * max(float(np.diff(track.times).max(initial=0.0)), 1 / (stated or 25.0)):
-        raise Truncated(f"{path} is cut off: it should last {length:.2f} s and ends at {end:.2f} s; copy it again")
-    return track
+        return _Track(None, np.arange(len(stamps)) / fps, (), fps, squeeze)
+    ordered = np.sort(np.array(known, np.int64))
+    times = np.asarray(ordered * base, np.float64)
+    constant, fps = videos.rate_of(times, stated)
+    if not constant:
+        fps = (len(times) - 1) / float(times[-1] - times[0])
+    places = tuple(np.searchsorted(ordered, [key for key in keys if key is not None]).tolist())
+    return _Track(ordered, times, places, fps, squeeze)
+
+
+def _decodable(path: Path, track: _Track, stamps: list[int | None], first_is_key: bool) -> _Track:
+    """The track without the frames at its beginning that need others before it, which a cut has removed.
+
+    stamps: of the packets. first_is_key: whether decoding can begin at the first packet.
+    """
+    if track.stamps is None:
+        if all(stamp is None for stamp in stamps):
+            return track
+        count = sum(1 for _ in _decoded(path, track, 0))
+        return replace(track, times=track.times[:count])
+    if first_is_key and stamps[0] == track.stamps[0]:
+        return track
+    first = next(_decoded(path, track, 0, whole=False), (0, None))[0]
+    return replace(
+        track,
+        stamps=track.stamps[first:],
+        times=track.times[first:],
+        keys=tuple(key - first for key in track.keys if key >= first),
+    )
 
 
 def _prefix_bytes(stream: VideoStream) -> int:
@@ -261,25 +285,6 @@ def _sentences(path: Path) -> Iterator[None]:
     except PusaError:
         raise
     except (av.FFmpegError, OSError, LookupError, ValueError, MemoryError) as error:
-        if _ends_early(path):
+        if truncation.stated_size(path) > path.stat().st_size:
             raise Truncated(f"{path} is cut off: the file is shorter than its header states; copy it again") from error
         raise files.unreadable(path, "video", error) from error
-
-
-def _ends_early(path: Path) -> bool:
-    """Whether the outermost parts of a file that cannot be opened (MP4, MOV, AVI, WebP) reach beyond its end."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(12)
-        if head[:4] == b"RIFF":
-            return int.from_bytes(head[4:8], "little") + 8 > size
-        place = 0 if head[4:8] == b"ftyp" else size
-        while place + 8 <= size:
-            file.seek(place)
-            head = file.read(16)
-            length = int.from_bytes(head[:4], "big")
-            length = int.from_bytes(head[8:16], "big") if length == 1 else length or size - place
-            if length < 8:
-                return False
-            place += length
-    return place > size

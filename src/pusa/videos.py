@@ -9,6 +9,7 @@ shift its colours by half a pixel each time it is written and read.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +20,8 @@ import av
 import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
-from PIL import Image as PILImage
 
-from pusa import containers, decoding, picture_files
+from pusa import containers, decoding, picture_files, truncation
 from pusa.errors import InputError, PusaError
 from pusa.files import existing_file, replacing, unreadable
 from pusa.images import Frames, Image, check_frames, to_rgb
@@ -132,8 +132,8 @@ def _decode(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
         stated = float(stream.average_rate or stream.guessed_rate or 0)
         squeeze = float(stream.sample_aspect_ratio or 1)
         frames: list[Image] = []
-        times: list[float] = []
-        size, end, length = 0, 0.0, 0.0
+        stamps: list[float | None] = []
+        size, end = 0, 0.0
         for frame in decoding.frames(container, stream):
             if frame.is_corrupt:
                 raise InputError(f"{path} is damaged at frame {len(frames)}; export it again")
@@ -146,39 +146,33 @@ def _decode(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
             if size > MAX_CLIP_BYTES:
                 raise _too_large(path)
             frames.append(picture)
-            fallback = times[-1] + 1 / (stated or 25.0) if times else 0.0
-            times.append(fallback if frame.pts is None else float(frame.time))
-            end = max(end, times[-1] + float((frame.duration or 0) * (frame.time_base or 0)))
+            stamps.append(None if frame.pts is None else float(frame.time))
+            end = max(end, (stamps[-1] or 0.0) + float((frame.duration or 0) * (frame.time_base or 0)))
         if not frames:
             raise InputError(f"{path} has no frames; export it again")
-        if stream.duration and stream.time_base:
-            length = float(stream.duration * stream.time_base) + float((stream.start_time or 0) * stream.time_base)
-        elif container.duration and not container.streams.audio:
-            length = container.duration / av.time_base
-    order = np.argsort(times, kind="stable")
-    gaps = np.diff(np.asarray(times)[order])
-    if length - end > 1.5 * max(gaps.max(initial=0.0), 1 / (stated or 25.0)):
-        raise InputError(f"{path} is cut off: it should last {length:.2f} s and ends at {end:.2f} s; copy it again")
-    return np.stack([frames[i] for i in order]), np.asarray(times)[order], stated
+        times = np.arange(len(frames)) / (stated or 25.0)
+        known = [stamp for stamp in stamps if stamp is not None]
+        if len(known) == len(stamps) and all(a < b for a, b in itertools.pairwise(known)):
+            times = np.asarray(known)
+        longest = max(float(np.diff(times).max(initial=0.0)), 1 / (stated or 25.0))
+        if lack := truncation.lack(path, container, stream, end, longest, all_tracks=False):
+            raise InputError(f"{path} is cut off: {lack}; copy it again")
+    return np.stack(frames), times, stated
 
 
 def decode_animation(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
     """`_decode` for an animated picture. Durations of 0 count as 100 ms, as in browsers; the stated rate is 0."""
-    count = picture_files.moving_frames(path)
-    if count == 1:
-        raise InputError(f"{path} is a picture, but a video is needed; give it as an image")
-    with PILImage.open(path) as picture:
+    with picture_files.animation(path) as (picture, count):
+        if count == 1:
+            raise InputError(f"{path} is a picture, but a video is needed; give it as an image")
         if count * picture.width * picture.height * 3 > MAX_CLIP_BYTES:
             raise _too_large(path)
         frames: list[Image] = []
         times = [0.0]
-        try:
-            for index in range(count):
-                picture.seek(index)
-                frames.append(to_rgb(picture))
-                times.append(times[-1] + (picture.info.get("duration") or 100) / 1000)
-        except Exception as error:
-            raise unreadable(path, "video", error) from error
+        for index in range(count):
+            picture.seek(index)
+            frames.append(to_rgb(picture))
+            times.append(times[-1] + (picture.info.get("duration") or 100) / 1000)
     return np.stack(frames), np.asarray(times[:-1]), 0.0
 
 
