@@ -71,7 +71,7 @@ def work(kind: str, options: argparse.Namespace, pipe: Connection) -> None:
     from peft import LoraConfig
 
     from pusa.core.objectives import flow_matching_loss
-    from pusa.models.wan.autoencoder import GEOMETRIES
+    from pusa.models.wan.geometry import GEOMETRIES
     from pusa.models.wan.operations import StepCounter
     from pusa.models.wan.text import TOKENS
     from pusa.models.wan.transformer import VectorWanTransformer3DModel

@@ -224,3 +224,20 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     for door in (files.existing_file, files.sha256):
         with pytest.raises(InputError, match="is a pipe or a device, but a file is needed; save"):
             door(pipe)
+
+
+def test_a_pointer_of_git_lfs_is_called_that(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    for read in (images.read_image, videos.read_video, files.existing_file, files.read_text):
+        with pytest.raises(
+            InputError, match=r"a\.png is a Git LFS pointer and not the file itself; run `git lfs pull`"
+        ):
+            read(path)
+
+
+def test_a_path_is_found_in_another_unicode_form(tmp_path: Path) -> None:
+    (tmp_path / "cafe\u0301/u\u0308").mkdir(parents=True)
+    assert files.as_stored(tmp_path / "caf\u00e9/\u00fc") == tmp_path / "cafe\u0301/u\u0308"
+    assert files.as_stored(tmp_path / "caf\u00e9/gone") == tmp_path / "caf\u00e9/gone"
+    assert files.as_stored(Path("gone/at all")) == Path("gone/at all")

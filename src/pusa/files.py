@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,8 @@ _SHOWN = 100
 _ADDRESS = re.compile(r"(data):|([a-z][a-z0-9+.-]+):/", re.IGNORECASE)
 _NAME = 255
 """bytes of the longest file name on most file systems"""
+_POINTER = b"version https://git-lfs.github.com/spec/"
+"""the first bytes of a file that Git LFS writes in place of another one"""
 _DIGIT = "\0"
 _DIGITS = 8 * _DIGIT
 
@@ -45,6 +48,7 @@ def existing_file(path: str | Path) -> Path:
         _refuse_streams(path)
         if path.stat().st_size == 0:
             raise InputError(f"{path} is empty (0 bytes); save or copy it again")
+        refuse_pointer(path)
     except InputError:
         raise
     except (OSError, ValueError) as error:
@@ -70,6 +74,61 @@ def _no_address(path: Path) -> str:
 def _shortened(path: Path) -> str:
     text = str(path)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 20]}…{text[-19:]}"
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise InputError if the file is a pointer of Git LFS. Git leaves it in place of a large file not yet fetched."""
+    if path.is_file() and path.stat().st_size < 1024:
+        with path.open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise InputError(
+                    f"{path} is a Git LFS pointer and not the file itself; run `git lfs pull` in its folder"
+                )
+
+
+def read_text(path: Path, name: str | None = None) -> str:
+    """Read a text file in UTF-8, or in UTF-16 with a byte-order mark. All line ends become newlines.
+
+    name: the name of the file in error messages; the default is its file name. Raises InputError if it cannot be read.
+    """
+    name = name or path.name
+    try:
+        _refuse_streams(path)
+        refuse_pointer(path)
+        raw = path.read_bytes()
+    except InputError as error:
+        raise InputError(str(error).replace(str(path), name)) from error
+    except OSError as error:
+        raise InputError(f"{name} cannot be read ({error.strerror}); check its permissions") from error
+    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return raw.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise InputError(f"{name} is not UTF-8 text (line {line}); save it as UTF-8") from error
+
+
+def composed(name: str | Path) -> str:
+    """Return a name in Unicode's composed form (NFC). Two names that a reader sees as equal are equal then.
+
+    macOS writes `é` as two characters and other systems write it as one, so copied names differ in their bytes.
+    """
+    return unicodedata.normalize("NFC", str(name))
+
+
+def as_stored(path: Path) -> Path:
+    """Return the existing path that equals `path` in composed form, or `path` itself if there is none."""
+    if os.path.lexists(path):
+        return path
+    found = Path(path.anchor)
+    for part in path.parts[1:] if path.anchor else path.parts:
+        if not os.path.lexists(found / part):
+            try:
+                part = next((name for name in os.listdir(found) if composed(name) == composed(part)), part)
+            except OSError:
+                return path
+        found = found / part
+    return found if os.path.lexists(found) else path
 
 
 def unreadable(path: Path, kind: str, error: Exception) -> InputError:

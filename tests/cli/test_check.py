@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from transformers import AutoTokenizer
 
 from pusa import videos
 from pusa.cli import main
+from pusa.files import sha256
 from pusa.models.loading import checkpoints
+from pusa.training.config.tree import Config, read
+from pusa.training.data.split import held_out
 
 Frames = Callable[..., NDArray[np.uint8]]
 
@@ -58,6 +62,53 @@ def test_the_settings_decide(folder: Path, check: Callable[..., dict[str, Any]])
         str(folder), "--data.buckets", "32x32x9", "--data.fps", "4", "--train.steps", "3", "--train.batch", "5"
     )
     assert (slower["samples"], slower["estimate"]["samples"]) == (3, 15)
+
+
+def test_a_preset_a_file_and_options_describe_the_training(
+    folder: Path, tiny_folder: Path, tmp_path: Path, check: Callable[..., dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The estimate is that of `pusa train` with the same preset, file and options."""
+    plain = check(str(folder), "--data.held_out", "1")
+    assert (plain["held_out"], plain["training_samples"]) == (1, 2)
+    assert plain["estimate"]["samples"] == Config().train.steps
+    preset = check(str(folder), "--preset", "tiny")
+    train = read(None, "tiny", {}).train
+    assert preset["estimate"]["samples"] == train.steps * train.batch
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        f"data: {{path: {folder}, buckets: [32x32x9, 16x16x17]}}\ntrain: {{steps: 7, accumulate: 3}}\nlora: null\n"
+    )
+    code = main(["check", str(file), "--train.batch", "2", "--model.source", str(tiny_folder), "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert (code, said["estimate"]["samples"]) == (0, 7 * 2 * 3)
+    assert said["estimate"]["trained"] == said["estimate"]["parameters"]
+    assert [row["bucket"] for row in said["buckets"]] == ["32x32x9", "16x16x17"]
+    less = check(str(folder), "--train.precision", "bf16")
+    assert less["estimate"]["weights"] == plain["estimate"]["weights"] / 2
+    main(["check", str(file), "--model.source", str(tiny_folder), "--train.gradient_checkpointing", "true"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "with gradient checkpointing" in text
+    assert "--train.gradient_checkpointing true, which takes" not in text
+
+
+def test_captions_that_the_model_does_not_read_to_their_end_are_counted(
+    folder: Path, check: Callable[..., dict[str, Any]], tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check(str(folder))["too_long"] == {"limit": 512, "clips": [], "unknown": None}
+    words = AutoTokenizer.from_pretrained(tiny_folder / "tokenizer")
+    long, fitting = "a red circle " * 60, "é" * 300
+    assert len(words(long.strip()).input_ids) == 601
+    assert len(words(fitting).input_ids) <= 512 < len(fitting.encode())
+    (folder / "clip0.txt").write_text(long)
+    (folder / "clip1.txt").write_text(fitting)
+    said = check(str(folder))
+    assert (said["code"], said["too_long"]["clips"]) == (0, [{"path": str(folder / "clip0.mp4"), "tokens": 601}])
+    assert main(["check", str(folder), "--model.source", str(tiny_folder)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert (
+        "1 caption has more than 512 tokens, and the model does not read the rest: clip0.mp4 (601). Shorten it." in text
+    )
 
 
 def test_what_needs_attention_is_named_and_exit_code_1(
@@ -119,15 +170,18 @@ def test_one_is_one(folder: Path, tiny_folder: Path, capsys: pytest.CaptureFixtu
 
 
 def test_it_says_how_many_clips_are_held_out(
-    folder: Path, noise_frames: Frames, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    folder: Path, noise_frames: Frames, tiny_folder: Path, check: Callable[..., dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     assert main(["check", str(folder), "--model.source", str(tiny_folder)]) == 0
-    assert "holds out no clip for validation, because there are fewer than 10" in capsys.readouterr().out
-    for seed in range(3, 10):
+    assert "holds out no clip for validation" in capsys.readouterr().out
+    for seed in range(3, 24):
         videos.write_video(folder / f"clip{seed}.mp4", noise_frames(17, seed, (32, 32)), 8)
         (folder / f"clip{seed}.txt").write_text("more")
+    number = check(str(folder))["held_out"]
+    assert number == len(held_out({sha256(path) for path in folder.glob("*.mp4")}, None)) > 0
     assert main(["check", str(folder), "--model.source", str(tiny_folder)]) == 0
-    assert "pusa train holds out 1 clip for validation" in capsys.readouterr().out
+    assert f"pusa train holds out {number} clip" in capsys.readouterr().out
 
 
 def test_what_is_merely_left_over_needs_no_attention(folder: Path, check: Callable[..., dict[str, Any]]) -> None:
@@ -157,9 +211,13 @@ def test_names_are_shown_as_they_are(folder: Path, tiny_folder: Path, capsys: py
         (["nowhere/at all"], "there is no folder"),
         (["CLIPS", "--data.buckets", "32x32x16"], "not 4n+1; use 13 or 17"),
         (["CLIPS", "--data.buckets", "40x32x17"], "multiples of 16; use 32x32x17"),
-        (["CLIPS", "--data.fps", "0"], "--data.fps 0"),
-        (["CLIPS", "--data.fps", "nan"], "frame rate"),
-        (["CLIPS", "--train.steps", "0"], "--train.steps 0"),
+        (["CLIPS", "--data.fps", "0"], "data.fps is 0 (the command line); give a number above 0, or null."),
+        (["CLIPS", "--data.fps", "nan"], "data.fps is"),
+        (["CLIPS", "--train.steps", "0"], "train.steps is 0 (the command line); give a whole number of at least 1."),
+        (["CLIPS", "--preset", "tinny"], "There is no preset 'tinny'; did you mean tiny?"),
+        (["CLIPS", "--data.path", "other"], "The clips are given twice"),
+        (["none.yaml"], "There is no settings file none.yaml; check the name."),
+        ([], "There are no clips; give a folder of clips, or data.path in the settings."),
         (["CLIPS", "--price", "-1"], "--price -1"),
         (["CLIPS", "--model.source", "gone"], "There is no model 'gone'"),
     ],

@@ -160,7 +160,7 @@ def test_for_people_there_is_a_line_per_problem_and_a_summary(
     [
         (("--data.buckets", "32x32x6"), ("32x32x6", "4n+1")),
         (("--data.buckets", "40x32x5"), ("40x32x5", "multiples of 16")),
-        (("--data.fps", "0"), ("--data.fps 0", "above 0")),
+        (("--data.fps", "0"), ("data.fps is 0", "above 0")),
         (("--workers", "2"), ("--ray",)),
         (("--ray", "local", "--workers", "0"), ("--workers 0",)),
         (("--data.cut", "middle"), ("middle",)),

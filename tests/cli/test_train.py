@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from pusa.cli import VERBS, main
-from pusa.cli.train import settings as settings_of_help
-from pusa.models.wan.geometry import GEOMETRIES
+from pusa.cli.shared.setting_options import settings as settings_of_help
 from pusa.training.config.presets import PRESETS
 from pusa.training.config.tree import SECTIONS, Config, read
 
@@ -247,22 +246,37 @@ def test_a_folder_in_use_is_refused_before_anything_is_encoded(
     assert f"run is in use by process {os.getpid()}" in err
 
 
-def test_clips_are_held_out_by_content_and_whole(clips: Path, tmp_path: Path) -> None:
-    from pusa.errors import InputError
-    from pusa.training.data.samples import Bucket, survey
-    from pusa.training.run import hold_out
-
-    plan = survey(clips, [Bucket(32, 32, 5)], 8, GEOMETRIES[16], "slide")
-    learnt, apart = hold_out(plan, 2)
-    contents = [{cut.file.sha256 for cut in part.cuts} for part in (learnt, apart)]
-    assert (len(contents[0]), len(contents[1])) == (3, 2)
-    assert not contents[0] & contents[1]
-    assert sorted(map(str, (*learnt.cuts, *apart.cuts))) == sorted(map(str, plan.cuts))
+def test_a_run_goes_on_with_renamed_clips_and_names_those_that_changed(
+    ask: Ask, common: list[str], clips: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    steps = common.index("--train.steps") + 1
+    common[steps] = "1"
+    assert ask(*common)[0] == 0
+    listed = json.loads((run / "clips.json").read_text())["clips"]
+    assert sum(clip["held_out"] for clip in listed) == 1
     for path in sorted(clips.glob("?.mp4")):
         for suffix in (".mp4", ".txt"):
             path.with_suffix(suffix).rename(clips / f"z{9 - int(path.stem)}{suffix}")
-    again = survey(clips, [Bucket(32, 32, 5)], 8, GEOMETRIES[16], "slide")
-    assert {cut.file.sha256 for cut in hold_out(again, 2)[1].cuts} == contents[1]
-    assert hold_out(plan, None)[1].cuts == ()
-    with pytest.raises(InputError, match="leave at least one"):
-        hold_out(plan, 5)
+    common[steps] = "2"
+    code, out, err = ask(*common, "--json")
+    assert code == 0, err
+    assert (json.loads(out)["first"], json.loads(out)["steps"]) == (1, 2)
+    again = json.loads((run / "clips.json").read_text())["clips"]
+    assert [clip["content"] for clip in again] == [clip["content"] for clip in listed]
+    assert {Path(clip["path"]).name for clip in again} == {f"z{9 - seed}.mp4" for seed in range(5)}
+
+    learnt = [Path(clip["path"]) for clip in again if not clip["held_out"]]
+    learnt[0].with_suffix(".txt").write_text("a blue square")
+    learnt[1].unlink()
+    common[steps] = "3"
+    code, _, err = ask(*common)
+    assert code == 2
+    assert err.splitlines()[-1] == (
+        f"pusa: {run} was trained on other clips ({learnt[1]} is gone; the caption of {learnt[0]} was 'a red circle "
+        "moves left' and is 'a blue square'): restore them, choose another --out, or add --overwrite to go on with the "
+        "present clips."
+    )
+    assert ask(*common, "--overwrite")[0] == 0
+    last = json.loads((run / "clips.json").read_text())["clips"]
+    assert [(clip["content"], clip["held_out"]) for clip in last] == [(c["content"], c["held_out"]) for c in again]

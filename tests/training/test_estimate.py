@@ -58,14 +58,14 @@ def test_operations_agree_with_the_count_over_layers(rank: int) -> None:
 
 def test_longer_samples_and_checkpointing(tiny_folder: Path) -> None:
     model, _ = load(tiny_folder)
-    plain = estimate(model, {SMALL: 3}, steps=10, batch=2, rank=4, rate=1e9, price=3.6)
+    plain = estimate(model, {SMALL: 3}, steps=10, batch=2, adapter=Lora(4, TARGETS), rate=1e9, price=3.6)
     assert plain is not None
     assert plain.samples == 20
     assert plain.epochs == pytest.approx(20 / 3)
     assert plain.memory_checkpointed < plain.memory
     assert plain.cost == pytest.approx((plain.seconds[0] / 1000, plain.seconds[1] / 1000))
-    longer = estimate(model, {SMALL: 3, Bucket(64, 64, 33): 3}, steps=10, batch=2, rank=4, rate=1e9)
+    longer = estimate(model, {SMALL: 3, Bucket(64, 64, 33): 3}, steps=10, batch=2, adapter=Lora(4, TARGETS), rate=1e9)
     assert longer is not None
     assert longer.seconds[0] > plain.seconds[0]
     assert longer.activations > plain.activations
-    assert estimate(model, {}, steps=10, batch=2, rank=4, rate=1e9) is None
+    assert estimate(model, {}, steps=10, batch=2, adapter=Lora(4, TARGETS), rate=1e9) is None

@@ -4,131 +4,153 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
 from pusa.cli.shared.arguments import number
-from pusa.cli.shared.options import MODEL, Many, Verbosity, Whole, model_default
+from pusa.cli.shared.options import Verbosity
+from pusa.cli.shared.setting_options import given, with_settings
 from pusa.cli.shared.terminal import Report, Terminal
 from pusa.errors import InputError
 
 if TYPE_CHECKING:
+    from pusa.training.config.tree import Config
     from pusa.training.data.samples import Bucket, Plan
     from pusa.training.estimate import Estimate
 
-SAMPLES = Group.create_ordered("Samples")
-RUN = Group.create_ordered("Estimated training")
-
+COST = Group.create_ordered("Cost")
+SHARED = ("model", "data")
+"""The sections of settings that decide the samples of a training."""
 HARMLESS = {"unused"}
 """Kinds of problems that need no attention."""
 CROPPED = 0.1
 """A clip is reported if its bucket crops more than this share of its picture."""
 
 
+@with_settings((*SHARED, "lora", "train"), several=True)
 def check(
-    data: str,
+    data: str | None = None,
     *,
-    buckets: Annotated[
-        tuple[str, ...],
-        Many,
-        Parameter(name="--data.buckets", group=SAMPLES, metavar="WxHxF...", consume_multiple=True),
-    ] = (),
-    fps: Annotated[float | None, Parameter(name="--data.fps", group=SAMPLES, show_default=model_default)] = None,
-    cut: Annotated[Literal["head", "uniform", "slide"], Parameter(name="--data.cut", group=SAMPLES)] = "head",
-    model: Annotated[str, Parameter(name="--model.source", group=MODEL)] = "tiny-base",
-    steps: Annotated[int, Whole, Parameter(name="--train.steps", group=RUN)] = 900,
-    batch: Annotated[int, Whole, Parameter(name="--train.batch", group=RUN)] = 1,
-    rank: Annotated[int, Whole, Parameter(name="--lora.rank", group=RUN)] = 32,
-    price: Annotated[float | None, Parameter(group=RUN)] = None,
+    preset: Annotated[str | None, Parameter(metavar="NAME")] = None,
+    price: Annotated[float | None, Parameter(group=COST)] = None,
     verbosity: Verbosity = Verbosity(),
+    **overrides: str | tuple[str, ...] | None,
 ) -> Report:
     """Check the clips of a folder and estimate the memory, time and cost of a training. No weights are loaded.
 
-    The exit code is 1 if a clip is unreadable, truncated, too short, too small, a duplicate, missing or without a
-    caption.
+    With the preset, the settings file and the options of a training, it examines the samples of this training and
+    estimates its cost. The exit code is 1 if a clip is unreadable, truncated, too short, too small, a duplicate,
+    missing or without a caption.
 
     Parameters
     ----------
     data
-        A folder of clips with captions, a table of clips, or the hub id of a dataset.
-    buckets
-        Sizes and lengths of samples, for example 832x480x81 480x832x81. Each clip goes to the bucket that fits it best.
-        The default is the model's own size and length.
-    fps
-        Frames per second to which clips are resampled.
-    cut
-        How a clip that is longer than its bucket is cut: head takes one sample from its beginning, uniform as many as
-        fit without overlap, slide one every half bucket length.
-    model
-        tiny-base, a diffusers folder or a hub id. Only the configs of a hub repository are downloaded.
-    steps
-        Optimiser steps.
-    batch
-        Samples per step.
-    rank
-        Rank of the LoRA; 0 is full fine-tuning.
+        A folder of clips with captions, a table of clips, or the hub id of a dataset; or a .yaml or .toml file of
+        settings for pusa train.
+    preset
+        A preset of pusa train; the settings file and options override it. pusa train --presets lists all presets.
     price
         Price of one hour of this machine.
     """
     terminal = Terminal(verbosity.verbose)
-    for flag, value, least in (("--train.steps", steps, 1), ("--train.batch", batch, 1), ("--lora.rank", rank, 0)):
-        if value < least:
-            raise InputError(f"{flag} {value}: give {least} or more.")
-    if fps is not None and not 0 < number(str(fps), "--data.fps", "frame rate") <= 1000:
-        raise InputError(f"--data.fps {fps:g}: give a rate above 0 and at most 1000.")
     if price is not None and number(str(price), "--price", "price") < 0:
         raise InputError(f"--price {price:g}: give 0 or more.")
+    config = settings_for(data, preset, overrides)
     with terminal.status("Starting"):
         import torch
 
-        from pusa.models.loading import configurations, sources
+        from pusa import adapters
+        from pusa.training import planning, starting
         from pusa.training.costs import device_name, matmul_rate
-        from pusa.training.data import samples
-        from pusa.training.estimate import estimate, sizes_for
+        from pusa.training.data.split import hold_out
+        from pusa.training.estimate import estimate
 
-        name, folder = sources.find(model, parts=())
-        configurations.check(name, folder)
-        defaults = configurations.defaults_of(folder)
-        shape, sizes = sizes_for(name, folder, buckets)
+        model = planning.model_plan(config)
+        config = starting.with_lora(config, model.sizes.layers)
     with terminal.counting() as progress:
-        plan = samples.survey(
-            data,
-            sizes,
-            fps or defaults.fps,
-            shape.geometry,
-            cut,
-            progress=partial(progress, "Reading the clips"),
-            workers=min(16, os.cpu_count() or 1),
+        plan = planning.survey(
+            config, model, progress=partial(progress, "Reading the clips"), workers=min(16, os.cpu_count() or 1)
         )
+    training, held_out = hold_out(plan, config.data.held_out) if plan.cuts else (plan, plan)
     with terminal.status("Measuring this machine"):
-        device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
-        rate, number_size = matmul_rate(device, dtype, seconds=0.3), dtype.itemsize
-    run = estimate(shape, plan.buckets, steps=steps, batch=batch, rank=rank, rate=rate, number=number_size, price=price)
-    counts = {bucket: plan.buckets.get(bucket, 0) for bucket in dict.fromkeys(sizes)}
-    record = _record(name, plan, counts, cut, run, device_name(device))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+        rate = matmul_rate(device, dtype, seconds=0.3)
+    run = estimate(
+        model.sizes,
+        training.buckets,
+        steps=config.train.steps,
+        batch=config.train.batch,
+        accumulate=config.train.accumulate,
+        adapter=adapters.from_settings(config.lora),
+        rate=rate,
+        number=dtype.itemsize,
+        price=price,
+    )
+    record = _record(model.name, plan, config.data.cut, run, device_name(device))
+    record |= {
+        "training_samples": len(training.cuts),
+        "held_out": len({cut.file.sha256 for cut in held_out.cuts}),
+        "too_long": _too_long(config.model.source, plan),
+        "checkpointing": config.train.gradient_checkpointing,
+    }
     attention = any(problem.kind not in HARMLESS for problem in plan.problems) or not plan.cuts
     from pusa.cli.shared import check_report
 
     text = (
         f"{check_report.share(_used(plan), plan.found)} used"
         if verbosity.quiet
-        else check_report.render(record, plan, run, shape.geometry)
+        else check_report.render(record, plan, run, model.sizes.geometry)
     )
     return Report({**record, "attention": attention}, text, exit_code=int(attention))
+
+
+def settings_for(data: str | None, preset: str | None, overrides: Mapping[str, str | tuple[str, ...] | None]) -> Config:
+    """Return the settings of a training: the preset, then the file `data` if it is one, then the options.
+
+    data: a source of clips or a settings file. Raises InputError for wrong settings, or if there are no clips.
+    """
+    from pusa.training.config.tree import read
+
+    named = given(overrides)
+    is_settings = data is not None and data.lower().endswith((".yaml", ".yml", ".toml"))
+    if data is not None and not is_settings and named.setdefault("data.path", data) != data:
+        raise InputError(f"The clips are given twice, as {data} and as --data.path; give them once.")
+    config = read(Path(data) if data and is_settings else None, preset, named)
+    if config.data.path is None:
+        raise InputError("There are no clips; give a folder of clips, or data.path in the settings.")
+    return config
+
+
+def _too_long(source: str, plan: Plan) -> dict[str, Any]:
+    """Return the captions that the model does not read to their end: their clips and tokens, or why it is unknown."""
+    from pusa.models.loading import token_counts
+
+    captions = [caption for file in plan.files for caption in file.captions]
+    try:
+        found = token_counts.too_long(source, captions)
+    except InputError as error:
+        return {"limit": token_counts.LIMIT, "clips": [], "unknown": str(error)}
+    clips = [
+        {"path": str(file.path), "tokens": found[caption]}
+        for file in plan.files
+        for caption in file.captions
+        if caption in found
+    ]
+    return {"limit": token_counts.LIMIT, "clips": clips, "unknown": None}
 
 
 def _used(plan: Plan) -> int:
     return len({cut.file.path for cut in plan.cuts})
 
 
-def _record(
-    model: str, plan: Plan, counts: dict[Bucket, int], cut: str, run: Estimate | None, device: str
-) -> dict[str, Any]:
-    """Return the output of `--json`, without the exit code."""
-    from pusa.training.run import held_out
-
+def _record(model: str, plan: Plan, cut: str, run: Estimate | None, device: str) -> dict[str, Any]:
+    """Return a part of the output of `--json`: clips, samples, buckets, problems and the estimate."""
+    counts = {bucket: plan.buckets.get(bucket, 0) for bucket in plan.choices}
     files = plan.files
     moving = [file for file in files if file.frames > 1]
     clips_in = Counter(bucket for bucket in {(cut.file.path, cut.bucket): cut.bucket for cut in plan.cuts}.values())
@@ -158,7 +180,6 @@ def _record(
             {"bucket": str(bucket), "samples": samples, "clips": clips_in.get(bucket, 0)}
             for bucket, samples in counts.items()
         ],
-        "held_out": held_out(len({cut.file.sha256 for cut in plan.cuts})),
         "cropped": _cropped(plan),
         "problems": [
             {"path": str(problem.path), "kind": problem.kind, "reason": problem.reason} for problem in plan.problems

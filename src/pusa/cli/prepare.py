@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from pusa.cli.check import HARMLESS, SAMPLES
-from pusa.cli.shared.arguments import number
-from pusa.cli.shared.options import MODEL, OUTPUT, File, Many, Verbosity, Whole, model_default
+from pusa.cli.check import HARMLESS, SHARED, settings_for
+from pusa.cli.shared.options import Verbosity, Whole
+from pusa.cli.shared.setting_options import with_settings
 from pusa.cli.shared.terminal import Report, Terminal, clock, count, printable
 from pusa.errors import InputError
 
@@ -22,21 +22,15 @@ if TYPE_CHECKING:
 MACHINES = Group.create_ordered("Several machines")
 
 
+@with_settings(SHARED, several=True)
 def prepare(
-    data: str,
+    data: str | None = None,
     *,
-    buckets: Annotated[
-        tuple[str, ...],
-        Many,
-        Parameter(name="--data.buckets", group=SAMPLES, metavar="WxHxF...", consume_multiple=True),
-    ] = (),
-    fps: Annotated[float | None, Parameter(name="--data.fps", group=SAMPLES, show_default=model_default)] = None,
-    cut: Annotated[Literal["head", "uniform", "slide"], Parameter(name="--data.cut", group=SAMPLES)] = "head",
-    model: Annotated[str, Parameter(name="--model.source", group=MODEL)] = "tiny-base",
-    cache: Annotated[Path, File, Parameter(name="--data.cache", group=OUTPUT)] = Path("runs/cache"),
+    preset: Annotated[str | None, Parameter(metavar="NAME")] = None,
     ray: Annotated[str | None, Parameter(group=MACHINES, metavar="ADDRESS")] = None,
     workers: Annotated[int | None, Whole, Parameter(group=MACHINES)] = None,
     verbosity: Verbosity = Verbosity(),
+    **overrides: str | tuple[str, ...] | None,
 ) -> Report | None:
     """Encode the clips and captions of a folder once, for all trainings.
 
@@ -47,18 +41,10 @@ def prepare(
     Parameters
     ----------
     data
-        A folder of clips with captions, a table of clips, or the hub id of a dataset.
-    buckets
-        Sizes and lengths of samples, for example 832x480x81 480x832x81. The default is the model's own size and length.
-    fps
-        Frames per second to which clips are resampled.
-    cut
-        How a clip that is longer than its bucket is cut: head takes one sample from its beginning, uniform as many as
-        fit without overlap, slide one every half bucket length.
-    model
-        tiny-base, a diffusers folder or a hub id. Its autoencoder and its text encoder are used.
-    cache
-        Folder of the encoded samples. Several datasets and models can share it.
+        A folder of clips with captions, a table of clips, or the hub id of a dataset; or a .yaml or .toml file of
+        settings for pusa train.
+    preset
+        A preset of pusa train; the settings file and options override it. pusa train --presets lists all presets.
     ray
         Address of a Ray cluster (auto, HOST:PORT, ray://HOST:PORT), or local to start one. Needs pusa[cluster].
     workers
@@ -66,40 +52,30 @@ def prepare(
     """
     rank, world = _rank_and_world()
     terminal = Terminal(rank == 0 and verbosity.verbose)
-    if fps is not None and not 0 < number(str(fps), "--data.fps", "frame rate") <= 1000:
-        raise InputError(f"--data.fps {fps:g}: give a rate above 0 and at most 1000.")
     if workers is not None and (ray is None or workers < 1):
         raise InputError(f"--workers {workers}: give 1 or more, together with --ray.")
     if ray is not None and world > 1:
         raise InputError("--ray starts its own processes; run the command without torchrun.")
+    config = settings_for(data, preset, overrides)
+    cache = config.data.cache
     with terminal.status("Starting"):
         from pusa.files import make_folder
-        from pusa.models.loading import configurations, sources
-        from pusa.training.data import samples
-        from pusa.training.estimate import sizes_for
+        from pusa.training import planning
 
-        name, folder = sources.find(model, parts=())
-        configurations.check(name, folder)
-        defaults, (shape, sizes) = configurations.defaults_of(folder), sizes_for(name, folder, buckets)
+        model = planning.model_plan(config)
     with terminal.counting() as progress:
-        plan = samples.survey(
-            data,
-            sizes,
-            fps or defaults.fps,
-            shape.geometry,
-            cut,
-            progress=partial(progress, "Reading the clips"),
-            workers=min(16, 2 * (os.cpu_count() or 1)),
+        plan = planning.survey(
+            config, model, progress=partial(progress, "Reading the clips"), workers=min(16, 2 * (os.cpu_count() or 1))
         )
     if ray is None:
         make_folder(cache, "the cache")
-        prepared = _prepare_in_this_process(plan, model, cache, terminal, rank, world)
+        prepared = _prepare_in_this_process(plan, config.model.source, cache, terminal, rank, world)
     else:
         from pusa.training.data import cluster
 
         with terminal.counting() as progress:
-            prepared = cluster.prepare(plan, name, cache, ray, workers=workers, progress=progress)
-    return _report(data, cache, plan, prepared) if rank == 0 else None
+            prepared = cluster.prepare(plan, model.name, cache, ray, workers=workers, progress=progress)
+    return _report(plan.source, cache, plan, prepared) if rank == 0 else None
 
 
 def _rank_and_world() -> tuple[int, int]:

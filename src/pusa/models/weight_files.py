@@ -67,7 +67,6 @@ def listing(file: Path) -> dict[str, Stored]:
     file, suffix = existing_file(file), file.suffix.lower()
     for suffixes, reader in _LISTINGS:
         if suffix in suffixes:
-            refuse_pointer(file)
             return reader(file)
     raise InputError(f"{file} is not a file of weights: give one that ends in {', '.join(SUFFIXES[:2])} or {GGUF[0]}.")
 
@@ -142,13 +141,6 @@ def _plain(tensor: Tensor, one: Stored) -> Tensor:
     if one.dtype == "BF16":
         tensor = tensor.as_subclass(torch.Tensor).view(torch.bfloat16)
     return tensor if one.quantised else tensor.reshape(one.shape)
-
-
-def refuse_pointer(file: Path) -> None:
-    """Raise InputError if the file is a git-lfs pointer."""
-    with file.open("rb") as stream:
-        if stream.read(24) == b"version https://git-lfs.":
-            raise InputError(f"{file} is a git-lfs pointer instead of the weights: run `git lfs pull` in its folder.")
 
 
 def _safetensors(file: Path) -> dict[str, Stored]:

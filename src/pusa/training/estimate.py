@@ -12,11 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pusa.adapters.base import Adapter
-from pusa.adapters.full import AllWeights
-from pusa.adapters.lora import Lora
 from pusa.models.backbone import Sizes
 from pusa.models.loading import checkpoints, configurations
-from pusa.training.config.sections import TARGETS
 from pusa.training.data.samples import Bucket
 
 EFFICIENCY = (0.3, 0.7)
@@ -76,21 +73,21 @@ def estimate(
     *,
     steps: int,
     batch: int,
-    rank: int,
+    accumulate: int = 1,
+    adapter: Adapter,
     rate: float,
     number: int = 4,
     price: float | None = None,
 ) -> Estimate | None:
-    """Estimate `steps` steps of `batch` samples on one device; return None if there are no samples.
+    """Estimate `steps` steps on one device; return None if there are no samples.
 
-    buckets: the number of samples in each. batch: samples of a step, all in one pass. rank: of the LoRA; 0 trains all
-    weights. rate: operations per second for large matrix products. number: bytes of one stored number. price: money for
+    buckets: the number of samples in each. batch: samples of a pass. accumulate: passes of a step. adapter: what is
+    trained. rate: operations per second for large matrix products. number: bytes of one stored number. price: money for
     one hour. The best time is without gradient checkpointing, the worst with it.
     """
     count = sum(buckets.values())
     if not count:
         return None
-    adapter: Adapter = Lora(rank, TARGETS) if rank else AllWeights()
     keeps_base, extra = adapter.keeps_base, adapter.extra_parameters(model.layers)
     tokens = {bucket: model.tokens(bucket.frames, (bucket.width, bucket.height)) for bucket in buckets}
     largest = max(tokens.values())
@@ -101,6 +98,7 @@ def estimate(
         )
         / count
         * batch
+        * accumulate
         for again in (False, True)
     )
     trained = extra + (0 if keeps_base else model.parameters)
@@ -109,8 +107,8 @@ def estimate(
         parameters=model.parameters,
         trained=trained,
         tokens=largest,
-        samples=steps * batch,
-        epochs=steps * batch / count,
+        samples=steps * batch * accumulate,
+        epochs=steps * batch * accumulate / count,
         flops_per_step=plain,
         weights=model.parameters * number if keeps_base else 0,
         optimiser=16 * trained,

@@ -5,7 +5,6 @@ Under torchrun or accelerate every process runs this. Rank 0 reads the clips, an
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -16,21 +15,19 @@ from typing import Protocol
 from pusa import processes
 from pusa.errors import InputError
 from pusa.files import make_folder
-from pusa.models.backbone import Geometry
-from pusa.models.loading import checkpoints, configurations, sources
-from pusa.training import loggers, starting
+from pusa.models.loading import checkpoints
+from pusa.training import loggers, planning, starting
 from pusa.training.config.tree import Config
-from pusa.training.data import samples
+from pusa.training.data import split
 from pusa.training.data.cache import Cache, CachedSamples, prepare
 from pusa.training.data.dataset import Problem
 from pusa.training.data.fingerprints import fingerprint
-from pusa.training.data.samples import Bucket, Cut, Plan
-from pusa.training.estimate import sizes_for
+from pusa.training.data.samples import Cut, Plan
 from pusa.training.monitoring import Monitor
+from pusa.training.planning import ModelPlan
 from pusa.training.run_folder import lock
 from pusa.training.trainer import Result, train
 
-MOST_HELD_OUT = 16
 NOTED = 5
 """So many unused clips are named, and the others are counted. `pusa check` names all."""
 
@@ -70,18 +67,15 @@ def run(
     with processes.join() as group:
         processes.from_rank_zero(group, lambda: loggers.check(list(config.track.loggers)))
         with terminal.status("Reading the configuration of the model"):
-            name, folder = sources.find(config.model.source, parts=())
-            kinds = configurations.check(name, folder, expert=config.model.expert)
-            if len(kinds) > 1:
+            model = planning.model_plan(config)
+            if len(model.kinds) > 1:
                 raise InputError(
-                    f"{name} has two experts, which are trained one at a time: set model.expert to high or low."
+                    f"{model.name} has two experts, which are trained one at a time: set model.expert to high or low."
                 )
-            defaults, geometry = configurations.defaults_of(folder), configurations.geometry(name, folder)
-            shape, buckets = sizes_for(name, folder, config.data.buckets or ())
-            config = starting.with_lora(config, shape.layers)
+            config = starting.with_lora(config, model.sizes.layers)
         if resume_from is not None:
             processes.from_rank_zero(group, partial(starting.branch, resume_from, out))
-        plan = processes.from_rank_zero(group, lambda: survey(config, buckets, defaults.fps, geometry, terminal))
+        plan = processes.from_rank_zero(group, lambda: survey(config, model, terminal))
         processes.from_rank_zero(group, lambda: _writable(config.data.cache, out))
         with terminal.status(f"Loading {config.model.source}", line=True):
             components = checkpoints.load(
@@ -94,7 +88,7 @@ def run(
             group, lambda: without(plan, Cache(config.data.cache, key).missing(plan), made.failed)
         )
         _note(plan, terminal)
-        training_part, held_out_part = hold_out(plan, config.data.held_out)
+        training_part, held_out_part = processes.from_rank_zero(group, partial(_parts, plan, config, out, force))
         if not held_out_part.cuts and config.preview.every:
             raise InputError(
                 "Previews need held-out clips, and there are none: set data.held_out to 1 or more, or set "
@@ -127,14 +121,10 @@ def _writable(cache: Path, out: Path) -> None:
     lock(out).close()
 
 
-def survey(config: Config, buckets: Sequence[Bucket], fps: float, geometry: Geometry, terminal: Terminal) -> Plan:
+def survey(config: Config, model: ModelPlan, terminal: Terminal) -> Plan:
     """Return the plan: the clips, and the samples that are cut from them. InputError if there are no samples."""
-    source = config.data.path
-    if source is None:
-        raise InputError("There is no training data: give --data FOLDER, or set data.path.")
     with terminal.counting() as progress:
-        reading = partial(progress, "Reading the clips")
-        plan = samples.survey(source, buckets, config.data.fps or fps, geometry, config.data.cut, progress=reading)
+        plan = planning.survey(config, model, progress=partial(progress, "Reading the clips"))
     _something_left(plan)
     return plan
 
@@ -152,25 +142,34 @@ def without(plan: Plan, lost: Sequence[Cut], reasons: Sequence[Problem]) -> Plan
     return plan
 
 
-def hold_out(plan: Plan, clips: int | None) -> tuple[Plan, Plan]:
-    """Divide the plan into the training part and `clips` held-out files (None: 10 %, at most 16) with all their cuts.
+def _parts(plan: Plan, config: Config, out: Path, force: bool) -> tuple[Plan, Plan]:
+    """Divide the plan into the training part and the held-out part, and write both into the folder of the run.
 
-    The choice depends on the content of each file only, and not on its name, its location or the other files.
+    A run that is resumed keeps its parts and the order of its clips. InputError names the clips that have changed in
+    the training part, unless `force` is given.
     """
-    files = {cut.file.sha256 for cut in plan.cuts}
-    count = held_out(len(files)) if clips is None else clips
-    if count >= len(files):
-        raise InputError(
-            f"data.held_out is {count}, and there are {len(files)} clips: leave at least one clip for training."
-        )
-    apart = set(sorted(files, key=lambda content: hashlib.sha256(f"held out {content}".encode()).digest())[:count])
-    parts = [tuple(cut for cut in plan.cuts if (cut.file.sha256 in apart) is held) for held in (False, True)]
-    return replace(plan, cuts=parts[0]), replace(plan, cuts=parts[1])
-
-
-def held_out(files: int) -> int:
-    """Return the default number of held-out files: a tenth of `files`, rounded down, at most 16."""
-    return min(MOST_HELD_OUT, files // 10)
+    data = config.data
+    settings = {"buckets": [str(one) for one in plan.choices], "fps": plan.fps, "cut": data.cut}
+    settings |= {"held_out": data.held_out}
+    seen = split.SeenClips(settings, ())
+    if not any((out / "checkpoints").glob("step_*")):
+        parts = split.hold_out(plan, data.held_out)
+    elif (recorded := split.read(out)) is None:
+        parts = split.hold_out(plan, data.held_out, split.before_clips_were_written(plan, data.held_out))
+    elif recorded.settings != settings:
+        parts = split.hold_out(recorded.in_order(plan), data.held_out)
+        if not force:
+            return parts  # the run names the settings that differ
+    else:
+        parts = split.hold_out(recorded.in_order(plan), data.held_out, recorded.parts)
+        if (changes := recorded.changes(parts[0])) and not force:
+            raise InputError(
+                f"{out} was trained on other clips ({split.listed(changes)}): restore them, choose another --out, or "
+                "add --overwrite to go on with the present clips."
+            )
+        seen = recorded
+    seen.with_parts(*parts).write(out)
+    return parts
 
 
 def _something_left(plan: Plan) -> None:

@@ -15,6 +15,7 @@ from pusa.models.lora import header
 from pusa.training import run_folder
 from pusa.training.config.sections import TARGETS
 from pusa.training.config.tree import SHAPE_OF_LORA, Config
+from pusa.training.data import split
 from pusa.training.run_folder import LOGS, MANIFEST, Checkpoint
 from pusa.training.weight_averages import SNAPSHOTS, snapshots_of
 
@@ -66,6 +67,8 @@ def branch(source: Path, out: Path) -> None:
             if (run / log).is_file():
                 shutil.copy2(run / log, out / log)
                 run_folder.rewind(out / log, chosen.step)
+        if (run / split.RECORD).is_file():
+            shutil.copy2(run / split.RECORD, out / split.RECORD)
         for step, snapshot in snapshots_of(run).items():
             if step <= chosen.step:
                 (out / SNAPSHOTS).mkdir(exist_ok=True)

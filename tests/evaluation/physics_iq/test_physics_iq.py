@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from pusa.cli import main
+from pusa.errors import InputError
 from pusa.evaluation.physics_iq import measures, scores
+from pusa.evaluation.physics_iq.dataset import TESTING, Dataset, Scene
 from pusa.evaluation.physics_iq.measures import Similarity
 from pusa.images import Frames
 from pusa.videos import read_video, write_video
@@ -133,6 +135,34 @@ def test_a_missing_video_is_named_and_not_counted(dataset: Path, ask: Ask, video
     assert found["missing"][gone.name] == "is missing"
     assert "30 frames, 3.75 s" in " ".join(found["missing"].values())
     assert found["verified"]["value"] == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("fps", [23.976, 29.97, 60])
+def test_a_video_at_any_rate_is_compared_with_all_five_seconds(tmp_path: Path, fps: float) -> None:
+    """A take of 150 frames at 30 per second ends 1/30 s before 5 s: resampled to 60 per second, it has 299 frames."""
+    scene = Scene("0001", "perspective-left", "square", "A square moves.", "Solid Mechanics", "made.mp4")
+    folder = tmp_path / TESTING[0] / "30FPS"
+    folder.mkdir(parents=True)
+
+    def square(seconds: np.ndarray) -> Frames:
+        frames = np.full((len(seconds), 64, 128, 3), 90, np.uint8)
+        for frame, way in zip(frames, (16 * seconds).astype(int), strict=True):
+            frame[24:40, 8 + way : 24 + way] = (240, 220, 60)
+        return frames
+
+    takes = [folder / f"000{i}_testing-videos_30FPS_{scene.view}_take-{i}_{scene.name}.mp4" for i in (1, 2)]
+    for path in takes:
+        write_video(path, square(np.arange(150) / 30), 30, crf=0)
+    made = tmp_path / scene.file
+    write_video(made, square(np.arange(round(5 * fps)) / fps), fps, crf=0)
+    found = scores.compare(scene, made, Dataset(tmp_path))
+    assert found.video.spatiotemporal == pytest.approx(1, abs=0.1)
+    write_video(takes[1], square(np.arange(140) / 30), 30)
+    with pytest.raises(InputError, match=r"take-2_square.mp4 has 140 frames, 4.67 s, but 5 s are needed; download it"):
+        scores.compare(scene, made, Dataset(tmp_path))
+    write_video(made, square(np.arange(round(5 * fps) - 2) / fps), fps)
+    with pytest.raises(InputError, match=r"made.mp4 has \d+ frames, 4.\d\d s; give a video of 5 s"):
+        scores.compare(scene, made, Dataset(tmp_path))
 
 
 def test_a_second_scoring_looks_only_at_what_is_new(dataset: Path, ask: Ask, videos: Write, tmp_path: Path) -> None:

@@ -531,7 +531,7 @@ def test_a_cut_off_file_says_which_tensor(file, wans):
     file.write_bytes(whole[:200])
     refused(file, "cut off in its header")
     file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
-    refused(file, "git-lfs pointer")
+    refused(file, "is a Git LFS pointer")
     file.write_bytes(b"")
     refused(file, "is empty")
 

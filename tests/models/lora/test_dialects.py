@@ -361,7 +361,7 @@ def test_damaged_files(model, good, tmp_path):
     save_file({}, path)
     refused(model, path, "no tensors")
     path.write_text("version https://git-lfs.github.com/spec/v1\n")
-    refused(model, path, "git-lfs pointer")
+    refused(model, path, "is a Git LFS pointer")
     save_file({"blocks.0.self_attn.q.weight": torch.zeros(4, 4)}, path)
     refused(model, path, "is not a LoRA: its 1 keys .* are those of a network; give a network with --model")
     pickled = tmp_path / "x.pt"

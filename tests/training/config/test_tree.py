@@ -205,6 +205,43 @@ def test_files_that_are_none_are_named(tmp_path: Path) -> None:
         read(tmp_path / "b.yaml", None, {})
 
 
+@pytest.mark.parametrize("name", ["a.toml", "a.yaml"])
+@pytest.mark.parametrize("path", [r"C:\clips\new", r"D:\Users\me", r"C:\temp", r"\\nas\new", r"clips\data"])
+def test_a_windows_path_in_double_quotes_has_a_remedy(tmp_path: Path, name: str, path: str) -> None:
+    """As an escape, `\\t` would be a tab in silence, and `\\U` an error that does not mention paths."""
+    form = "[data]\npath = {}\n" if name.endswith("toml") else "data:\n  path: {}\n"
+    with pytest.raises(InputError) as caught:
+        read(written(tmp_path, form.format(f'"{path}"'), name), None, {})
+    slashes = path.replace("\\", "/")
+    assert str(caught.value).endswith(
+        f'{name} has "{path}" in line 2, and a backslash in double quotes begins an escape; write the path in single '
+        f"quotes ('{path}') or with slashes (\"{slashes}\")."
+    )
+    for quoted, meant in (
+        (f"'{path}'", path),
+        (f'"{slashes}"', slashes),
+        ('"{}"'.format(path.replace("\\", "\\\\")), path),
+    ):
+        assert read(written(tmp_path, form.format(quoted), name), None, {}).data.path == meant
+
+
+def test_a_relative_path_with_an_escape_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"data.cache \(.*a.toml\) is 'runs\\new': a backslash in double quotes begins"
+    ):
+        read(written(tmp_path, '[data]\ncache = "runs\\new"\n', "a.toml"), None, {})
+    with pytest.raises(InputError, match=r"data.path \(.*a.toml\) is 'clips\\new': a backslash"):
+        read(written(tmp_path, '[data]\npath = "clips\\new"\n', "a.toml"), None, {})
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(("name", "text"), [("a.toml", "[train]\r\nlr = 0.5\r\n"), ("a.yaml", "train: {lr: 0.5}\r\n")])
+def test_a_byte_order_mark_is_no_part_of_the_settings(tmp_path: Path, encoding: str, name: str, text: str) -> None:
+    """Notepad and PowerShell write one."""
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    assert read(tmp_path / name, None, {}).train.lr == 0.5
+
+
 def test_settings_cannot_be_changed_afterwards() -> None:
     with pytest.raises(ValidationError):
         Config().train.lr = 1.0  # type: ignore[misc]
@@ -213,6 +250,7 @@ def test_settings_cannot_be_changed_afterwards() -> None:
 # ------------------------------------------------------------------------------------------------------- written down
 
 texts = st.text(max_size=20)
+paths = texts.filter(lambda text: not any(ord(letter) < 32 for letter in text))
 shares = st.floats(0, 1)
 floats = st.floats(1e-12, 1e12)
 
@@ -222,10 +260,10 @@ def some(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
 
 
 trees = some(
-    model=some(source=texts, expert=st.sampled_from([None, "high", "low"]), boundary=st.floats(0.01, 0.99)),
+    model=some(source=paths, expert=st.sampled_from([None, "high", "low"]), boundary=st.floats(0.01, 0.99)),
     data=some(
-        path=st.none() | texts,
-        cache=st.text(min_size=1, max_size=9).filter(lambda text: "\0" not in text).map(str),
+        path=st.none() | paths,
+        cache=paths.filter(bool),
         buckets=st.none() | st.just(["832x480x81", "64x64x1"]),
         fps=st.none() | floats,
         held_out=st.none() | st.integers(0, 10**9),

@@ -186,7 +186,7 @@ def test_the_fingerprint_does_not_depend_on_what_was_done_with_the_model(
 def test_whatever_changes_the_pixels_changes_the_key(draw: st.DataObject) -> None:
     def one(last: Cut | None = None) -> tuple[Cut, Fingerprint]:
         pick = draw.draw
-        file = VideoFile(Path(pick(st.sampled_from("ab"))), pick(st.sampled_from("xy")), 9, 8.0, 64, 64,
+        file = VideoFile(Path(pick(st.sampled_from("ab"))), (pick(st.sampled_from("xy")),), 9, 8.0, 64, 64,
                          pick(st.sampled_from(("00", "11"))))  # fmt: skip
         bucket = Bucket(pick(st.sampled_from((32, 64))), pick(st.sampled_from((32, 64))), pick(st.sampled_from((1, 5))))
         fps = pick(st.sampled_from((8.0, 16.0)))

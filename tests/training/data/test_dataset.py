@@ -86,6 +86,101 @@ def test_tables_in_every_dialect(tmp_path: Path, header: str, kind: str) -> None
     )
 
 
+def test_of_several_rows_for_a_clip_the_one_with_a_caption_is_used(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.mp4,\na.mp4,red\nb.mp4,\nb.mp4,\nc.mp4,blue\nc.mp4,\n")
+    listing = find(tmp_path)
+    assert captions(listing) == {"a.mp4": "red", "b.mp4": None, "c.mp4": "blue"}
+    assert [(Path(p.path).name, p.kind, p.reason) for p in listing.problems] == [
+        ("a.mp4", "duplicate", "is listed in metadata.csv, line 2 without a caption and again in metadata.csv, line 3, "
+         "whose caption is used"),
+        ("b.mp4", "no-caption", "has an empty text in metadata.csv, line 4; write what the clip shows"),
+        ("b.mp4", "duplicate", "is listed in metadata.csv, line 4 and again in metadata.csv, line 5"),
+        ("c.mp4", "duplicate", "is listed in metadata.csv, line 6 and again in metadata.csv, line 7"),
+    ]  # fmt: skip
+
+
+def test_several_captions_of_a_clip_are_variants_on_request(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "metadata.csv").write_text('file_name,text\na.mp4,"red\nround\n"\na.mp4,big\nb.mp4,\nb.mp4,blue\n')
+    listing = find(tmp_path, variants=True)
+    assert [entry.captions for entry in listing.entries] == [("red", "round", "big"), ("blue",)]
+    assert problems(listing) == {}
+    assert [entry.captions for entry in find(tmp_path).entries] == [("red\nround",), ("blue",)]
+    (tmp_path / "metadata.csv").unlink()
+    (tmp_path / "metadata.json").write_text('{"a.mp4": ["red", "round", " "], "b.mp4": "two\\nlines"}')
+    assert [entry.captions for entry in find(tmp_path).entries] == [("red", "round"), ("two\nlines",)]
+
+
+CAFE, CAFE_APART = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize(("on_disk", "written"), [(CAFE, CAFE_APART), (CAFE_APART, CAFE)])
+def test_names_are_equal_in_every_unicode_form(tmp_path: Path, on_disk: str, written: str) -> None:
+    """macOS stores an accent apart from its letter; other systems store one character."""
+    touch(tmp_path, f"{on_disk}/{on_disk}.mp4")
+    texts = tmp_path / "texts"
+    touch(texts, f"{on_disk}.mp4")
+    (texts / f"{written}.txt").write_text("a bar")
+    listing = find(texts)
+    assert [entry.captions for entry in listing.entries] == [("a bar",)]
+    assert listing.problems == ()
+    for name, text in (("metadata.csv", f"file_name,text\n{written}/{written}.mp4,one\n{on_disk}/{on_disk}.mp4,\n"),
+                       ("videos.txt", f"{written}/{written}.mp4\n"), ("prompts.txt", "one\n")):  # fmt: skip
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    for source in (tmp_path, tmp_path / "videos.txt"):
+        listing = find(source)
+        assert captions(listing) == {f"{on_disk}.mp4": "one"}
+        assert {problem.kind for problem in listing.problems} <= {"duplicate", "unused"}
+        (tmp_path / "metadata.csv").unlink(missing_ok=True)
+    assert captions(find(str(tmp_path / written))) == {f"{on_disk}.mp4": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("captions.csv", "file_name,text\na.mp4,red\n"),
+        ("my clips.TSV", "video\tprompt\na.mp4\tred\n"),
+        ("data.jsonl", '{"video_path": "a.mp4", "caption": "red"}\n'),
+        ("captions.json", '{"a.mp4": "red"}'),
+    ],
+)
+def test_a_table_with_another_name_is_used_unless_clips_have_texts(tmp_path: Path, name: str, text: str) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / name).write_text(text)
+    (tmp_path / "package.json").write_text('{"name": "x"}')
+    listing = find(tmp_path)
+    assert captions(listing) == {"a.mp4": "red"}
+    assert listing.layout.startswith(name)
+    assert problems(listing)["b.mp4"] == f"unused: is not listed in {name}"
+    (tmp_path / "b.txt").write_text("blue")
+    listing = find(tmp_path)
+    assert captions(listing) == {"a.mp4": None, "b.mp4": "blue"}
+    assert problems(listing)[name] == (
+        f"unused: is a table of clips, but clips have .txt files; to use it, give {tmp_path / name}"
+    )
+
+
+def test_a_table_with_unknown_columns_is_the_remedy(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "list.csv").write_text("clip,words\na.mp4,red\n")
+    assert problems(find(tmp_path))["a.mp4"] == (
+        "no-caption: has no caption file a.txt; write one, or name the columns of list.csv file_name and text"
+    )
+
+
+def test_a_pointer_of_git_lfs_is_called_that(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    (tmp_path / "a.txt").write_text(pointer)
+    assert "a.txt is a Git LFS pointer" in problems(find(tmp_path))["a.mp4"]
+    (tmp_path / "metadata.csv").write_text(pointer)
+    with pytest.raises(
+        InputError, match=r"metadata.csv is a Git LFS pointer and not the file itself; run `git lfs pull`"
+    ):
+        find(tmp_path)
+
+
 def test_rows_that_cannot_be_used_are_named_by_line(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4", "b.mp4", "c.mp4", "d.txt")
     outside = tmp_path.parent / "outside.mp4"
@@ -168,7 +263,11 @@ def test_two_lists(tmp_path: Path) -> None:
         ({"metadata.csv": "file_name,prompt,caption\na.mp4,b,c\n", "a.mp4": ""}, "several columns of captions"),
         ({"metadata.csv": 'video,prompt\na.mp4,"open\n', "a.mp4": ""}, "from line 2 on .*quotes"),
         ({"metadata.csv": "video,prompt\ngone.mp4,x\n"}, "gone.mp4 .*does not exist"),
-        ({"metadata.json": '{"a.mp4": "red"}', "a.mp4": ""}, "is not a list; write a list of objects"),
+        ({"metadata.json": '{"a.mp4": 7}', "a.mp4": ""}, "is not a list; write a list of objects"),
+        (
+            {"a.csv": "file_name,text\n", "b.jsonl": '{"video": "a.mp4"}', "a.mp4": ""},
+            "several tables of clips .a.csv and",
+        ),
         ({"metadata.json": "[", "a.mp4": ""}, "is not JSON"),
         ({"metadata.csv": b"video,prompt\na.mp4,caf\xe9\n", "a.mp4": ""}, "not UTF-8 text .line 2."),
         ({"metadata.csv": "", "a.mp4": ""}, "metadata.csv is empty; write a header"),

@@ -29,7 +29,7 @@ SQUARE = Bucket(32, 32, 17)
 
 
 def video(frames: int = 81, fps: float = 16, width: int = 832, height: int = 480, name: str = "a") -> VideoFile:
-    return VideoFile(Path(f"{name}.mp4"), "a caption", frames, fps, width, height, name)
+    return VideoFile(Path(f"{name}.mp4"), ("a caption",), frames, fps, width, height, name)
 
 
 def problem(file: VideoFile, *buckets: str, fps: float = 16) -> Problem:
@@ -142,7 +142,7 @@ def test_nonsense_is_refused() -> None:
 def test_a_sample_is_the_resampled_clip_from_its_start(tmp_path: Path, noise_frames: Frames) -> None:
     path = tmp_path / "a.mp4"
     videos.write_video(path, noise_frames(90, size=(48, 32)), 24)
-    file = probe(Entry(path, "moving", ""))
+    file = probe(Entry(path, ("moving",), ""))
     assert isinstance(file, VideoFile)
     assert (file.frames, file.fps, file.width, file.height) == (90, 24, 48, 32)
     whole = images.fit(videos.read_video(path, fps=8)[0], (32, 32))
@@ -159,14 +159,14 @@ def test_a_clip_fills_exactly_the_frames_that_it_is_planned_for(
 ) -> None:
     path = tmp_path / "a.mp4"
     videos.write_video(path, noise_frames(61), slower)
-    file = probe(Entry(path, "", ""))
+    file = probe(Entry(path, (), ""))
     assert isinstance(file, VideoFile)
     assert file.frames_at(faster) == len(videos.read_video(path, fps=faster)[0])
 
 
 def test_a_picture_is_a_sample_of_one_frame(tmp_path: Path, noise_frames: Frames) -> None:
     images.write_image(tmp_path / "a.png", noise_frames(1, size=(64, 32))[0])
-    file = probe(Entry(tmp_path / "a.png", "still", ""))
+    file = probe(Entry(tmp_path / "a.png", ("still",), ""))
     assert isinstance(file, VideoFile)
     assert (file.frames, file.fps, file.seconds, file.width) == (1, 0, 0, 64)
     (cut,) = plan([file], [Bucket(32, 32, 1)], 8, WAN).cuts
@@ -238,6 +238,25 @@ def test_a_survey_names_everything_that_is_not_used(folder: Path) -> None:
     assert (made.found, len(made.files), made.fps) == (9, 5, 8)
 
 
+def test_of_equal_clips_the_one_with_a_caption_is_used(folder: Path) -> None:
+    (folder / "good.txt").unlink()
+    made = survey(folder, [SQUARE], 8, WAN)
+    assert [(cut.file.path.name, cut.file.caption) for cut in made.cuts] == [
+        ("other.mp4", "clip 1"),
+        ("same.MP4", "again"),
+    ]
+    told = [(Path(p.path).name, p.kind, p.reason) for p in made.problems if Path(p.path).name == "good.mp4"]
+    assert told == [("good.mp4", "duplicate", f"is the same file as {folder / 'same.MP4'}")]
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.png", "a.gif", "a.mp4.tensors.pth"])
+def test_a_pointer_of_git_lfs_is_called_that(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    told = probe(Entry(tmp_path / name, ("x",), ""))
+    assert isinstance(told, Problem)
+    assert told.reason == "is a Git LFS pointer and not the file itself; run `git lfs pull` in its folder"
+
+
 def test_the_number_of_threads_changes_nothing(folder: Path) -> None:
     seen: list[tuple[int, int]] = []
     alone = survey(folder, [SQUARE], 8, WAN, "slide", progress=lambda done, total: seen.append((done, total)))
@@ -246,8 +265,8 @@ def test_the_number_of_threads_changes_nothing(folder: Path) -> None:
 
 
 def test_content_decides_what_is_the_same(folder: Path) -> None:
-    first = probe(Entry(folder / "good.mp4", "x", ""))
-    again = probe(Entry(folder / "same.MP4", "x", ""))
+    first = probe(Entry(folder / "good.mp4", ("x",), ""))
+    again = probe(Entry(folder / "same.MP4", ("x",), ""))
     assert isinstance(first, VideoFile)
     assert again == replace(first, path=folder / "same.MP4")
 
@@ -260,7 +279,7 @@ def test_damage_within_a_clip_is_found_when_it_is_read(tmp_path: Path, noise_fra
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2 : len(raw) // 2 + 40] = bytes(range(1, 41))
     path.write_bytes(raw)
-    file = probe(Entry(path, "x", ""))
+    file = probe(Entry(path, ("x",), ""))
     assert isinstance(file, VideoFile)
     with pytest.raises(InputError, match=r"a\.mp4 is damaged"):
         samples.read(Cut(file, Bucket(32, 32, 17), 0.0), 8)

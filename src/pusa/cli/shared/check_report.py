@@ -105,13 +105,22 @@ def _buckets(record: dict[str, Any]) -> Any:
         examples = f"{clips}, most from {worst}" if row["clips"] > 1 else f"{clips}, {worst}"
         note = f"The bucket {row['bucket']} crops {share} % of the picture from {printable(examples)}. "
         parts.append(Padding(Text(note + "Add a bucket of the same shape to avoid this.", "yellow"), (0, 0, 0, 2)))
+    too_long = record["too_long"]
+    if clips := too_long["clips"]:
+        named = ", ".join(f"{printable(Path(one['path']).name)} ({one['tokens']:,})" for one in clips[:3])
+        more = f" and {len(clips) - 3} more" if len(clips) > 3 else ""
+        has = "has" if len(clips) == 1 else "have"
+        note = (
+            f"{count(len(clips), 'caption')} {has} more than {too_long['limit']} tokens, and the model does not read "
+        )
+        note += f"the rest: {named}{more}. Shorten {'it' if len(clips) == 1 else 'them'}."
+        parts.append(Padding(Text(note, "yellow"), (0, 0, 0, 2)))
+    if too_long["unknown"]:
+        parts.append(_note(f"The tokens of long captions are not counted: {too_long['unknown']}"))
     if record["samples"]:
         held_out = record["held_out"]
         note = f"pusa train holds out {count(held_out, 'clip')} for validation. Set --data.held_out to change this."
-        few = (
-            "pusa train holds out no clip for validation, because there are fewer than 10. "
-            "Set --data.held_out 1 to hold one out."
-        )
+        few = "pusa train holds out no clip for validation. Set --data.held_out 1 to hold one out."
         parts.append(_note(note if held_out else few))
     return Group(*parts)
 
@@ -191,17 +200,18 @@ def _estimate(record: dict[str, Any], run: Estimate | None) -> Any:
     table.add_column(style="dim")
     table.add_column()
     table.add_column(style="dim")
-    table.add_row(
-        "samples", f"{run.samples:,}", f"each of the {record['samples']:,} samples {_plain(run.epochs)} times"
-    )
+    each = f"each of the {record['training_samples']:,} training samples {_plain(run.epochs)} times"
+    table.add_row("samples", f"{run.samples:,}", each)
     fixed = (
         f"{_bytes(run.weights + run.optimiser)} for weights and optimiser, the rest for {run.tokens:,} tokens per "
         "sample"
     )
-    table.add_row("memory", f"about {_bytes(run.memory)}", fixed)
-    table.add_row(
-        "", f"or {_bytes(run.memory_checkpointed)}", "with gradient checkpointing, which takes a third more time"
-    )
+    if record["checkpointing"]:
+        table.add_row("memory", f"about {_bytes(run.memory_checkpointed)}", f"{fixed}, with gradient checkpointing")
+    else:
+        table.add_row("memory", f"about {_bytes(run.memory)}", fixed)
+        with_it = "with --train.gradient_checkpointing true, which takes a third more time"
+        table.add_row("", f"or {_bytes(run.memory_checkpointed)}", with_it)
     share = " to ".join(f"{100 * part:.0f}" for part in EFFICIENCY)
     table.add_row(
         "time",

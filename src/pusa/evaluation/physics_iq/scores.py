@@ -21,7 +21,8 @@ from pusa.errors import InputError
 from pusa.evaluation.intervals import Interval, bootstrap
 from pusa.evaluation.physics_iq.dataset import SECONDS, Dataset, Scene
 from pusa.evaluation.physics_iq.measures import ComparedVideo, Similarity, similarity, size_of
-from pusa.videos import read_video
+from pusa.images import Frames
+from pusa.videos import nearest, read_video
 
 OVERLAPS = ("spatial", "spatiotemporal", "weighted")
 MEASURES = (*OVERLAPS, "mse")
@@ -66,7 +67,10 @@ def compare(scene: Scene, video: Path, dataset: Dataset) -> View:
     count = round(SECONDS * fps)
     if len(frames) != count:
         seconds = len(frames) / fps
-        raise InputError(f"{video} has {len(frames)} frames, {seconds:.2f} s; cut it to {SECONDS} s, {count} frames.")
+        raise InputError(
+            f"{video} has {len(frames)} frames, {seconds:.2f} s; give a video of {SECONDS} s, {count} frames "
+            f"at {fps:g} per second."
+        )
     real = []
     for number in (1, 2):
         path = dataset.take(scene, number, fps)
@@ -74,16 +78,26 @@ def compare(scene: Scene, video: Path, dataset: Dataset) -> View:
             raise InputError(
                 f"The dataset has no take {number} of {scene.id} ({scene.name}, {scene.view}); download all of it."
             )
-        take, _ = read_video(path, fps)
-        if len(take) < count:
-            raise InputError(
-                f"{path} has {len(take)} frames at {fps:g} per second, but {count} are needed; download it again."
-            )
-        real.append(take[:count])
+        real.append(_first_seconds(path, count, fps))
     size = size_of(real[0])
     first, second, made = (ComparedVideo.of(clip, size) for clip in (*real, frames))
     still = not (first.masks.any() or second.masks.any())
     return View(scene.name, scene.view, scene.category, similarity(first, made), similarity(first, second), still)
+
+
+def _first_seconds(take: Path, count: int, fps: float) -> Frames:
+    """Return the frames of a real take that are shown at k / fps seconds, for k below `count`.
+
+    The last frame is shown until the end of the take, also at a rate just below or above that of the take. Raises
+    InputError if the take ends more than half a frame before its five seconds.
+    """
+    frames, own = read_video(take)
+    if len(frames) < SECONDS * own - 0.5:
+        raise InputError(
+            f"{take} has {len(frames)} frames, {len(frames) / own:.2f} s, but {SECONDS} s are needed; download it "
+            "again."
+        )
+    return frames[nearest(np.arange(len(frames)) / own, np.arange(count) / fps)]
 
 
 def _table(views: Sequence[View]) -> NDArray[np.float64]:

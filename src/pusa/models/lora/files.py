@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pusa.errors import InputError
-from pusa.models import weight_files
+from pusa.files import refuse_pointer
 from pusa.models.lora import header
 
 _PICKLES = (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
@@ -24,7 +24,10 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     8-bit numbers are converted to bfloat16, which is exact. Raises InputError if the file is damaged, contains code, or
     has a number that is not finite or no floating-point number.
     """
-    weight_files.refuse_pointer(path)
+    try:
+        refuse_pointer(path)
+    except InputError as error:
+        raise InputError(f"{error}.") from error
     tensors, metadata = _opened(path)
     for key, value in tensors.items():
         if not value.is_floating_point() and not key.endswith(".alpha"):

@@ -10,7 +10,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    field_validator,
+    model_validator,
+)
 
 from pusa.training.config.intervals import Interval, IntervalOrNever
 
@@ -24,11 +33,28 @@ def _none(value: Any) -> Any:
     return None if value == "none" else value
 
 
+def _held_out(value: float) -> float:
+    """Raise ValueError for a number of clips below 0, and for a share outside (0, 1)."""
+    if not (value >= 0 if isinstance(value, int) else 0 < value < 1):
+        raise ValueError(f"is {value!r}; give a share above 0 and below 1, or a whole number of clips")
+    return value
+
+
+def _unescaped(value: Any) -> Any:
+    """Raise ValueError for a path with a control character, which an escape in double quotes has made."""
+    if isinstance(value, str) and any(ord(letter) < 32 for letter in value):
+        raise ValueError(
+            f"is {value!r}: a backslash in double quotes begins an escape; write the path in single quotes or with "
+            "slashes"
+        )
+    return value
+
+
 def _path(value: Any) -> Any:
-    """Raise ValueError for an empty path, which would mean the current folder."""
+    """Raise ValueError for an empty path, which would mean the current folder, and see `_unescaped`."""
     if value == "":
         raise ValueError("is empty; give a path")
-    return value
+    return _unescaped(value)
 
 
 Absent = BeforeValidator(_none)
@@ -41,6 +67,8 @@ Share = Annotated[float, Field(ge=0, le=1), Give("a number from 0 to 1")]
 Level = Annotated[float, Field(gt=0, le=1), Give("a number above 0 and at most 1")]
 Momentum = Annotated[float, Field(ge=0, lt=1), Give("a number of at least 0 and below 1")]
 Decay = Annotated[float, Field(gt=0, lt=1), Give("a number between 0 and 1, such as 0.999")]
+HeldOut = Annotated[int | float, AfterValidator(_held_out), Give("a share such as 0.1, or a whole number of clips")]
+Source = Annotated[str, BeforeValidator(_unescaped)]
 Folder = Annotated[Path, Strict(False), BeforeValidator(_path), Give("a path")]
 Task = Literal[
     "text-to-video",
@@ -82,7 +110,7 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The model to train."""
 
-    source: str = "tiny-base"
+    source: Source = "tiny-base"
     """tiny-base (embedded), a diffusers folder, or a hub id."""
     expert: Annotated[Literal["high", "low"] | None, Absent] = None
     """The expert of Wan2.2 A14B to train."""
@@ -95,7 +123,7 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """The clips and how they are cut into samples."""
 
-    path: str | None = None
+    path: Source | None = None
     """Folder, table or dataset id; the same as --data."""
     cache: Folder = Path("runs/cache")
     """Folder of the encoded clips."""
@@ -105,8 +133,9 @@ class DataConfig(Section):
     """Samples of a long clip: one from its beginning, as many as fit without overlap, or one every half length."""
     fps: Annotated[Positive | None, Absent] = None
     """Frames per second to which clips are resampled; null: the model's own rate."""
-    held_out: Annotated[Whole | None, Absent] = None
-    """Number of clips for validation only; null: 10 % of all clips, at most 16."""
+    held_out: Annotated[HeldOut | None, Absent] = None
+    """Clips for validation only: a share such as 0.1, which stays the same when clips are added, or an exact number;
+    null: 0.1, and none of fewer than 10 clips."""
 
     @field_validator("buckets")
     @classmethod

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from pusa.errors import InputError
+from pusa.files import read_text
 
 _RESOLVERS = (
     ("null", r"~|null|", "~n\0"),
@@ -22,6 +23,10 @@ _RESOLVERS = (
     ("int", r"[-+]?[0-9]+", "-+0123456789"),
     ("float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+.0123456789"),
 )
+
+
+_WINDOWS_PATH = re.compile(r'"(?P<path>(?:[A-Za-z]:\\(?!\\)|\\\\[\w.$-]+\\(?!\\))[^"]*)"')
+"""A path with a drive or a server in double quotes, with single backslashes."""
 
 
 class Empty:
@@ -73,30 +78,49 @@ for _tag, _pattern, _first in _RESOLVERS:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read the settings in a .yaml, .yml or .toml file. Raises InputError, with file and line, if it cannot be read."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InputError(f"There is no settings file {path}; check the name.") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path} is a folder, not a settings file; give a .yaml or .toml file.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text; give a .yaml or .toml file.") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions.") from error
+    """Read the settings in a .yaml, .yml or .toml file. Raises InputError, with file and line, if it cannot be read.
+
+    In both formats, a backslash in double quotes begins an escape: "C:\\new" would be a path with a line break. A path
+    of Windows in double quotes is therefore an error, unless its backslashes are doubled.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a settings file; give a .yaml or .toml file.")
+    if not path.exists():
+        raise InputError(f"There is no settings file {path}; check the name.")
     if path.suffix.lower() not in (".yaml", ".yml", ".toml"):
         raise InputError(f"{path} is neither .yaml nor .toml; give a file with one of these suffixes.")
+    text = read_text(path, str(path))
+    for number, line in enumerate(text.split("\n"), 1):
+        if (found := _WINDOWS_PATH.search(line)) and not line.lstrip().startswith("#"):
+            raise InputError(_escaped(path, number, found["path"]))
     try:
         data = tomllib.loads(text) if path.suffix.lower() == ".toml" else parse(text)
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is not valid TOML: {_lower(str(error))}; correct the file.") from error
+        raise _invalid(path, "TOML", _lower(str(error)), text) from error
     except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{path} is not valid YAML: {_reason(error)}; correct the file.") from error
+        raise _invalid(path, "YAML", _reason(error), text) from error
     if data is EMPTY or data is None:
         return {}
     if not isinstance(data, dict):
         raise InputError(f"{path} contains {_kind(data)} instead of sections; write a section such as 'train:'.")
     return data
+
+
+def _invalid(path: Path, kind: str, reason: str, text: str) -> InputError:
+    """Return the error for a file that cannot be parsed. If a line has a wrong escape, it says how to write a path."""
+    number = re.search(r"line (\d+)", reason)
+    if number and ("escape" in reason or "\\" in reason or "hex" in reason):
+        line = text.split("\n")[int(number[1]) - 1]
+        if quoted := re.search(r'"(?P<path>[^"]*\\[^"]*)"', line):
+            return InputError(_escaped(path, int(number[1]), quoted["path"]))
+    return InputError(f"{path} is not valid {kind}: {reason}; correct the file.")
+
+
+def _escaped(path: Path, number: int, text: str) -> str:
+    return (
+        f'{path} has "{text}" in line {number}, and a backslash in double quotes begins an escape; write the path in '
+        f"single quotes ('{text}') or with slashes (\"{text.replace(chr(92), '/')}\")."
+    )
 
 
 def parse(text: str) -> Any:

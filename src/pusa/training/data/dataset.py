@@ -3,13 +3,14 @@
 A source is a folder, a table, or the id of a dataset on the Hugging Face hub, which is downloaded into a folder. The
 layout of a folder is detected:
 
-1. a table: metadata.csv, .jsonl or .json (or dataset.*), with one row for each clip in the columns `file_name,text`,
-   `video,prompt`, `video_path,caption` or `media_path,caption`;
+1. a table: metadata.csv, .tsv, .jsonl or .json (or dataset.*), with one row for each clip in the columns
+   `file_name,text`, `video,prompt`, `video_path,caption` or `media_path,caption`;
 2. videos.txt and prompts.txt, with one line for each clip;
-3. clips and pictures in folders, each with a .txt of the same name next to it;
-4. `*.tensors.pth`: latents and context, as the official Pusa training caches them.
+3. a table with another name, if no clip has a .txt next to it;
+4. clips and pictures in folders, each with a .txt of the same name next to it;
+5. `*.tensors.pth`: latents and context, as the official Pusa training caches them.
 
-Every file that is not used is reported as a `Problem`.
+Names are compared in composed form: see `files.composed`. Every file that is not used is reported as a `Problem`.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pusa.errors import InputError
+from pusa.files import as_stored, composed, read_text
 from pusa.training.data import tables
-from pusa.training.data.tables import read_text
 from pusa.video_probe import MOVIES, STILLS
 
 OFFICIAL_SUFFIX = ".tensors.pth"
 """The end of the names of the official training's cache files."""
-_TABLES = tuple(f"{stem}.{kind}" for stem in ("metadata", "dataset") for kind in ("csv", "jsonl", "json"))
+_TABLES = tuple(f"{stem}{suffix}" for stem in ("metadata", "dataset") for suffix in tables.SUFFIXES)
 _LISTS = ("videos.txt", "prompts.txt")
 _COMPANIONS = {"readme", "license", "licence", "notice", "dataset_infos", "dataset_info", "changelog", "thumbs"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -35,11 +37,21 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True)
 class Entry:
-    """A clip or picture and its caption, or None if there is none. where: the file and line that name it."""
+    """A clip or picture.
+
+    captions: usually one; several are variants of each other, and none is empty. where: the file and line that name it.
+    bad: whether it has a caption that cannot be read.
+    """
 
     path: Path
-    caption: str | None
+    captions: tuple[str, ...]
     where: str
+    bad: bool = False
+
+    @property
+    def caption(self) -> str | None:
+        """The first caption, or None."""
+        return self.captions[0] if self.captions else None
 
 
 @dataclass(frozen=True)
@@ -71,27 +83,50 @@ class _ListingBuilder:
     """Collects the entries and problems of a listing.
 
     hub: whether the folder was downloaded from the hub. Its tables then cannot name files outside the folder.
+    variants: whether the lines of a caption, and the rows of a clip, are variants of its caption. names: every file
+    below the folder by its path in composed form.
     """
 
     folder: Path
     hub: bool = False
+    variants: bool = False
     entries: dict[Path, Entry] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    names: dict[str, Path] = field(default_factory=dict)
 
     def problem(self, path: Path | str, kind: str, reason: str) -> None:
         self.problems.append(Problem(path, kind, reason))
 
-    def add(self, path: Path, caption: str | None, where: str, no_caption: str) -> None:
-        """Add a clip; a clip that exists already is a problem. no_caption: the reason if there is no caption."""
+    def add(self, path: Path, texts: Sequence[str], where: str, no_caption: str, *, bad: bool = False) -> None:
+        """Add a clip. Of several rows for one clip, the first one with a caption is used, or all if they are variants.
+
+        texts: its captions; empty ones do not count. no_caption: the reason of the problem if none is left. bad:
+        whether a caption exists that cannot be read.
+        """
+        split = (line for text in texts for line in (text.split("\n") if self.variants else [text]))
+        captions = tuple(dict.fromkeys(text.strip() for text in split if text.strip()))
         first = self.entries.get(path)
-        if first:
-            other = ", with another caption" if first.caption != caption else ""
+        if first and captions and self.variants:
+            captions = tuple(dict.fromkeys((*first.captions, *captions)))
+        elif first and (first.captions or not captions):
+            other = ", with another caption" if captions and first.captions != captions else ""
             self.problem(path, "duplicate", f"is listed in {first.where} and again in {where}{other}")
             return
-        caption = caption.strip() if caption else None
-        self.entries[path] = Entry(path, caption or None, where)
-        if not caption and not is_official_cache(path):
+        elif first:
+            reason = f"is listed in {first.where} without a caption and again in {where}, whose caption is used"
+            self.problem(path, "duplicate", reason)
+        if first:
+            self.problems = [one for one in self.problems if one.path != path or one.kind != "no-caption"]
+        self.entries[path] = Entry(path, captions, first.where if first and first.captions else where, bad)
+        if not captions and not is_official_cache(path):
             self.problem(path, "no-caption", no_caption)
+
+    def stored(self, path: Path) -> Path | None:
+        """Return the file with this name, also in another Unicode form; None if there is none."""
+        if path.is_file():
+            return path
+        found = self.names.get(composed(path))
+        return found if found and found.is_file() else None
 
 
 def is_official_cache(path: Path) -> bool:
@@ -99,26 +134,27 @@ def is_official_cache(path: Path) -> bool:
     return path.name.lower().endswith(OFFICIAL_SUFFIX)
 
 
-def find(source: str | Path) -> Listing:
+def find(source: str | Path, *, variants: bool = False) -> Listing:
     """List the clips and captions of a folder, a table, or a dataset on the hub, which is downloaded.
 
-    Raises InputError if the source does not exist, if its table cannot be read, or if it has no clip.
+    variants: the lines of a caption, and several rows of a clip, are variants of its caption. A JSON list of captions
+    always is. Raises InputError if the source does not exist, if its table cannot be read, or if it has no clip.
     """
     text = str(source)
     if not text:
         raise InputError("the path of the clips is empty; give a folder of clips, or the hub id of a dataset")
-    path = Path(source).expanduser()
+    path = as_stored(Path(source).expanduser())
     if path.is_dir():
-        return _list(text, _ListingBuilder(path.absolute()))
+        return _list(text, _ListingBuilder(path.absolute(), variants=variants))
     if path.is_file():
         if path.name in _LISTS:
-            return _list(text, _ListingBuilder(path.absolute().parent))
-        if path.suffix.lower() not in (".csv", ".jsonl", ".json"):
-            raise InputError(f"{text} is a single file; give its folder, or a table of clips (.csv, .jsonl or .json)")
-        found = _ListingBuilder(path.absolute().parent)
+            return _list(text, _ListingBuilder(path.absolute().parent, variants=variants))
+        if path.suffix.lower() not in tables.SUFFIXES:
+            raise InputError(f"{text} is a single file; give its folder, or a table of clips ({tables.KINDS})")
+        found = _ListingBuilder(path.absolute().parent, variants=variants)
         return _from_tables(text, found, [path.absolute()], _walk(found))
     if isinstance(source, str) and _HUB_ID.fullmatch(text):
-        return _list(text, _ListingBuilder(_download(text), hub=True))
+        return _list(text, _ListingBuilder(_download(text), hub=True, variants=variants))
     raise InputError(f"there is no folder {text}; give a folder of clips, or the hub id of a dataset (owner/name)")
 
 
@@ -132,7 +168,7 @@ def _download(hub_id: str) -> Path:
         RepositoryNotFoundError,
     )
 
-    suffixes = sorted({*MOVIES, *STILLS, ".txt", ".csv", ".jsonl", ".json", ".pth"})
+    suffixes = sorted({*MOVIES, *STILLS, *tables.SUFFIXES, ".txt", ".pth"})
     patterns = [f"*{suffix}" for lower in suffixes for suffix in (lower, lower.upper())]
     try:
         return Path(snapshot_download(hub_id, repo_type="dataset", allow_patterns=patterns))
@@ -170,7 +206,20 @@ def _list(source: str, found: _ListingBuilder) -> Listing:
         (name,) = lists
         other = next(other for other in _LISTS if other != name)
         raise InputError(f"{source} has a {name} but no {other}; add it, with one line for each clip")
-    return _from_folder(source, found, files)
+    others = [path for path in files if path.parent == found.folder and path.suffix.lower() in tables.SUFFIXES]
+    usable = [path for path in others if tables.lists_clips(path)]
+    if usable and not any(_is_clip(path) and _text_of(found, path) for path in files):
+        if len(usable) == 1:
+            return _from_tables(source, found, usable, files)
+        names = " and ".join(path.name for path in usable)
+        raise InputError(f"{source} has several tables of clips ({names}); give the path of one of them")
+    return _from_folder(source, found, files, usable, [path for path in others if path not in usable])
+
+
+def _text_of(found: _ListingBuilder, clip: Path) -> Path | None:
+    """Return the caption file next to a clip, or None."""
+    names = (composed(clip.with_suffix(suffix)) for suffix in (".txt", ".TXT"))
+    return next((found.names[name] for name in names if name in found.names), None)
 
 
 def _walk(found: _ListingBuilder) -> list[Path]:
@@ -194,6 +243,8 @@ def _walk(found: _ListingBuilder) -> list[Path]:
         folders = [Path(item.path) for item in visible if _is_folder(item)]
         files += [Path(item.path) for item in visible if not _is_folder(item)]
         pending += reversed(folders)
+    for path in files:
+        found.names.setdefault(composed(path), path)
     return files
 
 
@@ -220,7 +271,7 @@ def _listing(
 
     known: files that need no report. unlisted: the reason for clips that are not listed.
     """
-    texts = {entry.path.with_suffix(".txt") for entry in found.entries.values()}
+    texts = {_text_of(found, path) for path in found.entries}
     for path in files:
         if path in known or path in found.entries or path in texts:
             continue
@@ -249,26 +300,35 @@ def _kinds(files: list[Path]) -> str:
     return ", ".join(f"{count} {suffix}" for suffix, count in counts)
 
 
-def _from_folder(source: str, found: _ListingBuilder, files: list[Path]) -> Listing:
+def _from_folder(
+    source: str, found: _ListingBuilder, files: list[Path], unused: list[Path], unknown: list[Path]
+) -> Listing:
+    """List clips by the texts next to them.
+
+    unused: tables of clips that are not read because there are such texts. unknown: tables of something else.
+    """
     clips = [path for path in files if _is_clip(path) and not is_official_cache(path)]
     only_caches = not clips
     if only_caches:
         clips = [path for path in files if is_official_cache(path)]
-    names = set(files)
+    remedy = "write one"
+    if unknown and not any(_text_of(found, path) for path in clips):
+        remedy += f", or name the columns of {unknown[0].name} file_name and text"
     for path in clips:
-        text = path.with_suffix(".txt")
-        text = text if text in names else path.with_suffix(".TXT")
-        if text not in names:
-            found.add(path, None, path.name, f"has no caption file {path.stem}.txt; write one")
+        text = _text_of(found, path)
+        if text is None:
+            found.add(path, (), path.name, f"has no caption file {path.stem}.txt; {remedy}")
             continue
         try:
             caption = read_text(text)
-            found.add(path, caption, text.name, f"has an empty {text.name}; write what the clip shows")
+            found.add(path, [caption], text.name, f"has an empty {text.name}; write what the clip shows")
         except InputError as error:
-            found.add(path, None, text.name, f"has no usable caption: {error}")
+            found.add(path, (), text.name, f"has no usable caption: {error}", bad=True)
+    for path in unused:
+        reason = f"is a table of clips, but clips have .txt files; to use it, give {os.path.join(source, path.name)}"
+        found.problem(path, "unused", reason)
     layout = "official cached tensors" if only_caches else "clips with a .txt of the same name"
-    captions = {path.with_suffix(".TXT") for path in clips}
-    return _listing(source, layout, found, files, captions, "is not used, because the folder contains clips")
+    return _listing(source, layout, found, files, set(unused), "is not used, because the folder contains clips")
 
 
 def _from_lists(source: str, found: _ListingBuilder, lists: dict[str, Path], files: list[Path]) -> Listing:
@@ -283,7 +343,7 @@ def _from_lists(source: str, found: _ListingBuilder, lists: dict[str, Path], fil
         if not name.strip():
             found.problem(where, "missing", "is empty; remove the line from both files")
         elif (path := _resolve(found, found.folder, name.strip(), where)) is not None:
-            found.add(path, prompt, where, f"has no caption: line {number} of prompts.txt is empty")
+            found.add(path, [prompt], where, f"has no caption: line {number} of prompts.txt is empty")
     known = set(lists.values())
     return _listing(source, "videos.txt and prompts.txt", found, files, known, "is not listed in videos.txt")
 
@@ -298,7 +358,7 @@ def _from_tables(source: str, found: _ListingBuilder, paths: list[Path], files: 
                 dialects.add(row.dialect)
                 path = _resolve(found, table.parent, row.name, row.where)
                 if path is not None:
-                    found.add(path, row.caption, row.where, row.no_caption)
+                    found.add(path, row.captions, row.where, row.no_caption, bad=row.bad)
         except InputError as error:
             raise InputError(os.path.join(folder, str(error))) from error
     names = ", ".join(str(table.relative_to(found.folder)) for table in paths[:3])
@@ -320,13 +380,14 @@ def _resolve(found: _ListingBuilder, folder: Path, name: str, where: str) -> Pat
     places = [folder / given, folder / name.replace("\\", "/"), folder / "train" / given]
     for place in [*places, *(place.with_name(place.name + OFFICIAL_SUFFIX) for place in places)]:
         try:
-            if place.is_file():
-                if _is_clip(place):
-                    return place
-                found.problem(place, "unreadable", f"({where}) is not a known type of clip or picture")
-                return None
+            stored = found.stored(place)
         except (OSError, ValueError):
             continue
+        if stored and _is_clip(stored):
+            return stored
+        if stored:
+            found.problem(stored, "unreadable", f"({where}) is not a known type of clip or picture")
+            return None
     broken = next((place for place in places if place.is_symlink()), None)
     reason = f"({where}) is a broken link" if broken else f"({where}) does not exist; check the name"
     found.problem(broken or places[0], "missing", reason)

@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from pusa import video_probe
 from pusa.errors import InputError
-from pusa.files import sha256
+from pusa.files import refuse_pointer, sha256
 from pusa.images import Frames
 from pusa.models.backbone import Geometry
 from pusa.training.data.dataset import Entry, Problem, find, is_official_cache
@@ -44,19 +44,24 @@ SAME_SHAPE = 0.1
 class VideoFile:
     """A readable file.
 
-    frames: 1 for a still picture. fps: frames per second, the average if the rate varies; 0 for a still picture.
-    width, height: in pixels, as displayed. sha256: of the file. is_encoded: whether the file contains latents and a
-    context instead of pictures; frames, width and height are those of the encoded clip.
+    captions: one, several variants, or none. frames: 1 for a still picture. fps: frames per second, the average if the
+    rate varies; 0 for a still picture. width, height: in pixels, as displayed. sha256: of the file. is_encoded: whether
+    the file contains latents and a context instead of pictures; frames, width and height are those of the encoded clip.
     """
 
     path: Path
-    caption: str
+    captions: tuple[str, ...]
     frames: int
     fps: float
     width: int
     height: int
     sha256: str
     is_encoded: bool = False
+
+    @property
+    def caption(self) -> str:
+        """The first caption; "" if there is none."""
+        return self.captions[0] if self.captions else ""
 
     @property
     def seconds(self) -> float:
@@ -119,14 +124,16 @@ class Cut:
 class Plan:
     """The samples of a training, and the files that are not used.
 
-    fps: frames per second of the samples. files: all readable files, including those without a sample. source, layout:
-    see `dataset.Listing`. found: how many clips the source has. The last three are empty if `plan` made the object.
+    fps: frames per second of the samples. files: all readable files, including those without a sample. choices: the
+    buckets from which that of each clip was chosen. source, layout: see `dataset.Listing`. found: how many clips the
+    source has. The last three are empty if `plan` made the object.
     """
 
     cuts: tuple[Cut, ...]
     problems: tuple[Problem, ...]
     fps: float
     files: tuple[VideoFile, ...] = ()
+    choices: tuple[Bucket, ...] = ()
     source: str = ""
     layout: str = ""
     found: int = 0
@@ -140,16 +147,16 @@ class Plan:
 def probe(entry: Entry) -> VideoFile | Problem:
     """Return the properties of a file, or a Problem if it cannot be used. At most two frames are decoded.
 
-    Damage in other frames is found when the clip is read. A missing caption becomes "".
+    Damage in other frames is found when the clip is read.
     """
     try:
-        digest = sha256(entry.path)
-        caption = entry.caption or ""
+        digest, captions = sha256(entry.path), entry.captions
+        refuse_pointer(entry.path)
         if is_official_cache(entry.path):
             frames, width, height = clip_shape(entry.path)
-            return VideoFile(entry.path, caption, frames, 16.0, width, height, digest, is_encoded=True)
+            return VideoFile(entry.path, captions, frames, 16.0, width, height, digest, is_encoded=True)
         video = video_probe.probe(entry.path)
-        return VideoFile(entry.path, caption, len(video.times), video.fps, video.width, video.height, digest)
+        return VideoFile(entry.path, captions, len(video.times), video.fps, video.width, video.height, digest)
     except Truncated as error:
         return Problem(entry.path, "truncated", _reason(entry.path, error))
     except InputError as error:
@@ -182,13 +189,14 @@ def plan(
         raise InputError(f"fps is {fps}; give a number above 0 and at most 1000")
     cuts: list[Cut] = []
     problems: list[Problem] = []
+    choices = tuple(dict.fromkeys(buckets))
     for file in files:
-        chosen = _bucket(file, list(dict.fromkeys(buckets)), fps, geometry)
+        chosen = _bucket(file, choices, fps, geometry)
         if isinstance(chosen, Problem):
             problems.append(chosen)
         else:
             cuts += [Cut(file, chosen, start / fps) for start in _starts(file.frames_at(fps), chosen.frames, mode)]
-    return Plan(tuple(cuts), tuple(problems), fps, tuple(files))
+    return Plan(tuple(cuts), tuple(problems), fps, tuple(files), choices)
 
 
 def _starts(available: int, frames: int, mode: Mode) -> list[int]:
@@ -202,7 +210,7 @@ def _starts(available: int, frames: int, mode: Mode) -> list[int]:
     return list(range(0, last + 1, max(1, frames // 2)))
 
 
-def _bucket(file: VideoFile, buckets: list[Bucket], fps: float, geometry: Geometry) -> Bucket | Problem:
+def _bucket(file: VideoFile, buckets: Sequence[Bucket], fps: float, geometry: Geometry) -> Bucket | Problem:
     size = f"{file.width}x{file.height}"
     if file.is_encoded:
         own = Bucket(file.width, file.height, file.frames)
@@ -264,35 +272,46 @@ def survey(
     source, buckets, fps, geometry, mode: see `dataset.find` and `plan`. progress: called with the number of probed
     clips and the number of all clips. workers: threads that probe; the result does not depend on them.
 
-    A clip without a caption, or with the same bytes as an earlier clip, gets no sample and is reported as a problem.
-    Raises InputError like `dataset.find` and `plan`.
+    A clip without a caption gets no sample and is reported as a problem. Of clips with the same bytes, the first one
+    with a caption is used and the others are reported. Raises InputError like `dataset.find` and `plan`.
     """
     listing = find(source)
-    problems = list(listing.problems)
-    files: list[VideoFile] = []
-    first: dict[str, Path] = {}
-    probed = _map_in_order(probe, listing.entries, workers)
-    for done, (entry, result) in enumerate(zip(listing.entries, probed, strict=True), 1):
-        if isinstance(result, Problem):
-            problems.append(result)
-        elif result.sha256 in first:
-            problems.append(Problem(entry.path, "duplicate", f"is the same file as {first[result.sha256]}"))
-        else:
-            first[result.sha256] = entry.path
-            files.append(result)
+    probed: list[VideoFile | Problem] = []
+    for result in _map_in_order(probe, listing.entries, workers):
+        probed.append(result)
         if progress:
-            progress(done, len(listing.entries))
+            progress(len(probed), len(listing.entries))
+    files, problems = _distinct(probed, listing.problems)
     planned = plan(files, buckets, fps, geometry, mode)
     unusable = sum(problem.kind in ("missing", "duplicate", "unreadable") for problem in listing.problems)
-    return Plan(
-        tuple(cut for cut in planned.cuts if cut.file.caption or cut.file.is_encoded),
-        (*problems, *planned.problems),
-        fps,
-        tuple(files),
-        listing.source,
-        listing.layout,
-        len(listing.entries) + unusable,
+    return replace(
+        planned,
+        cuts=tuple(cut for cut in planned.cuts if cut.file.caption or cut.file.is_encoded),
+        problems=(*problems, *planned.problems),
+        source=listing.source,
+        layout=listing.layout,
+        found=len(listing.entries) + unusable,
     )
+
+
+def _distinct(probed: Sequence[VideoFile | Problem], known: Sequence[Problem]) -> tuple[list[VideoFile], list[Problem]]:
+    """Return the files with different bytes, and the problems of all others after the known ones."""
+    used: dict[str, VideoFile] = {}
+    for file in probed:
+        if isinstance(file, VideoFile) and (
+            file.sha256 not in used or (file.captions and not used[file.sha256].captions)
+        ):
+            used[file.sha256] = file
+    files, problems, again = [], list(known), set()
+    for file in probed:
+        if isinstance(file, Problem):
+            problems.append(file)
+        elif used[file.sha256] is file:
+            files.append(file)
+        else:
+            problems.append(Problem(file.path, "duplicate", f"is the same file as {used[file.sha256].path}"))
+            again.add(file.path)
+    return files, [one for one in problems if one.kind != "no-caption" or one.path not in again]
 
 
 def _map_in_order(function: Callable[[In], Out], items: Iterable[In], workers: int) -> Iterator[Out]:

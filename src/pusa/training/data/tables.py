@@ -1,15 +1,20 @@
-"""Read tables of clips: one row for each clip, in CSV, JSON lines or JSON, with the columns of common trainers."""
+"""Read tables of clips: one row for each clip, in CSV, TSV, JSON lines or JSON, with the columns of common trainers.
+
+A JSON file may also be one object whose keys are the clips and whose values are their captions.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pusa.errors import InputError
+from pusa.files import read_text
 
 DIALECTS = {
     "file_name": "text",
@@ -21,6 +26,11 @@ DIALECTS = {
 }
 """{column of the file: column of its caption}, as in Hugging Face datasets, DiffSynth, musubi-tuner and LTX."""
 
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
+KINDS = ".csv, .tsv, .jsonl or .json"
+_DELIMITERS = (",", ";", "\t")
+_CLIP = re.compile(r"\.[a-z0-9]{2,5}$", re.IGNORECASE)
+
 Report = Callable[[str, str, str], None]
 """Called with the place in a table, the kind of problem and the reason; see `dataset.Problem`."""
 
@@ -29,15 +39,17 @@ Report = Callable[[str, str, str], None]
 class Row:
     """One row of a table.
 
-    name: the path of the clip as the table gives it. where: the table and the line, for messages. dialect: the two
-    columns. no_caption: the reason of the problem if the caption is missing or empty.
+    name: the path of the clip as the table gives it. captions: one, several variants, or none. where: the table and
+    the line, for messages. dialect: the two columns. no_caption: the reason of the problem if the caption is missing or
+    empty. bad: whether the caption is not a text.
     """
 
     name: str
-    caption: str | None
+    captions: tuple[str, ...]
     where: str
     dialect: str
     no_caption: str
+    bad: bool = False
 
 
 def rows(table: Path, label: str, problem: Report) -> Iterator[Row]:
@@ -47,7 +59,7 @@ def rows(table: Path, label: str, problem: Report) -> Iterator[Row]:
     """
     item = "item" if table.suffix.lower() == ".json" else "line"
     columns: set[str] = set()
-    for line, cells in (_csv if table.suffix.lower() == ".csv" else _json)(table, label, problem):
+    for line, cells in (_csv if table.suffix.lower() in (".csv", ".tsv") else _json)(table, label, problem):
         where = f"{label}, {item} {line}"
         columns |= cells.keys()
         column = next((name for name in DIALECTS if cells.get(name)), None)
@@ -62,9 +74,26 @@ def rows(table: Path, label: str, problem: Report) -> Iterator[Row]:
             problem(where, "missing", f"has {name!r:.40} as its {column}; give a path as text")
             continue
         no_caption = f"has {'an empty' if text in cells else 'no'} {text} in {where}; write what the clip shows"
-        if caption is not None and not isinstance(caption, str):
-            caption, no_caption = None, f"has {caption!r:.40} as its {text} in {where}; give a text"
-        yield Row(name.strip(), caption, where, f"{column},{text}", no_caption)
+        captions = caption if isinstance(caption, list) else [] if caption is None else [caption]
+        if bad := not all(isinstance(one, str) for one in captions):
+            captions, no_caption = [], f"has {caption!r:.40} as its {text} in {where}; give a text or a list of texts"
+        yield Row(name.strip(), tuple(captions), where, f"{column},{text}", no_caption, bad)
+
+
+def lists_clips(table: Path) -> bool:
+    """Return whether a file looks like a table of clips: by its header or by its first object."""
+    if table.suffix.lower() in (".csv", ".tsv"):
+        try:
+            header = next((line for line in read_text(table).split("\n") if line.strip()), "")
+        except InputError:
+            return False
+        return any(set(DIALECTS) & set(_names(header, delimiter)) for delimiter in _DELIMITERS)
+    try:
+        _, cells = next(_json(table, table.name, lambda *_: None), (0, {}))
+    except InputError:
+        return False
+    name = next((cells[column] for column in DIALECTS if cells.get(column)), None)
+    return isinstance(name, str) and bool(_CLIP.search(name))
 
 
 def _caption_column(label: str, column: str, row: dict[str, Any]) -> str:
@@ -96,13 +125,12 @@ def _csv(table: Path, label: str, problem: Report) -> Iterator[tuple[int, dict[s
     header = next((line for line in lines if line.strip()), "")
     if not header:
         raise InputError(f"{label} is empty; write a header such as file_name,text and a row for each clip")
-    for delimiter in (",", ";", "\t"):
-        names = [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])]
+    for delimiter in _DELIMITERS:
+        names = _names(header, delimiter)
         if any(name in DIALECTS for name in names):
             break
     else:
-        names = [name.strip().lower() for name in header.split(",")]
-        raise _no_column(label, "file", DIALECTS, dict.fromkeys(names))
+        raise _no_column(label, "file", DIALECTS, dict.fromkeys(_names(header, ",")))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     line = 2
     try:
@@ -118,16 +146,26 @@ def _csv(table: Path, label: str, problem: Report) -> Iterator[tuple[int, dict[s
         raise InputError(f"{label} cannot be read from line {line} on ({error}); check the quotes there") from error
 
 
+def _names(header: str, delimiter: str) -> list[str]:
+    """Return the names of the columns in lower case."""
+    return [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])]
+
+
 def _json(table: Path, label: str, problem: Report) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line or item, cells) of JSON lines, or of one JSON list of objects."""
+    """Yield (line or item, cells) of JSON lines, of one JSON list of objects, or of one JSON object of captions."""
     text = read_text(table, label)
     if table.suffix.lower() == ".json":
         try:
             items = json.loads(text)
         except ValueError as error:
             raise InputError(f"{label} is not JSON ({error}); correct the file") from error
+        if isinstance(items, dict) and all(isinstance(caption, str | list) for caption in items.values()):
+            items = [{"file_name": name, "text": caption} for name, caption in items.items()]
         if not isinstance(items, list):
-            raise InputError(f"{label} is not a list; write a list of objects, one for each clip")
+            raise InputError(
+                f"{label} is not a list; write a list of objects, one for each clip, or one object of names and "
+                "captions"
+            )
         numbered = list(enumerate(items, 1))
     else:
         numbered = []
@@ -142,21 +180,3 @@ def _json(table: Path, label: str, problem: Report) -> Iterator[tuple[int, dict[
             yield number, {str(key).strip().lower(): value for key, value in item.items()}
         else:
             problem(f"{label}, line {number}", "unreadable", f"is {item!r:.40}, not an object; write an object")
-
-
-def read_text(path: Path, name: str | None = None) -> str:
-    """Read a text file in UTF-8, or in UTF-16 with a byte-order mark. All line ends become newlines.
-
-    name: the name of the file in error messages; the default is its file name. Raises InputError if it cannot be read.
-    """
-    name = name or path.name
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{name} cannot be read ({error.strerror}); check its permissions") from error
-    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        return raw.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise InputError(f"{name} is not UTF-8 text (line {line}); save it as UTF-8") from error
