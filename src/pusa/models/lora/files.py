@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pusa.errors import InputError
 from pusa.files import refuse_pointer
+from pusa.models import weight_files
 from pusa.models.lora import header
 
 _PICKLES = (b"PK", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
