@@ -360,6 +360,17 @@ def test_experts_get_their_own_adapters_one_after_the_other(layers, tiny_folder,
     assert moved(tmp_path / "both", "transformer") == moved(tmp_path / "both", "transformer_2") == set(BLOCKS)
     with pytest.raises(InputError, match="for the low-noise expert: give --expert low"):
         export.merge(low, base, tmp_path / "no")
+    pair = tmp_path / "pair.safetensors"
+    save_file({f"transformer_{i}.{key}": value for i, path in ((1, high), (2, low)) for key, value in
+               load_file(path).items()}, pair)  # fmt: skip
+    export.merge(pair, base, tmp_path / "of a pair")
+    for kind in ("transformer", "transformer_2"):
+        one, other = weights(tmp_path / "of a pair", kind), weights(tmp_path / "two", kind)
+        assert all(torch.equal(one[key], other[key]) for key in other)
+    export.convert(pair, tmp_path / "out.safetensors", "comfy", expert="low")
+    assert load_file(tmp_path / "out.safetensors").keys() == load_file(low).keys()
+    with pytest.raises(InputError, match="for both experts"):
+        export.convert(pair, tmp_path / "again.safetensors", "comfy")
     with pytest.raises(InputError, match="has one transformer and no low-noise expert"):
         export.merge(either, tiny_folder, tmp_path / "no", expert="low")
 
@@ -390,6 +401,33 @@ def test_merging_into_sharded_weights_of_another_type(layers, tiny_folder, tmp_p
     half = load_file(tmp_path / "half" / "transformer" / "diffusion_pytorch_model.safetensors")
     assert half["blocks.0.attn1.to_q.weight"].dtype == torch.bfloat16
     assert half["blocks.0.scale_shift_table"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr", "dora", "lokr dora of columns", "lightx2v"])
+def test_every_kind_of_change_is_merged_as_it_runs(kind, layers, tiny_folder, tmp_path):
+    rng = torch.Generator().manual_seed(3)
+    path = tmp_path / "style.safetensors"
+    if kind == "lightx2v":
+        from tests.models.lora_files import truth, written
+
+        path = written(tmp_path, kind, *truth(transformer(tiny_folder), outer=True, whole=True))
+    else:
+        shapes = {
+            "loha": {"hada_w1_a": (32, 3), "hada_w1_b": (3, 32), "hada_w2_a": (32, 3), "hada_w2_b": (3, 32)},
+            "lokr": {"lokr_w1": (4, 8), "lokr_w2_a": (8, 2), "lokr_w2_b": (2, 4)},
+            "dora": {"lora_down.weight": (3, 32), "lora_up.weight": (32, 3), "dora_scale": (32, 1)},
+            "lokr dora of columns": {"lokr_w1": (4, 8), "lokr_w2": (8, 4), "dora_scale": (1, 32)},
+        }[kind]
+        stems = ("lora_unet_blocks_0_self_attn_q", "lora_unet_blocks_1_cross_attn_v")
+        keys = [(f"{stem}.{key}", shape) for stem in stems for key, shape in shapes.items()]
+        save_file({key: torch.randn(shape, generator=rng) for key, shape in keys}, path)
+    merged = export.merge(path, tiny_folder, tmp_path / "merged", scale=0.7)
+    assert merged.modules >= 2
+    plain, running = run(transformer(tiny_folder)), with_lora(tiny_folder, path, 0.7)
+    close(run(transformer(tmp_path / "merged")), running)
+    assert (running - plain).abs().max() > 1e-3
+    with pytest.raises(InputError, match="cannot lower its rank"):
+        export.merge(path, tiny_folder, tmp_path / "again", rank=1)
 
 
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(layers, tiny_folder, tmp_path):

@@ -51,7 +51,8 @@ def export(
     scale
         With merged: the strength of the LoRA. The default is 1, the strength of the training.
     expert
-        With merged and a base of two experts: the expert that gets the LoRA. The default is both.
+        With merged and a base of two experts: the expert that gets the LoRA. The default is both. For other programs:
+        the expert whose LoRA is written, of a file for both.
     ema
         For a run with train.ema post-hoc: average its weights with this length, EDM2's sigma_rel. The run itself writes
         the average for 0.1.
@@ -75,7 +76,7 @@ def export(
     merging = to == "merged"
     if merging and model is None:
         raise InputError("--to merged needs the base model to which the LoRA is added; give --model.")
-    for flag, value in (("--model", model), ("--scale", scale), ("--expert", expert)):
+    for flag, value in (("--model", model), ("--scale", scale)):
         if value is not None and not merging:
             raise InputError(f"{flag} needs --to merged: a LoRA file contains no base model and no strength.")
     if scale is not None:
@@ -110,13 +111,14 @@ def export(
                     source, str(model), out, scale=strength, expert=expert, rank=rank, dtype=dtype, called=description
                 )
             else:
-                done = exporting.convert(source, out, to, rank=rank, dtype=dtype)
+                done = exporting.convert(source, out, to, rank=rank, dtype=dtype, expert=expert)
     if average:
         terminal.note(
             f"{description}, computed from {average.snapshots} snapshots with an error of {100 * average.misfit:.1f} %"
         )
-    ranks, dtypes = "-".join(map(str, sorted({done.ranks[0], done.ranks[-1]}))), " and ".join(done.dtypes)
-    terminal.note(f"{done.modules} layers, rank {ranks}, {dtypes}")
+    ranks = f", rank {'-'.join(map(str, sorted({done.ranks[0], done.ranks[-1]})))}" if done.ranks else ""
+    dtypes = f", {' and '.join(done.dtypes)}" if done.dtypes else ""
+    terminal.note(f"{done.modules} layers{ranks}{dtypes}")
     if done.stale:
         terminal.note(f"metadata that does not apply to the new file was left out: {', '.join(done.stale)}")
     record: dict[str, Any] = {

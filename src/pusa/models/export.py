@@ -14,7 +14,7 @@ import json
 import shutil
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -28,8 +28,8 @@ from pusa.errors import InputError
 from pusa.files import building, check_writable, replacing, sha256, write_json, write_text_atomic
 from pusa.models.backbone import Expert
 from pusa.models.loading import configurations, sources
-from pusa.models.lora import header, runtime
-from pusa.models.wan.weight_names import original_name
+from pusa.models.lora import dialects, header, magnitudes, runtime
+from pusa.models.wan.weight_names import original_name, parameter_shapes
 
 Dialect = Literal["diffusers", "comfy", "kohya"]
 DType = Literal["float32", "bfloat16", "float16"]
@@ -42,6 +42,7 @@ _STALE = (
     "modelspec.hash_sha256",
 )
 """Metadata that is wrong for the new file: alphas, ranks and hashes of the old one."""
+_EXPERT_OF: Mapping[str, Expert] = {"transformer": "high", "transformer_2": "low"}
 _INDEX = "diffusion_pytorch_model.safetensors.index.json"
 DEFAULTS_FILE = "pusa.json"
 """the file of a checkpoint with default settings, see `pusa.models.backbone.Defaults`"""
@@ -91,12 +92,14 @@ def convert(
     *,
     rank: int | None = None,
     dtype: DType | None = None,
+    expert: Expert | None = None,
 ) -> Exported:
     """Write the LoRA `source`, in any dialect, to the safetensors file `target` in the dialect `to`, atomically.
 
     rank: the greatest rank of the new factors. dtype: of all factors; None keeps the type of each, but B becomes
-    float32 if its type cannot represent the product with the scaling exactly. Raises InputError where `runtime.read`
-    does, if the target is the source or has another suffix, and if values are not finite in `dtype`.
+    float32 if its type cannot represent the product with the scaling exactly. expert: the one whose LoRA is written, of
+    a file for both. Raises InputError where `runtime.read` does, if the target is the source or has another suffix, if
+    values are not finite in `dtype`, and for an expert of a file that is not for both.
     """
     source, target = Path(source), Path(target)
     _check(to, Dialect, "dialect")
@@ -108,7 +111,9 @@ def convert(
             f"{target} would get its alpha from the adapter_config.json in its folder: choose another name."
         )
     check_writable(target)
-    factors, metadata = runtime.read(source)
+    if expert is not None and not header.is_for_both(source):
+        raise InputError(f"The LoRA {source} is not for both experts of Wan2.2: leave --expert out.")
+    factors, metadata = runtime.read(source, expert=expert)
     factors, energy = _prepare(source, factors, rank, dtype)
     tensors = {key: value for module, pair in factors.items() for key, value in _named(module, *pair, to).items()}
     stale = tuple(key for key in metadata if key in _STALE and key != "format")
@@ -131,7 +136,10 @@ def merge(
     dtype: DType | None = None,
     called: str | None = None,
 ) -> Exported:
-    """Write the checkpoint `base` with W + scale * B A in its transformer, as the diffusers folder `target`.
+    """Write the checkpoint `base` with W + scale * dW in its transformer, as the diffusers folder `target`.
+
+    dW is the change of the LoRA at strength 1: B A, or that of a LoHa, LoKr, DoRA or whole difference. Of a file for
+    both experts, each gets its own.
 
     The sum is computed in float32, one file of weights at a time. The other parts of the base are copied. The folder
     appears when it is complete.
@@ -166,8 +174,16 @@ def merge(
 
     with torch.device("meta"):
         transformer = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder / kinds[0]))
-    factors, metadata = runtime.read(source, runtime.linears(transformer))
-    factors, energy = _prepare(source, factors, rank, None)
+    shapes, both = parameter_shapes(transformer), header.is_for_both(source)
+    changes = {kind: dialects.read(source, shapes, _EXPERT_OF[kind] if both else None) for kind in kinds}
+    factors, energy = changes[kinds[0]].factors, None
+    for kind, own in changes.items():
+        if rank is not None and (own.kinds != "LoRA" or len(own.factors) < len(own.changed)):
+            raise InputError(
+                f"The LoRA {source} is a {own.kinds} with more than factors, so --rank cannot lower its rank."
+            )
+        lowered, energy = _prepare(source, own.factors, rank, None)
+        changes[kind] = replace(own, factors=lowered)
 
     with building(target) as new:
         for part in parts:
@@ -178,28 +194,29 @@ def merge(
             if is_licence or entry.name in ("model_index.json", DEFAULTS_FILE):
                 shutil.copy2(entry, new / entry.name)
         for kind in kinds:
-            missing = set(factors)
+            missing = set(changes[kind].changed)
             for file in files[kind]:
                 with safe_open(str(file), "pt") as weights:
                     tensors = {key: weights.get_tensor(key) for key in weights.keys()}  # noqa: SIM118
-                    metadata = weights.metadata() or {"format": "pt"}
+                    header_of_file = weights.metadata() or {"format": "pt"}
                 for key, weight in tensors.items():
-                    module = key.removesuffix(".weight")
-                    if module in factors:
-                        tensors[key] = _sum(name, key, weight, *factors[module], scale)
-                        missing.discard(module)
+                    if key in missing:
+                        tensors[key] = _sum(name, key, weight, changes[kind], scale)
+                        missing.discard(key)
                     tensors[key] = _stored(name, key, tensors[key], weight.dtype, dtype)
-                save_file(tensors, str(new / kind / file.name), metadata=metadata)
+                save_file(tensors, str(new / kind / file.name), metadata=header_of_file)
             if missing:
-                raise InputError(f"{name} is incomplete: its {kind} has no {min(missing)}.weight; copy it again.")
+                raise InputError(f"{name} is incomplete: its {kind} has no {min(missing)}; copy it again.")
         adapter = called or f"{source.name}, sha256 {sha256(source)}"
         if header.is_per_frame(source):
             path = new / DEFAULTS_FILE
             settings = sources.read_json(path) if path.exists() else {}
             write_json(path, settings | {"per_frame": sorted({*settings.get("per_frame", ()), *kinds})})
         place = f" of its {expert}-noise expert" if expert else " of both experts" if kinds[1:] else ""
+        metadata = changes[kinds[0]].metadata
         write_text_atomic(new / "README.md", _card(name, place, adapter, scale, metadata))
-    return Exported(target, len(factors), _ranks(factors), _dtypes(factors), energy)
+    changed = changes[kinds[0]].changed
+    return Exported(target, len(changed), _ranks(factors), _dtypes(factors), energy)
 
 
 def reduce(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor, float, float]:
@@ -271,10 +288,12 @@ def _named(module: str, down: Tensor, up: Tensor, to: Dialect) -> dict[str, Tens
     return {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
 
 
-def _sum(name: str, key: str, weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+def _sum(name: str, key: str, weight: Tensor, changes: dialects.Changes, scale: float) -> Tensor:
     if not weight.is_floating_point() or weight.element_size() < 2:
         raise InputError(f"{key} of {name} is quantised ({weight.dtype}): merge into a checkpoint of at least 16 bits.")
-    return weight.float() + scale * (up.float() @ down.float())
+    change = magnitudes.change_of(changes, key, weight)
+    assert change is not None
+    return weight.float() + scale * change
 
 
 def _stored(name: str, key: str, value: Tensor, stored: torch.dtype, dtype: DType | None) -> Tensor:

@@ -75,6 +75,11 @@ class Changes:
     magnitudes: dict[str, Tensor] = field(default_factory=dict)
 
     @property
+    def changed(self) -> list[str]:
+        """The parameters that change."""
+        return [*(f"{module}.weight" for module in (*self.factors, *self.products)), *self.differences]
+
+    @property
     def kinds(self) -> str:
         """The kinds of its changes, in words."""
         found: list[str] = ["LoRA"] if self.factors or not self.products else []

@@ -57,6 +57,21 @@ def resolve(model: nn.Module, changes: Changes) -> tuple[Changes, dict[str, Gain
     return replace(changes, factors=factors, products=products, differences=differences, magnitudes={}), gains
 
 
+def change_of(changes: Changes, parameter: str, weight: Tensor) -> Tensor | None:
+    """Return what a LoRA adds to a parameter at strength 1, float32, or None. weight: the value of the parameter."""
+    module = parameter.removesuffix(".weight")
+    if module in changes.factors or module in changes.products:
+        change = step(changes, module)
+    elif parameter in changes.differences:
+        change = changes.differences[parameter].float()
+    else:
+        return None
+    if module not in changes.magnitudes:
+        return change
+    base = weight.float()
+    return (base + change.to(base)) * gain(base, change, changes.magnitudes[module]) - base
+
+
 def step(changes: Changes, module: str) -> Tensor:
     """Return the change of the weight of a module before the magnitudes, in the shape of the weight."""
     if module in changes.factors:

@@ -77,7 +77,7 @@ def kernel(parts: Mapping[str, Tensor]) -> Tensor:
         one, other = (_side(parts, f"hada_w{n}", f"hada_t{n}") for n in (1, 2))
         return one * other
     left, right = _matrix(_lokr_side(parts, 1)), _side(parts, "lokr_w2", "lokr_t2")
-    return torch.kron(left.reshape(*left.shape, *[1] * (right.ndim - 2)), right)
+    return torch.kron(left.reshape(*left.shape, *[1] * (right.ndim - 2)), right.contiguous())
 
 
 def rank(parts: Mapping[str, Tensor]) -> int | None:
