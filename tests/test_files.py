@@ -241,3 +241,32 @@ def test_a_path_is_found_in_another_unicode_form(tmp_path: Path) -> None:
     assert files.as_stored(tmp_path / "caf\u00e9/\u00fc") == tmp_path / "cafe\u0301/u\u0308"
     assert files.as_stored(tmp_path / "caf\u00e9/gone") == tmp_path / "caf\u00e9/gone"
     assert files.as_stored(Path("gone/at all")) == Path("gone/at all")
+
+
+SEPARATORS = "\u2028\u2029\u0085\x0b\x0c\x1c\x1d\x1e"
+"""what str.splitlines takes for ends of lines"""
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("", []),
+        ("a", ["a"]),
+        ("a\n", ["a"]),
+        ("a\n\nb\n\n", ["a", "", "b", ""]),
+        ("a\r\nb\r\n", ["a", "b"]),
+        ("a\rb\r", ["a", "b"]),
+        ("a\rb\nc", ["a\rb", "c"]),
+        (f"a{SEPARATORS}b\nc", [f"a{SEPARATORS}b", "c"]),
+    ],
+)
+def test_lines_end_with_line_feeds_only(text: str, lines: list[str]) -> None:
+    assert files.lines_of(text) == lines
+
+
+def test_json_names_a_path_that_is_not_utf8(tmp_path: Path) -> None:
+    path = str(tmp_path / os.fsdecode(b"caf\xe9 \xe2\x98\x83"))
+    files.write_json(tmp_path / "a.json", {"path": path})
+    content = (tmp_path / "a.json").read_bytes()
+    assert rb"caf\udce9 " + "☃".encode() in content
+    assert json.loads(content)["path"] == path

@@ -52,9 +52,13 @@ def sentence(error: BaseException) -> str:
         return f"{error.strerror}{f': {error.filename}' if error.filename else ''}."
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory; use fewer --frames, a smaller --size, or close other programs."
-    first = str(error).strip().partition("\n")[0]
-    detail = f"{type(error).__name__}: {first}" if first else type(error).__name__
+    detail = f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
     return f"{detail} (unexpected error: run the command again with --debug to see the traceback)."
+
+
+def first_line(error: BaseException | None) -> str:
+    """The first line of what a library says, without its full stop; the class of the exception if it says nothing."""
+    return str(error).strip().partition("\n")[0].rstrip(". ") or type(error).__name__
 
 
 @contextmanager

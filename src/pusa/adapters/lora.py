@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pusa.adapters import lora_start
 from pusa.adapters.base import Attached, Card, check_bare
 from pusa.adapters.lora_start import ends_in
-from pusa.errors import InputError
+from pusa.errors import InputError, first_line
 from pusa.models.lora import configuration, runtime
 
 NAME = "pusa"
@@ -102,7 +102,7 @@ class Lora:
             try:
                 model.add_adapter(config, NAME)
             except ValueError as error:
-                raise InputError(f"The LoRA cannot be made: {str(error).splitlines()[0].rstrip('.')}.") from error
+                raise InputError(f"The LoRA cannot be made: {first_line(error)}.") from error
         for layer in model.modules():
             if isinstance(layer, LoraLayer):
                 layer.lora_A[NAME].float()

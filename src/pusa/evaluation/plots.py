@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
 from pusa.evaluation.intervals import Interval
-from pusa.files import existing_file, replacing
+from pusa.files import existing_file, lines_of, replacing
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 STYLE: dict[str, Any] = {
@@ -219,7 +219,7 @@ def _logged(log: Path) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[
     """Steps [n], loss [n], and the mean loss of ten noise levels [10] over the last quarter of the steps."""
     text = existing_file(log).read_text(encoding="utf-8")
     try:
-        rows = [json.loads(line) for line in text.splitlines()]
+        rows = [json.loads(line) for line in lines_of(text)]
         steps = np.array([row["step"] for row in rows])
         loss = np.array([row["loss"] for row in rows], dtype=np.float64)
         late = rows[-max(1, len(rows) // 4) :]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pusa.errors import InputError, PusaError, sentence
-from pusa.files import make_folder, write_json
+from pusa.files import lines_of, make_folder, write_json
 from pusa.work.units import Progress, Unit, make_units, no_progress
 from pusa.work.workers import Job, in_processes, watch_files
 
@@ -88,6 +88,6 @@ def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
 def seconds(units: Sequence[Unit], folder: Path) -> float:
     """The time that the units took when they were made, in seconds, summed over processes."""
     file = folder / TIMES
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    lines = lines_of(file.read_text(encoding="utf-8")) if file.exists() else []
     took = {row.get("unit", row.get("piece")): row["seconds"] for row in map(json.loads, lines)}
     return float(sum(took.get(unit.name, 0.0) for unit in units))

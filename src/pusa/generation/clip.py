@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pusa.core.timesteps import TimestepMatrix
-from pusa.errors import InputError
+from pusa.errors import InputError, first_line
 from pusa.files import replacing, sha256, write_json
 from pusa.generation.outputs import check_place, latents_path, sidecar_path
 from pusa.images import Frames
@@ -109,8 +109,9 @@ def read_latents(path: Path) -> tuple[Tensor, dict[str, str]]:
         with safe_open(str(path), "np") as file:  # "pt" opens no path that is not UTF-8
             return torch.from_numpy(file.get_tensor("latents")), file.metadata() or {}
     except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path} is damaged ({reason}); delete it to work from the pixels of its video.") from error
+        raise InputError(
+            f"{path} is damaged ({first_line(error)}); delete it to work from the pixels of its video."
+        ) from error
 
 
 def latents_hash(latents: Tensor) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from pusa.errors import InputError
+from pusa.errors import InputError, first_line
 from pusa.files import existing_file
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class _opened:  # noqa: N801
             try:
                 quantised = load_gguf_checkpoint(str(self.file))
             except ValueError as error:
-                raise InputError(f"{self.file} cannot be read ({str(error).splitlines()[0]}).") from error
+                raise InputError(f"{self.file} cannot be read ({first_line(error)}).") from error
             return lambda one: _plain(quantised[one.name], one)
         tensors = _unpickled(self.file)
         return lambda one: tensors[one.name]

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from pusa.errors import first_line
 from pusa.models.backbone import Backbone, Flops
 from pusa.training.costs import Costs, device_name, matmul_rate, peak_memory
 from pusa.training.loggers import LOGGERS, Logger, check
@@ -144,7 +145,7 @@ class Tracker:
                 self._loggers[name].log(values, step)
             except Exception as error:
                 del self._loggers[name]
-                self.event(f"{name} failed and is not used any more: {str(error).splitlines()[0]}")
+                self.event(f"{name} failed and is not used any more: {first_line(error)}")
 
     def event(self, text: str) -> None:
         """Print lines to stderr, above the progress bar."""
@@ -226,7 +227,7 @@ class Tracker:
             try:
                 logger.close()
             except Exception as error:
-                self.event(f"{name} could not be closed: {str(error).splitlines()[0]}")
+                self.event(f"{name} could not be closed: {first_line(error)}")
         self._loggers = {}
 
     def _show(self, record: Mapping[str, Any]) -> None:

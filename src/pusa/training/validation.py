@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from pusa.core import schedules
 from pusa.core.objectives import Predictor, interpolate
 from pusa.errors import InputError
-from pusa.files import replacing, write_text_atomic
+from pusa.files import lines_of, replacing, write_text_atomic
 from pusa.training.random_draws import LEAST_FRAMES
 
 TASKS = ("text-to-video", "image-to-video", "start-end", "extension", "independent")
@@ -271,7 +271,7 @@ def read(path: Path) -> list[Validation]:
     if not path.is_file():
         return []
     try:
-        return [Validation.from_record(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [Validation.from_record(json.loads(line)) for line in lines_of(path.read_text(encoding="utf-8"))]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error}): remove it and validate again.") from error
 

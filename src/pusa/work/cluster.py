@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pusa.errors import InputError, PusaError
+from pusa.errors import InputError, PusaError, first_line
 from pusa.files import make_folder, unwritable_folder
 from pusa.work.workers import POLL, Job, Watch, Worker
 
@@ -126,7 +126,7 @@ def connected(address: str) -> Iterator[Any]:
             socket.create_connection((host, int(port)), CONNECT).close()  # Ray itself would try for minutes
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise InputError(
             f"There is no Ray cluster at {address!r} ({reason}): run `ray start --head`, or give --ray local."
         ) from error
@@ -135,9 +135,9 @@ def connected(address: str) -> Iterator[Any]:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, PusaError):
             raise error.cause from error
-        raise PusaError(f"A node of the cluster failed: {str(error.cause).splitlines()[0]}.") from error
+        raise PusaError(f"A node of the cluster failed: {first_line(error.cause)}.") from error
     except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise PusaError(
             f"The Ray cluster failed ({reason}): run the same command again; it makes what is missing."
         ) from error

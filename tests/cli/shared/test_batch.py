@@ -184,6 +184,17 @@ def test_files_of_old_macs_have_lines(ask: Ask) -> None:
     assert [Path(path).name for path in said["made"]] == ["0001_a-red-circle_0.mp4", "0002_a-blue-square_0.mp4"]
 
 
+def test_prompts_in_utf_16(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the shell of Windows writes them."""
+    (work / "clips.txt").write_bytes("a red circle\r\n\r\n\ud800".encode("utf-16", "surrogatepass"))
+    assert main(["generate", "--prompts", str(work / "clips.txt")]) == 2
+    assert "is not UTF-8 text" in capsys.readouterr().err
+    (work / "clips.txt").write_bytes("a red circle\r\n{\r\n".encode("utf-16"))
+    (work / "clips.txt").rename(work / "clips.jsonl")
+    assert main(["generate", "--prompts", str(work / "clips.jsonl")]) == 2
+    assert "has 2 wrong lines" in capsys.readouterr().err
+
+
 def test_names_that_cannot_be_saved_are_wrong_lines(ask: Ask, work: Path) -> None:
     (work / "out").mkdir()
     (work / "out" / "mine.json").write_text("{}")

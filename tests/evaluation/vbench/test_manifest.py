@@ -69,6 +69,15 @@ def test_a_manifest_comes_back_from_its_file(info: Path, tmp_path: Path) -> None
     assert len((tmp_path / "m.jsonl").read_text().splitlines()) == 1776
 
 
+def test_a_prompt_may_have_separators_of_unicode(info: Path, tmp_path: Path) -> None:
+    entries = json.loads(info.read_text(encoding="utf-8"))
+    entries[0]["prompt_en"] = "a cat\u2028and\u0085a dog"
+    (tmp_path / "info.json").write_text(json.dumps(entries))
+    plan = manifest.build(tmp_path / "info.json")
+    plan.write(tmp_path / "m.jsonl")
+    assert manifest.read(tmp_path / "m.jsonl") == plan
+
+
 @pytest.mark.parametrize(
     ("size", "crop"),
     [((832, 480), "7-4"), ((1280, 720), "16-9"), ((720, 480), "3-2"), ((512, 512), "1-1"), ((512, 320), "8-5")],

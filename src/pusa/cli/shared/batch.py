@@ -26,7 +26,7 @@ from pusa.cli.shared.options import Model, Output
 from pusa.cli.shared.ranks import launched
 from pusa.cli.shared.terminal import Report, Terminal, clock, count
 from pusa.errors import STOPS, InputError, sentence
-from pusa.files import lines_of
+from pusa.files import existing_file, lines_of, read_text
 from pusa.generation.options import options_of
 from pusa.generation.outputs import check_place, latents_path, sidecar_path
 from pusa.generation.request import Generate
@@ -150,11 +150,7 @@ def read(
     relative to the file. Returns the lines that are right, and what is wrong with the others, by their numbers. Raises
     InputError if the file cannot be read or has no line.
     """
-    try:
-        texts = lines_of(file.read_bytes().decode("utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"--prompts {file} cannot be read ({reason}); give a .jsonl or .txt file.") from error
+    texts = lines_of(read_text(existing_file(file), f"--prompts {file}"))
     numbered = [(number, text) for number, text in enumerate(texts, 1) if text.strip()]
     if not numbered:
         raise InputError(f"--prompts {file} has no line; write one JSON object or one prompt on each line.")

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pusa.cli.shared.terminal import count, printable
+from pusa.files import lines_of
 
 if TYPE_CHECKING:
     from pusa.models.backbone import Geometry
@@ -49,7 +50,7 @@ def render(record: dict[str, Any], plan: Plan, run: Estimate | None, geometry: G
     console = Console(file=out, width=width, force_terminal=terminal, highlight=False)
     parts = [_overview(record), _buckets(record), *_problems(record, plan, geometry, SHOWN if terminal else None)]
     console.print(Group(*parts, _estimate(record, run)))
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+    return "\n".join(line.rstrip() for line in lines_of(out.getvalue()))
 
 
 def _heading(text: str, rest: str = "") -> Text:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pusa.errors import InputError
-from pusa.files import existing_file, write_text_atomic
+from pusa.files import existing_file, lines_of, write_text_atomic
 
 Suite = Literal["full", "core", "subset750", "smoke"]
 SAMPLES = 5
@@ -180,7 +180,7 @@ def read(path: Path) -> Manifest:
     """Read a manifest from its file. Raises InputError if the file is not a manifest or was changed."""
     existing_file(path)
     try:
-        head, *rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        head, *rows = [json.loads(line) for line in lines_of(path.read_text(encoding="utf-8")) if line.strip()]
         if head.pop("format") != FORMAT:
             raise KeyError("format")
         files = [row.pop("file") for row in rows]

@@ -24,7 +24,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import AutoTokenizer, UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
 
-from pusa.errors import InputError
+from pusa.errors import InputError, first_line
 from pusa.models import hub, weight_files
 from pusa.models.backbone import Expert
 from pusa.models.loading.configurations import check, defaults_of, fingerprint, own_loras, patch_of
@@ -184,7 +184,7 @@ class _Parts:
             with _no_bars():
                 return loader(str(folder), local_files_only=True)
         except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = first_line(error)
             raise InputError(f"The {kind} of {self.name} cannot be loaded ({reason}): copy it again.") from error
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pusa.errors import InputError
+from pusa.errors import InputError, first_line
 from pusa.files import refuse_pointer
 from pusa.models import weight_files
 from pusa.models.lora import header
@@ -51,7 +51,7 @@ def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         if path.suffix == ".safetensors":
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = first_line(error)
             raise InputError(f"The LoRA {path} is damaged or not a LoRA ({reason}); copy it again.") from error
         if isinstance(error, UnpicklingError) and path.open("rb").read(2) in _PICKLES:
             raise InputError(

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from pusa.errors import InputError
+from pusa.errors import InputError, first_line
 from pusa.files import read_text
 
 _RESOLVERS = (
@@ -154,7 +154,7 @@ def dump(data: dict[str, Any]) -> str:
 
 def _reason(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
-    what = getattr(error, "problem", None) or str(error).splitlines()[0]
+    what = getattr(error, "problem", None) or first_line(error)
     return f"{what} in line {mark.line + 1}" if mark else what
 
 

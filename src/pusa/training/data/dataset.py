@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pusa.errors import InputError
+from pusa.errors import InputError, first_line
 from pusa.files import as_stored, composed, read_text
 from pusa.training.data import tables
 from pusa.video_probe import MOVIES, STILLS
@@ -186,7 +186,7 @@ def _download(hub_id: str) -> Path:
     except HFValidationError as error:
         raise InputError(f"there is no folder {hub_id}, and it is not a valid hub id; check the name") from error
     except OSError as error:
-        raise InputError(f"{hub_id} cannot be downloaded ({str(error).splitlines()[0]}); try again") from error
+        raise InputError(f"{hub_id} cannot be downloaded ({first_line(error)}); try again") from error
 
 
 def _list(source: str, found: _ListingBuilder) -> Listing:

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pusa.errors import InputError
+from pusa.errors import InputError, first_line
 from pusa.files import make_folder, replacing
 
 
@@ -62,7 +62,7 @@ class Store:
         except FileNotFoundError as error:
             raise InputError(f"the cache entry {path} is missing") from error
         except Exception as error:
-            raise InputError(f"the cache entry {path} is damaged ({str(error).splitlines()[0]})") from error
+            raise InputError(f"the cache entry {path} is damaged ({first_line(error)})") from error
         if _checksum(tensor) != expected:
             raise InputError(f"the cache entry {path} is damaged (its checksum is wrong)")
         return tensor
