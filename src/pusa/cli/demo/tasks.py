@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from shutil import copyfile
 
 from pusa import embedded
 from pusa.embedded import world
+from pusa.files import write_text_atomic
 from pusa.images import Frames, fit, read_image, write_image
 from pusa.videos import write_video
 
@@ -67,6 +69,7 @@ def tasks(folder: Path) -> list[Task]:
     photo = folder / "photo.png"
     copyfile(Path(embedded.__file__).parent / "assets" / "photo.png", photo)
     small = fit(read_image(photo), (world.SIZE, world.SIZE))[None]
+    _write_batch(folder)
     return [
         Task(
             "Text to video",
@@ -89,6 +92,22 @@ def tasks(folder: Path) -> list[Task]:
             {0: (small, "frame 0, noise 0.4")},
         ),
     ]
+
+
+def _write_batch(folder: Path) -> None:
+    """Write `clips.jsonl`, a batch file for `pusa generate --prompts`. Its pictures are those of the tasks."""
+    lines = [
+        {"prompt": "a red circle moves left on a black background", "seed": 1, "name": "circle"},
+        {"prompt": "the camera zooms in over a photograph", "image": "photo.png", "name": "photo"},
+        {
+            "prompt": "a magenta square moves left on a black background",
+            "image": "magenta-square-0.png",
+            "keyframe": ["magenta-square-8.png@8,noise=0.2"],
+            "steps": 6,
+            "name": "square",
+        },
+    ]
+    write_text_atomic(folder / "clips.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _shape_tasks(folder: Path) -> list[Task]:
