@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,8 +51,8 @@ def avif(path: Path) -> None:
     PICTURE.save(path, format="AVIF", quality=95)
 
 
-def psd(path: Path, composed: bool = True, layers: int = 2) -> None:
-    """A Photoshop file with layers and, unless it is not `composed`, the picture that they make."""
+def psd(path: Path, composed: bool = True, layers: int = 2, alpha: bytes = b"") -> None:
+    """A Photoshop file with layers and, unless it is not `composed`, the picture that they make, on white."""
     height, width = PICTURE.height, PICTURE.width
 
     def block(data: bytes) -> bytes:
@@ -58,7 +61,7 @@ def psd(path: Path, composed: bool = True, layers: int = 2) -> None:
     version = struct.pack(">IB", 1, composed) + bytes(9)
     resources = b"8BIM" + struct.pack(">HH", 1057, 0) + block(version) + bytes(len(version) % 2)
     records, planes = b"", b""
-    for _ in range(layers):
+    for _ in range(abs(layers)):
         records += struct.pack(">4iH", 0, 0, 2, 2, 3)
         records += b"".join(struct.pack(">hI", channel, 2 + 4) for channel in range(3))
         records += b"8BIMnorm" + bytes([255, 0, 0, 0]) + block(block(b"") + block(b"") + bytes(4))
@@ -67,12 +70,13 @@ def psd(path: Path, composed: bool = True, layers: int = 2) -> None:
     pixels = np.ascontiguousarray(np.asarray(PICTURE).transpose(2, 0, 1)).tobytes()
     path.write_bytes(
         b"8BPS"
-        + struct.pack(">H6xHIIHH", 1, 3, height, width, 8, 3)
+        + struct.pack(">H6xHIIHH", 1, 3 + bool(alpha), height, width, 8, 3)
         + block(b"")
         + block(resources)
         + block(block(info + bytes(len(info) % 2)) + block(b""))
         + bytes(2)
         + pixels
+        + height * width * alpha
     )
 
 
@@ -89,6 +93,8 @@ SEVERAL: dict[str, Callable[[Path], object]] = {
     "a.avif": avif,
     "avif.png": avif,
     "layers.psd": psd,
+    "transparent.psd": lambda path: psd(path, layers=-2, alpha=b"\x80"),
+    "selection.psd": lambda path: psd(path, alpha=b"\0"),
 }
 
 
@@ -168,3 +174,45 @@ def test_both_doors_agree_about_animated_pictures(tmp_path: Path) -> None:
     whole, _ = videos.read_video(tmp_path / "a.png", fps=10)
     part = video_probe.read(tmp_path / "a.png", np.arange(len(whole)) / 10, (8, 8))
     np.testing.assert_array_equal(part, whole)
+
+
+def test_a_heif_sequence_is_a_clip(tmp_path: Path) -> None:
+    videos.write_video(tmp_path / "a.mp4", np.broadcast_to(ramp(32, 48), (3, 32, 48, 3)), 8)
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    data[8:12] = b"msf1"
+    (tmp_path / "a.heic").write_bytes(data)
+    assert videos.read_video(tmp_path / "a.heic")[0].shape == (3, 32, 48, 3)
+    assert len(video_probe.probe(tmp_path / "a.heic").times) == 3
+    with pytest.raises(InputError, match="is a video, but a picture is needed; save one of its frames"):
+        images.read_image(tmp_path / "a.heic")
+
+
+def test_postscript_is_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "a.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n{} loop\n")
+    with pytest.raises(InputError, match="is not a picture that can be read; convert it"):
+        images.read_image(tmp_path / "a.eps")
+
+
+def small(kind: str) -> bytes:
+    file = io.BytesIO()
+    PICTURE.resize((24, 16)).save(file, "TIFF", compression=kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["raw", "tiff_lzw", "jpeg", "pages", "psd", "heic", "avif"])
+def test_whatever_a_file_holds_it_is_pixels_or_a_sentence(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a"
+    makers = {"pages": lambda p: tiff(p, 0, 1, 0), "psd": psd, "heic": heic, "avif": avif}
+    makers.get(kind, lambda p: p.write_bytes(small(kind)))(path)
+    good = path.read_bytes()
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        data = bytearray(good)
+        for at in rng.integers(0, len(data) if seed % 3 else min(300, len(data)), rng.integers(1, 9)):
+            data[at] = rng.choice([0, 255, rng.integers(256)])
+        path.write_bytes(data[: rng.integers(1, len(data))] if seed % 5 == 4 else data)
+        for read in (images.read_image, videos.read_video, video_probe.probe):
+            with warnings.catch_warnings(), contextlib.suppress(InputError):
+                warnings.simplefilter("error")
+                warnings.filterwarnings("ignore", message=".* is HDR")
+                read(path)  # type: ignore[operator]

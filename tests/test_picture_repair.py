@@ -23,7 +23,9 @@ JUNK = np.random.default_rng(0).bytes(60)
 
 def encoded(kind: str, **options: object) -> bytes:
     file = io.BytesIO()
-    PICTURE.save(file, kind, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        PICTURE.save(file, kind, **options)
     return file.getvalue()
 
 

@@ -68,14 +68,15 @@ def read_image(path: str | Path) -> Image:
 
 def to_rgb(picture: PILImage.Image) -> Image:
     """Convert an opened Pillow picture to upright uint8 RGB [H, W, 3], by the rules of `read_image`."""
-    picture.load()
+    with picture_files.quiet():
+        picture.load()
     picture = exif_upright(picture)
     if picture.mode == "F":
         raise InputError("the picture has floating-point pixels of unknown range; convert it to 8 or 16 bits")
     if picture.mode.startswith("I"):
         picture = _in_8_bits(picture)
     picture = to_srgb(picture)
-    if picture.has_transparency_data:
+    if picture.has_transparency_data and picture_files.OVER_WHITE not in picture.info:
         return over_white(np.asarray(picture.convert("RGBA")))
     return np.array(picture.convert("RGB"))
 

@@ -7,6 +7,7 @@ copies. They are left out.
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,16 +22,30 @@ from pusa.files import unreadable
 from pusa.picture_colours import CODES
 from pusa.picture_repair import repaired
 
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what hinders reading is raised as an error
+
 ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF")
 """formats, as Pillow calls them, whose frames are moments of a clip"""
 _ONE_PICTURE = ("MPO", "PSD", "ICO", "ICNS", "HEIF")
 """formats in which the picture that Pillow shows first is the picture, and others belong to it"""
-_FOR_FFMPEG = ("GIF", "FLI", "MPEG", "BUFR", "GRIB", "HDF5", "WMF")
-"""formats that Pillow names and FFmpeg reads better, or that Pillow only names"""
+_FOR_FFMPEG = ("GIF", "FLI")
+"""formats that Pillow reads, and FFmpeg reads with the right times"""
+_NOT_READ = ("MPEG", "BUFR", "GRIB", "HDF5", "WMF", "EPS")
+"""formats that Pillow only names, and PostScript: a program, which may never end"""
 _HEAD = 65_536
 """bytes at the beginning of a file in which its code points for colours stand"""
 
+OVER_WHITE = "over white"
+"""the key of `Image.info` of a picture whose colours are on white already, as those of PSD files are"""
 _SUBFILE, _OLD_SUBFILE, _SUB_IFDS, _THUMBNAIL = 254, 255, 330, 513
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hide Pillow's warnings about the number of pixels, and about metadata."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager
@@ -55,7 +70,8 @@ def still(path: Path) -> Iterator[PILImage.Image]:
     with picture:
         try:
             try:
-                count = _choose(path, picture)
+                with quiet():
+                    count = _choose(path, picture)
             except PILImage.DecompressionBombError:
                 raise
             except Exception as error:
@@ -69,6 +85,8 @@ def still(path: Path) -> Iterator[PILImage.Image]:
         if count > 1:
             also = ", or give it as a video" if picture.format in ANIMATIONS else ""
             raise InputError(f"{path} contains {count} pictures, but one is needed; save one of them as PNG{also}")
+        if isinstance(picture, PsdImagePlugin.PsdImageFile):
+            picture.info[OVER_WHITE] = True
         yield picture
 
 
@@ -133,9 +151,10 @@ def _open(path: Path) -> PILImage.Image:
 
 
 def _identified(path: Path, source: Path | io.BytesIO) -> PILImage.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the number of pixels, and about metadata
+    with quiet():
         picture = PILImage.open(source)
+    if picture.format in _NOT_READ:
+        raise UnidentifiedImageError(f"{picture.format} is not read")
     if codes := _code_points(path, picture.format):
         picture.info[CODES] = codes
         if picture.format == "PNG":
@@ -166,6 +185,8 @@ def _open_heif(path: Path) -> PILImage.Image:
         file = pillow_heif.open_heif(path, convert_hdr_to_8bit=True)
         picture: PILImage.Image = file[file.primary_index].to_pillow()
     except Exception as error:
+        if is_sequence(path):
+            raise InputError(f"{path} is a video, but a picture is needed; save one of its frames as PNG") from error
         raise unreadable(path, "picture", error) from error
     picture.format = "HEIF"
     if nclx := picture.info.get("nclx_profile"):

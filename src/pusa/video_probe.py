@@ -157,6 +157,7 @@ def _track(path: Path) -> _Track:
         stated = float(stream.average_rate or stream.guessed_rate or 0)
         base = float(stream.time_base or 0)
         sound = _prefix_bytes(stream)
+        seekable = container.format.name in _INDEXED and not decoding.has_alpha_beside(stream)
         stamps: list[int | None] = []
         keys: list[int | None] = []
         decoding_order: list[int] = []
@@ -171,7 +172,7 @@ def _track(path: Path) -> _Track:
                 raise Truncated(f"{path} is cut off within frame {len(stamps)}; copy it again")
             if not _whole(bytes(packet), sound):
                 raise InputError(f"{path} is damaged at frame {len(stamps)}; copy or export it again")
-            if packet.is_keyframe and container.format.name in _INDEXED:
+            if packet.is_keyframe and seekable:
                 keys.append(packet.pts)
             first_is_key |= not stamps and packet.is_keyframe
             stamps.append(packet.pts)
