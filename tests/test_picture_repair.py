@@ -138,3 +138,25 @@ def test_damaged_pixels_stay_an_error(tmp_path: Path, kind: str) -> None:
         (tmp_path / "a").write_bytes(good[:400] + bytes([good[400] ^ 1]) + good[401:])
         with pytest.raises(InputError):
             images.read_image(tmp_path / "a")
+
+
+@pytest.mark.parametrize("entries", [(1000, 1_000_000), (60_000, 30_000)])
+def test_a_directory_that_states_more_than_the_file_holds_is_not_loaded(
+    tmp_path: Path, entries: tuple[int, int]
+) -> None:
+    """Loading it would take minutes and as much memory."""
+    count, length = entries
+    directory = b"".join(struct.pack("<HHII", 1000 + number % 60_000, 7, length, 8) for number in range(count))
+    (tmp_path / "a.tif").write_bytes(b"II*\0\x08\0\0\0" + struct.pack("<H", count) + directory + bytes(1_000_000))
+    with pytest.raises(InputError, match="is not a picture that can be read; convert it"):
+        images.read_image(tmp_path / "a.tif")
+
+
+def test_directories_in_a_circle_end(tmp_path: Path) -> None:
+    data = bytearray(TIFF)
+    (start,) = struct.unpack("<I", data[4:8])
+    (count,) = struct.unpack("<H", data[start : start + 2])
+    at = start + 2 + 12 * count
+    data[at : at + 4] = data[4:8]
+    (tmp_path / "a.tif").write_bytes(data)
+    np.testing.assert_array_equal(images.read_image(tmp_path / "a.tif"), ramp(48, 64))

@@ -20,7 +20,7 @@ from pusa.containers import MOTION_JPEG, is_heif, is_sequence, is_video
 from pusa.errors import InputError
 from pusa.files import unreadable
 from pusa.picture_colours import CODES
-from pusa.picture_repair import repaired
+from pusa.picture_repair import can_be_repaired, is_bounded, repaired
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what hinders reading is raised as an error
 
@@ -132,12 +132,18 @@ def animation(path: Path) -> Iterator[tuple[PILImage.Image, int]]:
 def without_metadata(path: Path) -> Iterator[PILImage.Image]:
     """The picture of a file that cannot be decoded, from copies with less metadata; nothing if none can be opened."""
     with suppress(OSError):
+        with path.open("rb") as file:
+            if not can_be_repaired(file.read(8)):
+                return
         for data in repaired(path.read_bytes()):
             with suppress(Exception):
                 yield _identified(path, io.BytesIO(data))
 
 
 def _open(path: Path) -> PILImage.Image:
+    with path.open("rb") as file:
+        if not is_bounded(file, path.stat().st_size):
+            raise UnidentifiedImageError("its directories state more than the file holds")
     try:
         return _identified(path, path)
     except PILImage.DecompressionBombError:

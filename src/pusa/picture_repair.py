@@ -9,8 +9,11 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import BinaryIO
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8"
+_TIFF = (b"II*\0", b"MM\0*")
 _PNG_LENGTHS: dict[bytes, int | None] = {
     b"tRNS": None, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32, b"cICP": 4, b"iCCP": None, b"eXIf": None,
     b"acTL": 8, b"fcTL": 26, b"fdAT": None,
@@ -27,6 +30,41 @@ _TIFF_TAGS = {
     338, 339, 340, 341, 347, 512, 513, 514, 515, 519, 520, 521, 529, 530, 531, 532, 34675,
 }  # fmt: skip
 """the tags that describe pixels, their orientation and their colours"""
+_TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
+"""bytes of a value, by its type"""
+
+
+def is_bounded(file: BinaryIO, size: int) -> bool:
+    """Whether the directories of a TIFF file state about as much data as the file can hold; True for other files.
+
+    Pillow loads every entry of a directory. Damaged directories may state 65,535 entries with the whole file in each.
+    """
+    head = file.read(8)
+    if not head.startswith(_TIFF) or len(head) < 8:
+        return True
+    order = "<" if head[:2] == b"II" else ">"
+    (place,) = struct.unpack(order + "I", head[4:])
+    seen: set[int] = set()
+    stated = 0
+    while place and place not in seen and place + 2 <= size:
+        seen.add(place)
+        file.seek(place)
+        (count,) = struct.unpack(order + "H", file.read(2))
+        entries = file.read(12 * count)
+        stated += sum(
+            _TIFF_SIZES.get(kind, 8) * number
+            for kind, number in struct.iter_unpack(order + "2xHI4x", entries[: len(entries) // 12 * 12])
+        )
+        if stated + 12 * len(seen) > 2 * size + 2**20:
+            return False
+        following = file.read(4)
+        place = struct.unpack(order + "I", following)[0] if len(following) == 4 else 0
+    return True
+
+
+def can_be_repaired(head: bytes) -> bool:
+    """Whether the first 8 bytes of a file are those of a PNG, JPEG or TIFF file."""
+    return head.startswith((_PNG, _JPEG, *_TIFF))
 
 
 def repaired(data: bytes) -> Iterator[bytes]:
@@ -34,9 +72,9 @@ def repaired(data: bytes) -> Iterator[bytes]:
     for with_colours in (True, False):
         if data.startswith(_PNG):
             yield _png(data, with_colours)
-        elif data.startswith(b"\xff\xd8"):
+        elif data.startswith(_JPEG):
             yield _jpeg(data, with_colours)
-        elif data[:4] in (b"II*\0", b"MM\0*"):
+        elif data.startswith(_TIFF):
             yield _tiff(data, with_colours)
 
 

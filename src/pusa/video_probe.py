@@ -26,12 +26,13 @@ from pusa.errors import InputError, PusaError
 from pusa.images import Frames, Image
 
 STILLS = frozenset(
-    {".png", ".jpg", ".jpeg", ".jfif", ".mpo", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".hif"}
+    {".png", ".apng", ".jpg", ".jpeg", ".jfif", ".mpo", ".bmp", ".webp", ".tif", ".tiff"}
+    | {".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif"}
 )
 """suffixes by which pictures are found; GIF, PNG, WebP and AVIF files may be animated"""
 MOVIES = frozenset(
     {".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv"}
-    | {".ogv", ".3gp"}
+    | {".ogv", ".3gp", ".3g2", ".f4v", ".m2v", ".mxf", ".asf", ".vob", ".qt"}
 )
 _INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
 """containers in which seeking is exact"""
