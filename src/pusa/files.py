@@ -64,11 +64,12 @@ def _refuse_streams(path: Path) -> None:
 
 def _no_address(path: Path) -> str:
     """What is wrong with a path that is the address of a resource, such as `https://…` or `data:…`; "" for others."""
-    address = _ADDRESS.match(str(path))  # a Path has lost the second slash
+    address = _ADDRESS.match(str(path))  # which has lost its second slash
     if not address:
         return ""
     kind = address[1] or address[2]
-    return f"{_shortened(path)} is an address ({kind}:), but a file is needed; save it as a file, and give its path"
+    shown = _shortened(path).replace(":/", "://", 1)
+    return f"{shown} is an address ({kind}:), but a file is needed; save it as a file, and give its path"
 
 
 def _shortened(path: Path) -> str:

@@ -125,6 +125,8 @@ def animation(path: Path) -> Iterator[tuple[PILImage.Image, int]]:
             yield picture, _count(picture) if picture.format in ANIMATIONS else 1
     except InputError:
         raise
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path} is a picture, but a video is needed; give it as an image") from error
     except Exception as error:
         raise unreadable(path, "picture", error) from error
 
