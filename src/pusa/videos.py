@@ -47,20 +47,29 @@ def read_video(path: str | Path, fps: float | None = None) -> tuple[Frames, floa
 
     Raises InputError if the file is not a video, is damaged or truncated, or needs more than 4 GiB of memory.
     """
-    path = existing_file(path)
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise InputError(f"fps is {fps}; give a number of frames per second above 0")
-    try:
-        frames, times, stated = _decode(path)
-    except PusaError:
-        raise
-    except (av.FFmpegError, OSError, LookupError, ValueError) as error:
-        raise unreadable(path, "video", error) from error
+    frames, times, stated = _stored(existing_file(path))
     constant, own = rate_of(times, stated)
     if constant and (fps is None or math.isclose(fps, own, rel_tol=1e-6)):
         return frames, own
     rate = own if fps is None else float(fps)
     return frames[nearest(times, np.arange(int((times[-1] - times[0]) * rate + 1e-6) + 1) / rate)], rate
+
+
+def read_every_frame(path: str | Path) -> Frames:
+    """Read a video as `read_video` does, but return each of its frames once, whatever their times are."""
+    return _stored(existing_file(path))[0]
+
+
+def _stored(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
+    """Return the frames of a file, their times in seconds, and its stated rate, with one sentence for what is wrong."""
+    try:
+        return _decode(path)
+    except PusaError:
+        raise
+    except (av.FFmpegError, OSError, LookupError, ValueError) as error:
+        raise unreadable(path, "video", error) from error
 
 
 def write_video(path: str | Path, frames: Frames, fps: float, *, crf: int = 12) -> None:

@@ -7,19 +7,24 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pusa.cli import main, run
 from pusa.cli.shared.terminal import Terminal, pace
 from pusa.generation.clip import GeneratedClip
-from pusa.images import write_image
-from pusa.videos import read_video, write_video
+from pusa.generation.pipeline import Pipeline
+from pusa.images import Frames, fit, write_image
+from pusa.models.loading.presets import named
+from pusa.videos import read_every_frame, read_video, write_video
 
 Pusa = Callable[..., dict[str, Any]]
 
@@ -108,6 +113,53 @@ def test_the_flags_of_the_official_scripts_count_latent_frames(pusa: Pusa) -> No
     assert columns(video) == [0, 1, 0.3, 1, 1]
     last = pusa("generate", "z", "--image_paths", "a.png", "--cond_position", "-1")
     assert columns(last) == [1, 1, 1, 1, 0]
+
+
+def test_the_official_flags_take_every_frame_of_a_video(pusa: Pusa, tiny_pipe: Pipeline) -> None:
+    """A clip of 24 frames per second, and one of variable rate: frame k of the file is frame k of the clip."""
+    frames, _ = read_video("clip.mp4")
+    write_video("fast.mp4", frames, 24)
+    stored, _ = read_video("fast.mp4")
+    write_unevenly("uneven.mp4", frames)
+    for file, every in (("fast.mp4", stored), ("uneven.mp4", read_every_frame("uneven.mp4"))):
+        assert len(every) == 21
+        made = pusa("generate", "y", "--video_path", file, "--cond_position", "0,1,2", "--out", f"{file}.out.mp4")
+        assert recipe(made)["conditions"][0]["rate"] == "file"
+        given = tiny_pipe.encode(fit(every[:9], (32, 32)))
+        assert torch.equal(latents(made["clips"][0]["path"])[:, :, :3], given)
+        again = pusa("generate", "--from", made["clips"][0]["sidecar"], "--out", f"{file}.again.mp4")
+        assert latents(again["clips"][0]["path"]).equal(latents(made["clips"][0]["path"]))
+        plain = pusa("generate", "y", "--video", f"{file},frames=5", "--out", f"{file}.plain.mp4")
+        assert not torch.equal(latents(plain["clips"][0]["path"])[:, :, :2], given[:, :, :2])
+    assert_refused(pusa("generate", "y", "--video_path", "fast.mp4", "--cond_position", "0,6"), "21 in all")
+
+
+def write_unevenly(path: str, frames: Frames) -> None:
+    """A video whose frames are shown for different times."""
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt, stream.time_base = 40, 40, "yuv420p", Fraction(1, 240)
+        for i, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = 8 * i + (20 * i * i) // 40, Fraction(1, 240)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def test_a_preset_gives_its_negative_prompt_and_a_typed_one_wins(pusa: Pusa) -> None:
+    save_file({"blocks.0.self_attn.q.lora_A.weight": torch.zeros(2, 32),
+               "blocks.0.self_attn.q.lora_B.weight": torch.zeros(32, 2)}, "pusa.safetensors")  # fmt: skip
+    options = ("--preset", "pusa-wan21", "--lora", "pusa.safetensors", "--steps", "1", "--frames", "5")
+    said = {
+        name: recipe(pusa("generate", "x", *options, *more, "--out", f"{name}.mp4"))["negative_prompt"]
+        for name, more in {
+            "preset": (),
+            "empty": ("--negative-prompt", ""),
+            "own": ("--negative_prompt", "blue"),
+        }.items()
+    }
+    assert said == {"preset": named("pusa-wan21").negative_prompt, "empty": "", "own": "blue"}
+    assert not latents("preset.mp4").equal(latents("empty.mp4"))
 
 
 def test_sampling_flags_and_their_habitual_names_reach_the_sampler(pusa: Pusa) -> None:

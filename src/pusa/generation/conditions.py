@@ -128,7 +128,7 @@ def _encode_picture(picture: NDArray[np.uint8], slot: int, encoding: Encoding, t
 
 
 def _place_clip(condition: Clip, target: Target) -> Placed:
-    source = open_clip(condition.src, target.fps, target.backbone)
+    source = open_clip(condition.src, condition.fps(target.fps), target.backbone)
     label = f"{source.label} at frame {condition.at}"
     start = frame_index(condition.start, source.count, target.fps, f"the start of {source.label}")
     count = source.count - start if condition.frames is None else condition.frames
@@ -154,6 +154,7 @@ def _place_clip(condition: Clip, target: Target) -> Placed:
             f"{label}: {len(noise)} noise multipliers for {len(slots)} latent frames: give one, or one each."
         )
     record = {"type": "clip", **source.record, "at": at, "frames": count, "start": start, "noise": noise}
+    record |= {"rate": condition.rate} if condition.rate != "model" else {}
     return Placed(label, slots, noise, record, partial(_encode_clip, source, start, count, at, target))
 
 

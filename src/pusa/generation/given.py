@@ -30,6 +30,7 @@ def _place(value: Any) -> Any:
     return value
 
 
+Rate = Literal["model", "file"]
 Source = Annotated[Any, Option("A path.", schema={"type": "string"})]
 Noise = Annotated[float, Ge(0), Le(1)]
 _FRAME = Option("", "give a pixel frame, or a time such as 1.5s", convert=_place)
@@ -66,6 +67,8 @@ class Clip:
         frames: how many of its frames are used; None uses all from `start` on.
         noise: the noise multiplier in [0, 1], one number or one for each latent frame.
         start: its first frame that is used, negative from its end, or a time.
+        rate: "model" reads a file at the model's frame rate; "file" takes every frame of the file, one after the other,
+            as the official code does.
     """
 
     src: Source
@@ -76,7 +79,16 @@ class Clip:
         Option("", "give a number from 0 to 1, or one for each latent frame; 0 keeps it exactly", convert=listed),
     ] = 0.0
     start: Annotated[Place, _FRAME] = 0
+    rate: Annotated[Rate, Option("", 'give "model" or "file"')] = "model"
     type: Literal["clip"] = field(default="clip", kw_only=True, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.rate == "file" and str(self.start).strip().endswith("s"):
+            raise InputError(f"start={self.start} is a time, and with rate='file' frames are counted: give a frame.")
+
+    def fps(self, model: float) -> float | None:
+        """The frame rate at which a file is read, for a model of this rate; None for every frame of the file."""
+        return model if self.rate == "model" else None
 
 
 def frame_index(value: Place, count: int, fps: float, what: str) -> int:

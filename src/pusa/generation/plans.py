@@ -85,7 +85,7 @@ def opened(model: Model, request: Generate) -> Generate:
 
 
 def _opened(model: Model, clip: Clip) -> Clip:
-    return replace(clip, src=open_clip(clip.src, model.defaults.fps, model.backbone))
+    return replace(clip, src=open_clip(clip.src, clip.fps(model.defaults.fps), model.backbone))
 
 
 def generate(model: Model, request: Generate) -> Plan:

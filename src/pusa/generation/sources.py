@@ -15,7 +15,7 @@ from pusa.generation.clip import GeneratedClip, kept_latents, latents_hash
 from pusa.generation.pictures import array_record, file_record
 from pusa.images import Frames
 from pusa.models.backbone import Encoders
-from pusa.videos import read_video
+from pusa.videos import read_every_frame, read_video
 
 
 @dataclass(eq=False)
@@ -58,8 +58,13 @@ class ClipSource:
         return self.latents
 
 
-def open_clip(src: str | Path | Frames | GeneratedClip | ClipSource, fps: float, backbone: Encoders) -> ClipSource:
-    """Open a source. A path is read at `fps` frames per second. Clips of this autoencoder keep their latents."""
+def open_clip(
+    src: str | Path | Frames | GeneratedClip | ClipSource, fps: float | None, backbone: Encoders
+) -> ClipSource:
+    """Open a source. A path is read at `fps` frames per second, or frame by frame if `fps` is None.
+
+    Clips of this autoencoder keep their latents.
+    """
     if isinstance(src, ClipSource):
         return src
     if isinstance(src, GeneratedClip):
@@ -73,7 +78,7 @@ def open_clip(src: str | Path | Frames | GeneratedClip | ClipSource, fps: float,
         if kept is not None:
             record = file_record(Path(src)) | {"latents_sha256": latents_hash(kept)}
             return ClipSource(str(src), record, backbone, kept)
-        frames, _ = read_video(src, fps=fps)
+        frames = read_every_frame(src) if fps is None else read_video(src, fps=fps)[0]
         return ClipSource(str(src), file_record(Path(src)), backbone, pixels=frames)
     frames = np.asarray(src)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from pusa.cli.shared.arguments import lora
@@ -23,6 +25,7 @@ def test_a_preset_is_what_one_could_type(name: str) -> None:
             assert scale in (1.0, 1.4, 1.5)
     model, sampling, noise = with_preset(Model(preset=name), Sampling(), None)
     assert (model.source, sampling.steps, noise) == (options["model"], options["steps"], options["noise"])
+    assert sampling.negative_prompt == options["negative_prompt"]
     assert [expert for _, _, expert in model.loras()] == (
         [None] * len(model.lora) + ["high"] * len(model.lora_high) + ["low"] * len(model.lora_low)
     )
@@ -42,7 +45,16 @@ def test_what_is_typed_wins() -> None:
     assert (model.source, model.lora_high, model.lora_low) == ("mine", ("a.safetensors:1.2",), ())
     assert (sampling.steps, sampling.guidance, sampling.shift, noise) == (8, 1.0, 5.0, 0.0)
     model, sampling, noise = with_preset(Model(), Sampling(), None)
-    assert (model, sampling, noise, model.source) == (Model(), Sampling(), 0.0, "tiny")
+    assert (model, sampling, noise, model.source) == (Model(), Sampling(negative_prompt=""), 0.0, "tiny")
+    for typed in ("", "blue"):
+        _, sampling, _ = with_preset(Model(preset="paper"), Sampling(negative_prompt=typed), None)
+        assert sampling.negative_prompt == typed
+
+
+def test_every_official_preset_has_the_negative_prompt_of_the_official_scripts() -> None:
+    """By its length and hash: the scripts and the demo of the reference give the same 392 characters."""
+    text = {preset.negative_prompt or "" for preset in PRESETS.values()}
+    assert [hashlib.sha256(one.encode()).hexdigest()[:16] for one in text] == ["e488b06083693241"]
 
 
 def test_an_unknown_preset() -> None:

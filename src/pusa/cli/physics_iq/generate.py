@@ -17,6 +17,7 @@ from pusa.cli.shared.options import (
     Verbosity,
     Whole,
     given_of,
+    negative_of,
     with_preset,
 )
 from pusa.cli.shared.terminal import Report, Terminal, count
@@ -64,7 +65,7 @@ def generate(
         from pusa.evaluation.results_folder import keep_settings, make_missing
 
         chosen_scenes, dataset = scenes(descriptions), Dataset(data)
-    chosen = given_of(sampling)
+    chosen = given_of(sampling) | ({"negative_prompt": negative} if (negative := negative_of(model)) else {})
     pipe = open_pipeline(model, terminal, guidance=sampling.guidance)
     maker = VideoMaker(pipe, dataset, chosen_scenes, out, track, seed, chosen)
     record = {"videos": len(chosen_scenes), "track": track, "folder": str(out / VIDEOS)}

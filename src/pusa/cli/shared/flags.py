@@ -77,7 +77,8 @@ def official_conditions(
     """Return the conditions of --image_paths, or of one --video, with --cond_position and --noise_multipliers.
 
     These flags count latent frames. Latent frame k >= 1 stands for pixel frames 4k-3 to 4k. A picture fills one latent
-    frame. From a video, the latent frames at the given positions are kept, and the model makes the others.
+    frame. From a video, whose every frame is taken as it is, the latent frames at the given positions are kept, and the
+    model makes the others.
     """
     if cond_position is None:
         flag = "--image_paths" if image_paths else "--noise_multipliers"
@@ -114,4 +115,5 @@ def official_conditions(
     noise_at = dict(zip(positions, noises, strict=True))
     slots = max(positions) + 1
     count = OFFICIAL_FRAMES * (slots - 1) + 1
-    return [Clip(Path(video[0]), frames=count, noise=tuple(noise_at.get(k, 1.0) for k in range(slots)))]
+    noise = tuple(noise_at.get(k, 1.0) for k in range(slots))
+    return [Clip(Path(video[0]), frames=count, noise=noise, rate="file")]

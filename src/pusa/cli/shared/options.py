@@ -47,7 +47,10 @@ File = Parameter(converter=path)
 
 
 def option_group(names: Iterable[str], title: str, help_text: str) -> Any:
-    """Return a group of options for fields of a request, with the types, defaults and help of these fields."""
+    """Return a group of options for fields of a request, with the types, defaults and help of these fields.
+
+    A text has the default None, which a preset or the field's own default replaces: see `with_preset`.
+    """
     options, defaults = options_of(Generate), {one.name: one.default for one in fields(Generate)}  # type: ignore[arg-type]
     members = []
     for name in names:
@@ -58,6 +61,8 @@ def option_group(names: Iterable[str], title: str, help_text: str) -> Any:
             shown = _constant(option.default)
         elif default in (None, "") and shown is None:
             shown = False
+        if kind is str:
+            kind, default = str | None, None
         kinds = get_args(kind) or (kind,)
         parameter = Parameter(help=option.help, show_default=shown, converter=whole if int in kinds else None)
         members.append((name, Annotated[kind, parameter], dataclass_field(default=default)))
@@ -159,8 +164,18 @@ def with_preset(model: Model, sampling: Options, noise: float | None) -> tuple[M
             name: preset[name] for name, value in values_of(options).items() if name in preset and value in (None, ())
         }
 
-    changed = replace(sampling, **missing(sampling))
+    filled = missing(sampling)
+    if getattr(sampling, "negative_prompt", "") is None:
+        filled.setdefault("negative_prompt", "")
+    changed = replace(sampling, **filled)
     return replace(model, **missing(model)), changed, preset.get("noise", 0.0) if noise is None else noise
+
+
+def negative_of(model: Model) -> str:
+    """Return the negative prompt of the preset, for commands that have no option for it; "" if there is none."""
+    from pusa.models.loading.presets import named
+
+    return "" if model.preset is None else named(model.preset).negative_prompt or ""
 
 
 @Parameter(name="*", group=OUTPUT)

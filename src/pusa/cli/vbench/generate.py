@@ -21,6 +21,7 @@ from pusa.cli.shared.options import (
     Verbosity,
     Whole,
     given_of,
+    negative_of,
     with_preset,
 )
 from pusa.cli.shared.terminal import Report, Terminal, clock, count
@@ -87,7 +88,9 @@ def generate(
         chosen = given_of(sampling)
         limits_of(model, terminal).settings(size=plan.size, frames=plan.frames, **chosen)
         pictures = maker.content_of(plan, images)
-        verification.start_run(out, plan, {**chosen, "noise": noise, "pictures": pictures, **model_identity(model)})
+        negative = {"negative_prompt": said} if (said := negative_of(model)) else {}
+        identity = {**chosen, **negative, "noise": noise, "pictures": pictures, **model_identity(model)}
+        verification.start_run(out, plan, identity)
         if unknown := verification.without_recipe(plan, out):
             raise InputError(
                 f"{out / verification.VIDEOS / unknown[0]} was not made by this command, because it has no recipe; "
@@ -143,7 +146,7 @@ def _video_maker(
 
     plan = manifests.read(manifest)
     pipe = open_pipeline(model, terminal, size=plan.size, frames=plan.frames, guidance=chosen.get("guidance"))
-    return VideoMaker(pipe, plan, images, out, noise, chosen)
+    return VideoMaker(pipe, plan, images, out, noise, chosen, negative_of(model))
 
 
 def _make(

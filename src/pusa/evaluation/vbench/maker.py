@@ -80,17 +80,28 @@ def _size(path: Path) -> tuple[int, int]:
 
 
 class VideoMaker:
-    """Makes the videos with a loaded model. settings: steps, guidance and so on, as `Limits.settings` takes them."""
+    """Makes the videos with a loaded model.
+
+    settings: steps, guidance and so on, as `Limits.settings` takes them. negative_prompt: that of every video.
+    """
 
     def __init__(
-        self, pipe: Pipeline, manifest: Manifest, images: Path, folder: Path, noise: float, settings: Mapping[str, Any]
+        self,
+        pipe: Pipeline,
+        manifest: Manifest,
+        images: Path,
+        folder: Path,
+        noise: float,
+        settings: Mapping[str, Any],
+        negative_prompt: str = "",
     ) -> None:
         self.pipe, self.manifest, self.images, self.folder, self.noise = pipe, manifest, images, folder, noise
         self.settings = pipe.limits.settings(frames=manifest.frames, size=manifest.size, **settings)
         self.encoded = {"pictures": 0, "prompts": 0}
         self._known = lru_cache(maxsize=1)(self._encode_picture)
         self._text = lru_cache(maxsize=2)(self._encode_text)
-        self._empty: Text | None = None
+        self.negative_prompt = negative_prompt
+        self._negative: Text | None = None
 
     def units(self, files: Iterable[str]) -> list[Unit]:
         """A unit of work for each of these videos."""
@@ -111,10 +122,10 @@ class VideoMaker:
         started = time.perf_counter()
         settings, known = self.settings, self._known(video.image)
         text = self._text(video.prompt)
-        if self._empty is None:
-            self._empty = self._encode_text("")
+        if self._negative is None:
+            self._negative = self._encode_text(self.negative_prompt)
         matrix = self.pipe.matrix(settings, known)
-        z = self.pipe.sample(matrix, (text, self._empty), settings, known=known, seed=video.seed)
+        z = self.pipe.sample(matrix, (text, self._negative), settings, known=known, seed=video.seed)
         frames = self.pipe.decode(z)
         path = self.folder / verification.VIDEOS / video.file
         with replacing(path) as part:
@@ -127,6 +138,7 @@ class VideoMaker:
                 "image": video.image,
                 "index": video.index,
                 "seed": video.seed,
+                **({"negative_prompt": self.negative_prompt} if self.negative_prompt else {}),
                 "noise": self.noise,
                 **settings.record(),
                 **self.pipe.recipe(),

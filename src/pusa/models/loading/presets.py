@@ -18,6 +18,8 @@ from pusa.errors import InputError
 class Preset:
     """Options of the commands that make clips, by name. With None or () the default of the model is used.
 
+    negative_prompt: is used with guidance above 1.
+
     note: the origin and the purpose of the settings. lora, lora_high, lora_low: OWNER/REPOSITORY/FILE:STRENGTH.
     """
 
@@ -31,6 +33,7 @@ class Preset:
     shift: float | None = None
     boundary: float | None = None
     noise: float | None = None
+    negative_prompt: str | None = None
 
     def options(self) -> dict[str, Any]:
         """Return the options that the preset sets, by name."""
@@ -41,6 +44,13 @@ class Preset:
 _WAN21, _WAN22 = "Wan-AI/Wan2.1-T2V-14B-Diffusers", "Wan-AI/Wan2.2-T2V-A14B-Diffusers"
 _PUSA21 = "Kijai/WanVideo_comfy/Pusa/Wan21_PusaV1_LoRA_14B_rank512_bf16.safetensors:1.4"
 _PUSA22 = "RaphaelLiu/Pusa-Wan2.2-V1"
+_NEGATIVE = (
+    "Bright tones, overexposed, static, blurred details, subtitles, style, works, paintings, images, static, overall "
+    "gray, worst quality, low quality, JPEG compression residue, ugly, incomplete, extra fingers, poorly drawn hands, "
+    "poorly drawn faces, deformed, disfigured, misshapen limbs, fused fingers, still picture, messy background, three "
+    "legs, many people in the background, walking backwards"
+)
+"""Wan's negative prompt in English, which every official script of Pusa gives."""
 _LIGHTNING = "lightx2v/Wan2.2-Lightning/Wan2.2-T2V-A14B-4steps-lora-rank64-Seko-V1.1"
 
 PRESETS: Mapping[str, Preset] = MappingProxyType({
@@ -52,6 +62,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({
         guidance=3.0,
         shift=5.0,
         noise=0.0,
+        negative_prompt=_NEGATIVE,
     ),
     "pusa-wan21-4step": Preset(
         "The same with four steps, by the low-noise Lightning LoRA of Wan2.2, as in the official scripts.",
@@ -61,6 +72,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({
         guidance=1.0,
         shift=5.0,
         noise=0.0,
+        negative_prompt=_NEGATIVE,
     ),
     "pusa-wan22": Preset(
         "Official Pusa on Wan2.2 A14B: strengths 1.5 and 1.4, and 0.2 noise on conditions, which its authors suggest.",
@@ -72,6 +84,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({
         shift=5.0,
         boundary=0.875,
         noise=0.2,
+        negative_prompt=_NEGATIVE,
     ),
     "pusa-wan22-4step": Preset(
         "The same with four steps, two for each expert, by the Lightning LoRAs.",
@@ -83,6 +96,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({
         shift=5.0,
         boundary=0.875,
         noise=0.2,
+        negative_prompt=_NEGATIVE,
     ),
     "paper": Preset(
         "The benchmark of arXiv 2507.16116: 10 steps, strength 1.4, clean first frame. Guidance and shift, which it "
@@ -93,6 +107,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType({
         guidance=3.0,
         shift=5.0,
         noise=0.0,
+        negative_prompt=_NEGATIVE,
     ),
 })  # fmt: skip
 
