@@ -75,6 +75,17 @@ def heic() -> bytes:
     return out.getvalue()
 
 
+def avif(place: int) -> bytes:
+    """The payload of the EXIF item is overwritten, from `place` bytes before its start."""
+    exif = PILImage.Exif()
+    exif[0x010F] = "the maker"
+    data = bytearray(encoded("AVIF", quality=100, exif=exif.tobytes()))
+    end = data.index(b"the maker")
+    at = max(data.rfind(b"MM\0*", 0, end), data.rfind(b"II*\0", 0, end)) - place
+    data[at : at + 12] = b"\xff" * 12
+    return bytes(data)
+
+
 BROKEN = {
     "comment-crc.png": png("tEXt", b"k\0v", wrong=True),
     "last-crc.png": png("tEXt", b"k\0v", wrong=True, at=len(PNG) - 12),
@@ -104,6 +115,8 @@ BROKEN = {
     "exif.webp": webp(b"EXIF", 8),
     "profile.webp": webp(b"ICCP", 32),
     "exif.heic": heic(),
+    "payload.avif": avif(0),
+    "payload-start.avif": avif(10),
     "exif.avif": encoded("AVIF", quality=100, exif=b"Exif\0\0II*\0" + JUNK, xmp=b"\xff<", icc_profile=JUNK),
 }
 

@@ -135,7 +135,7 @@ def without_metadata(path: Path) -> Iterator[PILImage.Image]:
     """The picture of a file that cannot be decoded, from copies with less metadata; nothing if none can be opened."""
     with suppress(OSError):
         with path.open("rb") as file:
-            if not can_be_repaired(file.read(8)):
+            if not can_be_repaired(file.read(12)):
                 return
         for data in repaired(path.read_bytes()):
             with suppress(Exception):
@@ -151,11 +151,11 @@ def _open(path: Path) -> PILImage.Image:
     except PILImage.DecompressionBombError:
         raise
     except Exception as error:
+        if (other := next(without_metadata(path), None)) is not None:
+            return other
         if isinstance(error, UnidentifiedImageError) and is_heif(path):
             return _open_heif(path)
-        if (other := next(without_metadata(path), None)) is None:
-            raise
-        return other
+        raise
 
 
 def _identified(path: Path, source: Path | io.BytesIO) -> PILImage.Image:

@@ -1,4 +1,4 @@
-"""Copies of PNG, JPEG and TIFF files without broken metadata, for files whose pixels are good.
+"""Copies of PNG, JPEG, TIFF and AVIF files without broken metadata, for files whose pixels are good.
 
 Pillow refuses a whole file for a wrong checksum of a comment. Here only what is needed to show the pixels is kept. Data
 of the pixels are never changed, so a damaged picture stays damaged.
@@ -6,6 +6,7 @@ of the pixels are never changed, so a damaged picture stays damaged.
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from typing import BinaryIO
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8"
 _TIFF = (b"II*\0", b"MM\0*")
+_AVIF = (b"ftypavif", b"ftypavis", b"ftypmif1")
+_AVIF_METADATA = re.compile(rb"(infe.{8}(?:..)?)(?:Exif|mime)", re.DOTALL)
+"""the entry of an item of metadata, with a number of two or four bytes"""
 _PNG_LENGTHS: dict[bytes, int | None] = {
     b"tRNS": None, b"sRGB": 1, b"gAMA": 4, b"cHRM": 32, b"cICP": 4, b"iCCP": None, b"eXIf": None,
     b"acTL": 8, b"fcTL": 26, b"fdAT": None,
@@ -63,8 +67,8 @@ def is_bounded(file: BinaryIO, size: int) -> bool:
 
 
 def can_be_repaired(head: bytes) -> bool:
-    """Whether the first 8 bytes of a file are those of a PNG, JPEG or TIFF file."""
-    return head.startswith((_PNG, _JPEG, *_TIFF))
+    """Whether the first 12 bytes of a file are those of a PNG, JPEG, TIFF or AVIF file."""
+    return head.startswith((_PNG, _JPEG, *_TIFF)) or head[4:] in _AVIF
 
 
 def repaired(data: bytes) -> Iterator[bytes]:
@@ -76,6 +80,8 @@ def repaired(data: bytes) -> Iterator[bytes]:
             yield _jpeg(data, with_colours)
         elif data.startswith(_TIFF):
             yield _tiff(data, with_colours)
+    if data[4:12] in _AVIF:
+        yield _AVIF_METADATA.sub(rb"\1skip", data)
 
 
 def _png(data: bytes, with_colours: bool) -> bytes:
