@@ -154,6 +154,25 @@ def test_cropping_is_said_before_training(
     assert check(str(folder), "--data.buckets", "48x32x17", "32x64x17", "32x32x17")["cropped"] == []
 
 
+def test_it_names_the_buckets_that_keep_what_is_cropped(
+    folder: Path, noise_frames: Frames, tiny_folder: Path, check: Callable[..., dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for name, size in (("tall", (64, 128)), ("square", (96, 96))):
+        videos.write_video(folder / f"{name}.mp4", noise_frames(17, 7, size), 8)
+        (folder / f"{name}.txt").write_text(name)
+    said = check(str(folder), "--data.buckets", "48x32x17")
+    assert said["better_buckets"] is not None
+    main(["check", str(folder), "--model.source", str(tiny_folder), "--data.buckets", "48x32x17"])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("--data.buckets"))
+    better = check(str(folder), *line.split())
+    auto = check(str(folder), "--data.buckets", "48x32x17", "auto")
+    assert [row["bucket"] for row in better["buckets"]] == [row["bucket"] for row in auto["buckets"]]
+    assert auto["better_buckets"] is None
+    lost = [max((row["most"] for row in one["cropped"]), default=0.0) for one in (said, better)]
+    assert lost[1] < lost[0] - 0.1
+
+
 def test_one_is_one(folder: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("clip1", "clip2"):
         (folder / f"{name}.mp4").unlink()

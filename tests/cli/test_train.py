@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -196,6 +197,59 @@ def test_ctrl_c_leaves_a_checkpoint(
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step_000002"]
     code, out, _ = ask(*common, "--json")
     assert (code, json.loads(out)["first"]) == (0, 2)
+
+
+def test_folders_variants_and_a_validation_set_train_and_resume(
+    ask: Ask, common: list[str], clips: Path, tmp_path: Path, noise_frames: Callable[..., Any]
+) -> None:
+    from pusa.videos import write_video
+
+    for name, seeds in (("more", (10, 11)), ("apart", (20,))):
+        (tmp_path / name).mkdir()
+        for seed in seeds:
+            write_video(tmp_path / name / f"{seed}.mp4", noise_frames(17, seed, (48, 32)), 8)
+            (tmp_path / name / f"{seed}.txt").write_text("a blue square\na green square\n")
+    (clips / "0.txt").unlink()
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        f"data:\n  folders:\n  - {{path: {clips}, prefix: sks}}\n  - {{path: {tmp_path / 'more'}, repeats: 3}}\n"
+        f"  validation: {tmp_path / 'apart'}\n  captions: variants\n  uncaptioned: true\n  buckets: auto\n"
+    )
+    steps = common.index("--train.steps") + 1
+    options = [str(file), *common[2:]]
+    held = options.index("--data.held_out")
+    del options[held : held + 2]
+    steps = options.index("--train.steps") + 1
+    validating = options.index("--validate.every") + 1
+    out = options.index("--out") + 1
+    options[steps], options[validating] = "4", "4"
+    code, said, err = ask(*options, "--json")
+    record = json.loads(said)
+    assert code == 0, err
+    assert (record["samples"], record["held_out"]) == (5 + 2 * 3, 1)
+    listed = json.loads((tmp_path / "run/clips.json").read_text())["clips"]
+    assert {(Path(clip["path"]).name, *clip["captions"]) for clip in listed} == {
+        ("0.mp4", "sks"), *((f"{seed}.mp4", "sks a red circle moves left") for seed in range(1, 5)),
+        *((f"{seed}.mp4", "a blue square", "a green square") for seed in (10, 11, 20)),
+    }  # fmt: skip
+    options[out], options[steps] = str(tmp_path / "again"), "2"
+    assert ask(*options)[0] == 0
+    options[steps] = "4"
+    assert ask(*options)[0] == 0
+    first, again = (
+        [json.loads(line) for line in (tmp_path / run / "log.jsonl").read_text().splitlines()]
+        for run in ("run", "again")
+    )
+    assert [line["loss"] for line in again] == pytest.approx([line["loss"] for line in first], rel=1e-5)
+    assert [line["step"] for line in again] == [1, 2, 3, 4]
+    shutil.copy(tmp_path / "more/10.mp4", tmp_path / "apart/10.mp4")
+    (tmp_path / "apart/10.txt").write_text("again")
+    code, _, err = ask(*options)
+    assert code == 2
+    assert err.splitlines()[-1] == (
+        f"pusa: {tmp_path / 'apart/10.mp4'} is in data.validation and, as {tmp_path / 'more/10.mp4'}, among the clips "
+        "to train on; remove it from one of them."
+    )
 
 
 def test_clips_that_make_it_diverge_are_named_by_their_files(ask: Ask, common: list[str], clips: Path) -> None:

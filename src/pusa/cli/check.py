@@ -21,14 +21,13 @@ if TYPE_CHECKING:
     from pusa.training.config.tree import Config
     from pusa.training.data.samples import Bucket, Plan
     from pusa.training.estimate import Estimate
+    from pusa.training.planning import ModelPlan
 
 COST = Group.create_ordered("Cost")
 SHARED = ("model", "data")
 """The sections of settings that decide the samples of a training."""
 HARMLESS = {"unused"}
 """Kinds of problems that need no attention."""
-CROPPED = 0.1
-"""A clip is reported if its bucket crops more than this share of its picture."""
 
 
 @with_settings((*SHARED, "lora", "train"), several=True)
@@ -65,6 +64,7 @@ def check(
 
         from pusa import adapters
         from pusa.training import planning, starting
+        from pusa.training.config.sections import AUTO
         from pusa.training.costs import device_name, matmul_rate
         from pusa.training.data.split import hold_out
         from pusa.training.estimate import estimate
@@ -96,6 +96,7 @@ def check(
         "training_samples": len(training.cuts),
         "held_out": len({cut.file.sha256 for cut in held_out.cuts}),
         "too_long": _too_long(config.model.source, plan),
+        "better_buckets": None if AUTO in (config.data.buckets or ()) else _better_buckets(plan, model),
         "checkpointing": config.train.gradient_checkpointing,
     }
     attention = any(problem.kind not in HARMLESS for problem in plan.problems) or not plan.cuts
@@ -121,9 +122,17 @@ def settings_for(data: str | None, preset: str | None, overrides: Mapping[str, s
     if data is not None and not is_settings and named.setdefault("data.path", data) != data:
         raise InputError(f"The clips are given twice, as {data} and as --data.path; give them once.")
     config = read(Path(data) if data and is_settings else None, preset, named)
-    if config.data.path is None:
+    if not config.data.sources:
         raise InputError("There are no clips; give a folder of clips, or data.path in the settings.")
     return config
+
+
+def _better_buckets(plan: Plan, model: ModelPlan) -> list[str] | None:
+    """Return the buckets and further ones that keep the pictures of more clips; None if there are none."""
+    from pusa.training.data.aspect_buckets import with_other_shapes
+
+    better = with_other_shapes(plan.files, plan.choices, plan.fps, model.sizes.geometry)
+    return [str(bucket) for bucket in better] if len(better) > len(plan.choices) else None
 
 
 def _too_long(source: str, plan: Plan) -> dict[str, Any]:
@@ -195,7 +204,8 @@ def _range(values: list[Any]) -> list[Any] | None:
 
 
 def _cropped(plan: Plan) -> list[dict[str, Any]]:
-    """Return, for each bucket, the clips that lose more than `CROPPED`: how many, the shares, and the worst clip."""
+    """Return, for each bucket, the clips of which it crops too much: how many, the shares, and the worst clip."""
+    from pusa.training.data.aspect_buckets import CROPPED
     from pusa.training.data.samples import kept_share
 
     lost: dict[Bucket, dict[str, float]] = {}

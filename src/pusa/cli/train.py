@@ -63,7 +63,7 @@ def train(
         from pusa.training.config.tree import read
 
         chosen = read(config, preset, named)
-        if chosen.data.path is None:
+        if not chosen.data.sources:
             raise InputError("There are no clips to train on; give --data DIR, or data.path in the settings.")
 
         from pusa.training.run import run

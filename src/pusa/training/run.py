@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pusa import processes
 from pusa.errors import InputError
@@ -149,8 +149,8 @@ def _parts(plan: Plan, config: Config, out: Path, force: bool) -> tuple[Plan, Pl
     the training part, unless `force` is given.
     """
     data = config.data
-    settings = {"buckets": [str(one) for one in plan.choices], "fps": plan.fps, "cut": data.cut}
-    settings |= {"held_out": data.held_out}
+    settings: dict[str, Any] = {"buckets": data.buckets, "fps": plan.fps, "cut": data.cut, "held_out": data.held_out}
+    settings |= {"captions": data.captions, "prefix": data.prefix, "uncaptioned": data.uncaptioned}
     seen = split.SeenClips(settings, ())
     if not any((out / "checkpoints").glob("step_*")):
         parts = split.hold_out(plan, data.held_out)

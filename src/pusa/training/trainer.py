@@ -216,6 +216,7 @@ def facts_of(config: Config, group: ProcessGroup, components: Backbone, samples:
     """
     decisive = config.decisive()
     del decisive["train.accumulate"], decisive["train.parallel"], decisive["data.path"]
+    decisive.pop("data.folders", None)
     passes = {"train.accumulate x processes": config.train.accumulate * group.size}
     clips = f"{len(samples)} samples with hash {samples.fingerprint[:16]}"
     if config.lora and config.lora.init:

@@ -140,7 +140,8 @@ REFUSED = [
     ("data: {buckets: [5]}", "data.buckets[0] is 5 (FILE); give a text."),
     ("data: {buckets: 832x480x81}", 'data.buckets is "832x480x81" (FILE); give a list such as [832x480x81], or null.'),
     ("data: {buckets: [832x480]}",
-     "data.buckets (FILE) has '832x480', which is not a bucket; give WIDTHxHEIGHTxFRAMES such as 832x480x81."),
+     "data.buckets (FILE) has '832x480', which is not a bucket; give WIDTHxHEIGHTxFRAMES such as 832x480x81, "
+     "or auto."),
     ("sigma: {pattern: tasks, tasks: {imag-to-video: 1}}",
      "sigma.tasks has the unknown key 'imag-to-video' (FILE); did you mean image-to-video?"),
     ("sigma: {pattern: tasks, tasks: {extension: 2}}", "sigma.tasks.extension is 2 (FILE); give a number from 0 to 1."),
@@ -232,6 +233,63 @@ def test_a_relative_path_with_an_escape_is_refused(tmp_path: Path) -> None:
         read(written(tmp_path, '[data]\ncache = "runs\\new"\n', "a.toml"), None, {})
     with pytest.raises(InputError, match=r"data.path \(.*a.toml\) is 'clips\\new': a backslash"):
         read(written(tmp_path, '[data]\npath = "clips\\new"\n', "a.toml"), None, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.yaml", "data:\n  prefix: ohwx\n  folders:\n  - {path: a, repeats: 2, prefix: sks}\n  - b\n"),
+        ("a.toml", "[data]\nprefix = 'ohwx'\n[[data.folders]]\npath = 'a'\nrepeats = 2\nprefix = 'sks'\n"
+                   "[[data.folders]]\npath = 'b'\n"),
+    ],
+)  # fmt: skip
+def test_several_folders_in_every_form(tmp_path: Path, name: str, text: str) -> None:
+    def told(config: Config) -> list[tuple[str, int, str | None]]:
+        return [(folder.path, folder.repeats, folder.prefix) for folder in config.data.sources]
+
+    config = read(written(tmp_path, text, name), None, {})
+    assert told(config) == [("a", 2, "sks"), ("b", 1, "ohwx")]
+    again = read(written(tmp_path, config.to_yaml(), "b.yaml"), None, {})
+    assert again == config
+    assert told(read(None, None, {"data.folders": "a=2,b=1"})) == [("a", 2, None), ("b", 1, None)]
+    assert told(read(None, None, {"data.folders": "a,b"})) == [("a", 1, None), ("b", 1, None)]
+    assert told(read(None, None, {"data.folders": "[{path: a, repeats: 2}]"})) == [("a", 2, None)]
+    assert told(read(None, None, {"data.path": "a", "data.prefix": "sks"})) == [("a", 1, "sks")]
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ({"folders": [{"path": "a", "num_repeats": 2}]}, "data.folders (the command line) has {'path': 'a', "
+         "'num_repeats': 2} as item 1 (num_repeats is 2); give a list such as [{path: clips, repeats: 2, prefix: sks}, "
+         "{path: more}], or clips=2,more=1."),
+        ({"folders": {"a": 0}}, "as item 1 (repeats is 0); give a list such as"),
+        ({"folders": [{"repeats": 2}]}, "as item 1 (path is missing); give a list such as"),
+        ({"folders": ["a", "a"]}, "data.folders (the command line) has a path twice; give it once, with repeats."),
+        ({"folders": 3}, "data.folders is 3 (the command line); give a list of folders, or null."),
+        ({"folders": ["a"], "path": "b"}, "data (the command line) has both path and folders; give one of them."),
+        ({"validation": "a", "held_out": 2}, "has both validation and held_out; leave held_out out."),
+        ({"held_out": 1.0}, "data.held_out (the command line) is 1.0; give a share above 0 and below 1, or a"),
+        ({"held_out": -1}, "is -1; give a share above 0 and below 1, or a whole number of clips."),
+        ({"captions": "many"}, 'data.captions is "many" (the command line); give one or variants.'),
+        ({"buckets": ["auto", "big"]}, "has 'big', which is not a bucket; give WIDTHxHEIGHTxFRAMES such as 832x480x"),
+    ],
+)  # fmt: skip
+def test_wrong_sources_are_one_sentence(data: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        read(None, None, {"data": data})
+
+
+def test_settings_of_the_data_that_are_not_used_change_no_older_run() -> None:
+    """A run that was made before they existed has no value for them, and resumes."""
+    assert not {"data.folders", "data.prefix", "data.captions", "data.uncaptioned"} & set(Config().decisive())
+    new = read(None, None, {"data.captions": "variants", "data.prefix": "sks", "data.uncaptioned": "true"})
+    assert differences(Config(), new) == [
+        'data.prefix was null and is "sks"', 'data.captions was null and is "variants"',
+        "data.uncaptioned was null and is true",
+    ]  # fmt: skip
+    assert read(None, None, {"data.held_out": "0.25"}).data.held_out == 0.25
+    assert read(None, None, {"data.buckets": "auto"}).data.buckets == ["auto"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import pytest
@@ -190,3 +190,25 @@ def test_closing_ends_the_threads() -> None:
 def test_no_clips_is_an_error() -> None:
     with pytest.raises(InputError, match="no sample"):
         Order([], 1, 0)
+
+
+class StandWithVariants(Stand):
+    """Sample i has i + 1 captions."""
+
+    def captioned(self, index: int, draw: float) -> Sample:
+        assert 0 <= draw < 1
+        return replace(self[index], caption=f"c{index} v{int(draw * (index + 1))}")
+
+
+@pytest.mark.parametrize(("seed", "workers"), [(0, 0), (1, 3)])
+def test_the_caption_of_a_sample_is_drawn_by_seed_lane_and_step(seed: int, workers: int) -> None:
+    settings_of = TrainSettings(steps=60, batch=4, seed=seed, workers=workers)
+    with Batches(StandWithVariants(["a"] * 4), settings_of) as batches:
+        drawn = [batch.captions for batch in batches]
+    plain = [batch.captions for batch in Batches(Stand(["a"] * 4), settings_of)]
+    assert [tuple(caption.split()[0] for caption in captions) for captions in drawn] == plain
+    counts = Counter(caption for captions in drawn for caption in captions)
+    assert {caption.split()[0] for caption in counts} == {"c0", "c1", "c2", "c3"}
+    assert all(4 <= counts[f"c3 v{variant}"] <= 27 for variant in range(4)), "each of four is drawn about 15 times"
+    resumed = Batches(StandWithVariants(["a"] * 4), settings_of, first=30)
+    assert [batch.captions for batch in resumed] == drawn[30:]

@@ -75,7 +75,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def entry(cached: CachedSamples, index: int, kind: str = "latents") -> Path:
     store, cut = cached.cache.store, cached.plan.cuts[index]
-    return store.path(cached.cache.latents(cut) if kind == "latents" else cached.cache.context(cut))
+    return store.path(cached.cache.latents(cut) if kind == "latents" else cached.cache.contexts(cut)[0])
 
 
 # ------------------------------------------------------------------------------------------------- what is in a sample
@@ -100,6 +100,34 @@ def test_a_sample_is_the_clip_encoded_bit_for_bit(tmp_path: Path, data: Path, co
     assert torch.equal(cached.empty_context, empty)
     assert not torch.equal(cached.empty_context, cached[0].context)
     assert cached[0].key != cached[1].key
+
+
+def test_every_variant_of_a_caption_is_in_the_cache(tmp_path: Path, data: Path, components: WanBackbone) -> None:
+    (data / "0.txt").write_text("a red circle\na green circle\na blue circle")
+    plan = samples.survey(data, [SMALL], FPS, GEOMETRIES[16], variants=True)
+    single = plan_of(data)
+    assert counts(cache.prepare(plan, components, tmp_path / "cache")) == (6, 0, 0, 0, 8)
+    cached = CachedSamples(plan, fingerprint(components, FPS), tmp_path / "cache")
+    captions = ["a red circle", "a green circle", "a blue circle"]
+    for draw, caption in ((0.0, 0), (0.3, 0), (0.34, 1), (0.999, 2)):
+        sample = cached.captioned(0, draw)
+        assert sample.caption == captions[caption]
+        assert torch.equal(sample.context, components.encode_text([captions[caption]]).tokens[0])
+        assert torch.equal(sample.latents, cached[0].latents)
+    assert (cached[0].caption, cached.captioned(1, 0.999).caption) == ("a red circle", "a red circle")
+    assert cached.captioned(0, 0.0).key != cached.captioned(0, 0.5).key
+    Store(tmp_path / "cache").path(cached.cache.text("a blue circle")).unlink()
+    assert cached.cache.missing(plan) == [plan.cuts[0]]
+    assert cached.cache.missing(single) == list(single.cuts[:1]), "the three lines are one caption there"
+
+
+def test_a_clip_without_a_caption_has_the_empty_context(tmp_path: Path, data: Path, components: WanBackbone) -> None:
+    (data / "3.txt").unlink()
+    plan = samples.survey(data, [SMALL], FPS, GEOMETRIES[16], uncaptioned=True)
+    cache.prepare(plan, components, tmp_path / "cache")
+    cached = CachedSamples(plan, fingerprint(components, FPS), tmp_path / "cache")
+    assert (cached[3].caption, cached.captioned(3, 0.9).caption) == ("", "")
+    assert torch.equal(cached[3].context, cached.empty_context)
 
 
 def test_contexts_lie_on_disk_without_their_padding_and_once_per_caption(

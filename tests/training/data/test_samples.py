@@ -21,7 +21,7 @@ from pusa.models.backbone import Geometry
 from pusa.models.wan.geometry import GEOMETRIES
 from pusa.training.data import samples
 from pusa.training.data.dataset import Entry, Problem
-from pusa.training.data.samples import Bucket, Cut, Mode, VideoFile, plan, probe, survey
+from pusa.training.data.samples import Bucket, Cut, Mode, Source, VideoFile, plan, probe, survey
 
 Frames = Callable[..., NDArray[np.uint8]]
 WAN = GEOMETRIES[16]
@@ -95,6 +95,11 @@ def test_why_a_clip_lands_nowhere_and_what_would_take_it() -> None:
     assert (short.kind, short.reason) == (
         "too-short", "has only 48 of the 61 frames needed at 16 fps; the bucket 832x480x45 fits",
     )  # fmt: skip
+    tiny = problem(video(4, 16), "832x480x17")
+    assert tiny.reason == (
+        "has only 4 of the 17 frames needed at 16 fps; give a longer clip, because a bucket of 1 frame is for still "
+        "pictures"
+    )
     small = problem(video(width=640, height=360), "832x480x81")
     assert (small.kind, small.reason) == (
         "too-small", "has 640x360 pixels and would be enlarged 1.3 times to cover 832x480x81; add a smaller bucket",
@@ -247,6 +252,46 @@ def test_of_equal_clips_the_one_with_a_caption_is_used(folder: Path) -> None:
     ]
     told = [(Path(p.path).name, p.kind, p.reason) for p in made.problems if Path(p.path).name == "good.mp4"]
     assert told == [("good.mp4", "duplicate", f"is the same file as {folder / 'same.MP4'}")]
+
+
+def test_several_folders_have_repeats_and_prefixes_of_their_own(
+    folder: Path, tmp_path: Path, noise_frames: Frames
+) -> None:
+    more = tmp_path / "more"
+    more.mkdir()
+    videos.write_video(more / "new.mp4", noise_frames(20, 99), 8)
+    (more / "metadata.csv").write_text("file_name,text\nnew.mp4,from the table\n")
+    shutil.copy(folder / "other.mp4", more / "again.mp4")
+    made = survey([Source(folder, prefix=" sks, "), Source(more, repeats=3)], [SQUARE], 8, WAN)
+    assert [(cut.file.path.name, cut.file.caption, cut.file.repeats) for cut in made.cuts] == [
+        ("good.mp4", "sks, clip 0", 1), ("other.mp4", "sks, clip 1", 1), ("new.mp4", "from the table", 3),
+    ]  # fmt: skip
+    assert made.source == f"{folder}, {more}"
+    assert made.layout == f"{folder}: clips with a .txt of the same name; {more}: metadata.csv (file_name,text)"
+    twice = survey([Source(more), Source(more, prefix="x")], [SQUARE], 8, WAN)
+    assert [cut.file.caption for cut in twice.cuts] == ["from the table"]
+    assert "is found twice" in [problem.reason for problem in twice.problems]
+
+
+def test_clips_without_a_caption_are_used_with_consent(folder: Path) -> None:
+    (folder / "other.txt").write_bytes(b"caf\xe9")
+    names = {"good.mp4": ("clip 0",), "mute.mp4": ()}
+    made = survey(folder, [SQUARE], 8, WAN, uncaptioned=True)
+    assert {cut.file.path.name: cut.file.captions for cut in made.cuts} == names
+    assert {Path(p.path).name for p in made.problems if p.kind == "no-caption"} == {"other.mp4"}, "it has a bad caption"
+    made = survey([Source(folder, prefix="sks")], [SQUARE], 8, WAN, uncaptioned=True)
+    assert {cut.file.path.name: cut.file.captions for cut in made.cuts} == {
+        "good.mp4": ("sks clip 0",),
+        "mute.mp4": ("sks",),
+    }
+    made = survey([Source(folder, prefix="sks")], [SQUARE], 8, WAN)
+    assert [cut.file.path.name for cut in made.cuts] == ["good.mp4"], "a prefix is no consent"
+
+
+def test_a_prefix_cannot_be_added_to_an_encoded_caption(tmp_path: Path) -> None:
+    ready(tmp_path / "a.mp4.tensors.pth")
+    with pytest.raises(InputError, match="contains its encoded caption, so the prefix 'sks' cannot be added"):
+        survey([Source(tmp_path, prefix="sks")], [SQUARE], 8, WAN)
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.png", "a.gif", "a.mp4.tensors.pth"])

@@ -97,6 +97,23 @@ def test_changes_are_named_clip_by_clip() -> None:
     assert {clip.content for clip in seen.with_parts(learnt, apart).clips} == set("abcdx")
 
 
+def test_repeats_count_in_the_training_part_only() -> None:
+    whole = planned("a", "b", "c", "d")
+    whole = replace(whole, cuts=tuple(replace(cut, file=replace(cut.file, repeats=3)) for cut in whole.cuts))
+    learnt, apart = hold_out(whole, 1)
+    assert (len(learnt.cuts), len(apart.cuts)) == (3 * 2 * 3, 2)
+    seen = SeenClips({}, ()).with_parts(learnt, apart)
+    assert len(seen.clips) == 4
+    once = hold_out(planned("a", "b", "c", "d"), 1, seen.parts)[0]
+    assert seen.changes(once)[0].endswith(".mp4 had 3 repeats and has 1")
+
+
+def test_clips_for_validation_only_are_the_ones_held_out() -> None:
+    whole = replace(planned("a", "b", "c", "d"), validation=frozenset("cx"))
+    learnt, apart = hold_out(whole, None, {"a": True})
+    assert (set(names(learnt)), set(names(apart))) == ({"a", "b", "d"}, {"c"})
+
+
 def test_a_held_out_clip_may_change() -> None:
     """It does not change what is trained."""
     first = hold_out(planned("a", "b", "c", "d"), 1)

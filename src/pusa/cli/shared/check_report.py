@@ -104,8 +104,12 @@ def _buckets(record: dict[str, Any]) -> Any:
         share, clips = (most if least == most else f"{least} to {most}"), count(row["clips"], "clip")
         worst = Path(row["worst"]).name
         examples = f"{clips}, most from {worst}" if row["clips"] > 1 else f"{clips}, {worst}"
-        note = f"The bucket {row['bucket']} crops {share} % of the picture from {printable(examples)}. "
-        parts.append(Padding(Text(note + "Add a bucket of the same shape to avoid this.", "yellow"), (0, 0, 0, 2)))
+        note = f"The bucket {row['bucket']} crops {share} % of the picture from {printable(examples)}."
+        parts.append(Padding(Text(note, "yellow"), (0, 0, 0, 2)))
+    if record["better_buckets"]:
+        line = f"--data.buckets {','.join(record['better_buckets'])}"
+        parts.append(_note("These buckets keep the pictures of more clips; --data.buckets auto chooses them itself:"))
+        parts.append(Padding(Text(line, no_wrap=True, overflow="ignore"), (0, 0, 0, 2)))
     too_long = record["too_long"]
     if clips := too_long["clips"]:
         named = ", ".join(f"{printable(Path(one['path']).name)} ({one['tokens']:,})" for one in clips[:3])
@@ -156,7 +160,8 @@ def _too_short(problems: list[Problem], plan: Plan, geometry: Geometry) -> str:
     if not files:
         return ""
     longest = max(geometry.whole(file.frames_at(plan.fps)) for file in files)
-    return f"{len(files)} too short at {plan.fps:g} fps (longest bucket that fits: {count(longest, 'frame')})"
+    fits = f" (longest bucket that fits: {count(longest, 'frame')})" if longest > 1 else ""
+    return f"{len(files)} too short at {plan.fps:g} fps{fits}"
 
 
 def _kind(kind: str, problems: list[Problem], root: Path, shown: int | None, summary: str) -> Any:

@@ -59,7 +59,7 @@ _KINDS = {
     "Count": "INT",
     "Whole": "INT",
     "int": "INT",
-    "Folder": "PATH",
+    "PathSetting": "PATH",
     "HeldOut": "INT|FLOAT",
     "str": "TEXT",
     "Source": "TEXT",

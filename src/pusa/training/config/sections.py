@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     Strict,
+    ValidationError,
     field_validator,
     model_validator,
 )
@@ -69,7 +70,7 @@ Momentum = Annotated[float, Field(ge=0, lt=1), Give("a number of at least 0 and 
 Decay = Annotated[float, Field(gt=0, lt=1), Give("a number between 0 and 1, such as 0.999")]
 HeldOut = Annotated[int | float, AfterValidator(_held_out), Give("a share such as 0.1, or a whole number of clips")]
 Source = Annotated[str, BeforeValidator(_unescaped)]
-Folder = Annotated[Path, Strict(False), BeforeValidator(_path), Give("a path")]
+PathSetting = Annotated[Path, Strict(False), BeforeValidator(_path), Give("a path")]
 Task = Literal[
     "text-to-video",
     "image-to-video",
@@ -91,6 +92,8 @@ TASKS: dict[str, float] = {
     "extension": 0.1,
     "completion": 0.1,
 }
+AUTO = "auto"
+"""Among the buckets: further ones for other aspect ratios."""
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
 
@@ -120,15 +123,63 @@ class ModelConfig(Section):
     """true: train the expert on all noise levels, which works better; false: only on its own side of the boundary."""
 
 
+class Folder(Section):
+    """One of several sources of clips."""
+
+    path: Source
+    repeats: Count = 1
+    prefix: Annotated[str | None, Absent] = None
+
+
+def _folders(value: Any) -> Any:
+    """Return a list of `Folder` for a list of paths or mappings, or for a mapping of paths to repeats."""
+    forms = "give a list such as [{path: clips, repeats: 2, prefix: sks}, {path: more}], or clips=2,more=1"
+    if isinstance(value, dict):
+        value = [{"path": path, "repeats": repeats} for path, repeats in value.items()]
+    if not isinstance(value, list) or not value:
+        return value
+    found = []
+    for number, one in enumerate(value):
+        try:
+            found.append(one if isinstance(one, Folder) else Folder(**({"path": one} if isinstance(one, str) else one)))
+        except (ValidationError, TypeError) as error:
+            what = f" ({_first_mistake(error)})" if isinstance(error, ValidationError) else ""
+            raise ValueError(f"has {one!r} as item {number + 1}{what}; {forms}") from error
+    if len({folder.path for folder in found}) < len(found):
+        raise ValueError("has a path twice; give it once, with repeats")
+    return found
+
+
+def _first_mistake(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = ".".join(map(str, first["loc"]))
+    if first["type"] == "value_error":
+        return f"{name} {first['ctx']['error']}"
+    return f"{name} is {'missing' if first['type'] == 'missing' else repr(first['input'])}"
+
+
 class DataConfig(Section):
     """The clips and how they are cut into samples."""
 
     path: Source | None = None
     """Folder, table or dataset id; the same as --data."""
-    cache: Folder = Path("runs/cache")
+    folders: Annotated[list[Folder] | None, Absent, BeforeValidator(_folders), Give("a list of folders")] = None
+    """Several sources instead of path: [{path: a, repeats: 2, prefix: sks}, {path: b}], or a=2,b=1. Each sample of a is
+    then trained on twice in an epoch."""
+    validation: Annotated[Source | None, Absent] = None
+    """Folder, table or dataset id of clips for validation only; then no other clip is held out."""
+    prefix: Annotated[str | None, Absent] = None
+    """Text before each caption, such as a trigger word; a space follows it."""
+    captions: Literal["one", "variants"] = "one"
+    """variants: each line of a caption, and each row of a clip in a table, is a caption, and one is drawn at each step;
+    one: the whole text is the caption."""
+    uncaptioned: bool = False
+    """true: train on clips without a caption, too, with the prefix or an empty caption."""
+    cache: PathSetting = Path("runs/cache")
     """Folder of the encoded clips."""
     buckets: Annotated[list[str] | None, Absent, Give("a list such as [832x480x81]")] = None
-    """Sizes of the samples, WIDTHxHEIGHTxFRAMES; null: the model's own size."""
+    """Sizes of the samples, WIDTHxHEIGHTxFRAMES; null: the model's own size. auto adds sizes for other aspect ratios of
+    the clips."""
     cut: Literal["head", "uniform", "slide"] = "head"
     """Samples of a long clip: one from its beginning, as many as fit without overlap, or one every half length."""
     fps: Annotated[Positive | None, Absent] = None
@@ -137,15 +188,38 @@ class DataConfig(Section):
     """Clips for validation only: a share such as 0.1, which stays the same when clips are added, or an exact number;
     null: 0.1, and none of fewer than 10 clips."""
 
+    @field_validator("buckets", mode="before")
+    @classmethod
+    def _one_bucket(cls, value: Any) -> Any:
+        return [value] if value == AUTO else value
+
     @field_validator("buckets")
     @classmethod
     def _buckets(cls, value: list[str] | None) -> list[str] | None:
         for text in value or ():
-            if not re.fullmatch(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", text):
-                raise ValueError(f"has {text!r}, which is not a bucket; give WIDTHxHEIGHTxFRAMES such as 832x480x81")
+            if text != AUTO and not re.fullmatch(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", text):
+                raise ValueError(
+                    f"has {text!r}, which is not a bucket; give WIDTHxHEIGHTxFRAMES such as 832x480x81, or auto"
+                )
         if value == [] or len(set(value or ())) < len(value or ()):
             raise ValueError("is empty or has a bucket twice; give each bucket once, or null for the model's own size")
         return value
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        if self.path is not None and self.folders is not None:
+            raise ValueError("has both path and folders; give one of them")
+        if self.validation is not None and self.held_out:
+            raise ValueError("has both validation and held_out; leave held_out out")
+        return self
+
+    @property
+    def sources(self) -> list[Folder]:
+        """The sources of the clips to train on, with their prefixes."""
+        if self.path is not None:
+            return [Folder(path=self.path, prefix=self.prefix)]
+        folders = self.folders or []
+        return [one if one.prefix is not None else one.model_copy(update={"prefix": self.prefix}) for one in folders]
 
 
 class SigmaConfig(Section):

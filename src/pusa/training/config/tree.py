@@ -39,6 +39,8 @@ from pusa.training.config.sections import (
 )
 
 _COMMAND_LINE = "the command line"
+ADDED = {"data.folders": None, "data.prefix": None, "data.captions": "one", "data.uncaptioned": False}
+"""Settings that older runs do not have, and the values that mean what these runs did. With them, a run can resume."""
 SHAPE_OF_LORA = ("rank", "alpha", "targets")
 """The settings of a LoRA that a LoRA to start from (lora.init) decides."""
 
@@ -92,15 +94,19 @@ class Config(Section):
     def decisive(self) -> dict[str, Any]:
         """Return the settings on which the trained weights depend, as {"train.lr": 1e-4}.
 
-        These are all settings except the path of the cache, the number of reading threads, gradient checkpointing, and
-        the sections save, validate, preview and track. If the learning rate is constant, the number of steps is not
-        included either, because a longer run begins like a shorter one.
+        These are all settings except `ADDED` with their values, the path of the cache, the clips for validation, the
+        number of reading threads, gradient checkpointing, and the sections save, validate, preview and track. If the
+        learning rate is constant, the number of steps is not included either, because a longer run begins like a
+        shorter one.
         """
         plain = {
             name: plain for name, plain in self.plain().items() if name not in ("save", "validate", "preview", "track")
         }
         flat = dict(_flatten(plain))
-        for name in ("data.cache", "train.workers", "train.gradient_checkpointing"):
+        for name, value in ADDED.items():
+            if flat[name] == value:
+                del flat[name]
+        for name in ("data.cache", "data.validation", "train.workers", "train.gradient_checkpointing"):
             del flat[name]
         if self.train.schedule == "constant":
             del flat["train.steps"]

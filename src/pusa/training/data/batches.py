@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -44,6 +44,14 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Any: ...
+
+
+@runtime_checkable
+class SamplesWithVariants(Protocol):
+    """Samples of which some have several captions."""
+
+    def captioned(self, index: int, draw: float, /) -> Any:
+        """Return sample `index` with one of its captions. draw: a number in [0, 1) that selects it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +211,7 @@ class Batches(Iterator[Batch]):
         return step, lane, self.order.group(step)[lane * size : (lane + 1) * size]
 
     def _read(self, step: int, lane: int, chosen: Sequence[int]) -> Batch:
-        clips = [self.samples[i] for i in chosen]
+        clips = [self._clip(step, lane, place, i) for place, i in enumerate(chosen)]
         return Batch(
             step,
             lane,
@@ -212,6 +220,13 @@ class Batches(Iterator[Batch]):
             tuple(clip.caption for clip in clips),
             tuple(clip.origin for clip in clips),
         )
+
+    def _clip(self, step: int, lane: int, place: int, index: int) -> Any:
+        """Return a sample. Which of its captions it has depends on the seed, the lane, the step and its place."""
+        if not isinstance(self.samples, SamplesWithVariants):
+            return self.samples[index]
+        rng = generator(self.settings.seed, lane, step, f"variant {place}")
+        return self.samples.captioned(index, float(torch.rand((), generator=rng, dtype=torch.float64)))
 
     def close(self) -> None:
         """End the threads and discard the batches that were read ahead."""

@@ -102,11 +102,11 @@ class Cache:
         """Return the key of the latents of a cut."""
         return self.key(cut, self.fingerprint)
 
-    def context(self, cut: Cut) -> str:
-        """Return the key of the context of a cut."""
+    def contexts(self, cut: Cut) -> list[str]:
+        """Return the keys of the contexts of a cut: one, or one for each variant of its caption."""
         if cut.file.is_encoded:
-            return key("context", {"format": FORMAT, "ready": cut.file.sha256})
-        return self.text(cut.file.caption)
+            return [key("context", {"format": FORMAT, "ready": cut.file.sha256})]
+        return [self.text(caption) for caption in cut.file.captions or ("",)]
 
     def text(self, caption: str) -> str:
         """Return the key of the context of a caption."""
@@ -122,18 +122,22 @@ class Cache:
                 found[entry] = self.store.contains(entry, verify=verify)
             return found[entry]
 
-        return [cut for cut in plan.cuts if not (exists(self.latents(cut)) and exists(self.context(cut)))]
+        return [cut for cut in plan.cuts if not all(map(exists, (self.latents(cut), *self.contexts(cut))))]
 
-    def load(self, cut: Cut) -> Sample:
-        """Read one sample. Raises InputError, which names the clip, if an entry is missing or damaged."""
-        entries = self.latents(cut), self.context(cut)
+    def load(self, cut: Cut, variant: int = 0) -> Sample:
+        """Read one sample with a variant of its caption.
+
+        Raises InputError, which names the clip, if an entry is missing or damaged.
+        """
+        entries = self.latents(cut), self.contexts(cut)[variant]
         try:
             z, context = (self.store.read(entry) for entry in entries)
         except InputError as error:
             raise InputError(f"{cut.file.path}: {error}; run `pusa prepare` again to make it.") from error
         digest = hashlib.sha256(" ".join(entries).encode()).hexdigest()
         context = _padded(context, self.fingerprint.tokens)
-        return Sample(digest, str(cut), z.float(), context, cut.file.caption, cut.bucket)
+        caption = cut.file.captions[variant] if cut.file.captions else ""
+        return Sample(digest, str(cut), z.float(), context, caption, cut.bucket)
 
     def load_text(self, caption: str) -> Tensor:
         """Read the context of a caption, [L, D]. Raises InputError if it is missing or damaged."""
@@ -169,6 +173,11 @@ class CachedSamples(Sequence[Sample]):
             return [self.cache.load(cut) for cut in self.plan.cuts[index]]
         return self.cache.load(self.plan.cuts[index])
 
+    def captioned(self, index: int, draw: float) -> Sample:
+        """Return a sample with one of the variants of its caption. draw: a number in [0, 1) that selects it."""
+        cut = self.plan.cuts[index]
+        return self.cache.load(cut, int(draw * max(1, len(cut.file.captions))))
+
     @property
     def buckets(self) -> list[Bucket]:
         """The bucket of each sample; no sample is read."""
@@ -189,7 +198,7 @@ class CachedSamples(Sequence[Sample]):
         """A hash of the keys of all samples, in their order."""
         digest = hashlib.sha256()
         for cut, entry in zip(self.plan.cuts, self.keys, strict=True):
-            digest.update(f"{entry} {self.cache.context(cut)}\n".encode())
+            digest.update(f"{entry} {' '.join(self.cache.contexts(cut))}\n".encode())
         return digest.hexdigest()
 
 
@@ -277,10 +286,9 @@ class _Preparation:
         """Return every entry of the plan once, in an order that is the same in all processes."""
         entries = {key: _Entry(key) for key in [self.cache.text("")]}
         for cut in self.plan.cuts:
-            key = self.cache.context(cut)
-            entries.setdefault(
-                key, _Entry(key, cut if cut.file.is_encoded else None, cut.file.caption, str(cut.file.path))
-            )
+            for name, caption in zip(self.cache.contexts(cut), cut.file.captions or ("",), strict=False):
+                entry = _Entry(name, cut if cut.file.is_encoded else None, caption, str(cut.file.path))
+                entries.setdefault(name, entry)
         for cut in self.plan.cuts:
             key = self.cache.latents(cut)
             entries.setdefault(key, _Entry(key, cut))

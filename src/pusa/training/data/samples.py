@@ -41,12 +41,22 @@ SAME_SHAPE = 0.1
 
 
 @dataclass(frozen=True)
+class Source:
+    """A folder, a table or a dataset of the hub. prefix: the text before each caption. repeats: see `VideoFile`."""
+
+    path: str | Path
+    repeats: int = 1
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
 class VideoFile:
     """A readable file.
 
     captions: one, several variants, or none. frames: 1 for a still picture. fps: frames per second, the average if the
     rate varies; 0 for a still picture. width, height: in pixels, as displayed. sha256: of the file. is_encoded: whether
     the file contains latents and a context instead of pictures; frames, width and height are those of the encoded clip.
+    repeats: how often each of its samples is trained on in an epoch.
     """
 
     path: Path
@@ -57,6 +67,7 @@ class VideoFile:
     height: int
     sha256: str
     is_encoded: bool = False
+    repeats: int = 1
 
     @property
     def caption(self) -> str:
@@ -125,8 +136,9 @@ class Plan:
     """The samples of a training, and the files that are not used.
 
     fps: frames per second of the samples. files: all readable files, including those without a sample. choices: the
-    buckets from which that of each clip was chosen. source, layout: see `dataset.Listing`. found: how many clips the
-    source has. The last three are empty if `plan` made the object.
+    buckets from which that of each clip was chosen. validation: the contents of clips for validation only. source,
+    layout: see `dataset.Listing`. found: how many clips the source has. The last three are empty if `plan` made the
+    object.
     """
 
     cuts: tuple[Cut, ...]
@@ -134,6 +146,7 @@ class Plan:
     fps: float
     files: tuple[VideoFile, ...] = ()
     choices: tuple[Bucket, ...] = ()
+    validation: frozenset[str] = frozenset()
     source: str = ""
     layout: str = ""
     found: int = 0
@@ -191,7 +204,7 @@ def plan(
     problems: list[Problem] = []
     choices = tuple(dict.fromkeys(buckets))
     for file in files:
-        chosen = _bucket(file, choices, fps, geometry)
+        chosen = bucket_of(file, choices, fps, geometry)
         if isinstance(chosen, Problem):
             problems.append(chosen)
         else:
@@ -210,7 +223,8 @@ def _starts(available: int, frames: int, mode: Mode) -> list[int]:
     return list(range(0, last + 1, max(1, frames // 2)))
 
 
-def _bucket(file: VideoFile, buckets: Sequence[Bucket], fps: float, geometry: Geometry) -> Bucket | Problem:
+def bucket_of(file: VideoFile, buckets: Sequence[Bucket], fps: float, geometry: Geometry) -> Bucket | Problem:
+    """Return the bucket of a file, or why none fits. fps, geometry: of the model."""
     size = f"{file.width}x{file.height}"
     if file.is_encoded:
         own = Bucket(file.width, file.height, file.frames)
@@ -241,8 +255,11 @@ def _bucket(file: VideoFile, buckets: Sequence[Bucket], fps: float, geometry: Ge
     if fitting:
         return max(fitting, key=lambda bucket: (bucket.frames, bucket.width * bucket.height, kept_share(file, bucket)))
     needed = min(bucket.frames for bucket in shaped)
-    suitable = f"{shaped[0].width}x{shaped[0].height}x{geometry.whole(available)}"
-    reason = f"has only {available} of the {needed} frames needed at {fps:g} fps; the bucket {suitable} fits"
+    longest = geometry.whole(available)
+    suitable = f"the bucket {shaped[0].width}x{shaped[0].height}x{longest} fits"
+    if longest == 1:
+        suitable = "give a longer clip, because a bucket of 1 frame is for still pictures"
+    reason = f"has only {available} of the {needed} frames needed at {fps:g} fps; {suitable}"
     return Problem(file.path, "too-short", reason)
 
 
@@ -258,44 +275,78 @@ def kept_share(file: VideoFile, bucket: Bucket) -> float:
 
 
 def survey(
-    source: str | Path,
+    sources: str | Path | Sequence[Source],
     buckets: Sequence[Bucket],
     fps: float,
     geometry: Geometry,
     mode: Mode = "head",
     *,
+    variants: bool = False,
+    uncaptioned: bool = False,
+    choose: Callable[[Sequence[VideoFile], Sequence[Bucket], float, Geometry], Sequence[Bucket]] | None = None,
     progress: Callable[[int, int], None] | None = None,
     workers: int = 1,
 ) -> Plan:
-    """Find and probe the clips of a source and plan their samples.
+    """Find and probe the clips of one or several sources and plan their samples.
 
-    source, buckets, fps, geometry, mode: see `dataset.find` and `plan`. progress: called with the number of probed
-    clips and the number of all clips. workers: threads that probe; the result does not depend on them.
+    buckets, fps, geometry, mode: see `plan`. variants: see `dataset.find`. uncaptioned: whether clips without a caption
+    are used. choose: returns further buckets for the files. progress: called with the number of probed clips and the
+    number of all clips. workers: threads that probe; the result does not depend on them.
 
     A clip without a caption gets no sample and is reported as a problem. Of clips with the same bytes, the first one
-    with a caption is used and the others are reported. Raises InputError like `dataset.find` and `plan`.
+    with a caption is used and the others are reported. Raises InputError like `dataset.find` and `plan`, and for a
+    prefix before the caption of a file that contains its encoded caption.
     """
-    listing = find(source)
+    given = [Source(sources)] if isinstance(sources, str | Path) else list(sources)
+    listings = [(find(source.path, variants=variants), source) for source in given]
+    entries = [(entry, source) for listing, source in listings for entry in listing.entries]
     probed: list[VideoFile | Problem] = []
-    for result in _map_in_order(probe, listing.entries, workers):
+    for result in _map_in_order(probe, [entry for entry, _ in entries], workers):
         probed.append(result)
         if progress:
-            progress(len(probed), len(listing.entries))
-    files, problems = _distinct(probed, listing.problems)
-    planned = plan(files, buckets, fps, geometry, mode)
-    unusable = sum(problem.kind in ("missing", "duplicate", "unreadable") for problem in listing.problems)
+            progress(len(probed), len(entries))
+    known = [problem for listing, _ in listings for problem in listing.problems]
+    allowed = {entry.path for entry, _ in entries if not entry.bad} if uncaptioned else set()
+    known = [problem for problem in known if problem.kind != "no-caption" or problem.path not in allowed]
+    files, problems = _distinct(probed, known)
+    source_of = {entry.path: source for entry, source in reversed(entries)}
+    files = [_with_source(file, source_of[file.path], file.path in allowed) for file in files]
+    planned = plan(files, choose(files, buckets, fps, geometry) if choose else buckets, fps, geometry, mode)
+    unusable = sum(problem.kind in ("missing", "duplicate", "unreadable") for problem in known)
+    layouts = [
+        listing.layout if len(listings) == 1 else f"{listing.source}: {listing.layout}" for listing, _ in listings
+    ]
     return replace(
         planned,
-        cuts=tuple(cut for cut in planned.cuts if cut.file.caption or cut.file.is_encoded),
+        cuts=tuple(cut for cut in planned.cuts if cut.file.captions or cut.file.is_encoded or cut.file.path in allowed),
         problems=(*problems, *planned.problems),
-        source=listing.source,
-        layout=listing.layout,
-        found=len(listing.entries) + unusable,
+        source=", ".join(listing.source for listing, _ in listings),
+        layout="; ".join(layouts),
+        found=len(entries) + unusable,
     )
 
 
+def _with_source(file: VideoFile, source: Source, uncaptioned: bool) -> VideoFile:
+    """Return the file with the repeats of its source, and with the prefix before its captions.
+
+    uncaptioned: whether the prefix alone may be the caption. Raises InputError if the caption is encoded already.
+    """
+    prefix = source.prefix.strip()
+    if prefix and file.is_encoded:
+        raise InputError(
+            f"{file.path} contains its encoded caption, so the prefix {prefix!r} cannot be added; leave the prefix out"
+        )
+    captions = file.captions or (("",) if uncaptioned and prefix else ())
+    if prefix:
+        captions = tuple(f"{prefix} {caption}".strip() for caption in captions)
+    return replace(file, captions=captions, repeats=source.repeats)
+
+
 def _distinct(probed: Sequence[VideoFile | Problem], known: Sequence[Problem]) -> tuple[list[VideoFile], list[Problem]]:
-    """Return the files with different bytes, and the problems of all others after the known ones."""
+    """Return the files with different bytes, and the problems of all others after the known ones.
+
+    A file that has the same bytes as another one is reported for that only, and not for its missing caption.
+    """
     used: dict[str, VideoFile] = {}
     for file in probed:
         if isinstance(file, VideoFile) and (
@@ -309,7 +360,9 @@ def _distinct(probed: Sequence[VideoFile | Problem], known: Sequence[Problem]) -
         elif used[file.sha256] is file:
             files.append(file)
         else:
-            problems.append(Problem(file.path, "duplicate", f"is the same file as {used[file.sha256].path}"))
+            first = used[file.sha256].path
+            reason = "is found twice" if first == file.path else f"is the same file as {first}"
+            problems.append(Problem(file.path, "duplicate", reason))
             again.add(file.path)
     return files, [one for one in problems if one.kind != "no-caption" or one.path not in again]
 

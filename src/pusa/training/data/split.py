@@ -51,19 +51,23 @@ def _digest(content: str) -> bytes:
 def hold_out(plan: Plan, setting: float | None, seen: Mapping[str, bool] | None = None) -> tuple[Plan, Plan]:
     """Divide the plan into the training part and the held-out files with all their cuts.
 
-    setting: see `held_out`. seen: {content: whether it is held out} of a run that is resumed, which decides for these
-    clips. Raises InputError if no clip is left for training.
+    setting: see `held_out`. If the plan has clips for validation only, exactly these are held out. seen: {content:
+    whether it is held out} of a run that is resumed, which decides for these clips. In the training part, each sample
+    occurs as often as its file is repeated. Raises InputError if no clip is left for training.
     """
     contents = {cut.file.sha256 for cut in plan.cuts}
     apart = held_out(contents, setting)
-    if seen:
+    if plan.validation:
+        apart = contents & plan.validation
+    elif seen:
         apart = {content for content in contents if seen.get(content, content in apart)}
     if len(apart) == len(contents):
         raise InputError(
             f"data.held_out is {setting}, and there are {len(contents)} clips: leave at least one clip for training."
         )
-    parts = [tuple(cut for cut in plan.cuts if (cut.file.sha256 in apart) is held) for held in (False, True)]
-    return replace(plan, cuts=parts[0]), replace(plan, cuts=parts[1])
+    learnt = [cut for cut in plan.cuts if cut.file.sha256 not in apart for _ in range(cut.file.repeats)]
+    others = [cut for cut in plan.cuts if cut.file.sha256 in apart]
+    return replace(plan, cuts=tuple(learnt)), replace(plan, cuts=tuple(others))
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class SeenClip:
     content: str
     captions: tuple[str, ...]
     held_out: bool
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -105,12 +110,14 @@ class SeenClips:
                 found.append(f"{file.path} is new")
             elif old.captions != file.captions:
                 found.append(f"the caption of {file.path} was {_short(old.captions)} and is {_short(file.captions)}")
+            elif old.repeats != file.repeats:
+                found.append(f"{file.path} had {old.repeats} repeats and has {file.repeats}")
         return found
 
     def with_parts(self, training: Plan, apart: Plan) -> SeenClips:
         """Return these clips, as their files are now, and the other clips of both parts after them."""
         now = {
-            content: SeenClip(str(file.path), content, file.captions, held)
+            content: SeenClip(str(file.path), content, file.captions, held, file.repeats)
             for part, held in ((training, False), (apart, True))
             for content, file in _files(part).items()
         }
