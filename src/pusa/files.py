@@ -134,7 +134,7 @@ def as_stored(path: Path) -> Path:
 
 def unreadable(path: Path, kind: str, error: Exception) -> InputError:
     """The error to raise when `error` occurred while a file was read. kind: what it should be, such as "picture"."""
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) and not os.access(path, os.R_OK):  # FFmpeg has other uses for the error
         return InputError(f"{path} cannot be read; change its permissions")
     return InputError(f"{path} is damaged, cut off or not a {kind} ({_reason(error)}); save or copy it again")
 
