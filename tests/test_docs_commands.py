@@ -12,6 +12,7 @@ import pytest
 
 from pusa.cli import app, run
 from pusa.cli.shared.flag_aliases import translate
+from pusa.images import read_image
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "training").glob("*.md"))]
@@ -63,7 +64,13 @@ def test_a_command_is_well_formed_and_its_files_are_introduced(page: Path, comma
     explained = " ".join(re.findall(r"`([^`\n]+)`", FENCE.sub("", text)))
     written = [match for line in commands(page) for match in re.findall(r"--out (\S+)", line)]
     for name in FILE.findall(re.sub(r'"[^"]*"', "", command)):
-        known = (inputs / name).is_file() or name in written or any(name.startswith(f"{out}/") for out in written)
+        sidecar_of = str(Path(name).with_suffix(".mp4"))
+        known = (
+            (inputs / name).is_file()
+            or name in written
+            or sidecar_of in written
+            or any(name.startswith(f"{out}/") for out in written)
+        )
         assert known or Path(name).name in explained, f"{page.name} does not say where {name} comes from"
 
 
@@ -87,3 +94,23 @@ def test_the_commands_of_the_page_of_tasks_run_in_their_order(
         report = run([verb, *tokens, *chosen, *extra])
         assert report is not None, command
         assert report.exit_code == 0, report.text
+
+
+def test_the_page_of_your_own_matrix_runs(
+    model: Path, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files, its commands and its Python, in the folder that the demo fills."""
+    page = ROOT / "docs" / "matrix.md"
+    text = page.read_text(encoding="utf-8")
+    shutil.copytree(inputs, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    (matrix,) = re.findall(r"^```json\n(.*?)^```", text, re.M | re.S)
+    Path("wave.json").write_text(matrix)
+    drawn, made = commands(page)
+    assert run(shlex.split(drawn)[1:]) is not None
+    assert read_image("wave.png").tolist() == read_image(ROOT / "docs" / "images" / "own_matrix.png").tolist()
+    assert run([*shlex.split(made)[1:], "--model", str(model), "--quiet"]) is not None
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    for block in blocks:
+        exec(compile(block.replace('"tiny"', repr(str(model))), page.name, "exec"), {})
+    assert all(Path(name).is_file() for name in ("circle.mp4", "curve.mp4", "both_ends.mp4"))

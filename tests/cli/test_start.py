@@ -46,6 +46,7 @@ MISTAKES = {
     "a clip to join": (["transition", "lost.mp4", "lost.mp4", "x"], "lost.mp4"),
     "an overlap": (["extend", "a.png", "x", "--overlap", "6"], "overlap"),
     "a number of new frames": (["extend", "a.png", "x", "--frames", "7"], "multiple of 4"),
+    "another frame rate": (["generate", "x", "--fps", "24"], "makes 8 frames per second"),
     "an unknown model": (["generate", "x", "--model", "tinny"], "did you mean 'tiny'"),
     "an expert's option": (["generate", "x", "--boundary", "0.9"], "one transformer"),
     "an unknown schedule": (["generate", "x", "--schedule", "stair"], "did you mean 'staircase'"),
@@ -55,6 +56,9 @@ MISTAKES = {
     "a wrong line of a batch": (["generate", "--prompts", "batch.jsonl"], "line 2"),
     "an unknown preset": (["generate", "x", "--preset", "pusa-wan23"], "did you mean"),
     "an existing file": (["generate", "x", "--out", "there.mp4"], "--overwrite"),
+    "a missing sidecar": (["generate", "--from", "lost.json"], "lost.json"),
+    "no sidecar": (["generate", "--from", "text.png"], "not the recipe"),
+    "a variant of another model": (["generate", "--from", "lost.json", "--model", "tiny"], "--from uses the model"),
     "a model that is none": (["info", "lost"], "There is no model 'lost'"),
 }
 ANSWERS = {

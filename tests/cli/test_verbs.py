@@ -212,7 +212,6 @@ def test_a_sidecar_makes_its_clip_again(pusa: Pusa) -> None:
     again = pusa("generate", "--from", "first.json", "--out", "again.mp4")
     assert again["code"] == 0
     assert latents("again.mp4").equal(latents("first.mp4"))
-    assert_refused(pusa("generate", "--from", "first.json", "--seed", "4"), "--from")
 
 
 def test_extension_and_transition_join_clips(pusa: Pusa) -> None:

@@ -13,6 +13,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from PIL import Image as PILImage
 
 from pusa.cli.shared.batch import KEYS
 from pusa.cli.shared.options import Sampling as SamplingFlags
@@ -203,6 +204,61 @@ def test_every_task_is_known_by_its_name() -> None:
 def test_values_of_the_wrong_kind_are_one_sentence(wrong: Any, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         wrong()
+
+
+def test_a_path_or_a_picture_is_the_first_frame(tmp_path: Path) -> None:
+    picture = PILImage.new("RGB", (8, 8))
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    request = Generate("a", ["cat.png", Path("cat.png"), picture, pixels, Image("end.png", frame=-1)])
+    assert all(isinstance(one, Image) for one in request.conditions)
+    assert [one.frame for one in request.conditions] == [0, 0, 0, 0, -1]  # type: ignore[union-attr]
+    assert request.conditions[2].src is picture
+    with pytest.raises(InputError, match=r"give a list of conditions, \['cat.png'\]"):
+        Generate("a", "cat.png")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="not of type int"):
+        Generate("a", [3])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (Image("cat.png"), "Image('cat.png')"),
+        (Image(Path("cat.png"), -1, 0.2, "single"), "Image('cat.png', frame=-1, noise=0.2, encoding='single')"),
+        (Image(np.zeros((4, 6, 3), np.uint8)), "Image(<4x6x3 pixels>)"),
+        (Image(PILImage.new("RGB", (6, 4))), "Image(<6x4 pixels>)"),
+        (Clip("a.mp4", at=-1, frames=9), "Clip('a.mp4', at=-1, frames=9)"),
+        (Clip(np.zeros((5, 4, 6, 3), np.uint8)), "Clip(<5x4x6x3 pixels>)"),
+        (schedules.synchronous(sigmas.grid(3), 5), "TimestepMatrix(3 steps, 5 latent frames)"),
+    ],
+    ids=str,
+)
+def test_what_python_shows_is_short(value: object, shown: str) -> None:
+    assert repr(value) == shown
+
+
+def test_what_python_shows_of_a_pipeline_and_a_clip(tiny_pipe: Pipeline) -> None:
+    assert repr(tiny_pipe) == f"Pipeline({tiny_pipe.backbone.source!r} on cpu)"
+    clip = tiny_pipe.generate("a cat " * 100, frames=5, steps=1)
+    assert len(repr(clip)) < 150
+    assert repr(clip).endswith("…')")
+
+
+def test_saving_may_refuse_to_replace_a_clip(tiny_pipe: Pipeline, tmp_path: Path) -> None:
+    clip = tiny_pipe.generate("a", frames=5, steps=1)
+    path = clip.save(tmp_path / "a.mp4", overwrite=False)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"a\.mp4 exists already: .*overwrite=True"):
+        clip.save(path, overwrite=False)
+    assert path.read_bytes() == before
+    assert clip.save(path, overwrite=True) == clip.save(path) == path
+
+
+def test_a_matrix_in_any_form_can_be_written(tmp_path: Path) -> None:
+    rows = [[1.0, 1.0], [0.0, 0.0]]
+    for value in (rows, tuple(map(tuple, rows)), np.array(rows), torch.tensor(rows)):
+        written = Generate("a", matrix=value).to_dict()
+        assert json.loads(json.dumps(written))["matrix"] == rows
+        assert Request.from_dict(written).own_matrix() == Generate("a", matrix=rows).own_matrix()
 
 
 def test_a_condition_that_a_matrix_ignores_is_named(tiny_pipe: Pipeline) -> None:

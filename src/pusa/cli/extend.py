@@ -9,7 +9,16 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from pusa.cli.shared.arguments import size as read_size
-from pusa.cli.shared.clip_jobs import bytes_of, check_output, check_paths, limits_of, make, open_pipeline, opened
+from pusa.cli.shared.clip_jobs import (
+    bytes_of,
+    check_output,
+    check_paths,
+    check_rate,
+    limits_of,
+    make,
+    open_pipeline,
+    opened,
+)
 from pusa.cli.shared.options import (
     CLIP,
     File,
@@ -83,6 +92,7 @@ def extend(
     check_paths([path], output, request.files())
     request = opened(request, terminal)
     limits = limits_of(model, terminal)
+    check_rate(output, limits)
     check_paths([path], output, bytes_needed=bytes_of(limits, request.check(limits)))
     pipe = open_pipeline(model, terminal, size=request.size, guidance=request.guidance)
     return make({path: partial(request.run, pipe)}, output, terminal)

@@ -15,6 +15,7 @@ from pusa.cli.shared.clip_jobs import (
     bytes_of,
     check_output,
     check_paths,
+    check_rate,
     check_shares,
     limits_of,
     make,
@@ -29,10 +30,10 @@ from pusa.cli.shared.options import (
     OFFICIAL,
     SAMPLING,
     File,
+    GivenSampling,
     Many,
     Model,
     Output,
-    Sampling,
     Whole,
     model_default,
     values_of,
@@ -62,14 +63,16 @@ def generate(
     noise: Annotated[float | None, Parameter(group=CONDITIONS, show_default=lambda _: "0")] = None,
     frames: Annotated[int | None, Whole, Parameter(group=CLIP, show_default=model_default)] = None,
     size: Annotated[str | None, Parameter(group=CLIP, metavar="WxH", show_default=model_default)] = None,
-    fit: Annotated[Literal["crop", "pad", "stretch"], Parameter(group=CLIP)] = "crop",
+    fit: Annotated[
+        Literal["crop", "pad", "stretch"] | None, Parameter(group=CLIP, show_default=lambda _: "crop")
+    ] = None,
     count: Annotated[int, Whole, Parameter(group=CLIP)] = 1,
     prompts: Annotated[Path | None, File, Parameter(group=MANY, metavar="FILE")] = None,
     ray: Annotated[str | None, Parameter(group=MANY, metavar="ADDRESS")] = None,
     workers: Annotated[int | None, Whole, Parameter(group=MANY, show_default=lambda _: "one per GPU")] = None,
     from_: Annotated[Path | None, File, Parameter(name="--from", group=CLIP, metavar="CLIP.json")] = None,
     matrix: Annotated[Path | None, File, Parameter(group=SAMPLING, metavar="FILE.json", show_default=False)] = None,
-    sampling: Sampling = Sampling(),
+    sampling: GivenSampling = GivenSampling(),
     model: Model = Model(),
     output: Output = Output(),
     image_paths: Annotated[
@@ -118,7 +121,7 @@ def generate(
     matrix
         Your own timestep matrix. It replaces steps, shift, schedule and noise. pusa info --matrix draws it.
     from_
-        Remake the clip that this sidecar describes.
+        Remake the clip that this sidecar describes. Other options change it: --from clip.json --seed 5 makes a variant.
     image_paths
         Pictures, in the order of --cond-position.
     cond_position
@@ -127,24 +130,23 @@ def generate(
         Noise multiplier of each picture.
     """
     terminal = Terminal(output.verbosity.verbose)
-    if from_ is not None:
-        given = (prompt, image, last_image, keyframe, video, edit, frames, size, image_paths, cond_position, prompts)
-        if any(given) or matrix is not None or count != 1 or sampling != Sampling() or model != Model():
-            raise InputError(
-                "--from remakes a clip exactly, so no other option may change it; give only --out with it."
-            )
-        return _remake(from_, output, terminal)
-    noise_flag = noise
-    model, sampling, noise = with_preset(model, sampling, noise)
-    options: dict[str, Any] = {
-        **values_of(sampling),
-        "prompt": prompt or "",
+    own = {
+        "prompt": prompt,
         "strength": strength,
         "frames": frames,
         "size": None if size is None else read_size(size),
         "fit": fit,
         "matrix": matrix,
     }
+    if from_ is not None and (model != Model() or prompts is not None or image_paths or cond_position):
+        raise InputError(
+            "--from uses the model and the LoRAs of its clip; leave out the options of the model, --prompts and the "
+            "flags of the official scripts."
+        )
+    noise_flag = noise
+    given = sampling
+    model, sampling, noise = with_preset(model, sampling, noise)
+    options = {name: value for name, value in {**values_of(sampling), **own}.items() if value is not None}
     flags: dict[str, Any] = {
         "image": image,
         "last_image": last_image,
@@ -153,6 +155,16 @@ def generate(
         "edit": edit,
         "noise": noise,
     }
+    if from_ is not None:
+        if output.fps is not None:
+            raise InputError("--fps: a clip keeps the frame rate of its model; leave --fps out.")
+        changes = {name: value for name, value in {**values_of(given), **own}.items() if value is not None}
+        conditions = request_of(**flags, options={}).conditions if any(flags[name] for name in FILES[:4]) else ()
+        if edit is not None or (noise_flag is not None and not conditions):
+            raise InputError("--from keeps the clip to edit and the noise of its conditions; give new conditions, too.")
+        from pusa.cli.shared.remake import remake
+
+        return remake(from_, changes | ({"conditions": conditions} if conditions else {}), count, output, terminal)
     if prompts is not None:
         if image_paths or cond_position or noise_multipliers or count != 1:
             raise InputError(
@@ -185,6 +197,7 @@ def generate(
     check_output(output, sources)
     request = opened(request, terminal)
     limits = limits_of(model, terminal)
+    check_rate(output, limits)
     settings = request.check(limits)
 
     def paths(settings: Settings) -> dict[int, Path]:
@@ -202,17 +215,3 @@ def generate(
     return make(
         {path: partial(replace(request, seed=seed).run, pipe) for seed, path in wanted.items()}, output, terminal
     )
-
-
-def _remake(recipe: Path, output: Output, terminal: Terminal) -> Report:
-    with terminal.status("Starting"):
-        from pusa.generation.outputs import sidecar_path
-        from pusa.generation.provenance import read, regenerate
-        from pusa.processes import current_group
-
-    old, sidecar = read(recipe), sidecar_path(recipe)
-    path = output.path(*default_name(old["prompt"], old["seed"], old["frames"], old["size"]))
-    check_paths([path], output, replaces=sidecar)
-    shared = current_group().size > 1
-    job = partial(regenerate, recipe, share_tokens=shared)
-    return make({path: lambda callback: job(callback=callback)}, output, terminal, replaces=sidecar)

@@ -66,6 +66,9 @@ class Step:
     latents: Tensor
     denoised: Tensor
 
+    def __repr__(self) -> str:
+        return f"Step({self.index + 1} of {self.steps})"
+
 
 def sample(
     velocity: Velocity,

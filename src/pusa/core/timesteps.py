@@ -130,6 +130,9 @@ class TimestepMatrix:
             raise InputError(f"a timestep matrix has rows of numbers of equal length: {error}") from error
         return cls.from_sigma(**arrays)
 
+    def __repr__(self) -> str:
+        return f"TimestepMatrix({self.steps} steps, {self.frames} latent frames)"
+
     def __str__(self) -> str:
         """A table of noise levels. Neighbouring frames with equal columns share one column."""
         first = [f for f in range(self.frames) if f == 0 or not self._same_column(f - 1, f)]

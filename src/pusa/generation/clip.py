@@ -22,9 +22,12 @@ from torch import Tensor
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError, first_line
 from pusa.files import replacing, sha256, write_json
-from pusa.generation.outputs import check_place, latents_path, sidecar_path
+from pusa.generation.outputs import check_place, files_of, latents_path, sidecar_path
 from pusa.images import Frames
 from pusa.videos import write_video
+
+LONGEST_PROMPT = 60
+"""characters of a prompt in the `repr` of a clip"""
 
 
 @dataclass(eq=False, repr=False)
@@ -51,16 +54,22 @@ class GeneratedClip:
 
     def __repr__(self) -> str:
         count, height, width, _ = self.frames.shape
-        return f"GeneratedClip({count} frames of {width}x{height} at {self.fps:g} fps, prompt={self.prompt!r})"
+        prompt = self.prompt if len(self.prompt) <= LONGEST_PROMPT else f"{self.prompt[: LONGEST_PROMPT - 1]}…"
+        saved = f", saved as {self.saved['path']!r}" if self.saved else ""
+        return f"GeneratedClip({count} frames of {width}x{height} at {self.fps:g} fps, prompt={prompt!r}{saved})"
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, overwrite: bool = True) -> Path:
         """Write the mp4 at `path`, and next to it the sidecar (.json) and the latents; return `path`.
+
+        overwrite: whether a clip that exists at `path` is replaced. If not, it is an error.
 
         All three files are complete before the first is renamed to its place. Missing folders are made. Raises the
         errors of `pusa.generation.outputs.check_place`.
         """
         path = Path(path)
         check_place(path)
+        if not overwrite and (taken := next((file for file in files_of(path) if file.exists()), None)):
+            raise InputError(f"{taken} exists already: save the clip elsewhere, or with overwrite=True.")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

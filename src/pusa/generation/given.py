@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, fields
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
@@ -17,6 +18,8 @@ from pusa.generation.options import Option, strict_dataclass
 
 Encoding = Literal["single", "repeat"]
 Place = int | str
+Picture = Any
+"""of `conditions`: a path, a PIL picture, or uint8 [H, W, 3]"""
 
 
 def listed(value: Any) -> Any:
@@ -55,6 +58,9 @@ class Image:
     encoding: Encoding | None = None
     type: Literal["image"] = field(default="image", kw_only=True, repr=False)
 
+    def __repr__(self) -> str:
+        return _short(self)
+
 
 @strict_dataclass
 class Clip:
@@ -90,6 +96,9 @@ class Clip:
         """The frame rate at which a file is read, for a model of this rate; None for every frame of the file."""
         return model if self.rate == "model" else None
 
+    def __repr__(self) -> str:
+        return _short(self)
+
 
 def frame_index(value: Place, count: int, fps: float, what: str) -> int:
     """The pixel frame that a number, a number from the end, or a time "1.5s" means in a clip of `count` frames."""
@@ -118,16 +127,45 @@ def claim(owners: dict[int, str], slots: Sequence[int], label: str, frames_of: C
 
 
 def conditions(value: Any) -> tuple[Image | Clip, ...]:
-    """Conditions from any sequence; dictionaries become conditions. Raises InputError for anything else."""
-    if isinstance(value, Image | Clip):
-        raise InputError(f"The conditions are {type(value).__name__}(…): give a list of conditions.")
-    if not isinstance(value, Sequence) or isinstance(value, str):
+    """Conditions from any sequence. Raises InputError for anything else.
+
+    A path or a picture (PIL, or uint8 [H, W, 3]) becomes the first frame, and a dictionary a condition.
+    """
+    if isinstance(value, Image | Clip | str | Path):
+        raise InputError(f"The conditions are {value!r}: give a list of conditions, [{value!r}].")
+    if not isinstance(value, Sequence):
         raise InputError(f"The conditions are of type {type(value).__name__}: give a list of pusa.Image and pusa.Clip.")
-    found = tuple(condition(each) if isinstance(each, Mapping) else each for each in value)
-    for each in found:
-        if not isinstance(each, Image | Clip):
-            raise InputError(f"A condition is a pusa.Image or a pusa.Clip, not a {type(each).__name__}.")
-    return found
+    return tuple(_condition(each) for each in value)
+
+
+def _condition(value: Any) -> Image | Clip:
+    if isinstance(value, Image | Clip):
+        return value
+    if isinstance(value, Mapping):
+        return condition(value)
+    if isinstance(value, str | Path) or _is_picture(value):
+        return Image(value)
+    raise InputError(
+        f"A condition is a pusa.Image, a pusa.Clip, a path or a picture, not of type {type(value).__name__}: give one."
+    )
+
+
+def _is_picture(value: Any) -> bool:
+    """Whether a value is a PIL picture or an array of one. This imports neither PIL nor NumPy."""
+    return any(kind.__module__.startswith("PIL.") for kind in type(value).__mro__) or getattr(value, "ndim", 0) == 3
+
+
+def _short(value: Image | Clip) -> str:
+    """`Image('cat.png', frame=-1)`: the source, and the fields that differ from their defaults."""
+    src = value.src
+    if isinstance(src, Path):
+        src = str(src)
+    shape = getattr(src, "shape", None) or getattr(src, "size", None)
+    pixels = not isinstance(src, str) and isinstance(shape, tuple)
+    shown = f"<{'x'.join(map(str, shape or ()))} pixels>" if pixels else repr(src)
+    others = [one for one in fields(value) if one.name not in ("src", "type")]  # type: ignore[arg-type]
+    said = [f"{one.name}={getattr(value, one.name)!r}" for one in others if getattr(value, one.name) != one.default]
+    return f"{type(value).__name__}({', '.join([shown, *said])})"
 
 
 def condition(record: Mapping[str, Any]) -> Image | Clip:

@@ -47,6 +47,10 @@ class Model:
         self._device = torch.device(backbone.transformer.device)
         self._disk: TemporaryDirectory[str] | None = None
 
+    def __repr__(self) -> str:
+        loras = "".join(f", {lora.name} at {lora.scale:g}" for lora in self.backbone.loras)
+        return f"{type(self).__name__}({self.backbone.source!r} on {self.device}{loras})"
+
     def lay_out(self, profile: profiles.Profile, device: str | torch.device) -> None:
         """Place the model, which is on the CPU, on device, memory and disk by a memory profile. Call this once.
 

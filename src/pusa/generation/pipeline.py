@@ -29,7 +29,7 @@ from pusa.generation import plans
 from pusa.generation.advice import advice
 from pusa.generation.clip import GeneratedClip
 from pusa.generation.conditions import Known
-from pusa.generation.given import Clip, Image
+from pusa.generation.given import Clip, Image, Picture
 from pusa.generation.model import Model
 from pusa.generation.plans import Plan
 from pusa.generation.request import (
@@ -63,7 +63,7 @@ class Pipeline(Model):
     def generate(
         self,
         prompt: str = "",
-        conditions: Sequence[Image | Clip] = (),
+        conditions: Sequence[Image | Clip | Picture] = (),
         *,
         callback: Callback | None = None,
         **options: Unpack[GenerateOptions],
@@ -72,7 +72,7 @@ class Pipeline(Model):
     def generate(
         self,
         prompt: list[str],
-        conditions: Sequence[Image | Clip] = (),
+        conditions: Sequence[Image | Clip | Picture] = (),
         *,
         callback: Callback | None = None,
         **options: Unpack[GenerateOptions],
@@ -81,7 +81,7 @@ class Pipeline(Model):
     def generate(
         self,
         prompt: str | list[str] = "",
-        conditions: Sequence[Image | Clip] = (),
+        conditions: Sequence[Image | Clip | Picture] = (),
         *,
         callback: Callback | None = None,
         **options: Unpack[GenerateOptions],
@@ -90,7 +90,8 @@ class Pipeline(Model):
 
         Args:
             prompt: what the clip shows; it may be empty. A list makes clip i with seed + i.
-            conditions: pictures and clips at their frames; without any it is text-to-video.
+            conditions: pictures and clips at their frames; without any it is text-to-video. A path or a picture itself
+                is the first frame.
             callback: called with a `Step` after each step of each clip; returning False raises Cancelled.
             options: the fields of `pusa.generation.request.Generate`, which explains them.
 
@@ -118,7 +119,7 @@ class Pipeline(Model):
     def generate_each(
         self,
         prompts: Sequence[str],
-        conditions: Sequence[Image | Clip] = (),
+        conditions: Sequence[Image | Clip | Picture] = (),
         *,
         callback: Callback | None = None,
         **options: Unpack[GenerateOptions],

@@ -5,8 +5,8 @@ A source file, LoRA or checkpoint with another hash than the recorded one is ref
 
 from __future__ import annotations
 
-import json
 import warnings
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
 from pusa.files import sha256
 from pusa.generation.clip import GeneratedClip, latents_hash, read_latents
-from pusa.generation.outputs import latents_path, sidecar_path
+from pusa.generation.outputs import latents_path
 from pusa.generation.pipeline import Callback, Pipeline, load
+from pusa.generation.recipe import read, varied
 from pusa.generation.request import Request
 from pusa.models.lora import runtime
 from pusa.models.memory import profiles
 from pusa.versions import versions
 
-_NEEDED = ("task", "prompt", "model", "loras", "versions", "size", "frames", "steps", "seed", "matrix")
 _ENTRIES = {
     "generate": ("conditions", "init", "own_matrix"),
     "extend": ("clip", "direction", "overlap", "noise"),
@@ -32,43 +32,18 @@ _ENTRIES = {
 """The entries that each task needs besides."""
 
 
-def read(path: str | Path) -> dict[str, Any]:
-    """The recipe of a clip, from its .json or from its .mp4."""
-    path = Path(path)
-    sidecar = sidecar_path(path) if path.suffix == ".mp4" else path
-    if not sidecar.is_file():
-        raise InputError(f"There is no recipe {sidecar}: give the .json that was written next to a clip.")
-    try:
-        recipe = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{sidecar} is not the recipe of a clip: it cannot be read ({error}).") from error
-    missing = [key for key in _NEEDED if key not in recipe] if isinstance(recipe, dict) else list(_NEEDED)
-    if missing:
-        raise InputError(f"{sidecar} is not the recipe of a clip: it lacks {', '.join(missing)}.")
-    kinds: dict[str, Any] = {
-        "prompt": str,
-        "seed": int,
-        "frames": int,
-        "steps": int,
-        "size": list,
-        "loras": list,
-        "model": dict,
-    }
-    wrong = [key for key, kind in kinds.items() if not isinstance(recipe[key], kind)]
-    wrong += ["size"] * (not wrong and len(recipe["size"]) != 2)
-    if wrong:
-        raise InputError(f"{sidecar} is damaged: its {wrong[0]} is {recipe[wrong[0]]!r}; put the old file back.")
-    return dict(recipe)
-
-
 def regenerate(
     path: str | Path,
     pipe: Pipeline | None = None,
     *,
+    changes: Mapping[str, Any] | None = None,
     share_tokens: bool = False,
     callback: Callback | None = None,
 ) -> GeneratedClip:
     """Make the clip of a recipe again, with its model (loaded unless given) and its sources, all of them checked.
+
+    changes: fields of the request that get other values, such as {"seed": 5}. The clip is then a variant: its sidecar
+    names the recipe and the changes as "variant_of".
 
     Raises InputError when a source is missing, has changed or was never a file, when the model or a LoRA is another
     than the recorded one, and when the recipe is damaged. Other versions of the software and another number of
@@ -80,13 +55,18 @@ def regenerate(
             raise InputError(f"{path} is the recipe of a {recipe['task']!r}, which this version cannot make.")
         for key in _ENTRIES[recipe["task"]]:
             _ = recipe[key]
-        for record in _sources(recipe):
+        for record in _sources(recipe, without=changes or ()):
             _check_file(record)
         for record in recipe["loras"]:
             _check_lora(record)
-        pipe = _pipeline(recipe, share_tokens) if pipe is None else pipe
+        pipe = pipeline_of(recipe, share_tokens) if pipe is None else pipe
         _check_model(recipe, pipe)
-        return _as_recorded(Request.from_dict(recipe).run(pipe, callback), recipe, path)
+        if not changes:
+            return _as_recorded(Request.from_dict(recipe).run(pipe, callback), recipe, path)
+        request, variant_of = varied(path, recipe, changes)
+        clip = request.run(pipe, callback)
+        clip.recipe["variant_of"] = variant_of
+        return clip
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{path} is a damaged recipe ({what}).") from error
@@ -109,10 +89,11 @@ def _as_recorded(clip: GeneratedClip, recipe: dict[str, Any], path: str | Path) 
     return clip
 
 
-def _sources(recipe: dict[str, Any]) -> list[dict[str, Any]]:
-    """The entries of everything that the clip was made from, except models."""
-    single = [recipe.get(key) for key in ("init", "clip", "a", "b")]
-    return [*recipe.get("conditions", []), *(record for record in single if record)]
+def _sources(recipe: dict[str, Any], without: Container[str]) -> list[dict[str, Any]]:
+    """The entries of everything that the clip was made from, except models and the entries `without`."""
+    single = [recipe.get(key) for key in ("init", "clip", "a", "b") if key not in without]
+    several = [] if "conditions" in without else recipe.get("conditions", [])
+    return [*several, *(record for record in single if record)]
 
 
 def _check_file(record: dict[str, Any]) -> None:
@@ -142,7 +123,8 @@ def _check_lora(record: dict[str, Any]) -> None:
         raise InputError(f"The LoRA {path} has changed since the clip was made with it: restore the former file.")
 
 
-def _pipeline(recipe: dict[str, Any], share_tokens: bool) -> Pipeline:
+def pipeline_of(recipe: dict[str, Any], share_tokens: bool = False) -> Pipeline:
+    """Load the model that made a clip, with its LoRAs at their strengths. share_tokens: as for `load`."""
     model = recipe["model"]
     profile = model.get("memory")
     device = "cpu" if profile else model["device"]

@@ -139,7 +139,7 @@ class Request(Sampling):
         """Plain values, ready for JSON; fields at their defaults are left out. InputError for pixels in memory."""
         said = {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
         defaults = {one.name: one.default for one in fields(self)}  # type: ignore[arg-type]
-        kept = {name: _plain(value) for name, value in said.items() if not _equal(value, defaults[name])}
+        kept = {name: plain(value) for name, value in said.items() if not _equal(value, defaults[name])}
         return {"version": VERSION, "task": self.task, **kept}
 
     @classmethod
@@ -162,7 +162,7 @@ class Request(Sampling):
         return TASKS[task](**values)
 
 
-RECORDED = ("model", "loras", "versions", "processes", "result", "request", "own_matrix")
+RECORDED = ("model", "loras", "versions", "processes", "result", "request", "own_matrix", "variant_of")
 """Entries of a sidecar that say what made the clip and what came out; they are not part of the request."""
 
 
@@ -383,16 +383,19 @@ def _equal(value: Any, default: Any) -> bool:
     return value is default or (isinstance(value, str | int | float | tuple) and bool(value == default))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value of a request for JSON. Raises InputError for pixels in memory."""
     if isinstance(value, Image | Clip):
         said = {one.name: getattr(value, one.name) for one in fields(value)}  # type: ignore[arg-type]
-        return {name: _plain(each) for name, each in said.items()}
-    if isinstance(value, tuple):
-        return [_plain(each) for each in value]
+        return {name: plain(each) for name, each in said.items()}
+    if isinstance(value, tuple | list):
+        return [plain(each) for each in value]
     if isinstance(value, Path):
         return str(value)
     if value is None or isinstance(value, str | int | float | bool | dict):
         return value
     if hasattr(value, "to_dict"):
         return value.to_dict()
+    if isinstance(rows := getattr(value, "tolist", lambda: None)(), list) and getattr(value, "ndim", 0) == 2:
+        return rows  # of a matrix, which is an array or a tensor
     raise InputError(f"A {type(value).__name__} in memory cannot be written: save it and give its path.")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pusa.cli.shared.arguments import slug
-from pusa.cli.shared.clip_jobs import bytes_of, limits_of, open_pipeline, opened
+from pusa.cli.shared.clip_jobs import bytes_of, check_rate, limits_of, open_pipeline, opened
 from pusa.cli.shared.flags import request_of
 from pusa.cli.shared.options import Model, Output
 from pusa.cli.shared.ranks import launched
@@ -98,6 +98,7 @@ def make_batch(
         with _collecting(wrong, line.number):
             opened(line.request, terminal)
     limits = limits_of(model, terminal)
+    check_rate(output, limits)
     for i, line in enumerate(lines):
         with _collecting(wrong, line.number):
             lines[i] = replace(line, bytes=bytes_of(limits, line.request.check(limits)))

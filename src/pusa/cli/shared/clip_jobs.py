@@ -17,7 +17,7 @@ from pusa.cli.shared.memory_report import profile_for
 from pusa.cli.shared.options import Model, Output
 from pusa.cli.shared.ranks import launched
 from pusa.cli.shared.terminal import Report, Terminal
-from pusa.errors import STOPS, sentence
+from pusa.errors import STOPS, InputError, sentence
 from pusa.generation.outputs import shortened, sidecar_path
 from pusa.generation.request import Request
 
@@ -110,6 +110,16 @@ def limits_of(model: Model, terminal: Terminal) -> Limits:
         from pusa.models.loading import sources
 
         return Limits.of(*sources.find(model.source, ()), model.separate_parts())
+
+
+def check_rate(output: Output, limits: Limits) -> None:
+    """Raise InputError if --fps is given and is not the frame rate that the model makes."""
+    own = limits.defaults.fps
+    if output.fps is not None and output.fps != own:
+        raise InputError(
+            f"--fps {output.fps:g}: {limits.source} makes {own:g} frames per second, because it has learnt how far "
+            "things move between frames; leave --fps out, and change the speed of the file in a video editor."
+        )
 
 
 def check_shares(model: Model, size: tuple[int, int] | None, frames: int | None) -> None:

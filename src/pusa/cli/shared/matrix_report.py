@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from pusa.core.timesteps import TimestepMatrix
 
 
+LARGE = 320
+"""pixels of the longer side of the picture of a small matrix"""
+
+
 def matrix_report(
     model: str,
     schedule: str | None,
@@ -69,7 +73,8 @@ def _write(matrix: TimestepMatrix, out: Path) -> Path:
     else:
         from pusa.images import write_image
 
-        write_image(out, matrix.image().numpy())
+        cell = max(16, LARGE // max(matrix.steps, matrix.frames))
+        write_image(out, matrix.image(cell).numpy())
     return out
 
 

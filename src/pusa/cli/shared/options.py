@@ -46,10 +46,12 @@ File = Parameter(converter=path)
 """An option or argument that takes a path."""
 
 
-def option_group(names: Iterable[str], title: str, help_text: str) -> Any:
+def option_group(names: Iterable[str], title: str, help_text: str, *, unset: bool = False) -> Any:
     """Return a group of options for fields of a request, with the types, defaults and help of these fields.
 
     A text has the default None, which a preset or the field's own default replaces: see `with_preset`.
+
+    unset: an option that is not given is None, so that a command can tell it from one that has its default.
     """
     options, defaults = options_of(Generate), {one.name: one.default for one in fields(Generate)}  # type: ignore[arg-type]
     members = []
@@ -64,6 +66,9 @@ def option_group(names: Iterable[str], title: str, help_text: str) -> Any:
         if kind is str:
             kind, default = str | None, None
         kinds = get_args(kind) or (kind,)
+        if unset and default is not None:
+            kind, shown = kind | None, shown or (bool(default != "") and _constant(str(default)))
+            default = None
         parameter = Parameter(help=option.help, show_default=shown, converter=whole if int in kinds else None)
         members.append((name, Annotated[kind, parameter], dataclass_field(default=default)))
     group = make_dataclass(title, members, frozen=True, kw_only=True)
@@ -78,9 +83,12 @@ def _constant(text: str) -> Callable[[object], str]:
 SAMPLING_FIELDS = tuple(one.name for one in fields(sampling.Sampling))  # type: ignore[arg-type]
 if TYPE_CHECKING:
     Sampling = request.Request
+    GivenSampling = request.Request
     SeedlessSampling = sampling.Sampling
 else:
-    Sampling = option_group((*SAMPLING_FIELDS, "seed", "negative_prompt"), "Sampling", "Options of the sampler.")
+    _SEEDED = (*SAMPLING_FIELDS, "seed", "negative_prompt")
+    Sampling = option_group(_SEEDED, "Sampling", "Options of the sampler.")
+    GivenSampling = option_group(_SEEDED, "GivenSampling", "Options of the sampler, None where not given.", unset=True)
     SeedlessSampling = option_group(SAMPLING_FIELDS, "SeedlessSampling", "Options of the sampler, without the seed.")
 
 
@@ -205,6 +213,8 @@ class Output:
     """An .mp4 file, or a folder. In a folder, the clip is named after its prompt or source, its seed and its size."""
     overwrite: Annotated[bool, Switch] = False
     """Replace an existing file."""
+    fps: Annotated[float | None, Parameter(show=False)] = None
+    """Frames per second, which the model decides; see `check_rate`."""
     verbosity: Verbosity = Verbosity()
 
     def check(self, sources: Iterable[Path] = (), *, replaces: Path | None = None) -> None:
