@@ -36,9 +36,10 @@ _EXACT = (
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """decoders that read the transparency of a codec; FFmpeg's own decoders ignore it"""
 _UNSPECIFIED, _RESERVED = 2, (0, 3)
-_MATRIX_2020 = 9
-_MATRICES = {1, 2, 4, 5, 6, 7, _MATRIX_2020}
+_MATRICES = {1, 2, 4, 5, 6, 7, 9}
 """the colour matrices, by their codes of H.273, that FFmpeg's scaler converts"""
+_DOLBY_BASES = (1, 9)
+"""the matrices of Dolby Vision that other decoders can show: BT.709 and BT.2020"""
 _DOLBY = {"dvh1", "dvhe", "dva1", "dvav", "dav1"}
 """tags of tracks that may need a Dolby Vision decoder"""
 
@@ -75,7 +76,7 @@ def upright(frame: VideoFrame, squeeze: float) -> Image:
 
 def check_colours(path: Path, stream: VideoStream, frame: VideoFrame) -> None:
     """Raise InputError if the colours of a track, by its first frame, cannot be converted; warn if it is HDR."""
-    if _tag(stream) in _DOLBY and frame.colorspace != _MATRIX_2020:
+    if _is_dolby(stream, frame) and frame.colorspace not in _DOLBY_BASES:
         raise InputError(f"{path} is Dolby Vision that only a Dolby decoder shows; export it as HDR10, HLG or SDR")
     if not frame.format.is_rgb and frame.colorspace not in {*_MATRICES, *_RESERVED}:
         raise InputError(f"{path} has a colour matrix (code {frame.colorspace}) that is not known; export it as BT.709")
@@ -87,11 +88,13 @@ def check_colours(path: Path, stream: VideoStream, frame: VideoFrame) -> None:
         )
 
 
-def _tag(stream: VideoStream) -> str:
+def _is_dolby(stream: VideoStream, frame: VideoFrame) -> bool:
+    if any(frame.side_data.get(kind) is not None for kind in ("DOVI_METADATA", "DOVI_RPU_BUFFER")):
+        return True
     try:
-        return str(stream.codec_context.codec_tag)
-    except UnicodeDecodeError:
-        return ""
+        return stream.codec_context.codec_tag in _DOLBY
+    except UnicodeDecodeError:  # the tag is no text
+        return False
 
 
 def _rgb(frame: VideoFrame) -> Image:

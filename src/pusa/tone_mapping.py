@@ -99,7 +99,7 @@ def _graph(source: Colours, frame: VideoFrame) -> Graph:
     return graph
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)
 def _table(source: Colours) -> str:
     """`_shown` as a text in the format .cube; red varies fastest. Light interpolates well at the edge of the gamut."""
     axis = np.linspace(0, 1, _GRID)
