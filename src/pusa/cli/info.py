@@ -215,7 +215,7 @@ def _is_whole_model(file: Path) -> bool:
 
 def _model(source: str) -> dict[str, Any]:
     from pusa.models.loading import configurations, sources
-    from pusa.models.wan import recognise
+    from pusa.models.wan import published, recognise
 
     name, path = sources.find(source, parts=())
     config, refused, lacking = None, None, []
@@ -241,16 +241,28 @@ def _model(source: str) -> dict[str, Any]:
         "model": source,
         **({} if family is None else {"kind": family.name}),
         **({"experts": " and ".join(experts)} if experts else {}),
-        "folder" if path.is_dir() else "file": str(path.resolve()),
+        **_place(path),
         **({"adapter": adapter} if adapter else {}),
-        **{part: _weights(tensors) for part, tensors in parts.items()},
-        "files": {_relative_name(file, path): _size(file) for file in _files(parts)},
+        **({} if published.is_published(path) else _contents(path, parts)),
         "licence": "Apache-2.0" if name in (sources.TINY, sources.TINY_BASE) else _licence(family),
         **({} if config is None else _defaults(path)),
         **({"note": " ".join(notes)} if notes else {}),
         **({"needs": ", ".join(f"--{kind.replace('_', '-')}" for kind in lacking)} if lacking else {}),
         **({"refused": f"pusa generate cannot use this model: {refused}"} if refused else {}),
     }
+
+
+def _place(path: Path) -> dict[str, str]:
+    from pusa.models.wan import published
+
+    if published.is_published(path):
+        return {"weights": "downloaded when they are needed; the configuration is part of pusa"}
+    return {"folder" if path.is_dir() else "file": str(path.resolve())}
+
+
+def _contents(path: Path, parts: dict[str, list[Stored]]) -> dict[str, Any]:
+    weights = {part: _weights(tensors) for part, tensors in parts.items()}
+    return {**weights, "files": {_relative_name(file, path): _size(file) for file in _files(parts)}}
 
 
 def _licence(family: Family | None) -> str:

@@ -17,7 +17,7 @@ from pusa import embedded
 from pusa.errors import InputError
 from pusa.models import hub, weight_files
 from pusa.models.backbone import Expert
-from pusa.models.wan import original_layout, recognise
+from pusa.models.wan import original_layout, published, recognise
 from pusa.models.wan.recognise import TRANSFORMER, TRANSFORMER_2
 from pusa.models.weight_files import Stored
 
@@ -41,7 +41,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 def find(source: str | Path, parts: Sequence[str] = PARTS) -> tuple[str, Path]:
     """Return the model's name, with an absolute path, and its folder or file on this machine.
 
-    A hub id is downloaded: the configs of all parts, and the weights of `parts`. Raises InputError if there is no such
+    A hub id is downloaded: the configs of all parts, and the weights of `parts`. Without parts, the configs of Wan's
+    published models need no network, because they are part of the package. Raises InputError if there is no such
     model.
     """
     if not isinstance(source, str | Path) or not str(source):
@@ -63,6 +64,8 @@ def find(source: str | Path, parts: Sequence[str] = PARTS) -> tuple[str, Path]:
     if path.suffix.lower() in weight_files.SUFFIXES:
         raise InputError(f"There is no file {path}; check the path.")
     if isinstance(source, str) and _HUB_ID.fullmatch(text):
+        if not parts and (configs := published.folder(text)) is not None:
+            return text, configs
         return text, _download(text, parts)
     near = difflib.get_close_matches(text.lower(), (TINY, TINY_BASE), n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else "give 'tiny', a folder, a file or a hub id."
