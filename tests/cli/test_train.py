@@ -279,6 +279,30 @@ def test_a_folder_that_cannot_be_is_refused_before_anything_is_encoded(
         assert "Errno" not in err
 
 
+def test_a_picture_for_previews_that_cannot_be_read_is_said_before_anything_is_encoded(
+    ask: Ask, common: list[str], clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pusa.models.loading.checkpoints.load", lambda *_, **__: pytest.fail("weights were loaded"))
+    common[common.index("--preview.every") + 1] = "2"
+    options = ["--preview.prompts", "a cat", "--preview.pictures", str(clips / "broken.mp4")]
+    code, _, err = ask(*common, *options)
+    assert code == 2
+    assert "broken.mp4" in err.splitlines()[-1]
+
+
+def test_previews_without_anything_to_show_are_refused_before_anything_is_encoded(
+    ask: Ask, common: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pusa.models.loading.checkpoints.load", lambda *_, **__: pytest.fail("weights were loaded"))
+    common[common.index("--preview.every") + 1] = "2"
+    common[common.index("--data.held_out") + 1] = "0"
+    code, _, err = ask(*common)
+    assert code == 2
+    assert err.splitlines()[-1].startswith(
+        "pusa: Previews need held-out clips, and there are none: set data.held_out to"
+    )
+
+
 def test_a_missing_logger_is_said_before_anything_is_encoded(
     ask: Ask, common: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

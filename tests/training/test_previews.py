@@ -19,6 +19,7 @@ from pusa.errors import InputError
 from pusa.models.loading import checkpoints
 from pusa.models.wan.backbone import WanBackbone
 from pusa.training import previews
+from pusa.training.data.samples import Bucket
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,22 @@ def test_clips_and_sheet(parts: WanBackbone, held: list[Held], tmp_path: Path) -
     assert (sheet == previews.MARK).all(axis=-1).any()
     block = (sheet.shape[0] - 34) / len(made)
     assert block == int(block) > 100
+
+
+def test_a_picture_of_ones_own_is_shown_in_the_given_frames(parts: WanBackbone, tmp_path: Path) -> None:
+    picture = np.zeros((64, 40, 3), np.uint8)
+    picture[:32] = (200, 30, 30)
+    images.write_image(tmp_path / "mine.png", picture)
+    buckets = [Bucket(48, 32, 17), Bucket(32, 48, 17), Bucket(32, 64, 5), Bucket(32, 48, 1)]
+    prompts = ("a red sky",)
+    (clip,) = previews.clips_of(parts, [tmp_path / "mine.png"], prompts, buckets)
+    assert clip.latents.shape == (16, 5, 6, 4)
+    cropped = images.fit(picture, (32, 48))
+    assert torch.equal(clip.latents[:, :1], parts.encode(cropped[None])[0].cpu())
+    settings = Settings(tasks=("image-to-video",), prompts=prompts)
+    (made,) = previews.make(parts, [clip], 1, tmp_path / "step", settings)
+    assert (made.prompt, made.given, made.frames.shape) == ("a red sky", (0,), (17, 48, 32, 3))
+    assert np.array_equal(made.frames[0], made.truth[0])
 
 
 def test_the_same_model_makes_the_same_previews_and_a_changed_one_others(

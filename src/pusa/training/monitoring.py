@@ -62,7 +62,11 @@ class Monitor:
             if not self.adapter.keeps_base:
                 self._base = self._validate(0, components.transformer).losses
             self.hooks.append(Hook(config.validate_.every, self.validate))
-        if held_out and config.preview.every:
+        self.shown = held_out
+        if config.preview.every and config.preview.pictures:
+            buckets = list(dict.fromkeys(samples.buckets))
+            self.shown = previews.clips_of(components, config.preview.pictures, config.preview.prompts or [], buckets)
+        if self.shown and config.preview.every:
             self.hooks.append(Hook(config.preview.every, self.preview))
 
     def __enter__(self) -> Self:
@@ -89,7 +93,7 @@ class Monitor:
         with self.tracker.aside("Making previews", "previews") if self.tracker else nullcontext():
             previews.make(
                 self.components,
-                self.held_out,
+                self.shown,
                 step,
                 place,
                 self.config.preview,

@@ -2,12 +2,13 @@
 
 The pipeline uses the components of the training, without a copy of the weights. Afterwards the modes of all modules and
 the states of all random generators are restored, so previews do not change the training, bit for bit. The conditions
-are latents of held-out clips. The prompts are their captions, with the cached contexts. The seeds are fixed, so the
-sheets of a training show the same clips.
+are latents of held-out clips, or of pictures that the user gives. The prompts are their captions, with the cached
+contexts. The seeds are fixed, so the sheets of a training show the same clips.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,9 @@ from torch import Tensor
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
 from pusa.generation.pipeline import Pipeline
-from pusa.images import Frames, write_image
+from pusa.images import Frames, fit, read_image, write_image
 from pusa.models.backbone import Backbone, Geometry, Text
+from pusa.training.data.samples import Bucket
 from pusa.training.random_draws import LEAST_FRAMES
 from pusa.training.validation import Sample, given, undisturbed
 from pusa.videos import write_video
@@ -51,6 +53,16 @@ class Settings(Protocol):
     def steps(self) -> int | None: ...
     @property
     def guidance(self) -> float | None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class PictureClip:
+    """A clip that shows a picture in every frame, in place of a held-out clip. caption: its prompt."""
+
+    key: str
+    latents: Tensor
+    context: Tensor
+    caption: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +113,8 @@ def make(
     """
     if not len(held_out):
         raise InputError(
-            "Previews need held-out clips, and there are none: set data.held_out, or set preview.every to 0."
+            "Previews need held-out clips, and there are none: set data.held_out, give preview.prompts with "
+            "preview.pictures, or set preview.every to 0."
         )
     pipeline = Pipeline(components)
     models = components.transformer, components.vae, components.text_encoder
@@ -116,6 +129,28 @@ def make(
         if write:
             write_image(folder / SHEET, sheet(previews, f"step {step}"))
     return previews
+
+
+def clips_of(
+    components: Backbone, pictures: Sequence[Path], prompts: Sequence[str], buckets: Sequence[Bucket]
+) -> list[PictureClip]:
+    """Return a clip for each picture and its prompt.
+
+    buckets: of the training samples. A picture is cropped to the one that keeps most of it, the longest of these.
+    Raises InputError if a picture cannot be read.
+    """
+    clips = []
+    longest = max(bucket.frames for bucket in buckets)
+    with undisturbed(components.vae, components.text_encoder):
+        for path, prompt in zip(pictures, prompts, strict=True):
+            picture = read_image(path)
+            shape = picture.shape[1] / picture.shape[0]
+            sizes = [(bucket.width, bucket.height) for bucket in buckets if bucket.frames == longest]
+            width, height = min(sizes, key=lambda size: abs(math.log(size[0] / size[1] / shape)))
+            frames = np.repeat(fit(picture, (width, height))[None], longest, axis=0)
+            latents, context = components.encode(frames)[0].cpu(), components.encode_text([prompt]).tokens[0].cpu()
+            clips.append(PictureClip(f"{path.name} {width}x{height}", latents, context, prompt))
+    return clips
 
 
 def _jobs(pipeline: Pipeline, held_out: Sequence[HeldOut], settings: Settings) -> list[_Job]:
@@ -177,7 +212,7 @@ def sheet(previews: Sequence[Preview], title: str) -> NDArray[np.uint8]:
     page = PILImage.new("RGB", (width + 2 * GAP, 34 + sum(block.height for block in blocks)), PAPER)
     draw = ImageDraw.Draw(page)
     draw.text((GAP, 8), title, INK, _font(16))
-    legend = "above: the held-out clip, given frames with a border; below: the generated clip"
+    legend = "above: the held-out clip or the picture, given frames with a border; below: the generated clip"
     draw.text((GAP + draw.textlength(title, _font(16)) + 14, 11), legend, SOFT, _font(12))
     top = 34
     for block in blocks:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from pusa import processes
 from pusa.errors import InputError
 from pusa.files import make_folder
+from pusa.images import read_image
 from pusa.models.loading import checkpoints
 from pusa.training import loggers, planning, starting
 from pusa.training.config.tree import Config
@@ -66,6 +67,8 @@ def run(
     """
     with processes.join() as group:
         processes.from_rank_zero(group, lambda: loggers.check(list(config.track.loggers)))
+        for path in config.preview.pictures or ():
+            read_image(path)
         with terminal.status("Reading the configuration of the model"):
             model = planning.model_plan(config)
             if len(model.kinds) > 1:
@@ -76,6 +79,8 @@ def run(
         if resume_from is not None:
             processes.from_rank_zero(group, partial(starting.branch, resume_from, out))
         plan = processes.from_rank_zero(group, lambda: survey(config, model, terminal))
+        if not any((out / "checkpoints").glob("step_*")):
+            _check_previews(config, split.hold_out(plan, config.data.held_out)[1])
         processes.from_rank_zero(group, lambda: _writable(config.data.cache, out))
         with terminal.status(f"Loading {config.model.source}", line=True):
             components = checkpoints.load(
@@ -89,11 +94,7 @@ def run(
         )
         _note(plan, terminal)
         training_part, held_out_part = processes.from_rank_zero(group, partial(_parts, plan, config, out, force))
-        if not held_out_part.cuts and config.preview.every:
-            raise InputError(
-                "Previews need held-out clips, and there are none: set data.held_out to 1 or more, or set "
-                "preview.every to 0."
-            )
+        _check_previews(config, held_out_part)
         if not held_out_part.cuts and config.validate_.every:
             terminal.note("There is no validation, because no clip is held out; set data.held_out to hold clips out.")
         if components.vae.device.type == "cuda" and not config.preview.every:
@@ -113,6 +114,15 @@ def run(
             )
             monitor.finish()
     return Outcome(result, len(samples), len(others), plan.problems)
+
+
+def _check_previews(config: Config, held_out: Plan) -> None:
+    """Raise InputError if previews have nothing to show."""
+    if config.preview.every and not held_out.cuts and not config.preview.pictures:
+        raise InputError(
+            "Previews need held-out clips, and there are none: set data.held_out to 1 or more, give preview.prompts "
+            "with preview.pictures, or set preview.every to 0."
+        )
 
 
 def _writable(cache: Path, out: Path) -> None:

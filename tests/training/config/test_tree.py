@@ -280,6 +280,14 @@ def test_wrong_sources_are_one_sentence(data: dict[str, Any], sentence: str) -> 
         read(None, None, {"data": data})
 
 
+def test_each_preview_prompt_has_its_own_picture() -> None:
+    config = read(None, None, {"preview": {"prompts": ["a", "b"], "pictures": ["1.png", "2.png"]}})
+    assert config.preview.pictures == [Path("1.png"), Path("2.png")]
+    for pictures in (["1.png"], []):
+        with pytest.raises(InputError, match="pictures and 2 prompts; give one picture for each prompt"):
+            read(None, None, {"preview": {"prompts": ["a", "b"], "pictures": pictures}})
+
+
 def test_settings_of_the_data_that_are_not_used_change_no_older_run() -> None:
     """A run that was made before they existed has no value for them, and resumes."""
     assert not {"data.folders", "data.prefix", "data.captions", "data.uncaptioned"} & set(Config().decisive())

@@ -369,10 +369,19 @@ class PreviewSettings(Section):
     """Tasks for each prompt."""
     prompts: Annotated[list[str] | None, Absent, Give("a list of texts")] = None
     """Prompts; null: the captions of held-out clips."""
+    pictures: Annotated[list[PathSetting] | None, Absent, Give("a list of paths")] = None
+    """A picture for each prompt, which the given frames show; null: the frames of held-out clips."""
     steps: Annotated[Count | None, Absent] = None
     """Sampling steps; null: the model's own."""
     guidance: Annotated[Amount | None, Absent] = None
     """Guidance scale; null: the model's own."""
+
+    @model_validator(mode="after")
+    def _picture_for_each(self) -> Self:
+        pictures, prompts = len(self.pictures or ()), len(self.prompts or ())
+        if self.pictures is not None and (pictures != prompts or not pictures):
+            raise ValueError(f"has {pictures} pictures and {prompts} prompts; give one picture for each prompt")
+        return self
 
 
 class TrackSettings(Section):
