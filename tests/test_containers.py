@@ -174,3 +174,24 @@ def test_a_wrong_duration_does_not_make_a_file_cut_off(
     data[place : place + len(value)] = value
     path.write_bytes(data)
     assert numbers(agree(path)) == list(range(9))
+
+
+def test_recordings_that_were_joined_are_all_read(tmp_path: Path) -> None:
+    once = tracks(tmp_path / "once.ts", [(9, 48, 32)]).read_bytes()
+    (tmp_path / "a.ts").write_bytes(once + once)
+    assert numbers(agree(tmp_path / "a.ts")) == [*range(9), *range(9)]
+
+
+def test_a_palette_at_the_beginning_is_used_for_later_frames(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.avi"), "w") as container:
+        stream: Any = container.add_stream("rawvideo", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "monob"
+        for k in range(9):
+            picture = np.zeros((32, 48, 3), np.uint8)
+            picture[:, : 5 * k] = 255
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format="monob")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    frames, fps = videos.read_video(tmp_path / "a.avi")
+    part = video_probe.read(tmp_path / "a.avi", np.arange(5, 9) / fps, (48, 32))
+    np.testing.assert_array_equal(part, frames[5:])

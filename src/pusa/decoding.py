@@ -35,6 +35,7 @@ _EXACT = (
 )
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """decoders that read the transparency of a codec; FFmpeg's own decoders ignore it"""
+_PALETTES = ("pal8", "monob", "monow")
 _UNSPECIFIED, _RESERVED = 2, (0, 3)
 _MATRICES = {1, 2, 4, 5, 6, 7, 9}
 """the colour matrices, by their codes of H.273, that FFmpeg's scaler converts"""
@@ -48,6 +49,11 @@ def has_alpha_beside(stream: VideoStream) -> bool:
     """Whether the transparency of a VP8 or VP9 track is stored beside its pictures."""
     tags = {key.lower(): value for key, value in stream.metadata.items()}
     return stream.codec_context.name in _WITH_ALPHA and tags.get("alpha_mode") == "1"
+
+
+def depends_on_its_start(stream: VideoStream) -> bool:
+    """Whether frames after a key frame may need what stood before it: a palette, or a key frame of transparency."""
+    return stream.codec_context.pix_fmt in _PALETTES or has_alpha_beside(stream)
 
 
 def frames(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:

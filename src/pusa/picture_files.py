@@ -193,7 +193,7 @@ def _open_heif(path: Path) -> PILImage.Image:
         file = pillow_heif.open_heif(path, convert_hdr_to_8bit=True)
         picture: PILImage.Image = file[file.primary_index].to_pillow()
     except Exception as error:
-        if is_sequence(path):
+        if is_sequence(path) and not _is_avif(path):
             raise InputError(f"{path} is a video, but a picture is needed; save one of its frames as PNG") from error
         raise unreadable(path, "picture", error) from error
     picture.format = "HEIF"

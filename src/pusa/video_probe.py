@@ -36,6 +36,8 @@ MOVIES = frozenset(
 )
 _INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
 """containers in which seeking is exact"""
+_UNCOMPRESSED = {"rawvideo", "v210", "v210x", "r210", "r10k", "v308", "v408", "v410", "ayuv", "yuv4", "y41p"}
+"""codecs in which a packet of zeros is a black picture"""
 
 
 class Truncated(InputError):
@@ -157,8 +159,9 @@ def _track(path: Path) -> _Track:
     with _opened(path) as (container, stream):
         stated = float(stream.average_rate or stream.guessed_rate or 0)
         base = float(stream.time_base or 0)
-        sound = _prefix_bytes(stream)
-        seekable = container.format.name in _INDEXED and not decoding.has_alpha_beside(stream)
+        prefix = _prefix_bytes(stream)
+        uncompressed = stream.codec_context.name in _UNCOMPRESSED
+        seekable = container.format.name in _INDEXED and not decoding.depends_on_its_start(stream)
         stamps: list[int | None] = []
         keys: list[int | None] = []
         decoding_order: list[int] = []
@@ -169,9 +172,9 @@ def _track(path: Path) -> _Track:
             overall = max(overall, last)
             if packet.stream_index != stream.index or packet.size == 0 or packet.is_discard:
                 continue
-            if packet.is_corrupt:
+            if packet.is_corrupt and container.format.name != "mpegts":  # there it may be a gap between recordings
                 raise Truncated(f"{path} is cut off within frame {len(stamps)}; copy it again")
-            if not _whole(bytes(packet), sound):
+            if not uncompressed and not _whole(bytes(packet), prefix):
                 raise InputError(f"{path} is damaged at frame {len(stamps)}; copy or export it again")
             if packet.is_keyframe and seekable:
                 keys.append(packet.pts)
