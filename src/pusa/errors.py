@@ -40,6 +40,10 @@ class Cancelled(PusaError):
     exit_code = 130
 
 
+class Adjustment(UserWarning):
+    """Says what becomes of a source, or that a size or a length is far from the model's own."""
+
+
 STOPS = (KeyboardInterrupt, SystemExit, GeneratorExit, Cancelled)
 """Exceptions that end a command; no work goes on after them."""
 

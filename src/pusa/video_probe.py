@@ -49,13 +49,15 @@ class VideoInfo:
     """What a file contains.
 
     times: the time of each frame in seconds, ascending, [N]; a still picture has one frame. fps: frames per second, the
-    average if the rate varies, and 0 for a still picture. width, height: the displayed size in pixels.
+    average if the rate varies, and 0 for a still picture. width, height: the displayed size in pixels. sound: whether
+    there is an audio track.
     """
 
     times: NDArray[np.float64]
     fps: float
     width: int
     height: int
+    sound: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +87,13 @@ def probe(path: str | Path) -> VideoInfo:
         frame = next(_decoded(path, track, 0, whole=False), None)
         if frame is None:
             raise InputError(f"{path} has no picture that can be decoded; export it again")
-        with _opened(path) as (_, stream):
+        with _opened(path) as (container, stream):
             decoding.check_colours(path, stream, frame[1])
+            sound = bool(container.streams.audio)
         height, width = decoding.upright(frame[1], track.squeeze).shape[:2]
         if track.keys and track.keys[-1]:
             next(_decoded(path, track, track.keys[-1], whole=False), None)
-        return VideoInfo(track.times, track.fps if len(track.times) > 1 else 0.0, width, height)
+        return VideoInfo(track.times, track.fps if len(track.times) > 1 else 0.0, width, height, sound)
 
 
 def read(path: str | Path, seconds: NDArray[np.float64], size: tuple[int, int]) -> Frames:

@@ -153,7 +153,7 @@ def _decode(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
                 raise InputError(f"{path} changes its size at frame {len(frames)}; export it at one size")
             size += picture.nbytes
             if size > MAX_CLIP_BYTES:
-                raise _too_large(path)
+                raise too_large(path)
             frames.append(picture)
             stamps.append(None if frame.pts is None else float(frame.time))
             end = max(end, (stamps[-1] or 0.0) + float((frame.duration or 0) * (frame.time_base or 0)))
@@ -175,7 +175,7 @@ def decode_animation(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
         if count == 1:
             raise InputError(f"{path} is a picture, but a video is needed; give it as an image")
         if count * picture.width * picture.height * 3 > MAX_CLIP_BYTES:
-            raise _too_large(path)
+            raise too_large(path)
         frames: list[Image] = []
         times = [0.0]
         for index in range(count):
@@ -185,7 +185,8 @@ def decode_animation(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
     return np.stack(frames), np.asarray(times[:-1]), 0.0
 
 
-def _too_large(path: Path) -> InputError:
+def too_large(path: Path) -> InputError:
+    """The error for a clip that does not fit into `MAX_CLIP_BYTES`."""
     return InputError(f"{path} needs more than {MAX_CLIP_BYTES / 2**30:.0f} GiB of memory; cut or scale it down first")
 
 

@@ -84,7 +84,7 @@ def test_a_saved_clip_is_the_clip(tiny_pipe, clip, tmp_path):
 )
 def test_any_video_can_be_extended(direction, cut, kept, tiny_pipe, noise_frames):
     video = noise_frames(15)
-    with pytest.warns(UserWarning, match=f"15 frames, and a clip has 4n.1: 2 at its {cut} are left out"):
+    with pytest.warns(UserWarning, match=f"2 of its 15 frames, at its {cut}, are left out"):
         longer = extend(tiny_pipe, video, PROMPT, frames=4, direction=direction)
     assert len(longer.frames) == 13 + 4
     own = tiny_pipe.encode(video[kept])

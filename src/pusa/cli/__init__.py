@@ -19,7 +19,7 @@ from pusa.cli.shared.flag_aliases import renamed, translate
 from pusa.cli.shared.help_formatter import HelpFormatter
 from pusa.cli.shared.ranks import as_one_command, first_to_fail
 from pusa.cli.shared.terminal import Report, print_anything, print_json, printable
-from pusa.errors import PusaError, sentence
+from pusa.errors import Adjustment, PusaError, sentence
 
 VERBS = {
     "generate": "Make a clip from a prompt and from pictures or clips at any frames.",
@@ -112,6 +112,7 @@ def _show_warnings_as_notes() -> None:
     """Print the warnings of pusa on stderr, and hide those of libraries, which address programmers."""
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("always", category=UserWarning, module=r"pusa\.")
+    warnings.filterwarnings("ignore", category=Adjustment)  # commands print them before the model is loaded
     warnings.showwarning = lambda message, *_: print(f"pusa: {printable(str(message))}", file=sys.stderr)
 
 

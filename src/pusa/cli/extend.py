@@ -18,6 +18,7 @@ from pusa.cli.shared.clip_jobs import (
     make,
     open_pipeline,
     opened,
+    say_notes,
 )
 from pusa.cli.shared.options import (
     CLIP,
@@ -93,6 +94,8 @@ def extend(
     request = opened(request, terminal)
     limits = limits_of(model, terminal)
     check_rate(output, limits)
-    check_paths([path], output, bytes_needed=bytes_of(limits, request.check(limits)))
-    pipe = open_pipeline(model, terminal, size=request.size, guidance=request.guidance)
+    settings = request.check(limits)
+    check_paths([path], output, bytes_needed=bytes_of(limits, settings))
+    say_notes(request, limits, model, terminal)
+    pipe = open_pipeline(model, terminal, size=settings.size, frames=settings.frames, guidance=request.guidance)
     return make({path: partial(request.run, pipe)}, output, terminal)

@@ -21,6 +21,7 @@ from pusa.cli.shared.clip_jobs import (
     make,
     open_pipeline,
     opened,
+    say_notes,
 )
 from pusa.cli.shared.flags import request_of
 from pusa.cli.shared.options import (
@@ -205,6 +206,7 @@ def generate(
         return {seed: output.path(*name, seed=seed if count > 1 else None) for seed, name in names.items()}
 
     check_paths(paths(settings).values(), output, sources, bytes_needed=count * bytes_of(limits, settings))
+    say_notes(request, limits, model, terminal)
     if request.init is None:
         check_shares(model, request.size, request.frames)
     pipe = open_pipeline(model, terminal, size=request.size, frames=request.frames, guidance=request.guidance)

@@ -28,9 +28,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pusa.errors import InputError
 from pusa.generation.given import Clip, Encoding, Image, claim, frame_index
 from pusa.generation.pictures import open_picture
+from pusa.generation.placement import Span, place_clip
 from pusa.generation.sources import ClipSource, open_clip
 from pusa.images import Fit, Frames, fit
 from pusa.models.backbone import Encoders, Geometry
@@ -129,76 +129,11 @@ def _encode_picture(picture: NDArray[np.uint8], slot: int, encoding: Encoding, t
 
 def _place_clip(condition: Clip, target: Target) -> Placed:
     source = open_clip(condition.src, condition.fps(target.fps), target.backbone)
-    label = f"{source.label} at frame {condition.at}"
-    start = frame_index(condition.start, source.count, target.fps, f"the start of {source.label}")
-    count = source.count - start if condition.frames is None else condition.frames
-    if not 1 <= count <= source.count - start:
-        raise InputError(
-            f"{label}: {count} frames from frame {start} on were requested, but the clip has {source.count} in all."
-        )
-    at = frame_index(condition.at, target.frames, target.fps, source.label)
-    if str(condition.at).strip().startswith("-"):
-        at = _beginning(condition, label, at, count, target)
-    if at + count > target.frames:
-        raise InputError(
-            f"{label}: its {count} frames end at frame {at + count - 1}, outside the clip of {target.frames}: use "
-            "fewer, or make a longer clip."
-        )
-    geometry = target.geometry
-    _check_groups(label, at, count, min(source.count - start, target.frames - at), target)
-    first = geometry.slot_of(at)
-    slots = range(first, first + (geometry.latent_frames(count) if at == 0 else count // geometry.frames_per_slot))
-    noise = list(condition.noise) if isinstance(condition.noise, tuple) else [condition.noise] * len(slots)
-    if len(noise) != len(slots):
-        raise InputError(
-            f"{label}: {len(noise)} noise multipliers for {len(slots)} latent frames: give one, or one each."
-        )
-    record = {"type": "clip", **source.record, "at": at, "frames": count, "start": start, "noise": noise}
-    record |= {"rate": condition.rate} if condition.rate != "model" else {}
-    return Placed(label, slots, noise, record, partial(_encode_clip, source, start, count, at, target))
-
-
-def _beginning(condition: Clip, label: str, last: int, count: int, target: Target) -> int:
-    """The frame at which a clip of `count` frames begins that ends with frame `last` of the target."""
-    geometry, length, at = target.geometry, target.frames, last - count + 1
-    if at < 0:
-        raise InputError(
-            f"{label}: {count} frames that end there begin before the clip of {length} frames does; use fewer with "
-            "start=, or make a longer clip."
-        )
-    if at > 0 and not geometry.is_whole(last + 1):
-        below = geometry.groups(last)
-        ends = " or ".join(f"{n - length}" for n in (below, below + geometry.frames_per_slot) if n)
-        raise InputError(
-            f"{label}: a clip that does not begin at frame 0 ends with a group of {geometry.frames_per_slot}; let it "
-            f"end at frame {ends}."
-        )
-    if at > 0 and (fewer := geometry.groups(count)) != count:
-        tail = f", or start=-{fewer} for its last" if condition.frames is None else ""
-        advice = f"use frames={fewer} for its first{tail}" if fewer else "give a longer one"
-        raise InputError(
-            f"{label}: a clip that ends there has a multiple of {geometry.group} frames, not {count}; {advice}."
-        )
-    return at
-
-
-def _check_groups(label: str, at: int, count: int, available: int, target: Target) -> None:
-    """Raise InputError unless `count` frames from `at` on fill slots; advise numbers up to `available`."""
-    geometry = target.geometry
-    if not geometry.begins_slot(at):
-        places = " or ".join(str(n) for n in geometry.nearest(at) if n + count <= target.frames)
-        raise InputError(
-            f"{label}: a clip that does not begin at frame 0 begins with a group of {geometry.group}: put it at frame "
-            f"{places}."
-        )
-    if geometry.is_whole(count + bool(at)):
-        return
-    form, below = geometry.form(), geometry.nearest(count)[0]
-    if at:
-        form, below = geometry.form(plus=0), geometry.groups(count)
-    better = " or ".join(str(n) for n in (below, below + geometry.frames_per_slot) if 0 < n <= available)
-    advice = f"use {better} of them" if better else "give a longer clip"
-    raise InputError(f"{label}: {count} frames do not fill whole latent frames, which takes {form}: {advice}.")
+    place = place_clip(condition, source.label, source.count, Span(target.frames, target.fps, target.geometry))
+    record = {"type": "clip", **source.record, "at": place.at, "frames": place.count, "start": place.start}
+    record |= {"noise": place.noise} | ({"rate": condition.rate} if condition.rate != "model" else {})
+    encode = partial(_encode_clip, source, place.start, place.count, place.at, target)
+    return Placed(place.label, place.slots, place.noise, record, encode)
 
 
 def _encode_clip(source: ClipSource, start: int, count: int, at: int, target: Target) -> Tensor:

@@ -121,12 +121,12 @@ class Limits:
         if frames is None:
             frames = self.defaults.frames if matrix is None else self.geometry.pixel_frames(matrix.frames)
         _check_whole("frames", frames)
-        slots = self.geometry.latent_frames(frames)
-        if slots > self.positions:
+        if frames > (most := self.geometry.pixel_frames(self.positions)):
             raise InputError(
                 f"{frames:,} frames are too many: {self.source} has positions for {self.positions:,} latent frames; "
-                f"make at most {self.geometry.pixel_frames(self.positions):,} at once, and extend the clip."
+                f"make at most {most:,} at once, and extend the clip."
             )
+        slots = self.geometry.latent_frames(frames)
         if matrix is not None and matrix.frames != slots:
             raise InputError(
                 f"The matrix has {matrix.frames} latent frames but {frames} frames have {slots}: make it for {slots}, "
@@ -150,6 +150,14 @@ class Limits:
             )
         if added is None:
             added = max(group, self.defaults.frames - clips * overlap + clips - 1)
+        most = self.geometry.pixel_frames(self.positions) - clips * overlap + clips - 1
+        if most < group:
+            raise InputError(f"overlap is {overlap:,} frames, which leaves no room for new ones: give {3 * group + 1}.")
+        if added > most:
+            raise InputError(
+                f"{added:,} frames cannot be added at once: {self.source} has positions for {self.positions:,} latent "
+                f"frames, so that it adds at most {most:,} to an overlap of {overlap}; add fewer, and extend again."
+            )
         if added < group or added % group:
             below = max(group, self.geometry.groups(added))
             raise InputError(f"{added} frames cannot be added: give a multiple of {group}, {below} or {below + group}.")
@@ -163,14 +171,14 @@ class Limits:
         for side in pair:
             _check_whole("size", side)
         width, height = pair
+        if max(width, height) > (most := self.positions * self.geometry.multiple):
+            raise InputError(f"The size {width}x{height} is too large: {self.source} makes sides of at most {most:,}.")
         if width < 1 or height < 1 or width % self.multiple or height % self.multiple:
             better = "x".join(str(max(1, round(side / self.multiple)) * self.multiple) for side in (width, height))
             raise InputError(
                 f"The size {width}x{height} cannot be made: both sides must be multiples of {self.multiple}, as in "
                 f"{better}."
             )
-        if max(width, height) > (most := self.positions * self.geometry.multiple):
-            raise InputError(f"The size {width}x{height} is too large: {self.source} makes sides of at most {most:,}.")
         return width, height
 
 

@@ -24,7 +24,7 @@ from pusa import processes
 from pusa.core import sampler, schedules, sigmas
 from pusa.core.sampler import Step
 from pusa.core.timesteps import TimestepMatrix
-from pusa.errors import InputError
+from pusa.errors import Adjustment, InputError
 from pusa.generation import plans
 from pusa.generation.advice import advice
 from pusa.generation.clip import GeneratedClip
@@ -147,6 +147,8 @@ class Pipeline(Model):
     ) -> Iterator[GeneratedClip]:
         """The clips of requests that differ from the first one by prompt and seed only. All is checked at once."""
         plan = PLANS[first.task](self, first)
+        for sentence in first.notes(self.limits):
+            warnings.warn(sentence, Adjustment, stacklevel=3)
         self.advise(plan.settings, given=bool(plan.known))
         walked = plan.matrix or self.matrix(plan.settings, plan.known)
         negative = [first.negative_prompt] if plan.settings.guidances - {1} else []

@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 
 from pusa.core.timesteps import TimestepMatrix
-from pusa.errors import InputError
 from pusa.generation.conditions import Known, Target, place, resolve
-from pusa.generation.given import Clip, frame_index
+from pusa.generation.footage import joined_size
+from pusa.generation.given import Clip
 from pusa.generation.model import Model
+from pusa.generation.placement import Span, check_overlap, edited_part
 from pusa.generation.request import Extend, Generate, Request, Transition
 from pusa.generation.settings import Settings
 from pusa.generation.sources import ClipSource, open_clip
@@ -68,19 +69,8 @@ def opened(model: Model, request: Generate) -> Generate:
     if request.init is None:
         return request
     init = _opened(model, request.init)
-    start = frame_index(init.start, init.src.count, model.defaults.fps, f"the start of {init.src.label}")
-    count = request.frames or init.frames or init.src.count - start
-    if init.frames not in (None, count):
-        raise InputError(
-            f"The clip to edit is all of the new clip: {init.frames} frames of it are to be used, and frames is "
-            f"{count}; give one of the two."
-        )
-    geometry = model.backbone.geometry
-    if not geometry.is_whole(count) and (request.frames, request.init.frames) == (None, None):
-        raise InputError(
-            f"{init.src.label}: {count} frames cannot be edited, a clip has {geometry.form()} of them; "
-            f"use the first of them with frames={geometry.whole(count)}."
-        )
+    span = Span(0, model.defaults.fps, model.backbone.geometry)
+    start, count = edited_part(init, request.frames, init.src.label, init.src.count, span)
     return replace(request, frames=count, init=replace(init, frames=count, start=start))
 
 
@@ -193,23 +183,12 @@ def _open(
     clips = 1 if isinstance(request, Extend) else 2
     overlap, _ = model.limits.window(request.frames, request.overlap, clips=clips)
     geometry = model.backbone.geometry
-    longest, shortest = geometry.whole(source.count), geometry.pixel_frames(2)
-    extra = source.count - longest
-    if source.count < overlap:
-        better = f"an overlap of at most {longest}" if longest >= shortest else f"a clip of {shortest} frames or more"
-        raise InputError(
-            f"{source.label} has {source.count} frames, fewer than the overlap of {overlap}: give {better}."
-        )
-    if request.size is None and not any(side % model.limits.multiple for side in source.size):
-        settings = replace(settings, size=model.limits.check_size(source.size))
+    extra = source.count - geometry.whole(source.count)
+    check_overlap(source.label, source.count, overlap, geometry)
+    size = joined_size(request.size, [src], overlap, model.limits)
+    settings = settings if size is None else replace(settings, size=model.limits.check_size(size))
     if source.latents is not None and settings.size == source.size:
         return source, settings
-    if extra:
-        warnings.warn(
-            f"{source.label} has {source.count} frames, and a clip has {geometry.form()}: {extra} at its {cut} "
-            f"{'is' if extra == 1 else 'are'} left out.",
-            stacklevel=3,
-        )
     kept = source.frames[extra:] if cut == "start" else source.frames[: source.count - extra]
     encoded = model.encode(fit_frames(kept, settings.size, request.fit))
     return ClipSource(source.label, source.record, model.backbone, latents=encoded), settings

@@ -20,8 +20,10 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from pusa.errors import InputError
 from pusa.generation import options
+from pusa.generation.footage import changes, crop_of_picture, footage, joined_changes, joined_size, strain
 from pusa.generation.given import Clip, Image, Noise, claim, conditions, edited, frame_index, listed
 from pusa.generation.options import Option, strict_dataclass
+from pusa.generation.placement import Span, edited_part, place_clip
 from pusa.generation.sampling import Sampling, SamplingOptions
 
 Decided = TypeVar("Decided", covariant=True)
@@ -41,6 +43,11 @@ class _Limits(Protocol[Decided]):
     def defaults(self) -> Any: ...
     @property
     def geometry(self) -> Any: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def multiple(self) -> int: ...
+    def check_size(self, size: Size | None) -> Size: ...
     @property
     def settings(self) -> Callable[..., Decided]: ...
     def window(self, added: int | None, overlap: int | None, *, clips: int) -> tuple[int, int]: ...
@@ -112,6 +119,13 @@ class Request(Sampling):
 
     def check(self, limits: _Limits[Decided]) -> Decided:
         """Return the `Settings` of the sampled window. Raises InputError for what the model cannot make."""
+        raise NotImplementedError
+
+    def notes(self, limits: _Limits[Decided]) -> list[str]:
+        """Sentences about what becomes of the sources, and about a size or length that is far from the model's own.
+
+        A picture counts once it is opened; see `pusa.generation.footage`. Raises the errors of `check`.
+        """
         raise NotImplementedError
 
     def run(self, pipe: _Pipeline[Made], callback: Callback | None = None) -> Made:
@@ -222,22 +236,43 @@ class Generate(Request):
 
     def check(self, limits: _Limits[Decided]) -> Decided:
         settings: Any = limits.settings(
-            frames=self.frames,
+            frames=self._length(limits),
             size=self.size,
             strength=1.0 if self.init is None else EDIT_STRENGTH if self.strength is None else self.strength,
             matrix=self.own_matrix(),
             **self.sampling(),
         )
-        if self.init is None or self.frames is not None:  # the length of an edited clip is known once it is open
-            owners: dict[int, str] = {}
-            for one in self.conditions:
-                at, label = one.frame if isinstance(one, Image) else one.at, _label(one.src)
-                frame = frame_index(at, settings.frames, limits.defaults.fps, label)
-                if isinstance(one, Image):  # the length of a clip is known once it is open
-                    slot = limits.geometry.slot_of(frame)
-                    claim(owners, [slot], f"{label} at frame {at}", limits.geometry.frames_of)
+        owners: dict[int, str] = {}
+        span = Span(settings.frames, limits.defaults.fps, limits.geometry)
+        for one in self.conditions:
+            if isinstance(one, Image):
+                label = _label(one.src)
+                slot = span.geometry.slot_of(frame_index(one.frame, span.frames, span.fps, label))
+                claim(owners, [slot], f"{label} at frame {one.frame}", span.geometry.frames_of)
+            elif (found := footage(one.src, one.fps(span.fps))).count is not None:
+                place = place_clip(one, found.named(span.fps), found.count, span)
+                claim(owners, place.slots, f"{found.label} at frame {one.at}", span.geometry.frames_of)
         decided: Decided = settings
         return decided
+
+    def _length(self, limits: _Limits[Any]) -> int | None:
+        """`frames`, or the length of the clip to edit, if it is known."""
+        found = None if self.init is None else footage(self.init.src, self.init.fps(limits.defaults.fps))
+        if self.init is None or found is None or found.count is None:
+            return self.frames
+        span = Span(0, limits.defaults.fps, limits.geometry)
+        return edited_part(self.init, self.frames, found.named(span.fps), found.count, span)[1]
+
+    def notes(self, limits: _Limits[Decided]) -> list[str]:
+        settings: Any = self.check(limits)
+        found, fps = [], limits.defaults.fps
+        for one in (*self.conditions, self.init):
+            if isinstance(one, Clip):
+                found += changes(footage(one.src, one.fps(fps)), settings.size, self.fit, fps)
+            elif one is not None and hasattr(one.src, "pixels"):
+                height, width = one.src.pixels.shape[:2]
+                found += crop_of_picture(one.src.label, (width, height), settings.size, self.fit)
+        return list(dict.fromkeys(found)) + strain(settings.size, settings.frames, limits)
 
     def own_matrix(self) -> TimestepMatrix | None:
         """`matrix` as a `TimestepMatrix`, or None; see `pusa.generation.own_matrix`."""
@@ -292,7 +327,14 @@ class Extend(Request):
 
     def check(self, limits: _Limits[Decided]) -> Decided:
         overlap, added = limits.window(self.frames, self.overlap, clips=1)
-        return limits.settings(frames=overlap + added, size=self.size, **self.sampling())
+        size = joined_size(self.size, [self.clip], overlap, limits)
+        return limits.settings(frames=overlap + added, size=size, **self.sampling())
+
+    def notes(self, limits: _Limits[Decided]) -> list[str]:
+        settings: Any = self.check(limits)
+        clips = [(self.clip, "start" if self.direction == "forward" else "end")]
+        lost = joined_changes(clips, settings.size, self.fit, limits)
+        return lost + strain(settings.size, settings.frames, limits)
 
     def files(self) -> list[Path]:
         return _paths([self.clip])
@@ -331,7 +373,13 @@ class Transition(Request):
 
     def check(self, limits: _Limits[Decided]) -> Decided:
         overlap, added = limits.window(self.frames, self.overlap, clips=2)
-        return limits.settings(frames=added + 2 * overlap - 1, size=self.size, **self.sampling())
+        size = joined_size(self.size, [self.a, self.b], overlap, limits)
+        return limits.settings(frames=added + 2 * overlap - 1, size=size, **self.sampling())
+
+    def notes(self, limits: _Limits[Decided]) -> list[str]:
+        settings: Any = self.check(limits)
+        lost = joined_changes([(self.a, "start"), (self.b, "end")], settings.size, self.fit, limits)
+        return lost + strain(settings.size, settings.frames, limits)
 
     def files(self) -> list[Path]:
         return _paths([self.a, self.b])

@@ -96,13 +96,18 @@ def make_batch(
     lines, wrong = read(file, flags, options, output.out or Path("outputs"))
     for line in lines:
         with _collecting(wrong, line.number):
-            opened(line.request, terminal)
+            opened(line.request, terminal)  # its pictures are not kept
     limits = limits_of(model, terminal)
     check_rate(output, limits)
+    notes: dict[str, list[int]] = {}
     for i, line in enumerate(lines):
         with _collecting(wrong, line.number):
             lines[i] = replace(line, bytes=bytes_of(limits, line.request.check(limits)))
+            for note in line.request.notes(limits):
+                notes.setdefault(note, []).append(line.number)
     _refuse(file, wrong)
+    for note, numbers in notes.items():
+        terminal.note(f"pusa: {file}, {_lines(numbers)}: {note}")
     with terminal.status("Reading the model's files"):
         identity = model_identity(model)
     missing = []
@@ -220,6 +225,12 @@ def _collecting(wrong: dict[int, str], number: int) -> Iterator[None]:
         wrong.setdefault(number, sentence(error))
 
 
+def _lines(numbers: Sequence[int]) -> str:
+    """`line 3` or `lines 3, 4, 5`; of many, the first ten."""
+    more = f" and {len(numbers) - 10} more" if len(numbers) > 10 else ""
+    return f"line{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:10]))}{more}"
+
+
 def _refuse(file: Path, wrong: Mapping[int, str]) -> None:
     """Raise InputError if lines are wrong. Lines with the same mistake are named together."""
     numbers: dict[str, list[int]] = {}
@@ -231,7 +242,7 @@ def _refuse(file: Path, wrong: Mapping[int, str]) -> None:
     if wrong:
         raise InputError(
             f"{file} has {len(wrong)} wrong lines, so no clip was made:",
-            [f"line{'s' * (len(found) > 1)} {', '.join(map(str, found))}: {text}" for text, found in numbers.items()],
+            [f"{_lines(found)}: {text}" for text, found in numbers.items()],
         )
 
 

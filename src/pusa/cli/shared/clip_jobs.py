@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pusa.cli.shared.memory_report import profile_for
 from pusa.cli.shared.options import Model, Output
 from pusa.cli.shared.ranks import launched
-from pusa.cli.shared.terminal import Report, Terminal
+from pusa.cli.shared.terminal import Report, Terminal, count
 from pusa.errors import STOPS, InputError, sentence
 from pusa.generation.outputs import shortened, sidecar_path
 from pusa.generation.request import Request
@@ -175,6 +175,20 @@ def make(
         terminal.note(f"{count} frames of {width}x{height} at {clip.fps:g} fps in {seconds:.1f} s")
     said = {"clips": records} | ({"failed": failed} if failed else {})
     return Report(said, "\n".join(record["path"] for record in records), clips, exit_code=int(bool(failed)))
+
+
+def say_notes(request: Request, limits: Limits, model: Model, terminal: Terminal) -> None:
+    """Print what becomes of the sources of a request, and how long a clip takes that is far from the model's own."""
+    from pusa.cli.shared.memory_report import LARGE, relative_size, time_of
+
+    for note in request.notes(limits):
+        terminal.note(f"pusa: {note}")
+    settings: Settings = request.check(limits)
+    if terminal.verbose and relative_size(limits.defaults, settings.size, settings.frames) > LARGE:
+        with terminal.status("Estimating"):
+            time_needed = time_of(model, settings.size, settings.frames, settings.guidance, settings.steps)
+        steps = count(settings.steps, "step")
+        terminal.note(f"pusa: Sampling takes about {time_needed} here ({steps}), by a rough estimate.")
 
 
 def check_paths(

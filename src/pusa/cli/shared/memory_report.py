@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pusa.cli.shared.options import Model
-from pusa.cli.shared.terminal import Report
+from pusa.cli.shared.terminal import Report, duration
 from pusa.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
+    from pusa.models.backbone import Defaults
     from pusa.models.memory.estimate import Needs, Rehearsal
 
 BUS = 12e9
 """Bytes per second from the machine's memory to a GPU: the least that a PCIe 4.0 slot of 16 lanes reaches."""
+LARGE = 4
+"""The time of a clip is estimated if it has more than this many times the pixels of the model's default clip."""
 LARGE_CLIP = 16
 """A clip is large if it has this many times the pixels of the model's default clip."""
 DISK = 1.5e9
@@ -33,13 +36,14 @@ def profile_for(model: Model, size: tuple[int, int] | None, frames: int | None, 
     """
     if model.memory == "none":
         return None
+    from pusa.models.loading import configurations
     from pusa.models.memory import estimate, profiles
 
     chosen = None if model.memory == "auto" else profiles.named(model.memory)
     device = _device()
     _, folder = _found(model.source)
     on_disk = estimate.bytes_on_disk(folder, model.separate_parts())
-    if 0 < on_disk < estimate.SMALL and _relative_size(folder, size, frames) <= LARGE_CLIP:
+    if 0 < on_disk < estimate.SMALL and relative_size(configurations.defaults_of(folder), size, frames) <= LARGE_CLIP:
         return None if chosen is None else chosen.name
     rehearsal = _rehearse(model, size, frames, guidance, device.type == "cpu")
     on_device, on_host = estimate.free_memory(device)
@@ -52,13 +56,21 @@ def profile_for(model: Model, size: tuple[int, int] | None, frames: int | None, 
     return chosen.name
 
 
-def _relative_size(folder: Path, size: tuple[int, int] | None, frames: int | None) -> float:
+def relative_size(default: Defaults, size: tuple[int, int] | None, frames: int | None) -> float:
     """Return the pixels of a clip divided by the pixels of the model's default clip."""
-    from pusa.models.loading import configurations
-
-    default = configurations.defaults_of(folder)
     pixels = math.prod(size or default.size) * (frames or default.frames)
     return pixels / (math.prod(default.size) * default.frames)
+
+
+def time_of(model: Model, size: tuple[int, int], frames: int, guidance: float, steps: int) -> str:
+    """Return how long the steps of a clip take on this device, in words. It computes a little, to measure the device.
+
+    size (width, height), frames: of the window that is sampled.
+    """
+    profile = "cpu" if _device().type == "cpu" else "80gb"
+    report = memory_report(model, size=size, frames=frames, guidance=guidance, profile=profile, rate=None)
+    low, high = (duration(seconds * steps) for seconds in report.record["profiles"][0]["seconds_per_step"])
+    return low if low == high else f"{low} to {high}"
 
 
 def memory_report(

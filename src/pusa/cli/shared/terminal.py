@@ -180,6 +180,14 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def duration(seconds: float) -> str:
+    """Return a rough duration in words: `9 seconds`, `5 minutes`, `3 hours`, `12 days`."""
+    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= 1.5 * length:
+            return count(round(seconds / length), unit)
+    return count(max(1, round(seconds)), "second")
+
+
 def pace(seconds: float, left: int) -> str:
     """Return the speed and the remaining time: `3.4 steps/s, 0:02 left` or `12.1 s/step, 4:50 left`.
 
