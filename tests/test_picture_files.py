@@ -107,7 +107,9 @@ def test_the_picture_that_the_file_means_is_read(tmp_path: Path, name: str) -> N
     assert psnr(image, expected) > 30
 
 
-@pytest.mark.parametrize("name", ["phone.jpg", "thumbnail.tiff", "phone.heic", "a.avif", "phone.jpeg", "a.png"])
+@pytest.mark.parametrize(
+    "name", ["phone.jpg", "thumbnail.tiff", "phone.heic", "a.avif", "phone.jpeg", "a.png", "a.gif"]
+)
 def test_a_picture_given_as_a_video_is_one_sentence(tmp_path: Path, name: str) -> None:
     SEVERAL.get(name, PICTURE.save)(tmp_path / name)
     with pytest.raises(InputError, match="is a picture, but a video is needed; give it as an image") as caught:

@@ -6,7 +6,6 @@ arithmetic.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -86,12 +85,7 @@ def check_colours(path: Path, stream: VideoStream, frame: VideoFrame) -> None:
         raise InputError(f"{path} is Dolby Vision that only a Dolby decoder shows; export it as HDR10, HLG or SDR")
     if not frame.format.is_rgb and frame.colorspace not in {*_MATRICES, *_RESERVED}:
         raise InputError(f"{path} has a colour matrix (code {frame.colorspace}) that is not known; export it as BT.709")
-    source = _colours(frame)
-    if source is not None and source.is_hdr:
-        warnings.warn(
-            f"{path} is HDR ({source.transfer}): it is tone-mapped to BT.709, the colours that the models know.",
-            stacklevel=3,
-        )
+    tone_mapping.tell(path, _colours(frame))
 
 
 def _is_dolby(stream: VideoStream, frame: VideoFrame) -> bool:

@@ -7,7 +7,6 @@ kind, an `InputError` names it. Transparent pictures are put on white. Colours a
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
-from pusa import picture_files
+from pusa import picture_files, tone_mapping
 from pusa.errors import InputError
 from pusa.files import existing_file, replacing, unreadable
 from pusa.orientation import exif_upright
@@ -50,11 +49,7 @@ def read_image(path: str | Path) -> Image:
             raise InputError(
                 f"{path} has {width} x {height} pixels; the limit is {MAX_SIDE} a side; scale it down first"
             )
-        if source := stated_hdr(picture):
-            warnings.warn(
-                f"{path} is HDR ({source.transfer}): it is tone-mapped to BT.709, the colours that the models know.",
-                stacklevel=2,
-            )
+        tone_mapping.tell(path, stated_hdr(picture))
         try:
             return to_rgb(picture)
         except InputError as error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import warnings
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -68,6 +69,15 @@ def colours(transfer: int, primaries: int, peak: float = 0) -> Colours | None:
     if kind == "gamma" and gamut == 1:
         return None
     return Colours(kind, gamut, float(peak) if 0 < peak <= 10_000 and kind == "PQ" else PEAK)
+
+
+def tell(path: Path, source: Colours | None) -> None:
+    """Warn that a file is tone-mapped, if its colours are those of HDR."""
+    if source is not None and source.is_hdr:
+        warnings.warn(
+            f"{path} is HDR ({source.transfer}): it is tone-mapped to BT.709, the colours that the models know.",
+            stacklevel=3,
+        )
 
 
 def to_bt709(signal: Array, source: Colours) -> NDArray[np.uint8]:

@@ -21,10 +21,11 @@ import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from pusa import containers, decoding, picture_files, truncation
+from pusa import containers, decoding, picture_files, tone_mapping, truncation
 from pusa.errors import InputError, PusaError
 from pusa.files import existing_file, replacing, unreadable
 from pusa.images import Frames, Image, check_frames, to_rgb
+from pusa.picture_colours import stated_hdr
 
 MAX_CLIP_BYTES = 4 * 2**30
 """the largest clip that is read, as uint8 RGB in memory"""
@@ -166,6 +167,8 @@ def _decode(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
         longest = max(float(np.diff(times).max(initial=0.0)), 1 / (stated or 25.0))
         if lack := truncation.lack(path, container, stream, end, longest, all_tracks=False):
             raise InputError(f"{path} is cut off: {lack}; copy it again")
+        if len(frames) == 1 and container.format.name == "gif":
+            raise InputError(f"{path} is a picture, but a video is needed; give it as an image")
     return np.stack(frames), times, stated
 
 
@@ -176,6 +179,7 @@ def decode_animation(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
             raise InputError(f"{path} is a picture, but a video is needed; give it as an image")
         if count * picture.width * picture.height * 3 > MAX_CLIP_BYTES:
             raise too_large(path)
+        tone_mapping.tell(path, stated_hdr(picture))
         frames: list[Image] = []
         times = [0.0]
         for index in range(count):
