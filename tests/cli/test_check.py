@@ -92,6 +92,18 @@ def test_a_preset_a_file_and_options_describe_the_training(
     assert "--train.gradient_checkpointing true, which takes" not in text
 
 
+def test_a_memory_profile_is_predicted_as_it_will_be_trained(
+    folder: Path, check: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str], tiny_folder: Path
+) -> None:
+    said = check(str(folder), "--memory", "12gb")["step_memory"]
+    assert said["swapped"] == 0
+    assert said["device"] < 12e9
+    assert said["weights"] < check(str(folder), "--memory.swap", "1")["step_memory"]["weights"]
+    assert check(str(folder))["step_memory"] is None
+    main(["check", str(folder), "--model.source", str(tiny_folder), "--memory", "12gb"])
+    assert "GB of the device (base" in " ".join(capsys.readouterr().out.split())
+
+
 def test_captions_that_the_model_does_not_read_to_their_end_are_counted(
     folder: Path, check: Callable[..., dict[str, Any]], tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -177,6 +177,30 @@ def common(clips: Path, tiny_folder: Path, tmp_path: Path) -> list[str]:
             "--validate.every", "0", "--preview.every", "0"]  # fmt: skip
 
 
+def changed(tokens: list[str], **values: str) -> list[str]:
+    """A command line with other values of some flags: an empty value removes the flag."""
+    pairs = dict(zip(tokens[::2], tokens[1::2], strict=True)) | {f"--{key}": value for key, value in values.items()}
+    return [token for flag, value in pairs.items() if value for token in (flag, value)]
+
+
+def test_little_memory_and_a_lora_trained_further(ask: Ask, common: list[str], tmp_path: Path) -> None:
+    first, second = tmp_path / "run", tmp_path / "second"
+    previews = {"preview.every": "1", "preview.tasks": "text-to-video", "preview.steps": "1"}
+    memory = {"memory": "24gb", "memory.swap": "1", "train.steps": "1"}
+    code, _, err = ask(*changed(common, **previews, **memory))
+    assert code == 0, err
+    assert (first / "previews" / "step_000001" / "sheet.png").is_file()
+    config = read(first / "config.yaml", None, {})
+    assert (config.memory.base, config.memory.swap, config.train.precision) == ("fp8", 1, "bf16")
+
+    further = {"lora.rank": "", "lora.init": str(first / "lora.safetensors"), "memory.base": "int8"}
+    code, out, err = ask(*changed(common, out=str(second), **further, **{"train.steps": "2"}))
+    assert (code, out) == (0, f"{second / 'lora.safetensors'}\n"), err
+    lora = read(second / "config.yaml", None, {}).lora
+    assert lora is not None
+    assert (lora.rank, lora.init) == (2, str(first / "lora.safetensors"))
+
+
 def test_ctrl_c_leaves_a_checkpoint(
     ask: Ask, common: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -192,6 +192,24 @@ class Lora:
 
 
 @contextmanager
+def casting_inputs(model: nn.Module, cast: bool) -> Iterator[None]:
+    """Set whether LoRAs convert their inputs to their own type inside the block.
+
+    In mixed precision this is not needed, because the arithmetic converts anyway, and every copy of an input would be
+    kept for the backward pass.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    before = [layer.cast_input_dtype_enabled for layer in layers]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = cast
+    try:
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer.cast_input_dtype_enabled = value
+
+
+@contextmanager
 def without_lora(model: nn.Module, name: str | None = None) -> Iterator[None]:
     """Compute without the LoRA `name` (default: without any) inside the block. What is trained stays the same.
 

@@ -30,7 +30,7 @@ HARMLESS = {"unused"}
 """Kinds of problems that need no attention."""
 
 
-@with_settings((*SHARED, "lora", "train"), several=True)
+@with_settings((*SHARED, "lora", "train", "memory"), several=True)
 def check(
     data: str | None = None,
     *,
@@ -63,7 +63,7 @@ def check(
         import torch
 
         from pusa import adapters
-        from pusa.training import planning, starting
+        from pusa.training import fitting, loading, planning, starting
         from pusa.training.config.sections import AUTO
         from pusa.training.costs import device_name, matmul_rate
         from pusa.training.data.split import hold_out
@@ -75,6 +75,7 @@ def check(
         plan = planning.survey(
             config, model, progress=partial(progress, "Reading the clips"), workers=min(16, os.cpu_count() or 1)
         )
+    needs = fitting.predicted(config, model, [*plan.buckets]) if loading.is_partial(config) and plan.cuts else None
     training, held_out = hold_out(plan, config.data.held_out) if plan.cuts else (plan, plan)
     with terminal.status("Measuring this machine"):
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -98,6 +99,7 @@ def check(
         "too_long": _too_long(config.model.source, plan),
         "better_buckets": None if AUTO in (config.data.buckets or ()) else _better_buckets(plan, model),
         "checkpointing": config.train.gradient_checkpointing,
+        "step_memory": needs and {**needs[0].record(), "text": fitting.sentence(*needs)},
     }
     attention = any(problem.kind not in HARMLESS for problem in plan.problems) or not plan.cuts
     from pusa.cli.shared import check_report

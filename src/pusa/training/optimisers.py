@@ -31,6 +31,11 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, schedule: str
     raise InputError(f"The schedule {schedule!r} does not exist: choose constant, cosine or linear.")
 
 
+def state_bytes(settings: Any) -> float:
+    """Return how many bytes the optimiser of `settings` (`Config.train`) stores for each trained number."""
+    return {"adamw": 8.0, "adamw8bit": 2.1}[settings.optimiser]
+
+
 def build(parameters: Mapping[str, nn.Parameter], settings: Any, *, sharded: bool = False) -> torch.optim.Optimizer:
     """Return AdamW for `parameters`, with the learning rate, betas and weight decay of `settings` (`Config.train`).
 

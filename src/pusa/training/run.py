@@ -16,14 +16,13 @@ from pusa import processes
 from pusa.errors import InputError
 from pusa.files import make_folder
 from pusa.images import read_image
-from pusa.models.loading import checkpoints
-from pusa.training import loggers, planning, starting
+from pusa.training import fitting, loading, loggers, planning, starting
 from pusa.training.config.tree import Config
 from pusa.training.data import split
 from pusa.training.data.cache import Cache, CachedSamples, prepare
 from pusa.training.data.dataset import Problem
 from pusa.training.data.fingerprints import fingerprint
-from pusa.training.data.samples import Cut, Plan
+from pusa.training.data.samples import Bucket, Cut, Plan
 from pusa.training.monitoring import Monitor
 from pusa.training.planning import ModelPlan
 from pusa.training.run_folder import lock
@@ -81,14 +80,13 @@ def run(
         plan = processes.from_rank_zero(group, lambda: survey(config, model, terminal))
         if not any((out / "checkpoints").glob("step_*")):
             _check_previews(config, split.hold_out(plan, config.data.held_out)[1])
-        processes.from_rank_zero(group, lambda: _writable(config.data.cache, out))
+        config = _fitted(config, model, [*plan.buckets], terminal)
+        processes.from_rank_zero(group, partial(_writable, config.data.cache, out))
         with terminal.status(f"Loading {config.model.source}", line=True):
-            components = checkpoints.load(
-                config.model.source, expert=config.model.expert, device=processes.local_device()
-            )
+            parts = loading.encoders(config)
         with terminal.counting() as progress:
-            made = prepare(plan, components, config.data.cache, progress=progress, rank=group.rank, world=group.size)
-        key = fingerprint(components, plan.fps)
+            made = prepare(plan, parts, config.data.cache, progress=progress, rank=group.rank, world=group.size)
+        key = fingerprint(parts, plan.fps)
         plan = processes.from_rank_zero(
             group, lambda: without(plan, Cache(config.data.cache, key).missing(plan), made.failed)
         )
@@ -97,9 +95,8 @@ def run(
         _check_previews(config, held_out_part)
         if not held_out_part.cuts and config.validate_.every:
             terminal.note("There is no validation, because no clip is held out; set data.held_out to hold clips out.")
-        if components.vae.device.type == "cuda" and not config.preview.every:
-            components.vae.to("cpu")
-            components.text_encoder.to("cpu")
+        with terminal.status("Loading the transformer", line=loading.is_partial(config)):
+            components = loading.model(config, parts)
         samples, others = (CachedSamples(part, key, config.data.cache) for part in (training_part, held_out_part))
         with Monitor(config, out, components, samples, others, group, quiet=not terminal.verbose) as monitor:
             result = train(
@@ -123,6 +120,15 @@ def _check_previews(config: Config, held_out: Plan) -> None:
             "Previews need held-out clips, and there are none: set data.held_out to 1 or more, give preview.prompts "
             "with preview.pictures, or set preview.every to 0."
         )
+
+
+def _fitted(config: Config, model: ModelPlan, buckets: Sequence[Bucket], terminal: Terminal) -> Config:
+    """Choose memory.swap for memory.limit, and print the prediction. A machine without a GPU has no such limit."""
+    if config.memory.limit is None or processes.local_device().type == "cpu":
+        return config
+    needs, blocks = fitting.predicted(config, model, buckets)
+    terminal.note(fitting.sentence(needs, blocks))
+    return config.model_copy(update={"memory": config.memory.model_copy(update={"swap": needs.swapped})})
 
 
 def _writable(cache: Path, out: Path) -> None:

@@ -20,9 +20,11 @@ import torch
 
 from pusa import adapters, processes
 from pusa.adapters.base import Attached
+from pusa.adapters.lora import casting_inputs
 from pusa.errors import Cancelled, InputError
 from pusa.models.backbone import Backbone
 from pusa.models.lora import header, runtime
+from pusa.models.memory import frozen_base
 from pusa.processes import ProcessGroup
 from pusa.training import interruption
 from pusa.training.config.intervals import is_due
@@ -143,7 +145,7 @@ def train(
             stop = done < steps and processes.any_rank(group, interrupted())
             for hook in () if stop else hooks:
                 if due(hook.every, done) or done == steps:
-                    with learner.showing_best():
+                    with learner.showing_best(), casting_inputs(components.transformer, True):
                         hook.call(done, components.transformer, out)
             stop = done < steps and processes.any_rank(group, interrupted())
             saving = due(config.save.every, done) or done == steps
@@ -243,6 +245,7 @@ def metadata_of(config: Config, base: str, step: int) -> dict[str, Any]:
 def prepared(backbone: Backbone, config: Config) -> Iterator[Attached]:
     """Attach the adapter, and set precision and training mode. After the block the model is frozen, in evaluation mode.
 
+    With settings `memory`, the base is stored as they say, also after the block, and moved to the device.
     The backbone's exact modules (Wan's time embedding) compute in float32 even with bf16: rounding to bf16 would make
     neighbouring timesteps equal.
     """
@@ -254,11 +257,16 @@ def prepared(backbone: Backbone, config: Config) -> Iterator[Attached]:
     exact = backbone.exact_modules(transformer)
     for module in exact:
         module.forward = torch.autocast(transformer.device.type, enabled=False)(module.forward)
+    memory = config.memory
+    if memory.base is not None or memory.swap:
+        blocks, device = backbone.blocks(transformer), processes.local_device()
+        frozen_base.place(transformer, blocks, device, storage=memory.base, swapped=memory.swap or 0)
     if config.train.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
+        transformer.enable_gradient_checkpointing(frozen_base.offloading if memory.offload else None)
     transformer.train()
     try:
-        yield trained
+        with casting_inputs(transformer, config.train.precision != "bf16"):
+            yield trained
     finally:
         for module in exact:
             del module.forward

@@ -117,8 +117,8 @@ REFUSED = [
     ("trian: {lr: 3}", "There is no section 'trian' (FILE); did you mean train?"),
     ("lr: 3", "There is no section 'lr' (FILE); did you mean train.lr?"),
     ("zzz: 3",
-     "There is no section 'zzz' (FILE); give one of model, data, sigma, lora, train, save, validate, preview "
-     "or track."),
+     "There is no section 'zzz' (FILE); give one of model, data, sigma, lora, train, memory, save, validate, "
+     "preview or track."),
     ("train: 3", "The section train is 3 (FILE); write settings in this section, such as train.steps."),
     ("train: {lr: fast}", 'train.lr is "fast" (FILE); give a number above 0.'),
     ("train: {lr: true}", "train.lr is true (FILE); give a number above 0."),
@@ -181,7 +181,8 @@ def test_what_is_wrong_is_said_in_one_sentence_with_its_place(tmp_path: Path, te
     ("preset", "typed", "sentence"),
     [
         ("tinny", {}, "There is no preset 'tinny'; did you mean tiny?"),
-        ("?", {}, "There is no preset '?'; give one of tiny, wan21-1.3b, wan21-14b, wan22-a14b, wan22-5b or paper."),
+        ("?", {}, "There is no preset '?'; give one of tiny, wan21-1.3b, wan21-14b, wan22-a14b, wan22-5b, "
+     "wan21-14b-24gb, wan21-14b-12gb, wan22-5b-16gb or paper."),
         ("tiny", {"train.lrr": "1"}, "There is no setting 'lrr' in the section train (the command line); did you mean "
          "train.lr?"),
         (None, {"train.lr": "fast"}, 'train.lr is "fast" (the command line); give a number above 0.'),

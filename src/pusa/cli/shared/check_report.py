@@ -212,7 +212,9 @@ def _estimate(record: dict[str, Any], run: Estimate | None) -> Any:
         f"{_bytes(run.weights + run.optimiser)} for weights and optimiser, the rest for {run.tokens:,} tokens per "
         "sample"
     )
-    if record["checkpointing"]:
+    if predicted := record["step_memory"]:
+        table.add_row("memory", f"about {_bytes(predicted['device'])}", predicted["text"])
+    elif record["checkpointing"]:
         table.add_row("memory", f"about {_bytes(run.memory_checkpointed)}", f"{fixed}, with gradient checkpointing")
     else:
         table.add_row("memory", f"about {_bytes(run.memory)}", fixed)

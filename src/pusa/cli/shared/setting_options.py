@@ -125,6 +125,9 @@ def with_settings(sections: Collection[str] | None = None, *, several: bool = Fa
                 groups[one.section] = Group.create_ordered(f"{one.section}: {one.about}")
                 if one.section == "lora":
                     options.append(_option("lora", "null", None, "Train the whole model instead.", groups["lora"]))
+                if one.section == "memory":
+                    text = "Settings for a card with this memory, such as 24gb."
+                    options.append(_option("memory", "48gb|24gb|16gb|12gb", None, text, groups["memory"]))
             name = f"{one.section}.{one.name}"
             many = several and one.kind == "A,B"
             kind = one.kind.replace(",", " ") if many else one.kind

@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from pusa.errors import InputError, first_line
 from pusa.models import hub, weight_files
-from pusa.models.backbone import Expert
+from pusa.models.backbone import Encoders, Expert
 from pusa.models.loading.configurations import check, defaults_of, fingerprint, own_loras, patch_of
 from pusa.models.loading.sources import ENCODERS, PARTS, TINY, Beside, absolute, config, expert_notes, find, locate
 from pusa.models.lora import runtime
@@ -46,6 +46,7 @@ def load(
     expert: Expert | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
+    encoders: Encoders | None = None,
 ) -> WanBackbone:
     """Load a model and move it to `device` in `dtype`. The autoencoder stays in float32.
 
@@ -58,6 +59,7 @@ def load(
         expert: load only this one of two experts, as the only transformer.
         dtype: the default is float32 on a CPU and bfloat16 on a GPU. fp8 weights are converted to it.
         device: the default is a GPU if there is one. The second of two experts stays on the CPU.
+        encoders: those of this source, if they are loaded already. They stay where they are.
 
     Raises InputError if the model does not exist, its kind is not supported, or its parts do not fit together.
     """
@@ -74,7 +76,7 @@ def load(
         for kind, place in zip(parts.transformers, (parts.device, torch.device("cpu")), strict=False)
     ]
     components = WanBackbone(
-        **vars(parts.encoders()),
+        **vars(encoders or parts.encoders()),
         transformer=first,
         transformer_2=second[0] if second else None,
         fingerprint=fingerprint(parts.folder, parts.beside, parts.transformers),

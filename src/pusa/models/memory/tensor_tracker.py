@@ -85,6 +85,41 @@ class FusedAttention(TorchFunctionMode):
         return query.new_empty(*query.shape[:-1], value.shape[-1])
 
 
+class _FusedAttention(torch.autograd.Function):
+    """Attention on the meta device, which saves what fused attention saves: its inputs, its output, and a row sum."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value, *_ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def rehearse_step(run: Callable[[], Any]) -> Pass:
+    """Return what a forward and backward pass on the meta device needs, with the gradients that it leaves.
+
+    The operations of attention are not counted. A mode of functions, as in `rehearse`, is not active in the backward
+    pass, in which gradient checkpointing computes attention again. So the function itself is replaced meanwhile.
+    """
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
+        return _FusedAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
+
+    tracker, original = TensorTracker(copies=False), F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = attention  # type: ignore[assignment]
+    try:
+        with torch.enable_grad(), tracker:
+            run()
+    finally:
+        F.scaled_dot_product_attention = original
+    return Pass(tracker.peak, tracker.flops)
+
+
 @torch.no_grad()
 def rehearse(run: Callable[[], Any], copies: bool = False) -> Pass:
     """Return what `run` needs. Its networks and inputs are on the meta device. copies: see `TensorTracker`."""

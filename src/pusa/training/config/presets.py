@@ -6,6 +6,8 @@ gradient and two Adam moments), the input of every block for gradient checkpoint
 
     clips × (6 · weights · tokens + 18 · layers · dim · tokens²) / (40 % of the 989 TFLOP/s of an H100)
 
+The presets for one card are computed by `training.fitting`, which rehearses a step.
+
 The factor 6 counts the forward pass, its recomputation and the gradient with respect to the input; a frozen weight
 needs no gradient of its own. The factor 18 counts the same for attention: 4 forward, 4 recomputed, 10 backward. Good
 trainers reach 40 % of the peak. The time for encoding the clips into the cache is not included.
@@ -47,6 +49,12 @@ def _wan(source: str, **train: Any) -> dict[str, Any]:
     }
 
 
+def _one_card(source: str, memory: str, **data: Any) -> dict[str, Any]:
+    """Return the settings for one card of a consumer: a small LoRA, a stored base, and few clips in a step."""
+    sections = _wan(source, accumulate=4)
+    return {"memory": memory, **sections, "lora": {"rank": 32}, **({"data": data} if data else {})}
+
+
 _A14B = _wan("Wan-AI/Wan2.2-T2V-A14B-Diffusers")
 
 PRESETS = {
@@ -86,6 +94,24 @@ PRESETS = {
         time="10 h on one H100",
         note="704p, 121 frames at 24 fps, rank 128. Computed.",
     ),
+    "wan21-14b-24gb": Preset(
+        _one_card("Wan-AI/Wan2.1-T2V-14B-Diffusers", "24gb"),
+        memory="24 GB, and 30 GB of the machine",
+        time="102 h on one RTX 4090 (165 TFLOP/s)",
+        note="480p, 81 frames, rank 32, base in fp8, blocks swapped, 4 clips in a step. Computed.",
+    ),
+    "wan21-14b-12gb": Preset(
+        _one_card("Wan-AI/Wan2.1-T2V-14B-Diffusers", "12gb", buckets=["512x288x49"]),
+        memory="12 GB, and 30 GB of the machine",
+        time="21 h on a GPU of 100 TFLOP/s",
+        note="512x288, 49 frames, rank 32, base in fp8, blocks swapped, 4 clips in a step. Computed.",
+    ),
+    "wan22-5b-16gb": Preset(
+        _one_card("Wan-AI/Wan2.2-TI2V-5B-Diffusers", "16gb"),
+        memory="15 GB, and 11 GB of the machine",
+        time="51 h on a GPU of 100 TFLOP/s",
+        note="720p, 121 frames, rank 32, base in fp8, 4 clips in a step. Computed.",
+    ),
     "paper": Preset(
         {
             "model": {"source": "Wan-AI/Wan2.1-T2V-14B-Diffusers"},
@@ -114,3 +140,13 @@ PRESETS = {
         "Computed.",
     ),
 }
+
+MEMORY: dict[str, dict[str, Any]] = {
+    f"{gigabytes}gb": {
+        "memory": {"base": "fp8", "offload": True, "limit": gigabytes},
+        "train": {"precision": "bf16", "gradient_checkpointing": True},
+    }
+    for gigabytes in (48, 24, 16, 12)
+}
+"""Memory profiles of a training, `--memory NAME`: settings for a card with so many gigabytes. The number of blocks in
+the machine's memory is computed for the model and the clips, see `training.fitting`."""

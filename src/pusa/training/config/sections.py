@@ -331,6 +331,20 @@ class TrainSettings(Section):
     """With several processes: each has the whole model (ddp) or a part of it (fsdp)."""
 
 
+class MemorySettings(Section):
+    """Less memory for the frozen base of a LoRA."""
+
+    base: Annotated[Literal["fp8", "int8", "nf4"] | None, Absent] = None
+    """Storage of the base's linear layers; null: as they are loaded. nf4 needs bitsandbytes."""
+    swap: Annotated[Whole | None, Absent] = None
+    """Blocks of the base in the machine's memory, which visit the device one after another; null: as many as limit
+    needs."""
+    offload: bool = False
+    """Keep the checkpoints of gradient checkpointing in the machine's memory."""
+    limit: Annotated[Positive | None, Absent] = None
+    """Gigabytes of device memory that the training may use, as predicted; null: no limit."""
+
+
 class SaveSettings(Section):
     """Checkpoints."""
 

@@ -22,12 +22,13 @@ from pydantic.fields import FieldInfo
 from pusa.errors import InputError
 from pusa.files import write_text_atomic
 from pusa.training.config import text_formats
-from pusa.training.config.presets import PRESETS
+from pusa.training.config.presets import MEMORY, PRESETS
 from pusa.training.config.sections import (
     Absent,
     DataConfig,
     Give,
     LoraSettings,
+    MemorySettings,
     ModelConfig,
     PreviewSettings,
     SaveSettings,
@@ -39,7 +40,10 @@ from pusa.training.config.sections import (
 )
 
 _COMMAND_LINE = "the command line"
-ADDED = {"data.folders": None, "data.prefix": None, "data.captions": "one", "data.uncaptioned": False}
+ADDED = {
+    "data.folders": None, "data.prefix": None, "data.captions": "one", "data.uncaptioned": False,
+    "lora.init": None, "memory.base": None,
+}  # fmt: skip
 """Settings that older runs do not have, and the values that mean what these runs did. With them, a run can resume."""
 SHAPE_OF_LORA = ("rank", "alpha", "targets")
 """The settings of a LoRA that a LoRA to start from (lora.init) decides."""
@@ -53,6 +57,7 @@ class Config(Section):
     sigma: SigmaConfig = SigmaConfig()
     lora: Annotated[LoraSettings | None, Absent] = LoraSettings()
     train: TrainSettings = TrainSettings()
+    memory: MemorySettings = MemorySettings()
     save: SaveSettings = SaveSettings()
     validate_: ValidateSettings = Field(default=ValidateSettings(), alias="validate")
     preview: PreviewSettings = PreviewSettings()
@@ -72,6 +77,17 @@ class Config(Section):
                 f"sigma.low {self.sigma.low:g} and sigma.high {self.sigma.high:g} are outside the range of the "
                 f"{self.model.expert}-noise expert, {low:g} to {high:g}; leave them out or give values in this range"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_base(self) -> Self:
+        memory, train = self.memory, self.train
+        if self.lora is None and (used := [name for name in ("base", "swap", "limit") if getattr(memory, name)]):
+            raise ValueError(f"memory.{used[0]} is for the frozen base of a LoRA, but lora is null; leave it out")
+        if (memory.base or memory.swap) and train.parallel == "fsdp":
+            raise ValueError("memory.base and memory.swap cannot be combined with train.parallel fsdp; set it to ddp")
+        if memory.offload and not train.gradient_checkpointing:
+            raise ValueError("memory.offload needs gradient checkpointing; set train.gradient_checkpointing to true")
         return self
 
     @property
@@ -95,18 +111,19 @@ class Config(Section):
         """Return the settings on which the trained weights depend, as {"train.lr": 1e-4}.
 
         These are all settings except `ADDED` with their values, the path of the cache, the clips for validation, the
-        number of reading threads, gradient checkpointing, and the sections save, validate, preview and track. If the
-        learning rate is constant, the number of steps is not included either, because a longer run begins like a
-        shorter one.
+        number of reading threads, gradient checkpointing, the place of weights and checkpoints, and the sections save,
+        validate, preview and track. If the learning rate is constant, the number of steps is not included either,
+        because a longer run begins like a shorter one.
         """
         plain = {
             name: plain for name, plain in self.plain().items() if name not in ("save", "validate", "preview", "track")
         }
         flat = dict(_flatten(plain))
         for name, value in ADDED.items():
-            if flat[name] == value:
+            if name in flat and flat[name] == value:
                 del flat[name]
-        for name in ("data.cache", "data.validation", "train.workers", "train.gradient_checkpointing"):
+        where = ("memory.swap", "memory.offload", "memory.limit")
+        for name in ("data.cache", "data.validation", "train.workers", "train.gradient_checkpointing", *where):
             del flat[name]
         if self.train.schedule == "constant":
             del flat["train.steps"]
@@ -150,7 +167,10 @@ def read(path: Path | None, preset: str | None, overrides: Mapping[str, Any]) ->
         _merge(PRESETS[preset].config, f"the preset {preset}", merged, origin)
     if path is not None:
         _merge(text_formats.load(path), str(path), merged, origin)
-    _merge(_override_tree(overrides), _COMMAND_LINE, merged, origin)
+    profile = {name: overrides[name] for name in ("memory",) if isinstance(overrides.get(name), str)}
+    _merge(profile, _COMMAND_LINE, merged, origin)
+    others = {name: value for name, value in overrides.items() if name not in profile}
+    _merge(_override_tree(others), _COMMAND_LINE, merged, origin)
     if preset is not None and (lora := merged.get("lora") or {}).get("init") is not None:
         for key in SHAPE_OF_LORA:  # a LoRA to start from decides them, and not the preset
             if origin.get(("lora", key)) == f"the preset {preset}":
@@ -164,9 +184,18 @@ def read(path: Path | None, preset: str | None, overrides: Mapping[str, Any]) ->
 def _merge(data: Mapping[str, Any], place: str, merged: dict[str, Any], origin: dict[tuple[str, str], str]) -> None:
     """Merge settings into `merged`, which they override, and record in `origin` where each was given.
 
+    The section memory may be the name of a memory profile, which the other settings of `data` override.
+
     place: where `data` was given, for messages. Raises InputError for an unknown name.
     """
-    for section, values in data.items():
+    for section, values in sorted(data.items(), key=lambda item: item[0] != "memory" or not isinstance(item[1], str)):
+        if section == "memory" and isinstance(values, str):
+            if values not in MEMORY:
+                raise InputError(
+                    f"There is no memory profile {values!r} for a training ({place}); {_nearest(values, MEMORY)}"
+                )
+            _merge(MEMORY[values], f"the memory profile {values}", merged, origin)
+            continue
         if section not in SECTIONS:
             at = next((name for name, kind in SECTIONS.items() if section in kind.model_fields), None)
             hint = f"did you mean {at}.{section}?" if at else _nearest(section, SECTIONS)
