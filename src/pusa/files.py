@@ -184,6 +184,21 @@ def building(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+@contextmanager
+def replacing_folder(path: str | Path) -> Iterator[Path]:
+    """Yield an empty folder next to `path`; it replaces the folder `path`, if there is one, when the block ends.
+
+    If the block raises an error or is interrupted, `path` stays as it was. Raises the errors of `replacing`.
+    """
+    path = Path(path)
+    aside = path.absolute().with_name(f".{path.absolute().name[:_STEM]}-{secrets.token_hex(4)}.old")
+    with building(path) as part:
+        yield part
+        if path.exists():
+            path.replace(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def check_writable(path: str | Path) -> None:
     """Raise now the error that `replacing` would raise at its start. Call it before long work."""
     path = Path(path)

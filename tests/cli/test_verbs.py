@@ -282,7 +282,7 @@ def test_nothing_is_overwritten_unless_told(pusa: Pusa) -> None:
         (["--count", "0"], ["--count"]),
         (["--solver", "ddim"], ["--solver", "euler"]),
         (["--lora", "none.safetensors:1.4"], ["none.safetensors"]),
-        (["--out", "clip.gif"], [".mp4"]),
+        (["--out", "clip.avi"], [".mp4"]),
         (["--out", "a.png/b.mp4"], ["a.png", "file"]),
         (["--stepz", "3"], ["--stepz", "--steps"]),
         (["--steps", "many"], ["--steps", "many"]),

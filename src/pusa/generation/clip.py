@@ -19,10 +19,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from pusa.animations import frame_paths, write_animation, write_frames
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError, first_line
-from pusa.files import replacing, sha256, write_json
-from pusa.generation.outputs import check_place, files_of, latents_path, sidecar_path
+from pusa.files import replacing, replacing_folder, sha256, write_json
+from pusa.generation.outputs import check_place, files_of, latents_path, media_path, sidecar_path
 from pusa.images import Frames
 from pusa.videos import write_video
 
@@ -59,7 +60,10 @@ class GeneratedClip:
         return f"GeneratedClip({count} frames of {width}x{height} at {self.fps:g} fps, prompt={prompt!r}{saved})"
 
     def save(self, path: str | Path, *, overwrite: bool = True) -> Path:
-        """Write the mp4 at `path`, and next to it the sidecar (.json) and the latents; return `path`.
+        """Write the clip at `path`, and next to it the sidecar (.json) and the latents; return the path of the clip.
+
+        The suffix decides: .mp4, .gif (256 colours for each frame) or .webp (lossless). With .png, each frame is a PNG
+        in a folder of that name without the suffix, and the path of this folder is returned.
 
         overwrite: whether a clip that exists at `path` is replaced. If not, it is an error.
 
@@ -74,20 +78,36 @@ class GeneratedClip:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"A clip cannot be saved to {path}: {error.strerror}; write elsewhere.") from error
+        target = media_path(path)
         with (
-            replacing(path) as video,  # renamed last, so that there is never a video without its sidecar
+            replacing(target) if target == path else replacing_folder(target) as video,  # renamed last, so that
+            # there is never a video without its sidecar
             replacing(sidecar_path(path)) as recipe,
             replacing(latents_path(path)) as latents,
         ):
-            write_video(video, self.frames, self.fps)
-            hashes = {"sha256": sha256(video)}
+            hashes = {"sha256": _write(video, self.frames, self.fps)}
             content = {"format": "pt", "video_sha256": hashes["sha256"], "vae": self.recipe["model"]["vae"]}
             latents.write_bytes(safetensors.torch.save({"latents": self.latents.contiguous()}, content))
             hashes["latents_sha256"] = latents_hash(self.latents)
             size = [self.frames.shape[2], self.frames.shape[1]]
             write_json(recipe, {**self.recipe, "result": {"frames": len(self.frames), "size": size, **hashes}})
-        self.saved = {"path": str(path.resolve()), **hashes}
-        return path
+        self.saved = {"path": str(target.resolve()), **hashes}
+        return target
+
+
+def _write(path: Path, frames: Frames, fps: float) -> str:
+    """Write the frames as a video, an animated picture or, into a folder, as PNGs; return the SHA-256 of the files."""
+    if path.is_dir():
+        write_frames(path, frames)
+        digest = hashlib.sha256()
+        for frame in frame_paths(path, len(frames)):
+            digest.update(frame.read_bytes())
+        return digest.hexdigest()
+    if path.suffix == ".mp4":
+        write_video(path, frames, fps)
+    else:
+        write_animation(path, frames, fps)
+    return sha256(path)
 
 
 def kept_latents(video: Path, vae: str) -> Tensor | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pusa.errors import InputError
-from pusa.generation.outputs import sidecar_path
+from pusa.generation.outputs import SUFFIXES, sidecar_path
 from pusa.generation.request import Generate, Request, plain
 
 _NEEDED = ("task", "prompt", "model", "loras", "versions", "size", "frames", "steps", "seed", "matrix")
@@ -18,7 +18,7 @@ _NEEDED = ("task", "prompt", "model", "loras", "versions", "size", "frames", "st
 def read(path: str | Path) -> dict[str, Any]:
     """The recipe of a clip, from its .json or from its .mp4."""
     path = Path(path)
-    sidecar = sidecar_path(path) if path.suffix == ".mp4" else path
+    sidecar = sidecar_path(path) if path.suffix in SUFFIXES else path
     if not sidecar.is_file():
         raise InputError(f"There is no recipe {sidecar}: give the .json that was written next to a clip.")
     try:

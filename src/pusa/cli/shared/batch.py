@@ -28,7 +28,7 @@ from pusa.cli.shared.terminal import Report, Terminal, clock, count
 from pusa.errors import STOPS, InputError, sentence
 from pusa.files import existing_file, lines_of, read_text
 from pusa.generation.options import options_of
-from pusa.generation.outputs import check_place, latents_path, sidecar_path
+from pusa.generation.outputs import SUFFIXES, check_place, latents_path, sidecar_path
 from pusa.generation.request import Generate
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def make_batch(
         raise InputError("--workers needs --ray: without --ray, start the command once for each process.")
     if workers is not None and workers < 1:
         raise InputError(f"--workers {workers}: give 1 or more.")
-    if output.out is not None and output.out.suffix == ".mp4":
+    if output.out is not None and output.out.suffix in SUFFIXES:
         raise InputError(f"--out {output.out}: --prompts writes several clips; give a folder.")
     started = time.perf_counter()
     lines, wrong = read(file, flags, options, output.out or Path("outputs"))

@@ -18,7 +18,7 @@ from pusa.cli.shared.options import Model, Output
 from pusa.cli.shared.ranks import launched
 from pusa.cli.shared.terminal import Report, Terminal, count
 from pusa.errors import STOPS, InputError, sentence
-from pusa.generation.outputs import shortened, sidecar_path
+from pusa.generation.outputs import media_path, shortened, sidecar_path
 from pusa.generation.request import Request
 
 if TYPE_CHECKING:
@@ -248,17 +248,18 @@ def _save(clip: GeneratedClip, path: Path, output: Output, terminal: Terminal, r
     main_thread = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)) if main_thread else None
     try:
-        return clip.save(path)
+        clip.save(path)
     finally:
         if main_thread:
             signal.signal(signal.SIGTERM, previous)
+    return path
 
 
 def record(clip: GeneratedClip, path: Path, seconds: float) -> dict[str, Any]:
     """Return the entry of a clip in the output of `--json`. seconds: the time that the clip took."""
     count, height, width, _ = clip.frames.shape
     return {
-        "path": str(path),
+        "path": str(media_path(path)),
         "sidecar": str(sidecar_path(path)),
         "prompt": clip.prompt,
         "seed": clip.recipe["seed"],

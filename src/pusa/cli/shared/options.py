@@ -15,7 +15,7 @@ from pusa.cli.shared.arguments import lora, number, path, whole
 from pusa.errors import InputError
 from pusa.generation import request, sampling
 from pusa.generation.options import options_of
-from pusa.generation.outputs import check_place, shortened, sidecar_path
+from pusa.generation.outputs import SUFFIXES, check_place, media_path, shortened, sidecar_path
 from pusa.generation.request import Generate
 
 CONDITIONS = Group.create_ordered(
@@ -210,7 +210,8 @@ class Output:
     """Where a verb writes the clip, and what it prints."""
 
     out: Annotated[Path | None, File, Parameter(show_default=lambda _: "outputs")] = None
-    """An .mp4 file, or a folder. In a folder, the clip is named after its prompt or source, its seed and its size."""
+    """A file that ends in .mp4, .gif or .webp; NAME.png for a folder NAME of PNG frames; or a folder. In a folder, the
+    clip is named after its prompt or source, its seed and its size."""
     overwrite: Annotated[bool, Switch] = False
     """Replace an existing file."""
     fps: Annotated[float | None, Parameter(show=False)] = None
@@ -224,8 +225,11 @@ class Output:
         """
         if self.out is None or os.path.isdir(self.out) or self.out.suffix == "":
             check_place((self.out or Path("outputs")) / "clip.mp4")
-        elif self.out.suffix != ".mp4":
-            raise InputError(f"--out {self.out}: clips are written as .mp4; use {self.out.with_suffix('.mp4')}.")
+        elif self.out.suffix not in SUFFIXES:
+            raise InputError(
+                f"--out {self.out}: clips are written as .mp4, .gif, .webp or, for a folder of frames, .png; use "
+                f"{self.out.with_suffix('.mp4')}."
+            )
         else:
             self.check_path(self.out, sources, replaces=replaces)
 
@@ -236,7 +240,7 @@ class Output:
         seed: is added to the name if --out is a file and several clips are made.
         """
         out = self.out or Path("outputs")
-        if out.suffix.lower() != ".mp4" or os.path.isdir(out):
+        if out.suffix.lower() not in SUFFIXES or os.path.isdir(out):
             return out / f"{shortened(stem, end)}.mp4"
         return out if seed is None else out.with_stem(f"{out.stem}_{seed}")
 
@@ -253,5 +257,5 @@ class Output:
 
     def taken(self, path: Path, replaces: Path | None = None) -> Path | None:
         """Return the video or the sidecar of a clip at `path` that exists and may not be replaced, or None."""
-        files = () if self.overwrite else (path, sidecar_path(path))
+        files = () if self.overwrite else (media_path(path), sidecar_path(path))
         return next((file for file in files if file.exists() and not (replaces and file.samefile(replaces))), None)
