@@ -98,7 +98,7 @@ def test_other_processes_say_nothing(ask: Ask, asked: dict[str, Any], monkeypatc
 @pytest.mark.parametrize(
     ("tokens", "sentence"),
     [
-        (["--train.lrr", "1"], "Unknown option: --train.lrr. Did you mean --train.lr?"),
+        (["--train.lrr", "1"], "pusa train has no option --train.lrr; did you mean --train.lr?"),
         (["--data", "x", "--train.lr", "fast"], 'train.lr is "fast" (the command line); give a number above 0.'),
         (["--data", "x", "--preset", "tinny"], "There is no preset 'tinny'; did you mean tiny?"),
         (["--preset", "tiny", "--preset", "paper"], "--preset is given more than once; give it once."),

@@ -16,7 +16,7 @@ from pusa.generation.given import Clip, Image
 from pusa.generation.limits import Limits
 from pusa.generation.pictures import open_picture
 from pusa.generation.pipeline import extend
-from pusa.generation.request import Extend, Generate, Transition
+from pusa.generation.request import Extend, Generate, Request, Transition
 from pusa.models.backbone import Defaults, Geometry
 from tests.footage import clip, encode
 
@@ -183,3 +183,24 @@ def test_python_warns_and_the_command_line_tells_it_first(
     Path(tmp_path / "clips.jsonl").write_text('{"video": "phone.mp4,frames=5"}\n{"video": "phone.mp4,frames=9"}')
     assert main(["generate", "--prompts", str(tmp_path / "clips.jsonl"), *out]) == 0
     assert f"clips.jsonl, lines 1, 2: {phone}: its 42 frames at 30 fps" in capsys.readouterr().err
+
+
+def test_a_matrix_that_ends_noisy_is_told() -> None:
+    noisy = Generate("x", frames=5, matrix=[[1.0, 1.0], [0.5, 0.5], [0.0, 0.3]])
+    (note,) = noisy.notes(LIMITS)
+    assert note.startswith("The matrix ends latent frame 1 at σ = 0.3, so that this frame stays noisy")
+    assert Generate("x", frames=5, matrix=[[1.0, 1.0], [0.5, 0.5], [0.0, 0.0]]).notes(LIMITS) == []
+
+
+def test_a_solver_without_effect_is_refused() -> None:
+    for kind in (Generate, Extend):
+        source = () if kind is Generate else (GREY,)
+        with pytest.raises(InputError, match=r"so that the solver dpm\+\+2m has no effect: leave renoise or"):
+            kind(*source, schedule="synchronous,renoise", solver="dpm++2m")  # type: ignore[arg-type]
+    rows = {"sigma": [[1.0], [0.5], [0.0]], "renoise": [True, True]}
+    with pytest.raises(InputError, match="re-noises in every step, so that the solver"):
+        Generate("x", frames=1, matrix=rows, solver="dpm++2m").check(LIMITS)
+    rows["renoise"] = [True, False]
+    assert Generate("x", frames=1, matrix=rows, solver="dpm++2m").check(LIMITS).solver == "dpm++2m"
+    old = {"model": {}, "schedule": "synchronous,renoise", "solver": "dpm++2m", "matrix": {"renoise": [True]}}
+    assert Request.from_dict(old).solver == "euler"  # the sidecar of an earlier version

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
-from cyclopts.exceptions import RepeatArgumentError, UnusedCliTokensError
 
 from pusa import __version__
 from pusa.cli.shared.flag_aliases import renamed, translate
@@ -118,13 +117,10 @@ def _show_warnings_as_notes() -> None:
 
 def explain(error: BaseException) -> tuple[str, int]:
     """Return the message for an exception, one sentence on each line, and the exit code."""
-    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
-        extra = " ".join(error.unused_tokens)
-        return f"{extra!r} is an unexpected argument; put a prompt of several words in quotes.", 2
-    if isinstance(error, RepeatArgumentError):
-        return f"{error.token.keyword} is given more than once; give it once.", 2
     if isinstance(error, CycloptsError):
-        return str(error), 2
+        from pusa.cli.shared.usage import usage
+
+        return usage(error), 2
     if isinstance(error, PusaError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):

@@ -92,6 +92,11 @@ class Limits:
         sampling = Sampling(**options)
         if matrix is not None and sampling.steps not in (None, matrix.steps):
             raise InputError(f"The matrix has {matrix.steps} steps but steps={sampling.steps}: leave steps out.")
+        if matrix is not None and sampling.solver != "euler" and bool(matrix.renoise.all()):
+            raise InputError(
+                f"The matrix re-noises in every step, so that the solver {sampling.solver} has no effect: leave the "
+                "solver out."
+            )
         values = sampling.sampling()
         for name, (_, option) in options_of(Sampling).items():
             if option.experts and not self.experts:

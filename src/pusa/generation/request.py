@@ -172,6 +172,9 @@ class Request(Sampling):
             unused = ["shift", "schedule"] if own else ["matrix"]
             if own or values.get("init") is None:
                 unused += ["strength", "init"]
+            matrix = data.get("matrix")
+            if isinstance(matrix, Mapping) and all(matrix.get("renoise") or [False]):  # so the solver has no effect
+                unused.append("solver")
             values = {key: value for key, value in values.items() if key not in unused}
         return TASKS[task](**values)
 
@@ -224,6 +227,7 @@ class Generate(Request):
     ] = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.init is None and self.strength is not None:
             raise InputError(f"A strength ({self.strength:g}) needs a clip to edit: give one as init.")
         if self.init is not None and (self.init.at != 0 or self.init.noise != 0):
@@ -272,6 +276,13 @@ class Generate(Request):
             elif one is not None and hasattr(one.src, "pixels"):
                 height, width = one.src.pixels.shape[:2]
                 found += crop_of_picture(one.src.label, (width, height), settings.size, self.fit)
+        if (matrix := self.own_matrix()) is not None:
+            noisy = [(slot, level) for slot, level in enumerate(matrix.sigma[-1].tolist()) if level > 0]
+            found += [
+                f"The matrix ends latent frame {slot} at σ = {level:g}, so that this frame stays noisy: let its column "
+                "end at 0, unless you want the noise."
+                for slot, level in noisy[:1]
+            ]
         return list(dict.fromkeys(found)) + strain(settings.size, settings.frames, limits)
 
     def own_matrix(self) -> TimestepMatrix | None:

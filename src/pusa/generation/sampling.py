@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from annotated_types import Ge, Gt, Le
 
+from pusa.errors import InputError
 from pusa.generation.options import Option, strict_dataclass
 from pusa.generation.schedule import DEFAULT, Schedule
 
@@ -82,6 +83,13 @@ class Sampling:
         ),
     ] = None
     solver: Annotated[Solver, Option("ODE solver.")] = "euler"
+
+    def __post_init__(self) -> None:
+        if self.schedule is not None and self.solver != "euler" and Schedule.parse(self.schedule).renoise:
+            raise InputError(
+                f"The schedule {self.schedule} predicts the clean clip in every step, so that the solver {self.solver} "
+                "has no effect: leave renoise or the solver out."
+            )
 
     def sampling(self) -> dict[str, Any]:
         """The values of the fields of `Sampling`, by name."""
