@@ -29,7 +29,7 @@ with warnings.catch_warnings():
 OWN = every_block(LINEARS) | {"patch_embedding": "patch_embedding"}
 LINEAR = ("blocks.0.attn1.to_q", "blocks.1.ffn.net.0.proj", "blocks.0.ffn.net.2")
 DORA = {"weight_decompose": True}
-IN = {"weight_decompose": True, "wd_on_output": False}
+IN = {"weight_decompose": True, "wd_on_out": False}
 KINDS = {
     "lora": (LoConModule, {}),
     "lora rank-stabilised": (LoConModule, {"rs_lora": True}),
@@ -107,6 +107,7 @@ def close(ours, theirs, tolerance=5e-6):
 def test_linear_layers_change_as_with_lycoris(kind, prefix, stock, tmp_path):
     cls, options = KINDS[kind]
     modules = {name: module_of(cls, stock.get_submodule(name), seed, **options) for seed, name in enumerate(LINEAR)}
+    assert all("columns" not in kind or made.dora_scale.shape[0] == 1 for made in modules.values())
     path = write(tmp_path / "style.safetensors", modules, prefix)
     model = upgraded(stock)
     loaded = runtime.load(model, path)

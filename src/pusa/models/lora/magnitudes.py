@@ -1,6 +1,6 @@
 """DoRA (arXiv 2402.09353): the changed weight gets the lengths of the file, by rows or by columns.
 
-W' = m (W + dW) / |W + dW|. |.| is the length of each row (PEFT, and LyCORIS with `wd_on_output`) or of each column. So
+W' = m (W + dW) / |W + dW|. |.| is the length of each row (PEFT, and LyCORIS with `wd_on_out`) or of each column. So
 W' depends on the weights of the model. At strength s the weight is W + s (W' - W), as in ComfyUI: s = 0 is the model
 without the LoRA, and s = 1 is the trained weight. (At other strengths PEFT and LyCORIS each have another rule.)
 
