@@ -72,12 +72,13 @@ def colours(transfer: int, primaries: int, peak: float = 0) -> Colours | None:
 
 
 def tell(path: Path, source: Colours | None) -> None:
-    """Warn that a file is tone-mapped, if its colours are those of HDR."""
+    """Warn that a file is tone-mapped, if its colours are those of HDR.
+
+    The warning is raised in one place, so that Python shows it once for a file that is opened several times.
+    """
     if source is not None and source.is_hdr:
-        warnings.warn(
-            f"{path} is HDR ({source.transfer}): it is tone-mapped to BT.709, the colours that the models know.",
-            stacklevel=3,
-        )
+        told = f"{path} is HDR ({source.transfer}): it is tone-mapped to BT.709, the colours that the models know."
+        warnings.warn(told, stacklevel=1)
 
 
 def to_bt709(signal: Array, source: Colours) -> NDArray[np.uint8]:
