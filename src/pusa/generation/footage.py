@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -105,7 +106,9 @@ def _probed(path: Path, changed: int, size: int, fps: float | None) -> Footage:
     """What is in a file. changed, size: of the file, so that a file that has changed is read again."""
     from pusa import video_probe, videos
 
-    info = video_probe.probe(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # reading the clip warns as well
+        info = video_probe.probe(path)
     if info.fps == 0:
         raise InputError(f"{path} has one frame only, but a clip is needed; give it as a picture.")
     stored = len(info.times)
