@@ -138,6 +138,16 @@ def test_a_raw_file_of_a_camera_is_not_its_thumbnail(tmp_path: Path) -> None:
         images.read_image(tmp_path / "a.dng")
 
 
+@pytest.mark.parametrize("head", [b"II*\0\x10\0\0\0CR\x02\0", b"\0\0\0\x18ftypcrx \0\0\0\1", b"FUJIFILMCCD-RAW 0201"])
+def test_raw_files_of_cameras_are_called_so(tmp_path: Path, head: bytes) -> None:
+    (tmp_path / "a.raw").write_bytes(head + bytes(500))
+    for read in (images.read_image, video_probe.probe):
+        with pytest.raises(InputError, match="camera's raw file; develop it"):
+            read(tmp_path / "a.raw")  # type: ignore[operator]
+    with pytest.raises(InputError, match="is a picture, but a video is needed"):
+        videos.read_video(tmp_path / "a.raw")
+
+
 def test_layers_without_their_picture_are_refused(tmp_path: Path) -> None:
     psd(tmp_path / "a.psd", composed=False)
     with pytest.raises(InputError, match=r"layers only.*; save it with"):

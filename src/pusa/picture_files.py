@@ -37,6 +37,8 @@ _HEAD = 65_536
 
 OVER_WHITE = "over white"
 """the key of `Image.info` of a picture whose colours are on white already, as those of PSD files are"""
+_RAW_HEADS = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FOVb")
+"""the first bytes of raw files of cameras; those of Canon are recognised by later bytes"""
 _SUBFILE, _OLD_SUBFILE, _SUB_IFDS, _THUMBNAIL = 254, 255, 330, 513
 
 
@@ -56,6 +58,8 @@ def still(path: Path) -> Iterator[PILImage.Image]:
     decoding into sentences.
     """
     try:
+        if _is_raw(path):
+            raise InputError(f"{path} is a camera's raw file; develop it, and save it as PNG or JPEG")
         picture = _open(path)
     except PILImage.DecompressionBombError as error:
         raise InputError(f"{path} has too many pixels to be read safely; scale it down first") from error
@@ -92,6 +96,8 @@ def still(path: Path) -> Iterator[PILImage.Image]:
 
 def is_for_ffmpeg(path: Path) -> bool:
     """Whether a file is to be read with FFmpeg, if at all: everything but pictures, still or animated."""
+    if _is_raw(path):
+        return False
     if is_heif(path):
         return is_sequence(path) and not _is_avif(path)
     if path.suffix.lower() in MOTION_JPEG:
@@ -200,6 +206,13 @@ def _open_heif(path: Path) -> PILImage.Image:
     if nclx := picture.info.get("nclx_profile"):
         picture.info[CODES] = (int(nclx["color_primaries"]), int(nclx["transfer_characteristics"]))
     return picture
+
+
+def _is_raw(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(16)
+    is_canon = head.startswith((b"II*\0", b"MM\0*")) and head[8:10] == b"CR"
+    return is_canon or head[4:11] == b"ftypcrx" or head.startswith(_RAW_HEADS)
 
 
 def _is_avif(path: Path) -> bool:
