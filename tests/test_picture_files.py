@@ -7,6 +7,7 @@ import io
 import struct
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -228,3 +229,12 @@ def test_whatever_a_file_holds_it_is_pixels_or_a_sentence(tmp_path: Path, kind: 
                 warnings.simplefilter("error")
                 warnings.filterwarnings("ignore", message=".* is HDR")
                 read(path)  # type: ignore[operator]
+
+
+def test_threads_leave_the_filters_of_warnings_alone(tmp_path: Path) -> None:
+    tiff(tmp_path / "a.tif", 0, 1)
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        shapes = list(pool.map(lambda _: images.read_image(tmp_path / "a.tif").shape, range(80)))
+    assert set(shapes) == {(128, 192, 3)}
+    assert list(warnings.filters) == before

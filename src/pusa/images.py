@@ -63,9 +63,11 @@ def read_image(path: str | Path) -> Image:
 
 def to_rgb(picture: PILImage.Image) -> Image:
     """Convert an opened Pillow picture to upright uint8 RGB [H, W, 3], by the rules of `read_image`."""
+    if picture.format != "TIFF":  # of which Pillow reads metadata with the pixels
+        picture.load()
     with picture_files.quiet():
         picture.load()
-    picture = exif_upright(picture)
+        picture = exif_upright(picture)
     if picture.mode == "F":
         raise InputError("the picture has floating-point pixels of unknown range; convert it to 8 or 16 bits")
     if picture.mode.startswith("I"):

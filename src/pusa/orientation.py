@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from fractions import Fraction
 from typing import Any
 
@@ -31,9 +30,7 @@ _EXIF = {
 def exif_upright(picture: PILImage.Image) -> PILImage.Image:
     """Apply the EXIF orientation of a picture. Broken EXIF data count as no orientation."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            stated = picture.getexif().get(_EXIF_ORIENTATION)
+        stated = picture.getexif().get(_EXIF_ORIENTATION)
     except Exception:  # Pillow raises errors of many types for broken metadata
         return picture
     return picture.transpose(_EXIF[stated]) if stated in _EXIF else picture

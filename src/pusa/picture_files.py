@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,11 +43,17 @@ _RAW_HEADS = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FOVb")
 _SUBFILE, _OLD_SUBFILE, _SUB_IFDS, _THUMBNAIL = 254, 255, 330, 513
 
 
+_filters = threading.RLock()
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hide Pillow's warnings about the number of pixels, and about metadata."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    """Hide Pillow's warnings about the number of pixels, and about metadata.
+
+    The filters of warnings belong to all threads, so one thread at a time changes them. Keep the block short.
+    """
+    with _filters, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
         yield
 
 
@@ -73,15 +80,7 @@ def still(path: Path) -> Iterator[PILImage.Image]:
         raise unreadable(path, "picture", error) from error
     with picture:
         try:
-            try:
-                with quiet():
-                    count = _choose(path, picture)
-            except PILImage.DecompressionBombError:
-                raise
-            except Exception as error:
-                if isinstance(error, InputError) or (other := next(without_metadata(path), None)) is None:
-                    raise
-                picture, count = other, _choose(path, other)
+            picture, count = _chosen(path, picture)
         except InputError:
             raise
         except Exception as error:
@@ -223,6 +222,19 @@ def _is_avif(path: Path) -> bool:
 
 def _count(picture: PILImage.Image) -> int:
     return int(getattr(picture, "n_frames", 1))
+
+
+def _chosen(path: Path, picture: PILImage.Image) -> tuple[PILImage.Image, int]:
+    """`_choose` for a picture, or for its copy without metadata if the list of its pages is broken."""
+    try:
+        with quiet():
+            return picture, _choose(path, picture)
+    except (InputError, PILImage.DecompressionBombError):
+        raise
+    except Exception:
+        if (other := next(without_metadata(path), None)) is None:
+            raise
+        return other, _choose(path, other)
 
 
 def _choose(path: Path, picture: PILImage.Image) -> int:
