@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pusa.cli.shared.arguments import slug
 from pusa.cli.shared.clip_jobs import bytes_of, check_rate, limits_of, open_pipeline, opened
 from pusa.cli.shared.flags import request_of
+from pusa.cli.shared.gallery import Shown, show, write_page_of_files
 from pusa.cli.shared.options import Model, Output
 from pusa.cli.shared.ranks import launched
 from pusa.cli.shared.terminal import Report, Terminal, clock, count
@@ -135,6 +136,12 @@ def make_batch(
         "failed": failed,
         "seconds": round(time.perf_counter() - started, 3),
     }
+    shown = [Shown(line.path, line.request.prompt, line.request.seed, sidecar_path(line.path))
+             for line in lines if line.path.is_file()]  # fmt: skip
+    if len(shown) > 1:
+        record |= write_page_of_files(shown[0].path.with_name(f"{file.stem}.html"), shown, terminal)
+    if output.open and shown:
+        show(Path(record.get("page", shown[0].path)), terminal)
     summary = f"{count(len(made), 'clip')} made, {existing} already there, {len(failed)} failed; " + clock(
         record["seconds"]
     )

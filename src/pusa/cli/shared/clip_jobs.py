@@ -7,12 +7,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pusa.cli.shared import gallery
 from pusa.cli.shared.memory_report import profile_for
 from pusa.cli.shared.options import Model, Output
 from pusa.cli.shared.ranks import launched
@@ -173,8 +174,24 @@ def make(
         records.append(record(clip, path, seconds))
         count, height, width, _ = clip.frames.shape
         terminal.note(f"{count} frames of {width}x{height} at {clip.fps:g} fps in {seconds:.1f} s")
-    said = {"clips": records} | ({"failed": failed} if failed else {})
+    said: dict[str, Any] = {"clips": records} | ({"failed": failed} if failed else {})
+    if records and group.is_rank_zero:
+        said |= _show(records, clips, output, terminal)
     return Report(said, "\n".join(record["path"] for record in records), clips, exit_code=int(bool(failed)))
+
+
+def _show(
+    records: Sequence[Mapping[str, Any]], clips: Sequence[GeneratedClip], output: Output, terminal: Terminal
+) -> dict[str, str]:
+    """Write the page of several clips, and show what --open asks for; return the paths of the page and its sheet."""
+    first, pages = Path(records[0]["path"]), {}
+    if len(records) > 1:
+        shown = [gallery.Shown(Path(one["path"]), one["prompt"], one["seed"], Path(one["sidecar"])) for one in records]
+        page = first.with_name(f"{first.stem}_x{len(records)}.html")
+        pages = gallery.write_page(page, shown, [clip.frames for clip in clips], terminal)
+    if output.open:
+        gallery.show(Path(pages.get("page", first)), terminal)
+    return pages
 
 
 def say_notes(request: Request, limits: Limits, model: Model, terminal: Terminal) -> None:

@@ -214,6 +214,8 @@ class Output:
     clip is named after its prompt or source, its seed and its size."""
     overwrite: Annotated[bool, Switch] = False
     """Replace an existing file."""
+    open: Annotated[bool, Switch] = False
+    """Show the clip when it is made, or the page of several clips, in the browser."""
     fps: Annotated[float | None, Parameter(show=False)] = None
     """Frames per second, which the model decides; see `check_rate`."""
     verbosity: Verbosity = Verbosity()
