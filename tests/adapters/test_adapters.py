@@ -69,6 +69,31 @@ def test_attaching_changes_no_prediction(adapter: Adapter) -> None:
     assert all(torch.equal(p, again[name]) for name, p in attached.parameters.items())
 
 
+def test_excluded_layers_get_no_factors() -> None:
+    model = small.components().transformer
+    adapter = Lora(2, TARGETS, exclude=(r"blocks\.0\.", "attn2"))
+    attached = adapter.attach(model, seed=0)
+    layers = {name.split(".lora_")[0] for name in attached.parameters}
+    assert layers == {"blocks.1.attn1.to_q", "blocks.1.ffn.net.2"}
+    sizes = {n: (m.in_features, m.out_features) for n, m in small.pristine().named_modules()
+             if isinstance(m, torch.nn.Linear)}  # fmt: skip
+    assert adapter.extra_parameters(sizes) == sum(p.numel() for p in attached.parameters.values())
+    for pattern, sentence in (("blocks", "matches every layer"), ("(", "damaged pattern")):
+        with pytest.raises(InputError, match=sentence):
+            Lora(2, TARGETS, exclude=(pattern,)).attach(small.components().transformer, seed=0)
+
+
+def test_a_normal_start_is_another_start_and_changes_no_prediction() -> None:
+    drawn = []
+    for gaussian in (False, True):
+        model = small.components().transformer
+        attached = Lora(8, TARGETS, gaussian=gaussian).attach(model, seed=0)
+        assert torch.equal(predicted(model), predicted(small.components().transformer))
+        drawn.append(attached.parameters["blocks.0.attn1.to_q.lora_A.pusa.weight"].detach())
+    assert drawn[0].abs().max() <= 24**-0.5
+    assert float(drawn[1].std()) == pytest.approx(1 / 8, rel=0.2)
+
+
 @pytest.mark.parametrize("adapter", ADAPTERS[:2], ids=["lora", "rslora"])
 def test_a_disabled_lora_leaves_the_base(adapter: Adapter, tmp_path: Path) -> None:
     model, _ = trained(adapter, tmp_path)

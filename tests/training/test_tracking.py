@@ -40,7 +40,7 @@ def model() -> WanBackbone:
 
 @pytest.fixture(autouse=True)
 def _quick_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pusa.training.tracking.matmul_rate", lambda device, dtype: 1e9)
+    monkeypatch.setattr("pusa.training.tracking.matmul_rate", lambda device, dtype: 1e13)
 
 
 def record(step: int, **changes: Any) -> dict[str, Any]:
@@ -64,9 +64,26 @@ def test_a_record_gets_its_measurements_and_keeps_the_rest(tmp_path: Path, model
     assert timing["aside"] > 0
     assert timing["clips_per_s"] == pytest.approx(2e4)
     assert timing["tokens_per_s"] == pytest.approx(24e4)
-    assert timing["mfu"] == pytest.approx(flops.model / 1e-4 / 2e9)
+    assert timing["mfu"] == pytest.approx(flops.model / 1e-4 / 2e13)
     assert timing["peak_memory"] > 2**20
     json.dumps(mine, allow_nan=False)
+
+
+def test_a_step_that_is_faster_than_the_measured_rate_corrects_the_rate(
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that is busy while the rate is measured gave an MFU of several hundred percent."""
+    monkeypatch.setattr("pusa.training.tracking.matmul_rate", lambda device, dtype: 1.0)
+    with Tracker(tmp_path, model, steps=3, quiet=True) as tracker:
+        tracker.start(0, 3)
+        given = [record(1), record(2, seconds=1e-5), record(3)]
+        for each in given:
+            tracker.step(each)
+        costs = tracker.finish()
+    assert [each["timing"]["mfu"] <= 1 for each in given] == [True] * 3
+    assert costs.rate == pytest.approx(max(each["flops"] / each["timing"]["seconds"] for each in given))
+    assert costs.mfu is not None
+    assert 0 < costs.mfu <= 1
 
 
 def written(folder: Path) -> list[bytes]:

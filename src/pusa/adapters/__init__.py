@@ -28,10 +28,22 @@ class LoraSettings(Protocol):
     def rslora(self) -> bool: ...
     @property
     def init(self) -> str | None: ...
+    @property
+    def exclude(self) -> Sequence[str] | None: ...
+    @property
+    def init_weights(self) -> str: ...
 
 
 def from_settings(lora: LoraSettings | None) -> Adapter:
     """Return the adapter that a training uses: a LoRA with these settings, or all weights if `lora` is None."""
     if lora is None:
         return AllWeights()
-    return Lora(lora.rank, tuple(lora.targets), lora.alpha, lora.rslora, lora.init)
+    return Lora(
+        lora.rank,
+        tuple(lora.targets),
+        lora.alpha,
+        lora.rslora,
+        lora.init,
+        exclude=tuple(lora.exclude or ()),
+        gaussian=lora.init_weights == "gaussian",
+    )

@@ -1,7 +1,8 @@
 """The interface of an adapter, and a model with an adapter attached for training.
 
-Trained parameters are float32, whatever the type of the base model. Each parameter has one name. Optimisers, averages,
-checkpoints and the exchange between processes refer to a parameter by this name.
+Trained parameters are float32, whatever the type of the base model; one optimiser converts them to bfloat16. Each
+parameter has one name. Optimisers, averages, checkpoints and the exchange between processes refer to a parameter by
+this name.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,8 @@ class Lora:
     """A LoRA. targets: endings of the names of the linear layers that get factors, such as to_q or ffn.net.2.
 
     rank: r, at least 1. alpha: α, None for α = r. rslora: divide α by √r instead of r (arXiv 2312.03732). init: a LoRA
-    file to start from, see `lora_start`. rank, alpha and targets must then be those of the file.
+    file to start from, see `lora_start`. rank, alpha and targets must then be those of the file. exclude: patterns of
+    names of layers without factors. gaussian: draw A from a normal distribution of deviation 1 / r, not Kaiming's.
     """
 
     rank: int
@@ -47,6 +48,8 @@ class Lora:
     alpha: float | None = None
     rslora: bool = False
     init: str | None = None
+    exclude: tuple[str, ...] = ()
+    gaussian: bool = False
 
     @property
     def output(self) -> str:
@@ -92,7 +95,8 @@ class Lora:
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self._alpha,
-            target_modules=list(self.targets),
+            target_modules=list(self.targets) if not self.exclude else sorted(self._layers(runtime.linears(model))),
+            init_lora_weights="gaussian" if self.gaussian else True,
             use_rslora=self.rslora,
             rank_pattern=ranks,
             alpha_pattern={name: self._strength * (math.sqrt(r) if self.rslora else r) for name, r in ranks.items()},
@@ -155,8 +159,18 @@ class Lora:
         return weights
 
     def extra_parameters(self, layers: Mapping[str, tuple[int, int]]) -> int:
-        adapted = (size for name, size in layers.items() if any(ends_in(name, target) for target in self.targets))
-        return sum(self.rank * (inputs + outputs) for inputs, outputs in adapted)
+        return sum(self.rank * sum(layers[name]) for name in self._layers(layers))
+
+    def _layers(self, layers: Collection[str]) -> set[str]:
+        """Return those of `layers` that get factors. InputError for a damaged pattern, or if none is left."""
+        chosen = lora_start.selected(layers, self.targets)
+        try:
+            left = {name for name in chosen if not any(re.search(pattern, name) for pattern in self.exclude)}
+        except re.error as error:
+            raise InputError(f"lora.exclude has a damaged pattern ({error}): give parts of names.") from error
+        if chosen and not left:
+            raise InputError("The LoRA would train nothing: lora.exclude matches every layer of lora.targets.")
+        return left
 
     @property
     def _alpha(self) -> float:
@@ -182,7 +196,7 @@ class Lora:
                 f"lora.alpha is {self._alpha:g}, and the LoRA {path} needs {right['alpha']:g}: leave lora.alpha out to "
                 "use its own."
             )
-        if odd := sorted(lora_start.selected(layers, self.targets) ^ set(start.factors)):
+        if odd := sorted(self._layers(layers) ^ set(start.factors)):
             has = "has no factors for" if odd[0] not in start.factors else "changes"
             raise InputError(
                 f"lora.targets are other layers than those of the LoRA {path}, which {has} {odd[0]}: leave "

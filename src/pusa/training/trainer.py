@@ -254,6 +254,9 @@ def prepared(backbone: Backbone, config: Config) -> Iterator[Attached]:
     if config.train.precision == "fp32":
         for p in transformer.parameters():
             p.data = p.data.float() if p.is_floating_point() else p.data
+    if config.train.optimiser == "adamw-kahan":
+        for p in trained.parameters.values():
+            p.data = p.data.bfloat16()
     exact = backbone.exact_modules(transformer)
     for module in exact:
         module.forward = torch.autocast(transformer.device.type, enabled=False)(module.forward)

@@ -282,6 +282,10 @@ class LoraSettings(Section):
     """Linear layers that get a LoRA, by the end of their names."""
     rslora: bool = False
     """Scale by alpha / √rank instead of alpha / rank."""
+    exclude: Annotated[list[str] | None, Absent, Give("a list of patterns of names")] = None
+    """Patterns of names of layers that get no LoRA, such as blocks.[0-9].attn2."""
+    init_weights: Literal["kaiming", "gaussian"] = "kaiming"
+    """Distribution from which A is drawn; B is zero."""
     init: Annotated[str | None, Absent] = None
     """A LoRA to start from: a file in any dialect, a folder, or OWNER/REPOSITORY/FILE of the hub. It sets rank, alpha
     and targets."""
@@ -311,8 +315,10 @@ class TrainSettings(Section):
     """Decay of Adam's first and second moment."""
     clip: Annotated[Positive | None, Absent] = 1.0
     """Greatest norm of the gradient; null: no limit."""
-    optimiser: Literal["adamw", "adamw8bit"] = "adamw"
-    """Optimiser. adamw8bit needs bitsandbytes and a GPU."""
+    optimiser: Literal["adamw", "adamw8bit", "adamw-kahan", "prodigy", "schedule-free", "muon"] = "adamw"
+    """Optimiser. adamw8bit needs pusa[lowmemory]; adamw-kahan, prodigy and schedule-free need pusa[optimisers]."""
+    rates: Annotated[dict[str, Positive] | None, Absent, Give("patterns with numbers, such as lora_B=16")] = None
+    """Factors of the learning rate for trained weights whose names match a pattern. lora_B=16 is LoRA+."""
     ema: Annotated[Decay | Literal["post-hoc"] | None, Absent, Give("a number between 0 and 1, or post-hoc")] = None
     """Average of the weights: its decay, or post-hoc (EDM2); null: no average."""
     caption_dropout: Share = 0.1

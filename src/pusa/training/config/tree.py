@@ -42,7 +42,7 @@ from pusa.training.config.sections import (
 _COMMAND_LINE = "the command line"
 ADDED = {
     "data.folders": None, "data.prefix": None, "data.captions": "one", "data.uncaptioned": False,
-    "lora.init": None, "memory.base": None,
+    "lora.init": None, "lora.exclude": None, "lora.init_weights": "kaiming", "memory.base": None, "train.rates": None,
 }  # fmt: skip
 """Settings that older runs do not have, and the values that mean what these runs did. With them, a run can resume."""
 SHAPE_OF_LORA = ("rank", "alpha", "targets")
@@ -88,6 +88,24 @@ class Config(Section):
             raise ValueError("memory.base and memory.swap cannot be combined with train.parallel fsdp; set it to ddp")
         if memory.offload and not train.gradient_checkpointing:
             raise ValueError("memory.offload needs gradient checkpointing; set train.gradient_checkpointing to true")
+        return self
+
+    @model_validator(mode="after")
+    def _optimiser(self) -> Self:
+        train = self.train
+        if train.optimiser == "prodigy" and train.lr < 0.1:
+            raise ValueError(f"train.lr is {train.lr:g}, and prodigy multiplies the rate that it finds by it; give 1")
+        if train.optimiser == "prodigy" and train.rates:
+            raise ValueError("train.rates cannot be combined with prodigy; leave it out or choose another optimiser")
+        if train.optimiser == "schedule-free" and (train.schedule != "constant" or train.ema is not None):
+            raise ValueError(
+                "train.optimiser schedule-free has no schedule and averages by itself; set train.schedule to constant "
+                "and train.ema to null"
+            )
+        if train.optimiser == "adamw-kahan" and train.precision != "bf16":
+            raise ValueError("train.optimiser adamw-kahan trains bfloat16 weights; set train.precision to bf16")
+        if train.optimiser != "adamw" and train.parallel == "fsdp":
+            raise ValueError("train.parallel fsdp needs train.optimiser adamw; set it, or set train.parallel to ddp")
         return self
 
     @property
@@ -284,7 +302,7 @@ def _name(loc: tuple[int | str, ...]) -> str:
         kind = SECTIONS[str(loc[0])].model_fields[str(loc[1])].annotation
         if isinstance(part, int):
             name += f"[{part}]"
-        elif get_origin(kind) is dict and part != "[key]":
+        elif dict in {get_origin(one) for one in _kinds(kind)} and part != "[key]":
             name += f".{part}"
     return name
 
@@ -342,7 +360,7 @@ def _as_text(value: Any) -> str:
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
-        if isinstance(value, Mapping) and name != "tasks":
+        if isinstance(value, Mapping) and name not in ("tasks", "rates"):
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

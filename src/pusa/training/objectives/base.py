@@ -53,8 +53,7 @@ class Player:
         """Clear the gradients and set the learning rate of `step` (from 0); return the rate."""
         settings = self.settings
         rate = optimisers.learning_rate(step, settings.steps, settings.lr, settings.warmup, settings.schedule)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        optimisers.set_rate(self.optimiser, rate)
         self.optimiser.zero_grad(set_to_none=True)
         return rate
 
@@ -86,6 +85,7 @@ class Player:
             "weights": distributed.collect(self.parameters, group),
             "optimiser": distributed.optimiser_state(self.optimiser, self.parameters, group),
             "averages": averages,
+            "groups": optimisers.group_state(self.optimiser, self.settings.optimiser),
         }
 
     def restore(self, state: Mapping[str, Any], group: ProcessGroup) -> None:
@@ -102,18 +102,22 @@ class Player:
             raise InputError("The checkpoint has other averages of the weights: set train.ema to its former value.")
         distributed.spread(state.get("weights", {}), self.parameters, group)
         distributed.restore_optimiser(self.optimiser, self.parameters, state.get("optimiser", {}), group)
+        groups = processes.from_rank_zero(group, lambda: list(state.get("groups", ())))
+        optimisers.restore_groups(self.optimiser, groups)
         for name, average in self.averages.values.items():
             distributed.spread(state.get("averages", {}).get(name, {}), average, group)
 
     def best(self) -> Mapping[str, Tensor]:
-        """Return the weights that a training writes at its end: an average, or the weights if none is kept."""
-        return self.averages.best(self.parameters)
+        """Return the weights that a training writes at its end: an average, or the weights if there is none."""
+        if self.averages.values:
+            return self.averages.best(self.parameters)
+        return optimisers.averaged(self.optimiser, self.parameters)
 
     @contextmanager
     @torch.no_grad()
     def showing_best(self) -> Iterator[None]:
         """Give the model the weights of `best` inside the block."""
-        if not self.averages.values:
+        if not self.averages.values and not optimisers.averages(self.optimiser):
             yield
             return
         best = self.best()
