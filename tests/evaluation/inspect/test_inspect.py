@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pusa
@@ -158,6 +159,27 @@ def test_a_lora_moves_what_merging_it_would() -> None:
     assert found == pytest.approx(same, rel=1e-3, abs=1e-9)
     assert found["self-attention"] > 2 * found["cross-attention"]
     assert found["text embedding"] == 0
+
+
+def test_a_lokr_with_lengths_moves_what_it_changes(tmp_path: Path) -> None:
+    base = checkpoints.load("tiny-base").transformer
+    weight = base.blocks[2].attn1.to_q.weight.detach()
+    left, right, lengths = (
+        torch.randn(4, 8),
+        torch.randn(len(weight) // 4, len(weight) // 8),
+        torch.rand(len(weight), 1),
+    )
+    stem = "lora_unet_blocks_2_self_attn_q"
+    tensors = {f"{stem}.lokr_w1": left, f"{stem}.lokr_w2": right, f"{stem}.dora_scale": lengths}
+    save_file(tensors, tmp_path / "x.safetensors")
+    changed = weight + torch.kron(left, right)
+    merged = checkpoints.load("tiny-base").transformer
+    with torch.no_grad():
+        trained = changed * lengths / changed.norm(dim=1, keepdim=True)
+        merged.blocks[2].attn1.to_q.weight.copy_(weight + 0.5 * (trained - weight))
+    found = weight_drift.of_lora(base, tmp_path / "x.safetensors", 0.5).of()[0]
+    assert found == pytest.approx(weight_drift.of_models(base, merged).of()[0], rel=1e-4, abs=1e-9)
+    assert found["self-attention"] > 0
 
 
 def test_models_of_other_sizes_are_refused() -> None:

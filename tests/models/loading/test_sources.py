@@ -425,6 +425,10 @@ def test_image_to_video_files_name_the_right_one(transformer, tmp_path):
     refused(path, "image-to-video checkpoint.*Wan2.2-T2V-A14B")
     save_file(transformer | {"vace_blocks.0.before_proj.weight": torch.zeros(4, 4)}, path)
     refused(path, "VACE.*use a text-to-video model")
+    for name, task in (("blocks.0.cam_encoder.weight", "camera-control"), ("pose_patch_embedding.bias", "Animate"),
+                       ("blocks.1.audio_cross_attn.proj.weight", "speech-to-video")):  # fmt: skip
+        save_file(transformer | {name: torch.zeros(4)}, path)
+        refused(path, f"for another task .{task}.")
 
 
 @pytest.mark.parametrize(

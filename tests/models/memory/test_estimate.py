@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from safetensors.torch import save_file
 
 from pusa.cli import main
 from pusa.cli.shared.memory_report import profile_for
@@ -106,6 +107,11 @@ def test_a_lora_is_weighed(tiny_folder: Path, tmp_path: Path) -> None:
         for loras in ([], [tmp_path / "a.safetensors"])
     )
     assert adapted - bare == 2 * 4 * 8 * (8 * (32 + 32) + 2 * (32 + 64))  # blocks, bytes, rank, layers
+    stem = "lora_unet_blocks_0_self_attn_q"
+    save_file({f"{stem}.lokr_w1": torch.zeros(4, 8), f"{stem}.lokr_w2": torch.zeros(8, 4)}, tmp_path / "b.safetensors")
+    loras = [tmp_path / "b.safetensors"]
+    lokr = Rehearsal.of("tiny", tiny_folder, size=(64, 64), frames=9, loras=loras).networks["transformer"].weights
+    assert lokr - bare == 4 * (32 + 32)
 
 
 def test_sizes_that_cannot_be_made(tiny_folder: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pusa.errors import InputError
 from pusa.evaluation.inspect.stored_transformer import StoredTransformer, side_by_side
-from pusa.models.lora import dialects, header
+from pusa.models.lora import dialects, header, magnitudes
 
 Key = TypeVar("Key")
 Model = nn.Module | StoredTransformer | Mapping[str, Tensor]
@@ -135,7 +135,7 @@ def of_models(before: Model, after: Model) -> Drift:
 
 
 def of_lora(base: Model, file: Path, strength: float) -> Drift:
-    """The change that a LoRA file makes at a strength s: s · (α / r) · B A and whole differences, layer by layer.
+    """The change that a LoRA file makes at a strength s, layer by layer: s · (α / r) · B A, or another kind of change.
 
     ‖B A‖² is computed as the sum of (Bᵀ B) ∘ (A Aᵀ), so that no matrix of the layer's size is made.
     """
@@ -143,7 +143,11 @@ def of_lora(base: Model, file: Path, strength: float) -> Drift:
     drift = Drift()
     for name, old in _weights(base):
         moved = 0.0
-        if name.endswith(".weight") and (factors := changes.factors.get(name.removesuffix(".weight"))):
+        module = name.removesuffix(".weight")
+        if module in changes.magnitudes or module in changes.products:
+            change = magnitudes.change_of(changes, name, old)
+            moved = 0.0 if change is None else _squared(change)
+        elif name.endswith(".weight") and (factors := changes.factors.get(module)):
             down, up = (factor.double() for factor in factors)
             moved = max(0.0, float(((up.T @ up) * (down @ down.T)).sum()))
         elif name in changes.differences:

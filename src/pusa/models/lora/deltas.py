@@ -151,12 +151,11 @@ class _Addition:
         if ready.columns is not None:
             scaled = layer.forward(x * ready.columns)  # without this hook
             result = result + (scaled if bias is None else scaled - bias)
-        weight = ready.weight
-        if ready.products:
-            computed = _sum(scale * product.difference() for scale, product in ready.products).to(output.dtype)
-            weight = computed if weight is None else weight + computed
-        if weight is not None:
-            return result + functional.linear(x, weight, ready.bias)
+        for scale, product in ready.products:
+            changes = (functional.linear(x, (scale * rows).to(output.dtype)) for rows in product.by_rows())
+            result = result + torch.cat(list(changes), dim=-1)
+        if ready.weight is not None:
+            return result + functional.linear(x, ready.weight, ready.bias)
         return result if ready.bias is None else result + ready.bias
 
     def _prepare(self, device: torch.device, dtype: torch.dtype) -> _Ready:

@@ -7,12 +7,15 @@ factors, but not for a difference of every weight. So the difference is computed
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+_ROWS = 1024
+"""Rows of a change that are computed together."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,28 @@ class Product:
 
     def difference(self) -> Tensor:
         """Return the change as a matrix, float32 [out, in]."""
-        left, right = (_matrix(side) for side in (self.left, self.right))
-        change = (left * right if self.kind == "LoHa" else torch.kron(left, right)) * self.scale
-        if self.rows is not None:
-            change = change * self.rows[:, None]
-        return change if self.columns is None else change * self.columns
+        return torch.cat(list(self.by_rows()))
+
+    def by_rows(self) -> Iterator[Tensor]:
+        """Yield the change some rows at a time, float32 [rows, in], so that no matrix of its whole size is needed."""
+        start = 0
+        for change in self._hadamard() if self.kind == "LoHa" else self._kronecker():
+            change = change * self.scale
+            if self.rows is not None:
+                change = change * self.rows[start : start + len(change), None]
+            yield change if self.columns is None else change * self.columns
+            start += len(change)
+
+    def _hadamard(self) -> Iterator[Tensor]:
+        (a, b), (c, d) = (tuple(value.float() for value in side) for side in (self.left, self.right))
+        for start in range(0, len(a), _ROWS):
+            yield (a[start : start + _ROWS] @ b) * (c[start : start + _ROWS] @ d)
+
+    def _kronecker(self) -> Iterator[Tensor]:
+        left, right = _matrix(self.left), _matrix(self.right)
+        count = max(1, _ROWS // len(right))
+        for start in range(0, len(left), count):
+            yield torch.kron(left[start : start + count], right)
 
     @property
     def shape(self) -> tuple[int, int]:

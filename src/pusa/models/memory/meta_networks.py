@@ -26,6 +26,10 @@ from pusa.models.wan import original_layout, recognise
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
 
 META = torch.device("meta")
+_FACTOR, _PRODUCT = (
+    re.compile(r"lora_(?:A|B|up|down)\b|lora(?:_linear_layer)?\.(?:up|down)\b"),
+    re.compile("hada_|lokr_"),
+)
 UMT5_XXL = {"vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
             "feed_forward_proj": "gated-gelu"}  # fmt: skip
 """The text encoder of every Wan, for a source that does not have one."""
@@ -130,13 +134,19 @@ def measure(network: nn.Module, kept: Sequence[str] | None, blocks: Any, files: 
 
 
 def add_lora(transformer: Any, path: Path, name: str) -> None:
-    """Add factors of a LoRA's rank to the layers that a LoRA usually changes. Only the header of the file is read."""
+    """Add factors of a LoRA's rank to the layers that a LoRA usually changes. Only the header of the file is read.
+
+    The tensors of a LoHa or LoKr, which are stored as they are in the file, become one parameter.
+    """
     listing = weight_files.listing(header.file_of(path)).values()
-    rank = max((min(one.shape) for one in listing if len(one.shape) == 2 and "lora" in one.name), default=0)
+    dtype = transformer.blocks[0].ffn.net[2].weight.dtype
+    if products := sum(one.count for one in listing if _PRODUCT.search(one.name)):
+        stored = nn.Parameter(torch.empty(products, dtype=dtype, device=META), requires_grad=False)
+        transformer.register_parameter(f"{name}_products", stored)
+    rank = max((min(one.shape) for one in listing if len(one.shape) == 2 and _FACTOR.search(one.name)), default=0)
     if not rank:
         return
     targets = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
-    dtype = transformer.blocks[0].ffn.net[2].weight.dtype
     inject_adapter_in_model(LoraConfig(r=rank, target_modules=targets), transformer, name, low_cpu_mem_usage=True)
     for key, parameter in transformer.named_parameters():
         if ".lora_" in key:

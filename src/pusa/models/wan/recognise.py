@@ -35,7 +35,13 @@ _ANCHORS = {
 }
 _VARIANTS = {
     "vace_blocks.": "VACE",
+    "vace_patch_embedding.": "VACE",
     "face_adapter.": "Animate",
+    "motion_encoder.": "Animate",
+    "pose_patch_embedding.": "Animate",
+    "dwpose_embedding.": "pose control",
+    "cam_encoder.": "camera-control",
+    "audio_cross_attn": "speech-to-video",
     "casual_audio_encoder.": "speech-to-video",
     "audio_injector.": "speech-to-video",
     "audio_proj.": "speech-to-video",
