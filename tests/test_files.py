@@ -241,6 +241,8 @@ def test_a_path_is_found_in_another_unicode_form(tmp_path: Path) -> None:
     assert files.as_stored(tmp_path / "caf\u00e9/\u00fc") == tmp_path / "cafe\u0301/u\u0308"
     assert files.as_stored(tmp_path / "caf\u00e9/gone") == tmp_path / "caf\u00e9/gone"
     assert files.as_stored(Path("gone/at all")) == Path("gone/at all")
+    images.write_image(tmp_path / "cafe\u0301/a.png", np.zeros((4, 4, 3), np.uint8))
+    assert images.read_image(tmp_path / "caf\u00e9/a.png").shape == (4, 4, 3)
 
 
 SEPARATORS = "\u2028\u2029\u0085\x0b\x0c\x1c\x1d\x1e"

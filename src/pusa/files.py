@@ -37,10 +37,11 @@ _DIGITS = 8 * _DIGIT
 def existing_file(path: str | Path) -> Path:
     """The path of a regular file that is not empty. Otherwise InputError says what is wrong with the path.
 
-    Pipes and devices are refused, because reading them may never end.
+    Pipes and devices are refused, because reading them may never end. The name may be in another Unicode form.
     """
     path = Path(path)
     try:
+        path = as_stored(path)
         if path.is_dir():
             raise InputError(f"{path} is a folder; give a file in it")
         if not path.exists():

@@ -47,6 +47,20 @@ def test_a_clip_that_is_held_out_stays_held_out_when_clips_are_added(setting: fl
     assert moved / (2 * 992) == pytest.approx(expected, abs=0.02), "most additions leave the validation set as it was"
 
 
+def test_the_clips_that_are_validated_seldom_change() -> None:
+    """Validation uses the first held-out clips, here 8."""
+    files = [
+        VideoFile(Path(f"{i % 7}{i}.mp4"), ("x",), 17, 8, 32, 32, content) for i, content in enumerate(contents(300))
+    ]
+    whole = plan(files, [Bucket(32, 32, 17)], 8, GEOMETRIES[16])
+
+    def validated(count: int) -> list[str]:
+        return names(hold_out(replace(whole, cuts=whole.cuts[:count]), None)[1])[:8]
+
+    moved = sum(validated(count) != validated(count + 1) for count in range(200, 300, 2))
+    assert moved <= 10
+
+
 def test_few_clips_are_all_trained_and_a_number_is_exact() -> None:
     assert held_out(contents(9), None) == set()
     assert held_out(contents(9), 0) == set()

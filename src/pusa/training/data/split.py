@@ -52,7 +52,8 @@ def hold_out(plan: Plan, setting: float | None, seen: Mapping[str, bool] | None 
     """Divide the plan into the training part and the held-out files with all their cuts.
 
     setting: see `held_out`. If the plan has clips for validation only, exactly these are held out. seen: {content:
-    whether it is held out} of a run that is resumed, which decides for these clips. In the training part, each sample
+    whether it is held out} of a run that is resumed, which decides for these clips. Otherwise the held-out files are
+    ordered by their content. In the training part, each sample
     occurs as often as its file is repeated. Raises InputError if no clip is left for training.
     """
     contents = {cut.file.sha256 for cut in plan.cuts}
@@ -67,6 +68,8 @@ def hold_out(plan: Plan, setting: float | None, seen: Mapping[str, bool] | None 
         )
     learnt = [cut for cut in plan.cuts if cut.file.sha256 not in apart for _ in range(cut.file.repeats)]
     others = [cut for cut in plan.cuts if cut.file.sha256 in apart]
+    if not seen and not plan.validation:  # validation uses the first ones, so an added clip should seldom be among them
+        others.sort(key=lambda cut: _digest(cut.file.sha256))
     return replace(plan, cuts=tuple(learnt)), replace(plan, cuts=tuple(others))
 
 
