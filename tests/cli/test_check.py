@@ -123,6 +123,20 @@ def test_captions_that_the_model_does_not_read_to_their_end_are_counted(
     )
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"), ("{", "cannot be loaded")],
+)
+def test_a_tokenizer_that_cannot_be_read_leaves_long_captions_uncounted(
+    folder: Path, tiny_folder: Path, tmp_path: Path, content: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    (model / "tokenizer" / "tokenizer.json").write_text(content)
+    (folder / "clip0.txt").write_text("a red circle " * 60)
+    assert main(["check", str(folder), "--model.source", str(model), "--json"]) == 0
+    assert reason in json.loads(capsys.readouterr().out)["too_long"]["unknown"]
+
+
 def test_what_needs_attention_is_named_and_exit_code_1(
     folder: Path, noise_frames: Frames, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -262,3 +276,13 @@ def test_wrong_usage_is_one_sentence(
     assert words in said.err
     assert said.out == ""
     assert len(said.err.strip().splitlines()) == 1
+
+
+def test_a_configuration_that_is_a_pointer_of_git_lfs_is_called_that(
+    folder: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    config = model / "transformer" / "config.json"
+    config.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    assert main(["check", str(folder), "--model.source", str(model)]) == 2
+    assert f"{config} is a Git LFS pointer and not the file itself; run `git lfs pull`" in capsys.readouterr().err

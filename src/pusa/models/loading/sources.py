@@ -15,6 +15,7 @@ from typing import Any
 
 from pusa import embedded
 from pusa.errors import InputError
+from pusa.files import refuse_pointer
 from pusa.models import hub, weight_files
 from pusa.models.backbone import Expert
 from pusa.models.wan import original_layout, published, recognise
@@ -129,7 +130,10 @@ def config(name: str, folder: Path, kind: str, beside: Beside | None = None) -> 
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
+        refuse_pointer(path)
         data = json.loads(path.read_text(encoding="utf-8"))
+    except InputError as error:
+        raise InputError(f"{error}.") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}); copy it again.") from error
     if not isinstance(data, dict):

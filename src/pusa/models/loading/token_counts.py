@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from pusa.errors import InputError
+from pusa.files import refuse_pointer
 from pusa.models import hub
 from pusa.models.loading import sources
 from pusa.models.wan import original_layout
@@ -34,14 +36,21 @@ def _counter(source: str) -> Callable[[str], int]:
         original_layout.TOKENIZER, ["*.json", "spiece.model"]
     )
     file = folder / "tokenizer.json"
-    if file.is_file():
-        from tokenizers import Tokenizer
+    try:
+        if file.is_file():
+            refuse_pointer(file)
+            from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(file))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return lambda text: len(tokenizer.encode(text).ids)
-    from transformers import AutoTokenizer
+            tokenizer = Tokenizer.from_file(str(file))
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            return lambda text: len(tokenizer.encode(text).ids)
+        from transformers import AutoTokenizer
 
-    slow = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        slow = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except InputError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"the tokenizer in {folder} cannot be loaded ({reason}); copy it again") from error
     return lambda text: len(slow(text, truncation=False, verbose=False).input_ids)
