@@ -118,6 +118,11 @@ def test_a_folder_of_lightx2v_with_a_file_for_each_block(wans, transformer, tmp_
     ours = original_layout.network(original_layout.in_folder("transformer", tmp_path), torch.float32)
     theirs = original_layout.network(original_layout.in_folder("transformer", wans), torch.float32)
     assert torch.equal(run(ours), run(theirs))
+    for name in ("high_noise_model", "low_noise_model"):
+        (tmp_path / "experts" / name).mkdir(parents=True)
+        layouts.write_blocks(transformer, tmp_path / "experts" / name, index=index)
+    assert original_layout.is_original(tmp_path / "experts")
+    assert len(sources.experts_of(tmp_path / "experts")) == 2
     (tmp_path / "block_1.safetensors").unlink()
     says = "block_1.safetensors of its 3 files of weights is missing" if index else "weights have 1 blocks, .* says 2"
     beside = {"vae": wans, "text_encoder": wans}
@@ -491,6 +496,8 @@ def test_what_is_mixed_up_is_named(base, wans, file, transformer, tmp_path):
     refused(file, "has no autoencoder: give .* --vae and --text-encoder")
     save_file({"blocks.0.self_attn.q.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "lora.safetensors")
     refused(tmp_path / "lora.safetensors", "is a LoRA: give it with --lora")
+    save_file({"lycoris_blocks_0_self_attn_q.lokr_w1": torch.zeros(2, 2)}, tmp_path / "lokr.safetensors")
+    refused(tmp_path / "lokr.safetensors", "is a LoRA: give it with --lora")
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     refused(tmp_path / "other.safetensors", "is not a transformer of Wan")
     save_file(transformer | {"blocks.0.extra.weight": torch.zeros(2)}, tmp_path / "more.safetensors")

@@ -243,6 +243,10 @@ def test_incomplete_and_wrong_files_are_named(stock, tmp_path):
             refused(wide, "made for a model of another size: blocks.0.attn1.to_q maps 64 to 32 features")
     refused({**whole["dora"], stem + "dora_scale": torch.ones(7, 1)}, "the magnitude of blocks.0.attn1.to_q is 7x1")
     refused({stem + "dora_scale": torch.ones(32, 1)}, "has only .*dora_scale")
+    other = {k.replace("blocks_0_self_attn_q", "double_blocks_0_img_attn_qkv"): v for k, v in whole["loha"].items()}
+    refused(other, "Nothing in the LoRA .* fits the model")
+    image = {k.replace("self_attn_q", "cross_attn_k_img"): v for k, v in whole["loha"].items()}
+    refused(image, "is for an image-to-video model")
     both = whole["loha"] | whole["dora"]
     refused({k: v for k, v in both.items() if "dora_scale" not in k}, "names blocks.0.attn1.to_q twice")
 

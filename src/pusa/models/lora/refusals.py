@@ -25,6 +25,7 @@ _OTHER_KINDS = (
     (r"\.reshape_weight$", "LoRA that changes the size of a layer, for a control model"),
     (r"\.set_weight$|\.modules_to_save\.", "LoRA with replaced weights"),
 )
+_OF_AN_ADAPTER = re.compile(r"lora|lycoris|\.diff|\.hada_|\.lokr_|dora_scale", re.IGNORECASE)
 _IMAGE_KEYS = re.compile(r"img_emb|image_embedder|[kv]_img|add_[kv]_proj|norm_added_k")
 
 
@@ -47,7 +48,7 @@ def unknown_keys(path: Path, unknown: list[str], count: int, shapes: Shapes, *, 
             f"The LoRA {path} is for an image-to-video model: {len(image)} of its {count} keys change layers for the "
             f"image (such as {image[0]}), which a text-to-video model does not have: use the text-to-video version."
         )
-    if not some_fit and not any("lora" in key.lower() or ".diff" in key for key in unknown):
+    if not some_fit and not any(_OF_AN_ADAPTER.search(key) for key in unknown):
         return InputError(
             f"{path} is not a LoRA: its {len(unknown)} keys (such as {unknown[0]}) are those of a network; give a "
             "network with --model, --vae or --text-encoder."

@@ -13,6 +13,7 @@ Reading headers and configurations does not import torch; only `network` does.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ _TITLES = {TRANSFORMER: "a transformer", VAE: "an autoencoder", TEXT_ENCODER: "a
 _FLAGS = {TRANSFORMER: "--model", VAE: "--vae", TEXT_ENCODER: "--text-encoder"}
 _NOT_LOADED = ("spiece_model", "encoder.embed_tokens.weight")
 """Not parameters: the tokenizer inside ComfyUI's text encoders, and the second name of the embedding."""
+_ADAPTER = re.compile(r"(?:^|\.)(?:lora_|lokr_|hada_)")
 _FP8 = ("F8_E4M3", "F8_E5M2")
 _LARGEST_FP8 = {"torch.float8_e4m3fn": 448.0, "torch.float8_e5m2": 57344.0}
 
@@ -75,7 +77,7 @@ def is_original(folder: Path) -> bool:
     """Return whether a folder is in Wan's own layout. It may be incomplete."""
     if (folder / "model_index.json").is_file():
         return False
-    if any((folder / name / "config.json").is_file() for name in EXPERTS) or any(folder.glob(f"{WEIGHTS}*")):
+    if any((folder / name).is_dir() for name in EXPERTS) or any(folder.glob(f"{WEIGHTS}*")):
         return True
     if (folder / _BLOCKS[1]).is_file():
         return True
@@ -356,7 +358,7 @@ def _separate(named: Mapping[str, Stored]) -> tuple[dict[str, Stored], dict[str,
 def _wrong_kind(kind: str, path: Path, found: Iterable[str], names: Iterable[str]) -> InputError:
     for other in found:
         return InputError(f"{path} is {_TITLES[other]}, not {_TITLES[kind]}: give it with {_FLAGS[other]}.")
-    if any(".lora_" in name or name.startswith("lora_") for name in names):
+    if any(_ADAPTER.search(name) for name in names):
         return InputError(f"{path} is a LoRA: give it with --lora, and a model with --model.")
     first = min(names, default="nothing")
     return InputError(
