@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -133,15 +133,16 @@ def averages(optimiser: torch.optim.Optimizer) -> bool:
     return "train_mode" in optimiser.param_groups[0]
 
 
-def group_state(optimiser: torch.optim.Optimizer, name: str) -> list[dict[str, Any]]:
+def group_state(optimiser: torch.optim.Optimizer, name: str) -> dict[str, dict[str, Any]]:
     """Return what the groups of the optimiser `name` remember from step to step, besides the state of parameters."""
-    return [{key: group[key] for key in _MOVING.get(name, ()) if key in group} for group in optimiser.param_groups]
+    kept = ({key: group[key] for key in _MOVING.get(name, ()) if key in group} for group in optimiser.param_groups)
+    return {str(number): values for number, values in enumerate(kept) if values}
 
 
-def restore_groups(optimiser: torch.optim.Optimizer, state: Sequence[Mapping[str, Any]]) -> None:
+def restore_groups(optimiser: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Any]]) -> None:
     """Set what `group_state` returned."""
-    for group, kept in zip(optimiser.param_groups, state, strict=False):
-        group.update(kept)
+    for number, kept in state.items():
+        optimiser.param_groups[int(number)].update(kept)
 
 
 def _groups(parameters: Mapping[str, nn.Parameter], settings: Any) -> list[dict[str, Any]]:

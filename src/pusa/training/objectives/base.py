@@ -102,7 +102,7 @@ class Player:
             raise InputError("The checkpoint has other averages of the weights: set train.ema to its former value.")
         distributed.spread(state.get("weights", {}), self.parameters, group)
         distributed.restore_optimiser(self.optimiser, self.parameters, state.get("optimiser", {}), group)
-        groups = processes.from_rank_zero(group, lambda: list(state.get("groups", ())))
+        groups = processes.from_rank_zero(group, lambda: dict(state.get("groups", {})))
         optimisers.restore_groups(self.optimiser, groups)
         for name, average in self.averages.values.items():
             distributed.spread(state.get("averages", {}).get(name, {}), average, group)
