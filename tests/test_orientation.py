@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from av.filter import Graph
 from av.video.frame import VideoFrame
+from PIL import Image as PILImage
 
 from pusa import images, orientation, video_probe, videos
 from tests.footage import psnr, ramp
@@ -70,3 +71,13 @@ def test_another_angle_turns_the_picture_within_its_size(tmp_path: Path, degrees
 def test_a_matrix_without_a_direction_changes_nothing() -> None:
     np.testing.assert_array_equal(orientation.turned(ramp(), (0, 0, 0, 0)), ramp())
     np.testing.assert_array_equal(orientation.turned(ramp(), None), ramp())
+
+
+@pytest.mark.parametrize("orientation_tag", range(1, 9))
+def test_the_shown_size_is_that_of_the_upright_picture(tmp_path: Path, orientation_tag: int) -> None:
+    path, exif = tmp_path / "a.jpg", PILImage.Exif()
+    exif[0x0112] = orientation_tag
+    PILImage.fromarray(ramp(24, 32)).save(path, exif=exif)
+    with PILImage.open(path) as picture:
+        width, height = orientation.shown_size(picture)
+    assert images.read_image(path).shape == (height, width, 3)

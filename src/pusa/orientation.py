@@ -25,15 +25,26 @@ _EXIF = {
     7: PILImage.Transpose.TRANSVERSE,
     8: PILImage.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
 def exif_upright(picture: PILImage.Image) -> PILImage.Image:
     """Apply the EXIF orientation of a picture. Broken EXIF data count as no orientation."""
-    try:
-        stated = picture.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # Pillow raises errors of many types for broken metadata
-        return picture
+    stated = _orientation(picture)
     return picture.transpose(_EXIF[stated]) if stated in _EXIF else picture
+
+
+def shown_size(picture: PILImage.Image) -> tuple[int, int]:
+    """The width and height of a picture in upright orientation. Its pixels are not decoded."""
+    width, height = picture.size
+    return (height, width) if _orientation(picture) in _ON_ITS_SIDE else (width, height)
+
+
+def _orientation(picture: PILImage.Image) -> Any:
+    try:
+        return picture.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # Pillow raises errors of many types for broken metadata
+        return None
 
 
 def display_matrix(frame: VideoFrame) -> Matrix | None:

@@ -25,6 +25,7 @@ from pusa.generation.given import Image
 from pusa.generation.pipeline import Pipeline
 from pusa.images import read_image
 from pusa.models.backbone import Text
+from pusa.orientation import shown_size
 from pusa.videos import write_video
 from pusa.work.units import Unit
 
@@ -70,10 +71,10 @@ def _some(names: list[str]) -> str:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    """The width and height of a picture, from its header if possible."""
+    """The width and height of a picture as it is shown, from its header if possible."""
     try:
         with PILImage.open(path) as picture:
-            return picture.size
+            return shown_size(picture)
     except (OSError, ValueError, PILImage.DecompressionBombError):
         height, width = read_image(path).shape[:2]  # it raises an error that says what is wrong
         return width, height
