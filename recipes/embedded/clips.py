@@ -2,7 +2,8 @@
 
     python recipes/embedded/clips.py --out runs/embedded/clips --count 4096
 
-Half of them are shape clips, half camera clips. Nothing is lost on the way: H.264 in RGB at quantiser 0, since the
+Half of them are shape clips, half camera clips; with --pictures, they are those that the base learns from (`data.py`),
+photographs of the pack among them. Nothing is lost on the way: H.264 in RGB at quantiser 0, since the
 chroma of 4:2:0 would be 32 pixels wide here. A file that is there is kept.
 """
 
@@ -13,6 +14,7 @@ import csv
 from pathlib import Path
 
 import av
+from data import Pictures, clip
 
 from pusa.embedded import world
 from pusa.images import Frames
@@ -38,15 +40,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/embedded/clips"))
     parser.add_argument("--count", type=int, default=4096)
+    parser.add_argument("--pictures", type=Path, help="the pack of pictures.py")
     args = parser.parse_args()
+    pictures = Pictures(args.pictures) if args.pictures else None
     args.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for index in range(args.count):
-        scene = world.sample(FIRST_SEED + index, kind="camera" if index % 2 else "shape")
         path = args.out / f"{index:05d}.mp4"
+        if pictures:
+            frames, caption = clip(FIRST_SEED + index, pictures)
+        else:
+            scene = world.sample(FIRST_SEED + index, kind="camera" if index % 2 else "shape")
+            frames, caption = world.render(scene), scene.caption
         if not path.exists():
-            write_lossless(path, world.render(scene), world.FPS)
-        rows.append((path.name, scene.caption))
+            write_lossless(path, frames, world.FPS)
+        rows.append((path.name, caption))
     with (args.out / "metadata.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("file_name", "text"), *rows])
     print(f"{args.count} clips in {args.out}")

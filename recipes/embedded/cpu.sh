@@ -20,4 +20,17 @@ run encode.py --linear "$runs/linear" --pictures "$pictures" --out "$runs/latent
 [ -d "$runs/adopted/tokenizer" ] || run adopt.py --linear "$runs/linear" --pictures "$pictures" --out "$runs/adopted"
 run base.py --latents "$runs/latents" --init "$runs/adopted" --patch 4 --out "$runs/base" --batch 16 \
     --camera-share 0.5 --steps "${BASE_STEPS:-20000}" --no-compile --threads "$threads"
-run assemble.py --vae "$runs/decoder/vae" --base "$runs/base/step_$(printf %06d "${BASE_STEPS:-20000}")" --out "$runs/tiny"
+base=$runs/base/step_$(printf %06d "${BASE_STEPS:-20000}")
+run assemble.py --vae "$runs/decoder/vae" --base "$base" --out "$runs/plain"
+
+# The adapter, by the ordinary trainer; the first seed is shipped.
+[ -f "$runs/clips/metadata.csv" ] || run clips.py --pictures "$pictures" --out "$runs/clips"
+for seed in ${SEEDS:-0 1 2}; do
+    ${PYTHON:-python} -m pusa train recipes/embedded/adapter_mixed.yaml --model.source "$runs/plain" \
+        --data "$runs/clips" --data.cache "$runs/cache" --out "$runs/adapter$seed" --train.seed "$seed"
+done
+
+# The strength is the best of these, on scenes that are used for nothing else.
+adapted=(--model "$runs/plain" --lora "$runs/adapter0/lora.safetensors" --threads "$threads")
+run measure.py "${adapted[@]}" --clips 32 --tune 1.0 1.2 1.4 1.6 --out "$runs/strengths.json"
+run measure.py "${adapted[@]}" --base "$runs/plain" --strength "${STRENGTH:-1.0}" --out "$runs/numbers.json"
