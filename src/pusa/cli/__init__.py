@@ -43,6 +43,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "vbench": ("manifest", "generate", "verify", "score", "total"),
 }
 """The verbs that are a group of commands, such as `pusa vbench total`."""
+GO_ON = {("train",), ("prepare",), ("benchmark",), ("reproduce",), ("vbench", "generate"), ("physics-iq", "generate")}
+"""The commands that keep what they have done when they are interrupted. A batch file does so, too."""
 
 
 app = App(
@@ -58,6 +60,10 @@ for _position, (_verb, _help) in enumerate(VERBS.items()):
     _module = _verb.replace("-", "_")
     _options = {} if _verb in GROUPS else {"help_epilogue": ""}
     app.command(f"pusa.cli.{_module}:{_module}", name=_verb, help=_help, sort_key=_position, **_options)
+
+app.register_install_completion_command(
+    help="Install the completion of commands and options for this shell (bash, zsh, fish).", show=False
+)
 
 
 def run(tokens: Sequence[str]) -> Report | None:
@@ -92,6 +98,8 @@ def main(tokens: Sequence[str] | None = None) -> int:
         if isinstance(error, SystemExit | GeneratorExit):
             raise
         message, code = explain(error)
+        if isinstance(error, KeyboardInterrupt):
+            message = f"{message} {_what_remains(tokens)}".rstrip()
         if (reported_code := first_to_fail(code)) is not None:
             return reported_code
         if "--debug" in tokens or os.environ.get("PUSA_DEBUG", "0") not in ("", "0"):
@@ -105,6 +113,16 @@ def main(tokens: Sequence[str] | None = None) -> int:
         first = error.summary if isinstance(error, PusaError) else message
         print("\n  ".join(map(printable, [f"pusa: {first}", *details])), file=sys.stderr)
         return code
+
+
+def _what_remains(tokens: Sequence[str]) -> str:
+    """Return a sentence that says whether the same command goes on after Ctrl-C."""
+    words = [token for token in tokens if not token.startswith("-")]
+    if tuple(words[:1]) in GO_ON or tuple(words[:2]) in GO_ON or any(t.split("=")[0] == "--prompts" for t in tokens):
+        return "The same command goes on with what is missing."
+    if words[:1] and words[0] in ("generate", "extend", "transition"):
+        return "The clip was not saved; the same command begins it again. Clips that were saved before stay."
+    return ""
 
 
 def _show_warnings_as_notes() -> None:
