@@ -192,7 +192,7 @@ def _lora(path: Path) -> dict[str, Any] | None:
         "files": {file.name: _size(file)},
         **({} if changes.kinds == "LoRA" else {"kind": changes.kinds}),
         "layers": sum(len(part.factors) + len(part.products) for part in parts),
-        "ranks": "-".join(map(str, dict.fromkeys((ranks[0], ranks[-1])))) if ranks else "none",
+        **({"ranks": "-".join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))} if ranks else {}),
         **({"whole": f"{whole} parameters"} if whole else {}),
         **({} if width is None else {"for": f"{dialects.made_for(width) or 'a model'}, {width} wide"}),
         **({} if expert is None else {"expert": expert}),
