@@ -51,7 +51,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
 def test_two_processes_are_one_with_twice_the_passes(launcher: list[str], folder: Path) -> None:
     name = launcher[0].split(".")[0]

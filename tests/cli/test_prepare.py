@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -206,8 +207,9 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(capsys: pytest.Captu
         progress("Encoding", 2, 2)
     with Terminal(False).counting(every=0) as progress:
         progress("Encoding", 1, 2)
-    assert capsys.readouterr().err.splitlines() == [
-        "Verifying (1)", "Encoding (1,040)", "Encoding: 20 of 1,040, 0:00 left", "Encoding (2)",
+    said = capsys.readouterr().err.splitlines()
+    assert [re.sub(r"\d+:\d\d left", "… left", line) for line in said] == [
+        "Verifying (1)", "Encoding (1,040)", "Encoding: 20 of 1,040, … left", "Encoding (2)",
     ]  # fmt: skip
 
 
@@ -216,7 +218,8 @@ def test_without_a_terminal_the_stages_are_lines(
 ) -> None:
     common = ["prepare", str(data), "--model.source", str(tiny_folder), "--data.buckets", "32x32x5"]
     assert main(common) == 0
-    said = [line for line in capsys.readouterr().err.splitlines() if " left" not in line]  # a slow machine counts, too
+    said = [line for line in capsys.readouterr().err.splitlines() if not re.search(r": \d+ of \d+", line)]
+    # (a slow machine counts, too)
     assert said == ["Reading the clips (4)", f"Loading {tiny_folder}", "Verifying the cache (9)", "Encoding (9)"]
     for silent in ("--json", "--quiet"):
         assert main([*common, silent]) == 0

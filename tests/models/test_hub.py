@@ -58,7 +58,7 @@ def fetch(server: Hub, tmp_path):
             env=kept | settings | {"PYTHONPATH": str(Path(hub.__file__).parents[2])},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=3000,
         )
         return Path(done.stdout.strip()) if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
 

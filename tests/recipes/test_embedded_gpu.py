@@ -147,7 +147,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("gpu")
     environment = os.environ | {"OUT": str(out), "PICTURES": str(out / "none.zip"), "PYTHON": sys.executable}
     command = ["bash", str(RECIPES / "gpu.sh"), "--smoke", "--threads", "1"]
-    subprocess.run(command, env=environment, check=True, timeout=600, capture_output=True)
+    subprocess.run(command, env=environment, check=True, timeout=3000, capture_output=True)
     return out
 
 

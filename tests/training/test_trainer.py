@@ -427,7 +427,7 @@ def killed(folder: Path, settings: dict[str, Any], kills: list[float | str]) -> 
     command = [sys.executable, "-m", "tests.training.killing", str(folder), json.dumps(settings), json.dumps(kills)]
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": f"{root / 'src'}:{root}", "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, cwd=root, env=environment, timeout=280)
+    subprocess.run(command, check=True, cwd=root, env=environment, timeout=3000)
     deaths: list[Any] = json.loads((folder / "deaths.json").read_text())
     assert [signal for signal, _ in deaths] == [9] * len(kills) + [0]
     return deaths

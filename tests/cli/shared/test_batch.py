@@ -298,13 +298,13 @@ def test_killed_processes_and_shared_work_lose_and_double_nothing(work: Path, ti
     first.send_signal(signal.SIGKILL)
     first.wait()
     others = [start(work, tiny_folder, file, "out") for _ in range(2)]
-    said = [json.loads(process.communicate(timeout=120)[0]) for process in others]
+    said = [json.loads(process.communicate(timeout=3000)[0]) for process in others]
     made = [path for one in said for path in one["made"]]
     assert len(list((work / "out").glob("[0-9]*.mp4"))) == 12
     assert len(made) == len(set(made)) <= 10
     assert not list((work / "out").glob(".*.part*"))  # also when the kill came while a video was written
     alone = start(work, tiny_folder, file, "alone")
-    alone.communicate(timeout=120)
+    alone.communicate(timeout=3000)
     assert hashes(work / "out") == hashes(work / "alone")
 
 

@@ -182,7 +182,7 @@ def test_closing_ends_the_threads() -> None:
     assert readers
     batches.close()
     for reader in readers:
-        reader.join(timeout=10)
+        reader.join(timeout=3000)
     assert not any(reader.is_alive() for reader in readers)
     assert list(batches) == []
 

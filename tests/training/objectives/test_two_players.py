@@ -87,7 +87,7 @@ def test_killed_and_started_again_both_players_end_the_same(tmp_path: Path) -> N
     environment = os.environ | {"PYTHONPATH": f"{root / 'src'}:{root}", "OMP_NUM_THREADS": "1"}
     given = [str(tmp_path), json.dumps(settings), json.dumps(KILLS), "tests.training.objectives.toy:TwoPlayers"]
     command = [sys.executable, "-m", "tests.training.killing", *given]
-    subprocess.run(command, check=True, cwd=root, env=environment, timeout=280)
+    subprocess.run(command, check=True, cwd=root, env=environment, timeout=3000)
     deaths = json.loads((tmp_path / "deaths.json").read_text())
     assert [signal for signal, _ in deaths] == [9] * len(KILLS) + [0]
     assert len({str(reached) for _, reached in deaths}) > 3, "the kills hit different stages"

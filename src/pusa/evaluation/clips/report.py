@@ -42,6 +42,12 @@ def text(record: dict[str, Any], name: str) -> str:
     return "–" if value is None else f"{value:.{DIGITS.get(name, 2)}f}"
 
 
+def _camera(record: dict[str, Any]) -> str:
+    """The motion of the camera as table text; a dash if it is unknown."""
+    known = [word for word in record.get("camera", []) if word != "unknown"]
+    return ", ".join(known) or "–"
+
+
 def mean(records: Sequence[dict[str, Any]], name: str) -> Interval | None:
     """The mean of a measure over the clips that have it, with its interval; None for fewer than two clips."""
     found = [record["measures"][name] for record in records if "measures" in record]
@@ -59,7 +65,7 @@ def lines(records: Sequence[dict[str, Any]]) -> list[str]:
     good = [record for record in records if "error" not in record]
     rows = [["clip", "camera", *(MEASURES[name].title for name in COLUMNS)]]
     for record in good:
-        camera = ", ".join(record.get("camera", ["–"]))
+        camera = _camera(record)
         rows.append([_short(record["clip"]), camera, *(text(record, name) for name in COLUMNS)])
     if len([record for record in good if "measures" in record]) > 1:
         rows.append(["mean", "", *(_mean_text(good, name) for name in COLUMNS)])
@@ -128,7 +134,7 @@ def _summary(records: Sequence[dict[str, Any]]) -> str:
     heads = cells([escape(head(name)) for name in COLUMNS], "th")
     rows = [f"<tr><th>clip</th><th class=camera>camera</th>{heads}</tr>"]
     for record in good:
-        camera = escape(", ".join(record.get("camera", ["–"])))
+        camera = escape(_camera(record))
         numbers = cells([text(record, name) for name in COLUMNS])
         rows.append(f"<tr><td>{escape(_short(record['clip']))}</td><td class=camera>{camera}</td>{numbers}</tr>")
     if any(intervals := [mean(good, name) for name in COLUMNS]):
@@ -173,7 +179,7 @@ def _data(path: Path, kind: str) -> str:
 
 
 def _curve(name: str, values: Sequence[float], joins: Sequence[int], frames: int) -> str:
-    """A line plot with its minimum and maximum in the caption and a mark at each join.
+    """A line plot with a mark at each join. The caption has its first and last value, and its range.
 
     values: one for each frame, or one for each step between frames.
     """
@@ -184,7 +190,8 @@ def _curve(name: str, values: Sequence[float], joins: Sequence[int], frames: int
     marks = "".join(f'<line x1="{place:.2f}" x2="{place:.2f}" y1="0" y2="32"/>' for place in places)
     return (
         f'<figure><svg viewBox="0 0 100 32" preserveAspectRatio="none"><polyline points="{points}"/>{marks}</svg>'
-        f"<figcaption>{escape(name)}: {low:.3g} to {high:.3g}</figcaption></figure>"
+        f"<figcaption>{escape(name)}: from {values[0]:.3g} to {values[-1]:.3g} "
+        f"<small>(lowest {low:.3g}, highest {high:.3g})</small></figcaption></figure>"
     )
 
 
