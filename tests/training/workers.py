@@ -41,6 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
     for parallel in ("ddp", "fsdp")
     for what, rate in (("lora", 1e-2), ("full", 1e-3))
 }
+CASES["ddp-lora-stored"] = CASES["ddp-lora"] | {"memory": {"base": "fp8", "swap": 1}}
 PLAYERS = {f"{parallel}-players": CASES[f"{parallel}-lora"] for parallel in ("ddp", "fsdp")}
 """Trainings with two players."""
 
