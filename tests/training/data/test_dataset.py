@@ -161,6 +161,16 @@ def test_a_table_with_another_name_is_used_unless_clips_have_texts(tmp_path: Pat
     )
 
 
+def test_tables_with_other_names_may_lie_deeper_and_sidecars_are_none(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        touch(tmp_path, f"{split}/a.mp4")
+        (tmp_path / split / "captions.csv").write_text(f"file_name,text\na.mp4,{split}\n")
+    assert [entry.caption for entry in find(tmp_path).entries] == ["test", "train"]
+    for number in range(60):
+        (tmp_path / f"{number}.json").write_text('{"a.mp4": "x"}')
+    assert [entry.caption for entry in find(tmp_path).entries] == [None, None]
+
+
 def test_a_table_with_unknown_columns_is_the_remedy(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4")
     (tmp_path / "list.csv").write_text("clip,words\na.mp4,red\n")

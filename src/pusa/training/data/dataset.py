@@ -30,6 +30,8 @@ from pusa.video_probe import MOVIES, STILLS
 OFFICIAL_SUFFIX = ".tensors.pth"
 """The end of the names of the official training's cache files."""
 _TABLES = tuple(f"{stem}{suffix}" for stem in ("metadata", "dataset") for suffix in tables.SUFFIXES)
+MOST_TABLES = 50
+"""If a folder has more files that could be tables, they are something else, such as a sidecar of each clip."""
 _LISTS = ("videos.txt", "prompts.txt")
 _COMPANIONS = {"readme", "license", "licence", "notice", "dataset_infos", "dataset_info", "changelog", "thumbs"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -192,13 +194,8 @@ def _download(hub_id: str) -> Path:
 def _list(source: str, found: _ListingBuilder) -> Listing:
     files = _walk(found)
     named = [path for path in files if path.name.lower() in _TABLES]
-    top = min((len(path.parts) for path in named), default=0)
-    named = [path for path in named if len(path.parts) == top]
-    if named and len({path.parent for path in named}) == len(named):
-        return _from_tables(source, found, named, files)
     if named:
-        names = " and ".join(str(path.relative_to(found.folder)) for path in named)
-        raise InputError(f"{source} has several tables of clips ({names}); give the path of one of them")
+        return _from_top_tables(source, found, named, files)
     lists = {path.name.lower(): path for path in files if path.parent == found.folder and path.name.lower() in _LISTS}
     if len(lists) == 2:
         return _from_lists(source, found, lists, files)
@@ -206,14 +203,23 @@ def _list(source: str, found: _ListingBuilder) -> Listing:
         (name,) = lists
         other = next(other for other in _LISTS if other != name)
         raise InputError(f"{source} has a {name} but no {other}; add it, with one line for each clip")
-    others = [path for path in files if path.parent == found.folder and path.suffix.lower() in tables.SUFFIXES]
+    others = [path for path in files if path.suffix.lower() in tables.SUFFIXES]
+    others = others if len(others) <= MOST_TABLES else []
     usable = [path for path in others if tables.lists_clips(path)]
     if usable and not any(_is_clip(path) and _text_of(found, path) for path in files):
-        if len(usable) == 1:
-            return _from_tables(source, found, usable, files)
-        names = " and ".join(path.name for path in usable)
-        raise InputError(f"{source} has several tables of clips ({names}); give the path of one of them")
-    return _from_folder(source, found, files, usable, [path for path in others if path not in usable])
+        return _from_top_tables(source, found, usable, files)
+    unknown = [path for path in others if path not in usable and path.suffix.lower() != ".json"]
+    return _from_folder(source, found, files, usable, unknown)
+
+
+def _from_top_tables(source: str, found: _ListingBuilder, named: list[Path], files: list[Path]) -> Listing:
+    """List the clips of the tables that lie highest. Raises InputError if two of them are in the same folder."""
+    top = min(len(path.parts) for path in named)
+    named = [path for path in named if len(path.parts) == top]
+    if len({path.parent for path in named}) == len(named):
+        return _from_tables(source, found, named, files)
+    names = " and ".join(str(path.relative_to(found.folder)) for path in named)
+    raise InputError(f"{source} has several tables of clips ({names}); give the path of one of them")
 
 
 def _text_of(found: _ListingBuilder, clip: Path) -> Path | None:
@@ -325,7 +331,8 @@ def _from_folder(
         except InputError as error:
             found.add(path, (), text.name, f"has no usable caption: {error}", bad=True)
     for path in unused:
-        reason = f"is a table of clips, but clips have .txt files; to use it, give {os.path.join(source, path.name)}"
+        place = os.path.join(source, path.relative_to(found.folder))
+        reason = f"is a table of clips, but clips have .txt files; to use it, give {place}"
         found.problem(path, "unused", reason)
     layout = "official cached tensors" if only_caches else "clips with a .txt of the same name"
     return _listing(source, layout, found, files, set(unused), "is not used, because the folder contains clips")
