@@ -253,3 +253,16 @@ def test_bad_input_is_one_sentence(dataset: Path, ask: Ask, tmp_path: Path) -> N
     code, found = ask("generate", tmp_path / "other.csv", flags=flags)
     assert (code, "lacks the pictures in switch-frames of 0001, 0002" in found["error"]["message"]) == (2, True)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_the_model_cannot_make_is_refused_before_it_loads(
+    dataset: Path, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pusa.cli.shared.clip_jobs.open_pipeline", lambda *_, **__: pytest.fail("the model was loaded"))
+    descriptions = dataset / "descriptions.csv"
+    for track in ("i2v", "v2v"):
+        flags = ("--track", track, "--out", tmp_path / "run", "--model", "tiny", "--boundary", "0.5")
+        code, found = ask("generate", descriptions, flags=flags)
+        assert (code, "boundary is for two experts" in found["error"]["message"]) == (2, True)
+    assert not (tmp_path / "run").exists()
+    assert ask("generate", descriptions, flags=("--out", tmp_path / "run", "--dry-run"))[0] == 0

@@ -59,19 +59,20 @@ def generate(
     terminal = Terminal(verbosity.verbose)
     with terminal.status("Starting"):
         from pusa.cli.shared.batch import model_identity
-        from pusa.cli.shared.clip_jobs import open_pipeline
+        from pusa.cli.shared.clip_jobs import limits_of, open_pipeline
         from pusa.evaluation.physics_iq.dataset import Dataset, scenes
-        from pusa.evaluation.physics_iq.maker import VIDEOS, VideoMaker
+        from pusa.evaluation.physics_iq.maker import VIDEOS, VideoMaker, check
         from pusa.evaluation.results_folder import keep_settings, make_missing
 
         chosen_scenes, dataset = scenes(descriptions), Dataset(data)
     chosen = given_of(sampling) | ({"negative_prompt": negative} if (negative := negative_of(model)) else {})
-    pipe = open_pipeline(model, terminal, guidance=sampling.guidance)
-    maker = VideoMaker(pipe, dataset, chosen_scenes, out, track, seed, chosen)
+    check(dataset, chosen_scenes, track, limits_of(model, terminal), chosen)
     record = {"videos": len(chosen_scenes), "track": track, "folder": str(out / VIDEOS)}
     if dry_run:
         return Report(record, f"All input files for {count(len(chosen_scenes), 'video')} exist.")
     keep_settings(out, {"track": track, "seed": seed, **chosen, **model_identity(model)})
+    pipe = open_pipeline(model, terminal, guidance=sampling.guidance)
+    maker = VideoMaker(pipe, dataset, chosen_scenes, out, track, seed, chosen)
     with terminal.counting() as progress:
         make_missing(maker.units(), out, "Videos", progress)
     made = count(len(chosen_scenes), "video")

@@ -24,6 +24,7 @@ from pusa.evaluation.physics_iq.dataset import (
 )
 from pusa.files import replacing, write_json
 from pusa.generation.given import Image
+from pusa.generation.limits import Limits
 from pusa.generation.pipeline import Pipeline, extend
 from pusa.images import Frames, fit
 from pusa.videos import read_video, write_video
@@ -31,6 +32,32 @@ from pusa.work.units import Unit
 
 Track = Literal["i2v", "v2v"]
 VIDEOS, RECIPES = "videos", "recipes"
+
+
+def check(dataset: Dataset, scenes: Sequence[Scene], track: Track, limits: Limits, settings: Mapping[str, Any]) -> None:
+    """Raise InputError if a source is missing, or if the model cannot make such videos. No model is loaded.
+
+    settings: as for `VideoMaker`.
+    """
+    fps, geometry = limits.defaults.fps, limits.geometry
+    count = _frames(fps)
+    sampling = {name: value for name, value in settings.items() if name != "negative_prompt"}
+    if track == "i2v":
+        check_sources([(scene, dataset.picture(scene)) for scene in scenes], f"pictures in {PICTURES}")
+        limits.settings(frames=geometry.pixel_frames(geometry.slot_of(count - 1) + 1), **sampling)
+    else:
+        check_sources([(scene, dataset.prefix(scene, fps)) for scene in scenes], f"first seconds in {PREFIXES}")
+        limits.settings(frames=sum(limits.window(None, None, clips=1)), **sampling)
+
+
+def _frames(fps: float) -> int:
+    """The frames of a video. Raises InputError if this is not a whole number."""
+    if abs(round(SECONDS * fps) - SECONDS * fps) > 1e-6:
+        raise InputError(
+            f"The model makes {fps:g} frames per second, which is not a whole number of frames in {SECONDS} s; "
+            "choose another model."
+        )
+    return round(SECONDS * fps)
 
 
 class VideoMaker:
@@ -48,17 +75,7 @@ class VideoMaker:
     ) -> None:
         self.pipe, self.dataset, self.scenes, self.folder = pipe, dataset, scenes, folder
         self.track, self.seed, self.settings = track, seed, dict(settings)
-        fps = pipe.defaults.fps
-        if track == "i2v":
-            check_sources([(scene, dataset.picture(scene)) for scene in scenes], f"pictures in {PICTURES}")
-        else:
-            check_sources([(scene, dataset.prefix(scene, fps)) for scene in scenes], f"first seconds in {PREFIXES}")
-        self.count = round(SECONDS * fps)
-        if abs(self.count - SECONDS * fps) > 1e-6:
-            raise InputError(
-                f"The model makes {fps:g} frames per second, which is not a whole number of frames in {SECONDS} s; "
-                "choose another model."
-            )
+        self.count = _frames(pipe.defaults.fps)
 
     def units(self) -> list[Unit]:
         """A unit of work for each video."""
