@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -179,7 +180,10 @@ def test_python_warns_and_the_command_line_tells_it_first(
     said = capsys.readouterr().err
     assert "128x128 is far from 32x32" in said
     assert "37 frames are 2.2 times the 17" in said
-    assert "pusa: Sampling takes about" in said
+    assert "pusa: The clip takes about" in said
+    part = ["--video", f"{phone},frames=5", "--out", str(tmp_path / "part.mp4"), "--model", str(tiny_folder)]
+    assert main(["generate", "x", *part, "--steps", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == Generate("x", [Clip(phone, frames=5)]).notes(LIMITS)
     Path(tmp_path / "clips.jsonl").write_text('{"video": "phone.mp4,frames=5"}\n{"video": "phone.mp4,frames=9"}')
     assert main(["generate", "--prompts", str(tmp_path / "clips.jsonl"), *out]) == 0
     assert f"clips.jsonl, lines 1, 2: {phone}: its 42 frames at 30 fps" in capsys.readouterr().err

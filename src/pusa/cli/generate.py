@@ -206,7 +206,7 @@ def generate(
         return {seed: output.path(*name, seed=seed if count > 1 else None) for seed, name in names.items()}
 
     check_paths(paths(settings).values(), output, sources, bytes_needed=count * bytes_of(limits, settings))
-    say_notes(request, limits, model, terminal)
+    notes = say_notes(request, limits, model, terminal)
     if request.init is None:
         check_shares(model, request.size, request.frames)
     pipe = open_pipeline(model, terminal, size=request.size, frames=request.frames, guidance=request.guidance)
@@ -214,6 +214,5 @@ def generate(
     wanted = paths(request.check(pipe.limits))
     if request.init is not None:  # its length, which is in the name, is known only now
         check_paths(wanted.values(), output, sources)
-    return make(
-        {path: partial(replace(request, seed=seed).run, pipe) for seed, path in wanted.items()}, output, terminal
-    )
+    jobs = {path: partial(replace(request, seed=seed).run, pipe) for seed, path in wanted.items()}
+    return make(jobs, output, terminal, notes=notes)

@@ -83,6 +83,6 @@ def transition(
     check_rate(output, limits)
     settings = request.check(limits)
     check_paths([path], output, bytes_needed=bytes_of(limits, settings))
-    say_notes(request, limits, model, terminal)
+    notes = say_notes(request, limits, model, terminal)
     pipe = open_pipeline(model, terminal, size=settings.size, frames=settings.frames, guidance=request.guidance)
-    return make({path: partial(request.run, pipe)}, output, terminal)
+    return make({path: partial(request.run, pipe)}, output, terminal, notes=notes)

@@ -107,8 +107,9 @@ def make_batch(
             for note in line.request.notes(limits):
                 notes.setdefault(note, []).append(line.number)
     _refuse(file, wrong)
-    for note, numbers in notes.items():
-        terminal.note(f"pusa: {file}, {_lines(numbers)}: {note}")
+    told = [f"{file}, {_lines(numbers)}: {note}" for note, numbers in notes.items()]
+    for note in told:
+        terminal.note(f"pusa: {note}")
     with terminal.status("Reading the model's files"):
         identity = model_identity(model)
     missing = []
@@ -135,7 +136,7 @@ def make_batch(
         "there": [str(line.path) for line in lines if line.where not in {*result.made, *result.failed}],
         "failed": failed,
         "seconds": round(time.perf_counter() - started, 3),
-    }
+    } | ({"notes": told} if told else {})
     shown = [Shown(line.path, line.request.prompt, line.request.seed, sidecar_path(line.path))
              for line in lines if line.path.is_file()]  # fmt: skip
     if len(shown) > 1:

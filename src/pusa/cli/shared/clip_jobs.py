@@ -17,7 +17,7 @@ from pusa.cli.shared import gallery
 from pusa.cli.shared.memory_report import profile_for
 from pusa.cli.shared.options import Model, Output
 from pusa.cli.shared.ranks import launched
-from pusa.cli.shared.terminal import Report, Terminal, count
+from pusa.cli.shared.terminal import Report, Terminal
 from pusa.errors import STOPS, InputError, sentence
 from pusa.generation.outputs import media_path, shortened, sidecar_path
 from pusa.generation.request import Request
@@ -141,11 +141,13 @@ def make(
     terminal: Terminal,
     *,
     replaces: Path | None = None,
+    notes: Sequence[str] = (),
 ) -> Report:
     """Run the jobs one after the other, save each clip at its path, and report the clips.
 
     jobs: by path, which `check_paths` has checked; a job takes the sampler's callback and returns the clip. If a file
     has appeared at the path meanwhile, the clip gets a new name. If one of several clips fails, the others are made.
+    notes: for the record.
     """
     from pusa.processes import current_group, from_rank_zero
 
@@ -175,6 +177,7 @@ def make(
         count, height, width, _ = clip.frames.shape
         terminal.note(f"{count} frames of {width}x{height} at {clip.fps:g} fps in {seconds:.1f} s")
     said: dict[str, Any] = {"clips": records} | ({"failed": failed} if failed else {})
+    said |= {"notes": list(notes)} if notes else {}
     if records and group.is_rank_zero:
         said |= _show(records, clips, output, terminal)
     return Report(said, "\n".join(record["path"] for record in records), clips, exit_code=int(bool(failed)))
@@ -194,18 +197,22 @@ def _show(
     return pages
 
 
-def say_notes(request: Request, limits: Limits, model: Model, terminal: Terminal) -> None:
-    """Print what becomes of the sources of a request, and how long a clip takes that is far from the model's own."""
+def say_notes(request: Request, limits: Limits, model: Model, terminal: Terminal) -> list[str]:
+    """Print and return what becomes of the sources of a request, and how long a large clip takes."""
     from pusa.cli.shared.memory_report import LARGE, relative_size, time_of
+    from pusa.generation.footage import footage
 
-    for note in request.notes(limits):
-        terminal.note(f"pusa: {note}")
+    notes = request.notes(limits)
     settings: Settings = request.check(limits)
-    if terminal.verbose and relative_size(limits.defaults, settings.size, settings.frames) > LARGE:
+    if relative_size(limits.defaults, settings.size, settings.frames) > LARGE:
+        joined = [getattr(request, name) for name in ("clip", "a", "b") if hasattr(request, name)]
+        coded = settings.frames + 2 * sum(footage(clip, limits.defaults.fps).count or 0 for clip in joined)
         with terminal.status("Estimating"):
-            time_needed = time_of(model, settings.size, settings.frames, settings.guidance, settings.steps)
-        steps = count(settings.steps, "step")
-        terminal.note(f"pusa: Sampling takes about {time_needed} here ({steps}), by a rough estimate.")
+            needed = time_of(model, settings.size, settings.frames, settings.guidance, settings.steps, coded)
+        notes.append(f"The clip takes about {needed} here, by a rough estimate.")
+    for note in notes:
+        terminal.note(f"pusa: {note}")
+    return notes
 
 
 def check_paths(

@@ -62,15 +62,30 @@ def relative_size(default: Defaults, size: tuple[int, int] | None, frames: int |
     return pixels / (math.prod(default.size) * default.frames)
 
 
-def time_of(model: Model, size: tuple[int, int], frames: int, guidance: float, steps: int) -> str:
-    """Return how long the steps of a clip take on this device, in words. It computes a little, to measure the device.
+def time_of(model: Model, size: tuple[int, int], frames: int, guidance: float, steps: int, coded: int) -> str:
+    """Return how long a clip takes on this device, in words. It computes a little, to measure the device.
 
-    size (width, height), frames: of the window that is sampled.
+    size (width, height), frames: of the window that is sampled. coded: how many frames the autoencoder encodes and
+    decodes; both are counted as decoding.
     """
-    profile = "cpu" if _device().type == "cpu" else "80gb"
-    report = memory_report(model, size=size, frames=frames, guidance=guidance, profile=profile, rate=None)
-    low, high = (duration(seconds * steps) for seconds in report.record["profiles"][0]["seconds_per_step"])
-    return low if low == high else f"{low} to {high}"
+    import torch
+
+    from pusa.models.memory import profiles
+    from pusa.training.costs import matmul_rate
+    from pusa.training.estimate import EFFICIENCY
+
+    device = _device()
+    on_cpu = device.type == "cpu"
+    rehearsal = _rehearse(model, size, frames, guidance, on_cpu)
+    kind = ("float32" if on_cpu else "bfloat16") if model.dtype == "auto" else model.dtype
+    rate = _measured_rate(matmul_rate, str(device), getattr(torch, kind))
+    profile = profiles.named("cpu" if on_cpu else "80gb")
+    each = _seconds(rehearsal.needs(profile), profile.transformer, rate, EFFICIENCY)
+    coding = [rehearsal.plain.flops / frames * coded / rate / share for share in reversed(EFFICIENCY)]
+    low, high = (duration(one * steps + other) for one, other in zip(each, coding, strict=True))
+    if low.split()[1].rstrip("s") == high.split()[1].rstrip("s"):
+        low = low.split()[0]
+    return high if low == high.split()[0] else f"{low} to {high}"
 
 
 def memory_report(
