@@ -162,3 +162,26 @@ def test_a_file_that_appears_while_a_clip_is_made_costs_nothing(
     assert "written by another program meanwhile, so the clip is saved as clip_2.mp4" in captured.err
     assert Path("clip.json").read_text() == "mine"
     assert Path("clip_2.json").is_file()
+
+
+def test_the_page_of_clips_names_a_path_that_is_not_utf8(
+    folder: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["generate", "a", *QUICK, "--model", str(tiny_folder), "--count", "2", "--json"]
+    assert main([*command, "--out", f"{CAFE}.mp4"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert "caf%E9_0.mp4" in Path(said["page"]).read_text()
+
+
+def test_clips_without_their_page_are_no_failure(
+    folder: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pusa.cli.shared.gallery.write_text_atomic", fail)
+    command = ["generate", "a", *QUICK, "--model", str(tiny_folder), "--count", "2", "--out", "clip.mp4"]
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert captured.out.split() == ["clip_0.mp4", "clip_1.mp4"]
+    assert "The page of all clips was not written: No space left on device" in captured.err

@@ -17,7 +17,7 @@ from pusa.cli import main
         ("generate x --steps abc", "--steps: 'abc' is not a whole number; write for example 9."),
         ("generate x --guidance abc", "--guidance is 'abc': give a number."),
         ("generate x --fit zoom", "--fit is 'zoom': choose crop, pad or stretch."),
-        ("generate x --nope", "pusa generate has no option --nope; did you mean --noise?"),
+        ("generate x --nois", "pusa generate has no option --nois; did you mean --noise?"),
         ("generate x --qqqqqqqq", "pusa generate has no option --qqqqqqqq; pusa generate --help lists all."),
         ("generat x", "There is no command 'generat'; did you mean generate?"),
         ("qqq", "There is no command 'qqq'; choose generate, extend, transition,"),

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from pusa.cli.shared.terminal import Terminal
+from pusa.cli.shared.terminal import Terminal, printable
+from pusa.errors import STOPS, sentence
 from pusa.files import write_text_atomic
 
 if TYPE_CHECKING:
@@ -41,26 +42,36 @@ class Shown:
     sidecar: Path
 
 
-def write_page(page: Path, clips: Sequence[Shown], frames: Sequence[Frames], terminal: Terminal) -> dict[str, str]:
+def write_page(page: Path, clips: Sequence[Shown], frames: Iterable[Frames], terminal: Terminal) -> dict[str, str]:
     """Write a page of the clips, and beside it the contact sheet; return their paths by kind.
 
     frames: those of the clips, uint8 [N, H, W, 3] each, or of the first of them. If files of somebody else have these
-    names, a note says so, and nothing is written.
+    names, or if writing fails, a note says so. The clips are saved already, so that this is no failure of the command.
     """
+    try:
+        return _written(page, clips, frames, terminal)
+    except STOPS:
+        raise
+    except Exception as error:
+        terminal.note(f"The page of all clips was not written: {sentence(error)}")
+        return {}
+
+
+def _written(page: Path, clips: Sequence[Shown], frames: Iterable[Frames], terminal: Terminal) -> dict[str, str]:
     from pusa.images import write_image
 
     sheet = page.with_suffix(".png")
     if any(path.exists() for path in (page, sheet)) and not _is_ours(page):
         terminal.note(f"{page} or {sheet.name} exists and is no page of pusa, so no page was written.")
         return {}
-    write_image(sheet, _contact_sheet([clip.path.stem for clip in clips], frames))
+    write_image(sheet, _contact_sheet([printable(clip.path.stem) for clip in clips], list(frames)))
     figures = "\n".join(_figure(clip, page.parent) for clip in clips)
     title = escape(f"{len(clips)} clips")
     write_text_atomic(
         page,
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{MARK}\n<title>{title}</title>\n'
         f"<style>{STYLE}</style></head>\n<body><h1>{title}</h1>\n<main>\n{figures}\n</main>\n"
-        f'<p><a href="{quote(sheet.name)}">Contact sheet</a></p></body></html>\n',
+        f'<p><a href="{quote(os.fsencode(sheet.name))}">Contact sheet</a></p></body></html>\n',
     )
     terminal.note(f"Page of all clips: {page}")
     return {"page": str(page), "sheet": str(sheet)}
@@ -70,7 +81,7 @@ def write_page_of_files(page: Path, clips: Sequence[Shown], terminal: Terminal) 
     """`write_page` for clips on the disk, which are read for the contact sheet."""
     from pusa.videos import read_video
 
-    return write_page(page, clips, [read_video(clip.path)[0] for clip in clips[:MOST]], terminal)
+    return write_page(page, clips, (read_video(clip.path)[0] for clip in clips[:MOST]), terminal)
 
 
 def show(path: Path, terminal: Terminal) -> None:
@@ -100,7 +111,7 @@ def _is_ours(page: Path) -> bool:
 
 
 def _figure(clip: Shown, folder: Path) -> str:
-    source = quote(os.path.relpath(clip.path, folder))
+    source = quote(os.fsencode(os.path.relpath(clip.path, folder)))
     if clip.path.is_dir():
         source += "/0000.png"
     medium = f'<video src="{source}" autoplay muted loop controls></video>'
