@@ -16,6 +16,7 @@ from pusa import processes
 from pusa.errors import InputError
 from pusa.files import make_folder
 from pusa.images import read_image
+from pusa.models.memory import stored_weights
 from pusa.training import fitting, loading, loggers, optimisers, planning, starting
 from pusa.training.config.tree import Config
 from pusa.training.data import split
@@ -67,6 +68,7 @@ def run(
     with processes.join() as group:
         processes.from_rank_zero(group, lambda: loggers.check(list(config.track.loggers)))
         processes.from_rank_zero(group, lambda: optimisers.check(config.train.optimiser))
+        processes.from_rank_zero(group, partial(stored_weights.check, config.memory.base))
         for path in config.preview.pictures or ():
             read_image(path)
         with terminal.status("Reading the configuration of the model"):

@@ -104,6 +104,10 @@ def test_nf4_without_bitsandbytes_names_the_remedy(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(InputError, match=r"needs bitsandbytes: run pip install .* or set memory\.base to fp8"):
         Stored.of(torch.ones(4, 64), "nf4")
+    with pytest.raises(InputError, match="needs bitsandbytes"):
+        stored_weights.check("nf4")
+    for storage in (None, "fp8", "int8"):
+        stored_weights.check(storage)
 
 
 def test_at_most_two_swapped_blocks_are_on_the_device() -> None:

@@ -100,6 +100,12 @@ class Stored:
         return weight
 
 
+def check(storage: Storage | None) -> None:
+    """Raise InputError if the library of a storage is not installed."""
+    if storage == "nf4":
+        _bitsandbytes()
+
+
 def _nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
     if weight.is_meta:
         count = weight.numel()
