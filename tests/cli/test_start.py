@@ -57,8 +57,12 @@ MISTAKES = {
     "an unknown preset": (["generate", "x", "--preset", "pusa-wan23"], "did you mean"),
     "an existing file": (["generate", "x", "--out", "there.mp4"], "--overwrite"),
     "a missing sidecar": (["generate", "--from", "lost.json"], "lost.json"),
-    "no sidecar": (["generate", "--from", "text.png"], "not the recipe"),
+    "no sidecar": (["generate", "--from", "batch.jsonl"], "not the recipe"),
     "a variant of another model": (["generate", "--from", "lost.json", "--model", "tiny"], "--from uses the model"),
+    "no clips to train on": (["train", "--data", "lost", "--out", "run"], "there is no folder lost"),
+    "no clips to prepare": (["prepare", "lost"], "there is no folder lost"),
+    "no clips to check": (["check", "lost"], "there is no folder lost"),
+    "no LoRA to export": (["export", "lost.safetensors", "--to", "kohya", "--out", "k.safetensors"], "does not exist"),
     "a model that is none": (["info", "lost"], "There is no model 'lost'"),
 }
 ANSWERS = {

@@ -58,7 +58,11 @@ def check(
     terminal = Terminal(verbosity.verbose)
     if price is not None and number(str(price), "--price", "price") < 0:
         raise InputError(f"--price {price:g}: give 0 or more.")
+    from pusa.training.data import dataset
+
     config = settings_for(data, preset, overrides)
+    for source in config.data.sources:
+        dataset.check_place(source.path)  # before torch is imported
     with terminal.status("Starting"):
         import torch
 

@@ -90,6 +90,10 @@ def export(
     if out.exists() and not merging and not overwrite:
         raise InputError(f"{out} exists already; give --overwrite to replace it, or give another --out.")
 
+    from pusa.models.lora import header
+
+    if not lora.is_dir():
+        header.file_of(lora)  # a missing file is told before torch is imported
     from pusa.models import export as exporting
 
     terminal = Terminal(not (quiet or json))

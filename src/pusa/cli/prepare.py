@@ -56,7 +56,11 @@ def prepare(
         raise InputError(f"--workers {workers}: give 1 or more, together with --ray.")
     if ray is not None and world > 1:
         raise InputError("--ray starts its own processes; run the command without torchrun.")
+    from pusa.training.data import dataset
+
     config = settings_for(data, preset, overrides)
+    for source in config.data.sources:
+        dataset.check_place(source.path)  # before torch is imported
     cache = config.data.cache
     with terminal.status("Starting"):
         from pusa.files import make_folder

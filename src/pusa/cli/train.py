@@ -61,10 +61,13 @@ def train(
         raise InputError("--data and --data.path are the same option and have different values; give one of them.")
     with terminal.status("Starting"):
         from pusa.training.config.tree import read
+        from pusa.training.data import dataset
 
         chosen = read(config, preset, named)
         if not chosen.data.sources:
             raise InputError("There are no clips to train on; give --data DIR, or data.path in the settings.")
+        for source in chosen.data.sources:
+            dataset.check_place(source.path)  # before torch is imported
 
         from pusa.training.run import run
     name = config.stem if config else preset or "tiny-base"

@@ -136,6 +136,18 @@ def is_official_cache(path: Path) -> bool:
     return path.name.lower().endswith(OFFICIAL_SUFFIX)
 
 
+def check_place(source: str | Path) -> None:
+    """Raise the error of `find` for a source that is neither a folder, a file nor a hub id. Nothing is read."""
+    text = str(source)
+    path = as_stored(Path(source).expanduser())
+    if text and not path.is_dir() and not path.is_file() and not (isinstance(source, str) and _HUB_ID.fullmatch(text)):
+        raise _missing(text)
+
+
+def _missing(text: str) -> InputError:
+    return InputError(f"there is no folder {text}; give a folder of clips, or the hub id of a dataset (owner/name)")
+
+
 def find(source: str | Path, *, variants: bool = False) -> Listing:
     """List the clips and captions of a folder, a table, or a dataset on the hub, which is downloaded.
 
@@ -157,7 +169,7 @@ def find(source: str | Path, *, variants: bool = False) -> Listing:
         return _from_tables(text, found, [path.absolute()], _walk(found))
     if isinstance(source, str) and _HUB_ID.fullmatch(text):
         return _list(text, _ListingBuilder(_download(text), hub=True, variants=variants))
-    raise InputError(f"there is no folder {text}; give a folder of clips, or the hub id of a dataset (owner/name)")
+    raise _missing(text)
 
 
 def _download(hub_id: str) -> Path:
