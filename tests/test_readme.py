@@ -83,6 +83,12 @@ def test_the_training_block_runs(model: Path, tmp_path: Path, monkeypatch: pytes
         assert run([verb, *tokens, *extra.pop(verb), "--quiet"]) is not None
     assert not extra
     assert Path("first.safetensors").is_file()
+    (flags,) = re.findall(r"`(--model tiny-base --lora [^`]+)`", TEXT.replace("\n", " "))
+    own = shlex.split(flags.replace("tiny-base", str(model)))
+    report = run(["generate", "a red circle", *own, "--frames", "5", "--out", "own.mp4", "--quiet"])
+    assert report is not None
+    (lora,) = json.loads(Path("own.json").read_text())["loras"]
+    assert lora["path"].endswith("runs/first/lora.safetensors")
 
 
 def test_the_python_block_runs(model: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
