@@ -149,8 +149,8 @@ def _with_comfy(facts: Facts) -> str:
 {json.dumps({"2": node}, indent=2)}
 ```
 
-A timestep per frame needs nodes that give one, such as the Pusa scheduler of ComfyUI-WanVideoWrapper; the plain sampler
-makes text-to-video."""
+Stock ComfyUI gives a timestep per frame to Wan2.2 5B only. For another base, use nodes that give one, such as the
+scheduler `flowmatch_pusa` of ComfyUI-WanVideoWrapper. Without them, this LoRA makes text-to-video."""
 
 
 def _training(facts: Facts) -> str:
