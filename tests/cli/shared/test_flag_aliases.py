@@ -46,9 +46,9 @@ def test_no_habit_stands_for_two_flags() -> None:
 def test_the_documentation_lists_every_habit() -> None:
     text = (Path(__file__).parents[3] / "docs" / "generate.md").read_text(encoding="utf-8")
     for flag, habits in SYNONYMS.items():
-        row = next(line for line in text.splitlines() if line.startswith(f"| `{flag}"))
-        listed = {word.strip("`,").replace("_", "-") for word in row.split("|")[2].split()}
-        assert set(habits) <= listed
+        rows = [line for line in text.splitlines() if line.startswith(f"| `{flag}")]
+        listed = [{word.strip("`,").replace("_", "-") for word in row.split("|")[2].split()} for row in rows]
+        assert any(set(habits) <= words for words in listed)
 
 
 @pytest.mark.parametrize(
