@@ -196,10 +196,11 @@ def generate(
     several = [replace(request, seed=request.seed + i) for i in range(count)]
     sources = [*request.files(), *([] if matrix is None else [matrix])]
     check_output(output, sources)
-    request = opened(request, terminal)
+    request.check_files()
     limits = limits_of(model, terminal)
     check_rate(output, limits)
     settings = request.check(limits)
+    request = opened(request, terminal)  # last, because a large picture takes seconds
 
     def paths(settings: Settings) -> dict[int, Path]:
         names = {one.seed: default_name(one.prompt, one.seed, settings.frames, settings.size) for one in several}

@@ -9,7 +9,6 @@ refused by `check`, which needs the model's configuration and not its weights.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, fields, replace
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, S
 from annotated_types import Ge, Gt, Le, Lt
 
 from pusa.errors import InputError
+from pusa.files import existing_file
 from pusa.generation import options
 from pusa.generation.footage import changes, crop_of_picture, footage, joined_changes, joined_size, strain
 from pusa.generation.given import Clip, Image, Noise, claim, conditions, edited, frame_index, listed
@@ -141,12 +141,17 @@ class Request(Sampling):
         """The files that it is made from."""
         raise NotImplementedError
 
+    def check_files(self) -> None:
+        """Raise InputError for a file that is missing or empty. No file is decoded."""
+        for path in self.files():
+            existing_file(path)
+
     def opened(self) -> Self:
         """The request with every picture decoded, so that `run` does not decode it again. Clips are only looked for.
 
         Raises InputError for a picture that cannot be read and for a missing file.
         """
-        _check_files(self.files())
+        self.check_files()
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -299,10 +304,10 @@ class Generate(Request):
     def opened(self) -> Self:
         from pusa.generation.pictures import open_picture
 
+        self.check_files()
         pictures = [
             replace(one, src=open_picture(one.src)) if isinstance(one, Image) else one for one in self.conditions
         ]
-        _check_files(_paths(one.src for one in (*self.conditions, self.init) if isinstance(one, Clip)))
         return replace(self, conditions=tuple(pictures))
 
 
@@ -426,12 +431,6 @@ def json_schema() -> dict[str, Any]:
 
 def _paths(sources: Iterable[Any]) -> list[Path]:
     return [Path(src) for src in sources if isinstance(src, str | Path)]
-
-
-def _check_files(paths: Iterable[Path]) -> None:
-    for path in paths:
-        if not os.path.isfile(path):  # `Path.is_file` raises an error for a name that is too long
-            raise InputError(f"There is no file {path}; check the name.")
 
 
 def _label(src: Any) -> str:
