@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import subprocess
 from pathlib import Path
@@ -49,3 +50,13 @@ def test_after_an_interruption_the_command_says_whether_it_goes_on(
     said = capsys.readouterr().err
     assert said.startswith("pusa: interrupted; no file is half written.")
     assert words in said
+
+
+def test_libraries_do_not_log_what_they_lack(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    main(["info", "--presets"])
+    for library in ("bitsandbytes.backends.cpu.ops", "torchao", "diffusers.quantizers.torchao.torchao_quantizer"):
+        logging.getLogger(library).warning("Failed to load a kernel")
+    assert not caplog.records
+    assert "kernel" not in capsys.readouterr().err

@@ -6,6 +6,7 @@ fast. `main` turns every outcome into an exit code: 0 done, 1 failed, 2 wrong us
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -125,12 +126,18 @@ def _what_remains(tokens: Sequence[str]) -> str:
     return ""
 
 
+_CHATTY = ("bitsandbytes", "torchao", "diffusers.quantizers", "torch.utils._pytree")
+"""Libraries that log, when diffusers imports them, what they lack here and pusa does not use."""
+
+
 def _show_warnings_as_notes() -> None:
     """Print the warnings of pusa on stderr, and hide those of libraries, which address programmers."""
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("always", category=UserWarning, module=r"pusa\.")
     warnings.filterwarnings("ignore", category=Adjustment)  # commands print them before the model is loaded
     warnings.showwarning = lambda message, *_: print(f"pusa: {printable(str(message))}", file=sys.stderr)
+    for library in _CHATTY:
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def explain(error: BaseException) -> tuple[str, int]:
