@@ -18,8 +18,8 @@ import numpy as np
 
 from pusa.evaluation.clips import measures, seams
 from pusa.evaluation.clips.optical_flow import Motion
-from pusa.images import Frames, fit
-from pusa.videos import read_video
+from pusa.media.images import Frames, fit
+from pusa.media.videos import read_video
 
 SHOWN = ("flicker", "warp_error", "smoothness", "dynamic", "sharpness_kept", "colour_drift", "luma_drift")
 SEAMS = ("difference", "luma", "residual", "acceleration")

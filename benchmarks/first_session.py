@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from pusa import videos
-from pusa.images import Frames, contact_sheet, fit, write_image
+from pusa.media import videos
+from pusa.media.images import Frames, contact_sheet, fit, write_image
 
 ROOT = Path(__file__).absolute().parents[1]
 SESSION = """\

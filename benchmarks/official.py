@@ -24,7 +24,7 @@ import pusa
 from pusa.core import sigmas
 from pusa.core.timesteps import TimestepMatrix
 from pusa.evaluation.synthetic.tasks import SceneTask
-from pusa.images import fit
+from pusa.media.images import fit
 
 TASK, NOISE, SHIFT = "image-to-video", 0.2, 5.0
 TILE, STRIDE = (30, 52), (15, 26)

@@ -10,7 +10,7 @@ import av
 import numpy as np
 from PIL import Image as PILImage
 
-from pusa import images
+from pusa.media import images
 
 
 def ramp(height: int = 24, width: int = 32) -> images.Image:

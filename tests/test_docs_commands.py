@@ -12,7 +12,7 @@ import pytest
 
 from pusa.cli import app, run
 from pusa.cli.shared.flag_aliases import translate
-from pusa.images import read_image
+from pusa.media.images import read_image
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "training").glob("*.md"))]

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from pusa import files, images, videos
+from pusa import files
 from pusa.errors import InputError, PusaError
+from pusa.media import images, videos
 from tests.footage import clip, no_leftovers
 
 RNG = np.random.default_rng(0)

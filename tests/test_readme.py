@@ -13,7 +13,7 @@ import pytest
 from pusa.cli import app, run
 from pusa.cli.shared.flag_aliases import translate
 from pusa.embedded import world
-from pusa.videos import write_video
+from pusa.media.videos import write_video
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

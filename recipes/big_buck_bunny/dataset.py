@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pusa import files, images, video_probe, videos
+from pusa import files
 from pusa.errors import PusaError
+from pusa.media import images, video_probe, videos
 
 FPS = 24
 LEFT_OUT = (

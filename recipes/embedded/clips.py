@@ -17,7 +17,7 @@ import av
 from data import Pictures, clip
 
 from pusa.embedded import world
-from pusa.images import Frames
+from pusa.media.images import Frames
 
 FIRST_SEED = 2_000_000
 """These seeds overlap neither those of the autoencoder nor those of the base."""

@@ -25,7 +25,7 @@ from transformers import UMT5EncoderModel
 from pusa import embedded
 from pusa.core import sampler, schedules, sigmas
 from pusa.embedded import judge, world
-from pusa.images import Frames
+from pusa.media.images import Frames
 from pusa.models.backbone import Text
 from pusa.models.loading import checkpoints
 from pusa.models.lora import runtime

@@ -13,9 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from pusa import videos
 from pusa.cli import main
 from pusa.files import sha256
+from pusa.media import videos
 from pusa.models.loading import checkpoints
 from pusa.training.config.tree import Config, read
 from pusa.training.data.split import held_out

@@ -15,7 +15,7 @@ from PIL import Image as PILImage
 from safetensors.torch import load_file
 
 from pusa.cli import main, run
-from pusa.videos import read_video
+from pusa.media.videos import read_video
 
 
 @pytest.fixture(scope="module")

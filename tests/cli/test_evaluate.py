@@ -14,8 +14,8 @@ import pytest
 
 import pusa
 from pusa.cli import main
-from pusa.images import Frames, write_image
-from pusa.videos import write_video
+from pusa.media.images import Frames, write_image
+from pusa.media.videos import write_video
 
 Ask = Callable[..., tuple[int, Any]]
 

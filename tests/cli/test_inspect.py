@@ -10,8 +10,8 @@ import pytest
 
 from pusa import embedded
 from pusa.cli import main
-from pusa.images import write_image
-from pusa.videos import read_video, write_video
+from pusa.media.images import write_image
+from pusa.media.videos import read_video, write_video
 
 
 def ask(capsys: pytest.CaptureFixture[str], *tokens: str | Path) -> tuple[int, Any]:

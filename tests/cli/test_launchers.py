@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pusa.videos import write_video
+from pusa.media.videos import write_video
 from tests.conftest import PROMPTS
 
 ROOT = Path(__file__).parents[2]

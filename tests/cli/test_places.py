@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from pusa.cli import main
-from pusa.images import write_image
-from pusa.videos import write_video
+from pusa.media.images import write_image
+from pusa.media.videos import write_video
 
 CAFE = os.fsdecode(b"caf\xe9")
 """A name whose last byte is not UTF-8."""

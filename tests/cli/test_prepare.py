@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from pusa.cli import main
 from pusa.cli.shared.terminal import Terminal
+from pusa.media.videos import write_video
 from pusa.models.loading.checkpoints import load
 from pusa.models.wan.geometry import GEOMETRIES
 from pusa.training.data import samples
 from pusa.training.data.cache import CachedSamples
 from pusa.training.data.fingerprints import fingerprint
-from pusa.videos import write_video
 
 Pusa = Callable[..., dict[str, Any]]
 

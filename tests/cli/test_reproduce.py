@@ -13,7 +13,7 @@ from pusa.cli import main
 from pusa.evaluation.paper import experiments, study
 from pusa.evaluation.paper.study_folder import StudyFolder
 from pusa.evaluation.results_folder import TIMES
-from pusa.images import read_image
+from pusa.media.images import read_image
 
 
 def filled(folder: Path, letters: str) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pusa.images import write_image
+from pusa.media.images import write_image
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate")

@@ -132,7 +132,7 @@ def test_the_verb_is_registered() -> None:
 
 @pytest.fixture
 def clips(tmp_path: Path, noise_frames: Callable[..., Any]) -> Path:
-    from pusa.videos import write_video
+    from pusa.media.videos import write_video
 
     folder = tmp_path / "clips"
     folder.mkdir()
@@ -226,7 +226,7 @@ def test_ctrl_c_leaves_a_checkpoint(
 def test_folders_variants_and_a_validation_set_train_and_resume(
     ask: Ask, common: list[str], clips: Path, tmp_path: Path, noise_frames: Callable[..., Any]
 ) -> None:
-    from pusa.videos import write_video
+    from pusa.media.videos import write_video
 
     for name, seeds in (("more", (10, 11)), ("apart", (20,))):
         (tmp_path / name).mkdir()

@@ -22,9 +22,9 @@ from pusa.cli import main, run
 from pusa.cli.shared.terminal import Terminal, pace
 from pusa.generation.clip import GeneratedClip
 from pusa.generation.pipeline import Pipeline
-from pusa.images import Frames, fit, write_image
+from pusa.media.images import Frames, fit, write_image
+from pusa.media.videos import read_every_frame, read_video, write_video
 from pusa.models.loading.presets import named
-from pusa.videos import read_every_frame, read_video, write_video
 
 Pusa = Callable[..., dict[str, Any]]
 

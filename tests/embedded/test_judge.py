@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from pusa.embedded import judge, world
-from pusa.images import Frames
+from pusa.media.images import Frames
 
 CLIPS = 80
 

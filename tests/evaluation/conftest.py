@@ -10,8 +10,8 @@ import pytest
 from benchmarks.controls import CONTROLS
 from pusa.evaluation.clips import measures, seams
 from pusa.evaluation.clips.optical_flow import Motion
-from pusa.images import Frames
-from pusa.videos import read_video
+from pusa.media.images import Frames
+from pusa.media.videos import read_video
 
 JOIN = 16
 

@@ -12,9 +12,9 @@ from PIL import Image as PILImage
 from pusa.errors import InputError
 from pusa.generation.conditions import Target, place, resolve
 from pusa.generation.given import Clip, Image
-from pusa.images import fit, write_image
+from pusa.media.images import fit, write_image
+from pusa.media.videos import write_video
 from pusa.models.wan.geometry import GEOMETRIES
-from pusa.videos import write_video
 
 
 @pytest.fixture

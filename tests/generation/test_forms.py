@@ -15,7 +15,7 @@ from pusa.errors import InputError
 from pusa.generation.clip import GeneratedClip, kept_latents
 from pusa.generation.pipeline import Pipeline, extend
 from pusa.generation.provenance import regenerate
-from pusa.images import read_image
+from pusa.media.images import read_image
 
 
 @pytest.fixture(scope="module")

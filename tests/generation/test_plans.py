@@ -10,7 +10,7 @@ import torch
 
 from pusa.errors import InputError
 from pusa.generation.pipeline import extend, transition
-from pusa.videos import write_video
+from pusa.media.videos import write_video
 
 PROMPT = "a red circle moves left"
 

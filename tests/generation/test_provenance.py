@@ -19,9 +19,9 @@ from pusa.errors import InputError
 from pusa.generation.given import Clip, Image
 from pusa.generation.pipeline import extend, load, transition
 from pusa.generation.provenance import read, regenerate
-from pusa.images import write_image
+from pusa.media.images import write_image
+from pusa.media.videos import write_video
 from pusa.models.lora import runtime
-from pusa.videos import write_video
 
 PROMPT = "a red circle moves left"
 

@@ -127,7 +127,7 @@ assert "torch" not in sys.modules
 
 def test_pictures_are_decoded_once(tiny_pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pusa.generation import pictures
-    from pusa.images import write_image
+    from pusa.media.images import write_image
 
     write_image(tmp_path / "a.png", np.full((32, 32, 3), 90, np.uint8))
     read: list[Any] = []

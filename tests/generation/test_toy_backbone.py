@@ -19,6 +19,7 @@ from pusa.errors import InputError
 from pusa.generation.given import Clip, Image
 from pusa.generation.pipeline import Pipeline, extend, transition
 from pusa.generation.provenance import regenerate
+from pusa.media.videos import write_video
 from pusa.models.backbone import Backbone, Defaults, Flops, Geometry, Text
 from pusa.processes import ProcessGroup
 from pusa.training.config.tree import Config
@@ -28,7 +29,6 @@ from pusa.training.data.fingerprints import fingerprint
 from pusa.training.data.samples import Bucket
 from pusa.training.monitoring import Monitor
 from pusa.training.trainer import train
-from pusa.videos import write_video
 
 PROMPT = "a dot"
 

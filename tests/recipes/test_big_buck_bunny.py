@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pusa.media.videos import read_video, write_video
 from pusa.training.data.dataset import find
-from pusa.videos import read_video, write_video
 from recipes.big_buck_bunny import dataset
 
 pytest.importorskip("scenedetect")

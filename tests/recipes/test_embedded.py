@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
 
 from pusa.embedded import world
-from pusa.videos import read_video
+from pusa.media.videos import read_video
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "embedded"
 

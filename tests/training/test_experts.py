@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from pusa.cli import main
 from pusa.embedded import world
-from pusa.videos import write_video
+from pusa.media.videos import write_video
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from pusa import images, videos
 from pusa.adapters.lora import without_lora
 from pusa.core.objectives import flow_matching_loss
 from pusa.errors import InputError
+from pusa.media import images, videos
 from pusa.models.loading import checkpoints
 from pusa.models.wan.backbone import WanBackbone
 from pusa.training import previews

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pusa import images, video_probe, videos
 from pusa.cli import main
+from pusa.media import images, video_probe, videos
 from pusa.models.wan.geometry import GEOMETRIES
 from pusa.training.data import samples
 from pusa.training.data.samples import Bucket

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pusa.embedded import world
-from pusa.images import Frames
+from pusa.media.images import Frames
 
 Array = NDArray[Any]
 """float64"""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from pusa.images import Frames
+from pusa.media.images import Frames
 
 Split = Literal["train", "heldout"]
 

@@ -19,13 +19,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pusa.animations import frame_paths, write_animation, write_frames
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError, first_line
 from pusa.files import replacing, replacing_folder, sha256, write_json
 from pusa.generation.outputs import check_place, files_of, latents_path, media_path, sidecar_path
-from pusa.images import Frames
-from pusa.videos import write_video
+from pusa.media.animations import frame_paths, write_animation, write_frames
+from pusa.media.images import Frames
+from pusa.media.videos import write_video
 
 LONGEST_PROMPT = 60
 """characters of a prompt in the `repr` of a clip"""

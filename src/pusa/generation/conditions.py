@@ -32,7 +32,7 @@ from pusa.generation.given import Clip, Encoding, Image, claim, frame_index
 from pusa.generation.pictures import open_picture
 from pusa.generation.placement import Span, place_clip
 from pusa.generation.sources import ClipSource, open_clip
-from pusa.images import Fit, Frames, fit
+from pusa.media.images import Fit, Frames, fit
 from pusa.models.backbone import Encoders, Geometry
 
 Known = Mapping[int, tuple[Tensor, float]]

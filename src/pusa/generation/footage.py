@@ -104,7 +104,7 @@ def footage(src: Any, fps: float | None) -> Footage:
 @lru_cache(maxsize=64)
 def _probed(path: Path, changed: int, size: int, fps: float | None) -> Footage:
     """What is in a file. changed, size: of the file, so that a file that has changed is read again."""
-    from pusa import video_probe, videos
+    from pusa.media import video_probe, videos
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # reading the clip warns as well

@@ -22,7 +22,7 @@ from pusa.core import sampler
 from pusa.core.sampler import Call, Velocity
 from pusa.errors import InputError
 from pusa.generation.limits import Limits
-from pusa.images import Frames
+from pusa.media.images import Frames
 from pusa.models import context_parallel
 from pusa.models.backbone import Backbone, Defaults, Expert, Text
 from pusa.models.loading import checkpoints

@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 
 from pusa.errors import InputError
 from pusa.files import sha256
-from pusa.images import read_image, to_rgb
+from pusa.media.images import read_image, to_rgb
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,7 +33,7 @@ from pusa.generation.placement import Span, check_overlap, edited_part
 from pusa.generation.request import Extend, Generate, Request, Transition
 from pusa.generation.settings import Settings
 from pusa.generation.sources import ClipSource, open_clip
-from pusa.images import fit as fit_frames
+from pusa.media.images import fit as fit_frames
 
 
 def _unchanged(z: Tensor) -> Tensor:

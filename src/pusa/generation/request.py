@@ -68,7 +68,7 @@ EDIT_STRENGTH = 0.6
 _GIVE_SEED = f"give a whole number from 0 to {SEEDS - 1}"
 _EDIT_STRENGTH = f"{EDIT_STRENGTH:g}"
 Fit = Literal["crop", "pad", "stretch"]
-"""as in `pusa.images`, whose import takes longer than a help may"""
+"""as in `pusa.media.images`, whose import takes longer than a help may"""
 Direction = Literal["forward", "backward"]
 Size = tuple[int, int]
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from pusa.errors import InputError
 from pusa.generation.clip import GeneratedClip, kept_latents, latents_hash
 from pusa.generation.pictures import array_record, file_record
-from pusa.images import Frames
+from pusa.media.images import Frames
+from pusa.media.videos import read_every_frame, read_video
 from pusa.models.backbone import Encoders
-from pusa.videos import read_every_frame, read_video
 
 
 @dataclass(eq=False)

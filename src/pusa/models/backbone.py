@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from pusa.images import Frames
+    from pusa.media.images import Frames
 
 Expert = Literal["high", "low"]
 """Which of two transformers: the one for high noise levels, or the one for low noise levels."""

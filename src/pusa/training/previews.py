@@ -23,12 +23,12 @@ from torch import Tensor
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
 from pusa.generation.pipeline import Pipeline
-from pusa.images import Frames, fit, read_image, write_image
+from pusa.media.images import Frames, fit, read_image, write_image
+from pusa.media.videos import write_video
 from pusa.models.backbone import Backbone, Geometry, Text
 from pusa.training.data.samples import Bucket
 from pusa.training.random_draws import LEAST_FRAMES
 from pusa.training.validation import Sample, given, undisturbed
-from pusa.videos import write_video
 
 CLIPS = 2
 """The number of held-out clips that are shown for each task."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from pusa import processes
 from pusa.errors import InputError
 from pusa.files import make_folder
-from pusa.images import read_image
+from pusa.media.images import read_image
 from pusa.models.memory import stored_weights
 from pusa.training import fitting, loading, loggers, optimisers, planning, starting
 from pusa.training.config.tree import Config

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import pytest
 
 from pusa.cli import main
-from pusa.images import read_image
+from pusa.media.images import read_image
 
 Ask = Callable[..., dict[str, Any]]
 

@@ -18,7 +18,7 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
 
 from pusa import embedded
-from pusa.videos import write_video
+from pusa.media.videos import write_video
 from tests.cli.shared import ranks_worker as worker
 from tests.models.lora_files import truth, written
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pusa.cli import main
 from pusa.files import sha256
-from pusa.images import write_image
+from pusa.media.images import write_image
 
 Pusa = Callable[..., dict[str, Any]]
 

@@ -10,7 +10,7 @@ import skimage.data
 from pusa.errors import InputError
 from pusa.evaluation.clips import fidelity, measures, seams
 from pusa.evaluation.clips.optical_flow import Motion, flow, warp
-from pusa.images import Frames
+from pusa.media.images import Frames
 
 Controls = dict[str, dict[str, float]]
 REAL = "as it is"

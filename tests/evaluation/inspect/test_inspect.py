@@ -20,7 +20,7 @@ from pusa.errors import InputError
 from pusa.evaluation import plots
 from pusa.evaluation.inspect import attention, weight_drift
 from pusa.evaluation.intervals import Interval
-from pusa.images import read_image
+from pusa.media.images import read_image
 from pusa.models.loading import checkpoints
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pusa.images import Frames, write_image
-from pusa.videos import write_video
+from pusa.media.images import Frames, write_image
+from pusa.media.videos import write_video
 
 FPS, COUNT = 8, 40
 SIZE = (256, 144)

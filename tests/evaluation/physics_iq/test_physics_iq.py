@@ -16,8 +16,8 @@ from pusa.errors import InputError
 from pusa.evaluation.physics_iq import measures, scores
 from pusa.evaluation.physics_iq.dataset import TESTING, Dataset, Scene
 from pusa.evaluation.physics_iq.measures import Similarity
-from pusa.images import Frames
-from pusa.videos import read_video, write_video
+from pusa.media.images import Frames
+from pusa.media.videos import read_video, write_video
 from tests.evaluation.physics_iq.conftest import COUNT, FPS, VIEWS, clip
 
 Ask = Callable[..., tuple[int, dict[str, Any]]]

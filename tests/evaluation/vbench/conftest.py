@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pusa.images import write_image
+from pusa.media.images import write_image
 
 OFFICIAL = Path(__file__).with_name("vbench2_i2v_full_info.json.gz")
 

@@ -22,8 +22,8 @@ from pusa.cli import main
 from pusa.evaluation.results_folder import make_missing
 from pusa.evaluation.vbench import maker, manifest, scoring, verification
 from pusa.evaluation.vbench.protocol import DIMENSIONS
-from pusa.images import write_image
-from pusa.videos import read_video, write_video
+from pusa.media.images import write_image
+from pusa.media.videos import read_video, write_video
 from tests.evaluation.vbench import stub
 
 Ask = Callable[..., tuple[int, dict[str, Any]]]

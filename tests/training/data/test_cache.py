@@ -25,6 +25,7 @@ from safetensors import safe_open
 from pusa.errors import InputError
 from pusa.files import sha256
 from pusa.generation.pipeline import Pipeline
+from pusa.media.videos import write_video
 from pusa.models.loading.checkpoints import load
 from pusa.models.wan.backbone import WanBackbone
 from pusa.models.wan.geometry import GEOMETRIES
@@ -33,7 +34,6 @@ from pusa.training.data.cache import Cache, CachedSamples, Prepared
 from pusa.training.data.fingerprints import Fingerprint, fingerprint
 from pusa.training.data.samples import Bucket, Cut, Plan, VideoFile
 from pusa.training.data.tensor_store import Store
-from pusa.videos import write_video
 
 FPS = 8.0
 SMALL = Bucket(32, 32, 5)

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from pusa.errors import InputError
 from pusa.generation.pipeline import Pipeline
+from pusa.media.videos import write_video
 from pusa.models.wan.geometry import GEOMETRIES
 from pusa.training.data import cluster, samples
 from pusa.training.data.cache import CachedSamples, Prepared
 from pusa.training.data.cluster import combined_result
 from pusa.training.data.dataset import Problem
 from pusa.training.data.fingerprints import fingerprint
-from pusa.videos import write_video
 
 
 def test_a_clip_that_one_node_could_read_has_not_failed() -> None:

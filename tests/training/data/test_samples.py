@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pusa import images, videos
 from pusa.errors import InputError
+from pusa.media import images, videos
 from pusa.models.backbone import Geometry
 from pusa.models.wan.geometry import GEOMETRIES
 from pusa.training.data import samples

@@ -51,7 +51,7 @@ def demo(
         from pusa.cli.demo.page import page
         from pusa.cli.demo.tasks import tasks
         from pusa.files import replacing, write_json, write_text_atomic
-        from pusa.images import write_image
+        from pusa.media.images import write_image
 
         all_tasks = tasks(out / "inputs")
     open_pipeline(Model(model=model), terminal)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from pusa.images import Frames
+from pusa.media.images import Frames
 
 if TYPE_CHECKING:
     from pusa.core.timesteps import TimestepMatrix

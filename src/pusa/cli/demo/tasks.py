@@ -11,8 +11,8 @@ from shutil import copyfile
 from pusa import embedded
 from pusa.embedded import world
 from pusa.files import write_text_atomic
-from pusa.images import Frames, fit, read_image, write_image
-from pusa.videos import write_video
+from pusa.media.images import Frames, fit, read_image, write_image
+from pusa.media.videos import write_video
 
 ADDED, OVERLAP, LENGTH = 12, 5, world.FRAMES
 """Pixel frames that an extension adds, of its overlap, and of a clip of the embedded model."""

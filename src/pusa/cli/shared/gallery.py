@@ -17,7 +17,7 @@ from pusa.errors import STOPS, sentence
 from pusa.files import write_text_atomic
 
 if TYPE_CHECKING:
-    from pusa.images import Frames
+    from pusa.media.images import Frames
 
 MARK = '<meta name="generator" content="pusa">'
 """In every page. A file without it belongs to somebody else and is not replaced."""
@@ -58,7 +58,7 @@ def write_page(page: Path, clips: Sequence[Shown], frames: Iterable[Frames], ter
 
 
 def _written(page: Path, clips: Sequence[Shown], frames: Iterable[Frames], terminal: Terminal) -> dict[str, str]:
-    from pusa.images import write_image
+    from pusa.media.images import write_image
 
     sheet = page.with_suffix(".png")
     if any(path.exists() for path in (page, sheet)) and not _is_ours(page):
@@ -79,7 +79,7 @@ def _written(page: Path, clips: Sequence[Shown], frames: Iterable[Frames], termi
 
 def write_page_of_files(page: Path, clips: Sequence[Shown], terminal: Terminal) -> dict[str, str]:
     """`write_page` for clips on the disk, which are read for the contact sheet."""
-    from pusa.videos import read_video
+    from pusa.media.videos import read_video
 
     return write_page(page, clips, (read_video(clip.path)[0] for clip in clips[:MOST]), terminal)
 
@@ -128,7 +128,7 @@ def _contact_sheet(names: Sequence[str], clips: Sequence[Frames]) -> Frames:
     """A row for each clip: its name, and frames from the first to the last. uint8 [H, W, 3]."""
     import numpy as np
 
-    from pusa.images import contact_sheet, fit
+    from pusa.media.images import contact_sheet, fit
 
     clips = clips[:MOST]
     height, width = clips[0].shape[1:3]

@@ -71,7 +71,7 @@ def _write(matrix: TimestepMatrix, out: Path) -> Path:
 
         write_json(out, matrix.to_dict())
     else:
-        from pusa.images import write_image
+        from pusa.media.images import write_image
 
         cell = max(16, LARGE // max(matrix.steps, matrix.frames))
         write_image(out, matrix.image(cell).numpy())

@@ -9,7 +9,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from pusa.errors import InputError
-from pusa.images import Frames, Image
+from pusa.media.images import Frames, Image
 
 BEST = 100.0
 """the PSNR of equal pictures in dB, so that means stay finite"""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from skimage.color import rgb2lab
 
 from pusa.evaluation.clips.optical_flow import Motion, flow, warp
-from pusa.images import Frames
+from pusa.media.images import Frames
 
 Array = NDArray[np.float64]
 SECTION = 0.15

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pusa.images import Frames
+from pusa.media.images import Frames
 
 Array = NDArray[np.float32]
 LARGEST = (416, 240)

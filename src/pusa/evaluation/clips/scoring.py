@@ -23,9 +23,9 @@ from pusa.evaluation.clips.optical_flow import Motion
 from pusa.evaluation.results_folder import make_missing
 from pusa.files import make_folder, sha256, write_json
 from pusa.generation.given import frame_index
-from pusa.images import Frames, Image, contact_sheet, fit, read_image, write_image
-from pusa.video_probe import probe
-from pusa.videos import read_video
+from pusa.media.images import Frames, Image, contact_sheet, fit, read_image, write_image
+from pusa.media.video_probe import probe
+from pusa.media.videos import read_video
 from pusa.work.units import Unit
 from pusa.work.workers import Worker
 

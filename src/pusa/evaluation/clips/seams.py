@@ -16,7 +16,7 @@ from skimage.color import rgb2lab
 
 from pusa.errors import InputError
 from pusa.evaluation.clips.optical_flow import Motion
-from pusa.images import Frames
+from pusa.media.images import Frames
 
 Array = NDArray[Any]
 FLOORS = {"difference": 0.25, "luma": 0.05, "chroma": 0.05, "residual": 0.25, "acceleration": 0.05}

@@ -25,7 +25,7 @@ from pusa.evaluation.synthetic.tasks import TASKS, SceneTask, score
 from pusa.files import write_json
 from pusa.generation.conditions import Target, resolve
 from pusa.generation.pipeline import Pipeline, load
-from pusa.images import Frames
+from pusa.media.images import Frames
 from pusa.models.loading import sources
 
 BATCH = 16

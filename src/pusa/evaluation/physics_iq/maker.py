@@ -26,8 +26,8 @@ from pusa.files import replacing, write_json
 from pusa.generation.given import Image
 from pusa.generation.limits import Limits
 from pusa.generation.pipeline import Pipeline, extend
-from pusa.images import Frames, fit
-from pusa.videos import read_video, write_video
+from pusa.media.images import Frames, fit
+from pusa.media.videos import read_video, write_video
 from pusa.work.units import Unit
 
 Track = Literal["i2v", "v2v"]

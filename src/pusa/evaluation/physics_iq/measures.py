@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pusa.images import Frames
+from pusa.media.images import Frames
 
 Mask = NDArray[np.bool_]
 """[N, H, W]"""

@@ -21,8 +21,8 @@ from pusa.errors import InputError
 from pusa.evaluation.intervals import Interval, bootstrap
 from pusa.evaluation.physics_iq.dataset import SECONDS, Dataset, Scene
 from pusa.evaluation.physics_iq.measures import ComparedVideo, Similarity, similarity, size_of
-from pusa.images import Frames
-from pusa.videos import nearest, read_video
+from pusa.media.images import Frames
+from pusa.media.videos import nearest, read_video
 
 OVERLAPS = ("spatial", "spatiotemporal", "weighted")
 MEASURES = (*OVERLAPS, "mse")

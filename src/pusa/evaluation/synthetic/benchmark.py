@@ -26,7 +26,7 @@ from pusa.evaluation.results_folder import make_missing
 from pusa.evaluation.synthetic.tasks import MEASURES, TASKS, SceneTask, columns, score, summarise
 from pusa.files import replacing, write_json
 from pusa.generation.pipeline import Pipeline, load
-from pusa.images import contact_sheet, write_image
+from pusa.media.images import contact_sheet, write_image
 from pusa.models.lora import header, runtime
 from pusa.models.lora.header import LoraFile
 from pusa.work.units import Unit

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pusa.embedded import judge, world
 from pusa.evaluation.intervals import Interval, bootstrap
 from pusa.generation.given import Clip, Image
-from pusa.images import Frames
+from pusa.media.images import Frames
 
 LAST = world.FRAMES - 1
 EXACT = 1e-4

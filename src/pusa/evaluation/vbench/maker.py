@@ -23,10 +23,10 @@ from pusa.files import replacing, write_json
 from pusa.generation.conditions import Target, resolve
 from pusa.generation.given import Image
 from pusa.generation.pipeline import Pipeline
-from pusa.images import read_image
+from pusa.media.images import read_image
+from pusa.media.orientation import shown_size
+from pusa.media.videos import write_video
 from pusa.models.backbone import Text
-from pusa.orientation import shown_size
-from pusa.videos import write_video
 from pusa.work.units import Unit
 
 CRF = 10

@@ -20,8 +20,8 @@ from typing import Any, Literal
 from pusa.errors import InputError, PusaError
 from pusa.evaluation.vbench.manifest import Manifest
 from pusa.files import make_folder, write_json
-from pusa.video_probe import probe
-from pusa.videos import read_video
+from pusa.media.video_probe import probe
+from pusa.media.videos import read_video
 
 VIDEOS, RECIPES, RUN = "videos", "recipes", "run.json"
 Kind = Literal["missing", "damaged", "wrong", "duplicate", "foreign", "altered"]

@@ -27,7 +27,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchif
 from torch import Tensor
 
 from pusa.errors import InputError
-from pusa.images import Frames
+from pusa.media.images import Frames
 from pusa.models.backbone import Geometry
 from pusa.models.wan.geometry import geometry_of
 

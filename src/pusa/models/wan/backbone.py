@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
-from pusa.images import Frames
+from pusa.media.images import Frames
 from pusa.models.backbone import Defaults, Geometry, HubNames, Text
 from pusa.models.wan import autoencoder, fingerprints, text
 from pusa.models.wan.geometry import geometry_of

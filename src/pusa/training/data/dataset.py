@@ -24,8 +24,8 @@ from pathlib import Path
 
 from pusa.errors import InputError, first_line
 from pusa.files import as_stored, composed, read_text
+from pusa.media.video_probe import MOVIES, STILLS
 from pusa.training.data import tables
-from pusa.video_probe import MOVIES, STILLS
 
 OFFICIAL_SUFFIX = ".tensors.pth"
 """The end of the names of the official training's cache files."""

@@ -21,14 +21,14 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from pusa import video_probe
 from pusa.errors import InputError
 from pusa.files import refuse_pointer, sha256
-from pusa.images import Frames
+from pusa.media import video_probe
+from pusa.media.images import Frames
+from pusa.media.video_probe import Truncated
 from pusa.models.backbone import Geometry
 from pusa.training.data.dataset import Entry, Problem, find, is_official_cache
 from pusa.training.data.official_cache import clip_shape
-from pusa.video_probe import Truncated
 
 Mode = Literal["head", "uniform", "slide"]
 In = TypeVar("In")

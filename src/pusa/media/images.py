@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
-from pusa import picture_files, tone_mapping
 from pusa.errors import InputError
 from pusa.files import existing_file, replacing, unreadable
-from pusa.orientation import exif_upright
-from pusa.picture_colours import stated_hdr, to_srgb
+from pusa.media import picture_files, tone_mapping
+from pusa.media.orientation import exif_upright
+from pusa.media.picture_colours import stated_hdr, to_srgb
 
 Image = NDArray[np.uint8]
 """[H, W, 3], RGB"""

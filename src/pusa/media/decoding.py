@@ -21,9 +21,9 @@ from av.video.reformatter import Interpolation
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from pusa import orientation, tone_mapping
 from pusa.errors import InputError
-from pusa.images import Image, fit, over_white
+from pusa.media import orientation, tone_mapping
+from pusa.media.images import Image, fit, over_white
 
 _EXACT = (
     Interpolation.BICUBIC

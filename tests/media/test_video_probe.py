@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pusa import video_probe, videos
 from pusa.errors import InputError
+from pusa.media import video_probe, videos
 
 
 def footage(count: int, width: int = 96, height: int = 64) -> NDArray[np.uint8]:

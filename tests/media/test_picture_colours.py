@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL import ImageCms
 
-from pusa import images
+from pusa.media import images
 from tests.footage import ramp
-from tests.test_tone_mapping import FROM_709, P3, pq
+from tests.media.test_tone_mapping import FROM_709, P3, pq
 
 D50 = (0.9642, 1.0, 0.8249)
 PROFILES = {

@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from pusa import images, video_probe, videos
+from pusa.media import images, video_probe, videos
 from tests.footage import clip, encode, numbers
 
 LATIN = b"caf\xe9 \xff\xfe"

@@ -21,9 +21,10 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from pusa import containers, decoding, files, images, picture_files, truncation, videos
+from pusa import files
 from pusa.errors import InputError, PusaError
-from pusa.images import Frames, Image
+from pusa.media import containers, decoding, images, picture_files, truncation, videos
+from pusa.media.images import Frames, Image
 
 STILLS = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jfif", ".mpo", ".bmp", ".webp", ".tif", ".tiff"}

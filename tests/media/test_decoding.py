@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from pusa import video_probe, videos
+from pusa.media import video_probe, videos
 
 
 def half_transparent(path: Path, codec: str, options: dict[str, str]) -> Path:

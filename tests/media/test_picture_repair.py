@@ -13,8 +13,8 @@ import pillow_heif
 import pytest
 from PIL import Image as PILImage
 
-from pusa import images
 from pusa.errors import InputError
+from pusa.media import images
 from tests.footage import ramp
 
 PICTURE = PILImage.fromarray(ramp(48, 64))

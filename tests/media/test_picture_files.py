@@ -16,8 +16,8 @@ import pytest
 from PIL import Image as PILImage
 from PIL import TiffImagePlugin
 
-from pusa import images, video_probe, videos
 from pusa.errors import InputError
+from pusa.media import images, video_probe, videos
 from tests.footage import animated, psnr, ramp
 
 PICTURE = PILImage.fromarray(ramp(128, 192))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 from PIL import ImageCms
 
-from pusa import tone_mapping
+from pusa.media import tone_mapping
 
 CODES = "code points"
 """the key of `Image.info` under which the codes of H.273 stand: (primaries, transfer)"""

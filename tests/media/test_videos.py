@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
-from pusa import images, videos
 from pusa.errors import InputError
+from pusa.media import images, videos
 from tests.footage import animated, clip, cut, encode, no_leftovers, numbers, psnr, ramp
 
 RNG = np.random.default_rng(0)

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
-from pusa import images
 from pusa.errors import InputError
+from pusa.media import images
 from tests.footage import animated, clip, cut, encode, psnr, ramp
 
 RNG = np.random.default_rng(0)

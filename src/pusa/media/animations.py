@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 
 from pusa.errors import InputError
 from pusa.files import replacing
-from pusa.images import Frames, check_frames, write_image
+from pusa.media.images import Frames, check_frames, write_image
 
 TICKS = {".gif": 100, ".webp": 1000}
 """{suffix: units of time per second}. A GIF can say when a frame begins to a hundredth of a second."""

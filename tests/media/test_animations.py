@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from pusa.animations import frame_paths, write_animation, write_frames
 from pusa.errors import InputError
-from pusa.images import read_image
+from pusa.media.animations import frame_paths, write_animation, write_frames
+from pusa.media.images import read_image
 
 Make = Callable[..., NDArray[np.uint8]]
 

@@ -12,7 +12,7 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 from PIL import Image as PILImage
 
-from pusa import images, orientation, video_probe, videos
+from pusa.media import images, orientation, video_probe, videos
 from tests.footage import psnr, ramp
 
 SIDES = (64, 96)  # height, width

@@ -12,8 +12,8 @@ import pytest
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from numpy.typing import NDArray
 
-from pusa import tone_mapping, video_probe, videos
 from pusa.errors import InputError
+from pusa.media import tone_mapping, video_probe, videos
 
 EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 PQ, HLG, SDR, BT2020, P3 = 16, 18, 14, 9, 12

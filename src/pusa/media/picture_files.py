@@ -17,11 +17,11 @@ from pathlib import Path
 from PIL import Image as PILImage
 from PIL import PsdImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from pusa.containers import MOTION_JPEG, is_heif, is_sequence, is_video
 from pusa.errors import InputError
 from pusa.files import unreadable
-from pusa.picture_colours import CODES
-from pusa.picture_repair import can_be_repaired, is_bounded, repaired
+from pusa.media.containers import MOTION_JPEG, is_heif, is_sequence, is_video
+from pusa.media.picture_colours import CODES
+from pusa.media.picture_repair import can_be_repaired, is_bounded, repaired
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what hinders reading is raised as an error
 

@@ -12,7 +12,7 @@ import av
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from pusa.containers import boxes, opened
+from pusa.media.containers import boxes, opened
 
 _ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from pusa import truncation, video_probe, videos
 from pusa.errors import InputError
+from pusa.media import truncation, video_probe, videos
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 32, 48, 3), np.uint8)
 KINDS: dict[str, tuple[str, dict[str, str]]] = {

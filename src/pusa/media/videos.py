@@ -21,11 +21,11 @@ import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from pusa import containers, decoding, picture_files, tone_mapping, truncation
 from pusa.errors import InputError, PusaError
 from pusa.files import existing_file, replacing, unreadable
-from pusa.images import Frames, Image, check_frames, to_rgb
-from pusa.picture_colours import stated_hdr
+from pusa.media import containers, decoding, picture_files, tone_mapping, truncation
+from pusa.media.images import Frames, Image, check_frames, to_rgb
+from pusa.media.picture_colours import stated_hdr
 
 MAX_CLIP_BYTES = 4 * 2**30
 """the largest clip that is read, as uint8 RGB in memory"""
