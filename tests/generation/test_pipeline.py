@@ -270,9 +270,9 @@ def test_bad_input_is_a_sentence(options, sentence, tiny_pipe):
         tiny_pipe.generate(PROMPT, **options)
 
 
-@pytest.mark.parametrize("prompt", [[], [3], 3])
-def test_prompts_are_texts(prompt, tiny_pipe):
-    with pytest.raises(InputError, match="prompt"):
+@pytest.mark.parametrize(("prompt", "sentence"), [([], "prompts is empty"), ([3], "prompt is 3"), (3, "prompt is 3")])
+def test_prompts_are_texts(prompt, sentence, tiny_pipe):
+    with pytest.raises(InputError, match=sentence):
         tiny_pipe.generate(prompt)
 
 

@@ -206,6 +206,20 @@ def test_values_of_the_wrong_kind_are_one_sentence(wrong: Any, sentence: str) ->
         wrong()
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    size: Any = (np.int64(64), np.int64(32))
+    seed: Any = np.int64(3)
+    frames: Any = np.int32(9)
+    shift: Any = np.float32(5)
+    numpy = Generate("a", seed=seed, frames=frames, size=size, shift=shift)
+    assert numpy == Generate("a", seed=3, frames=9, size=(64, 32), shift=5.0)
+    assert json.loads(json.dumps(numpy.to_dict()))["seed"] == 3
+    with pytest.raises(InputError, match="seed is"):
+        Generate("a", seed=np.float64(3))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="seed is"):
+        Generate("a", seed=np.bool_(True))  # type: ignore[arg-type]
+
+
 def test_a_path_or_a_picture_is_the_first_frame(tmp_path: Path) -> None:
     picture = PILImage.new("RGB", (8, 8))
     pixels = np.zeros((8, 8, 3), np.uint8)

@@ -12,6 +12,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import lru_cache, wraps
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
@@ -67,7 +68,10 @@ def options_of(cls: type) -> dict[str, tuple[Any, Option]]:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def strict_dataclass(cls: type[T]) -> type[T]:
-    """A frozen dataclass that converts no value to another type, and raises InputError for a wrong one."""
+    """A frozen dataclass that raises InputError for a value of another type than its field has.
+
+    Only numbers of NumPy are converted, to numbers of Python, so that they can be written as JSON.
+    """
     made: Any = dataclasses.dataclass(frozen=True)(cls)
     build, signature = made.__init__, inspect.signature(made)
 
@@ -82,6 +86,15 @@ def strict_dataclass(cls: type[T]) -> type[T]:
     made.__init__ = checked
     result: type[T] = made
     return result
+
+
+def python_number(value: Any) -> Any:
+    """A whole or real number of NumPy as a number of Python; every other value as it is."""
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
 
 
 def json_schema(cls: type) -> dict[str, Any]:
@@ -130,7 +143,7 @@ def _checked(cls: type, name: str, value: Any, given: Mapping[str, Any]) -> Any:
     from pydantic import ValidationError
 
     try:
-        return _adapters(cls)[name].validate_python(value)
+        return _adapters(cls)[name].validate_python(python_number(value))
     except ValidationError as error:
         mistake: Any = error.errors()[0]
         if isinstance(cause := mistake.get("ctx", {}).get("error"), InputError):

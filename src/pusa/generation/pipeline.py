@@ -293,8 +293,10 @@ def _requests(
     prompts: Sequence[str], conditions: Sequence[Image | Clip], options: Any
 ) -> tuple[Generate, list[Generate]]:
     """The request of the first prompt, and one for each prompt with consecutive seeds."""
-    if isinstance(prompts, str) or not prompts:
-        raise InputError("There is no list of prompts: give a list of texts, which may be empty.")
+    if isinstance(prompts, str):
+        raise InputError("The prompts are one text: give a list of texts.")
+    if not prompts:
+        raise InputError("The list of prompts is empty: give a list of at least one text.")
     first = Generate(prompts[0], conditions, **options)  # type: ignore[arg-type]
     return first, [replace(first, prompt=text, seed=first.seed + i) for i, text in enumerate(prompts)]
 

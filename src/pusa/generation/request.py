@@ -22,7 +22,7 @@ from pusa.files import existing_file
 from pusa.generation import options
 from pusa.generation.footage import changes, crop_of_picture, footage, joined_changes, joined_size, strain
 from pusa.generation.given import Clip, Image, Noise, claim, conditions, edited, frame_index, listed
-from pusa.generation.options import Option, strict_dataclass
+from pusa.generation.options import Option, python_number, strict_dataclass
 from pusa.generation.placement import Span, edited_part, place_clip
 from pusa.generation.sampling import Sampling, SamplingOptions
 
@@ -90,7 +90,7 @@ def _size(value: Any) -> Any:
     if isinstance(value, str) and (match := re.fullmatch(r"(\d+)\s*[x×*X]\s*(\d+)", value.strip())):
         return int(match[1]), int(match[2])
     if isinstance(value, list | tuple) and len(value) == 2:
-        return tuple(value)
+        return tuple(map(python_number, value))
     if value is not None:
         raise InputError(f"size is {value!r}: give (width, height), or a text such as '832x480'.")
     return None

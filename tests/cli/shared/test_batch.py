@@ -199,14 +199,22 @@ def test_prompts_in_utf_16(work: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_names_that_cannot_be_saved_are_wrong_lines(ask: Ask, work: Path) -> None:
     (work / "out").mkdir()
     (work / "out" / "mine.json").write_text("{}")
-    names = ["x" * 240, "mine", "a\0b", "caf\ud800"]
-    code, said = ask([{"name": name} for name in names])
+    code, said = ask([{"name": name} for name in ("x" * 240, "a\0b", "caf\ud800")] + [{"steps": 0}])
     assert code == 2
     reasons = said["error"]["details"]
     assert "the name has 260 bytes" in reasons[0]
-    assert "mine.json exists already and belongs to no clip of these lines" in reasons[1]
+    assert "cannot be the name of a file" in reasons[1]
     assert "cannot be the name of a file" in reasons[2]
-    assert "cannot be the name of a file" in reasons[3]
+    assert "steps is 0" in reasons[3]
+    code, said = ask([{"name": "mine"}])
+    assert code == 2
+    assert "mine.json exists already and belongs to no clip of these lines" in said["error"]["message"]
+
+
+def test_a_key_that_is_given_twice_is_a_mistake(ask: Ask) -> None:
+    code, said = ask('{"prompt": "a red circle", "seed": 1, "prompt": "a blue square"}')
+    assert code == 2
+    assert said["error"]["message"].endswith("line 1: it has the key 'prompt' twice; keep one of them")
 
 
 def test_prompts_in_a_text_file(ask: Ask) -> None:

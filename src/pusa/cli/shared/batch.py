@@ -27,7 +27,7 @@ from pusa.cli.shared.options import Model, Output
 from pusa.cli.shared.ranks import launched
 from pusa.cli.shared.terminal import Report, Terminal, clock, count
 from pusa.errors import STOPS, InputError, sentence
-from pusa.files import existing_file, lines_of, read_text
+from pusa.files import check_name, existing_file, lines_of, read_text
 from pusa.generation.options import options_of
 from pusa.generation.outputs import SUFFIXES, check_place, latents_path, sidecar_path
 from pusa.generation.request import Generate
@@ -185,6 +185,7 @@ def read(
             if not name or Path(name).name != name or name.startswith(".") or name.endswith(".mp4"):
                 raise InputError(f"the name {name!r} is not a file name; give one without folder and suffix")
             path = folder / f"{name}.mp4"
+            check_name(latents_path(path.absolute()))
             if path in taken:
                 raise InputError(f"it would write {path}, as line {taken[path]} does; give another name")
             taken[path] = number
@@ -194,7 +195,9 @@ def read(
 
 def _parse_line(text: str) -> dict[str, Any]:
     try:
-        record = json.loads(text)
+        record = json.loads(text, object_pairs_hook=_once)
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"it is not JSON ({error})") from error
     if not isinstance(record, dict):
@@ -212,6 +215,16 @@ def _parse_line(text: str) -> dict[str, Any]:
             raise InputError(f"{key} is {value!r}: give a text")
         elif key == "noise" and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise InputError(f"{key} is {value!r}: give a number")
+    return record
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these keys and values. Of a key that is there twice, `json` would drop the first value."""
+    record: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in record:
+            raise InputError(f"it has the key {key!r} twice; keep one of them")
+        record[key] = value
     return record
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin
 
 from cyclopts import CycloptsError
@@ -46,6 +48,9 @@ def _missing(error: MissingArgumentError, command: str) -> str:
     assert argument is not None
     given = error.keyword or next((token.keyword for token in argument.tokens if token.keyword), None)
     if given is not None:
+        next_one = dict(pairwise(error.root_input_tokens or ())).get(given, "")
+        if re.fullmatch("-[^-].+", next_one):  # flags have two dashes or one letter
+            return f"{given} has no value, because {next_one} begins with a dash; write {given}={next_one}."
         return f"{given} has no value; write one after it, or leave {given} out."
     name = argument.name if argument.field_info.is_keyword_only else argument.name.lstrip("-").upper()
     return f"{command} needs {name}; {command} --help shows how to give it."
