@@ -92,6 +92,15 @@ def test_a_matrix_and_new_pictures_replace_the_old_ones(pusa: Pusa) -> None:
     assert moved["recipe"]["variant_of"]["changed"]["conditions"]["to"][0]["src"] == "b.png"
 
 
+def test_a_variant_says_what_becomes_of_its_pictures(pusa: Pusa) -> None:
+    write_image("wide.png", np.zeros((32, 48, 3), np.uint8))
+    cut = "wide.png: its 48x32 pixels become 32x32, without 8 columns at each side (--fit pad keeps them)."
+    new = pusa("generate", "--from", "first.json", "--image", "wide.png", "--fit", "crop", "--count", "2")
+    assert new["notes"] == [cut]
+    remade = pusa("generate", "--from", new["clips"][0]["sidecar"], "--out", "again.mp4")
+    assert "notes" not in remade
+
+
 def test_an_extension_has_variants_too(pusa: Pusa, tiny_folder: Path) -> None:
     pusa("extend", "first.mp4", "x", "--frames", "4", "--overlap", "5", "--model", str(tiny_folder), "--out", "e.mp4")
     variant = pusa("generate", "--from", "e.json", "--seed", "6", "--out", "e6.mp4")

@@ -36,11 +36,13 @@ def remake(recipe: Path, changes: Mapping[str, Any], count: int, output: Output,
     first = changes.get("seed", old["seed"])
     several = [{**changes, "seed": first + i} for i in range(count)] if count > 1 else [dict(changes)]
     jobs: dict[Path, dict[str, Any]] = {}
+    notes: dict[str, None] = {}
     for one in several:
         request, about = varied(recipe, old, one)
         shape = old["frames"], old["size"]
         if one:
-            shape = _checked(opened(request, terminal), old, terminal)
+            shape, told = _checked(opened(request, terminal), old, terminal)
+            notes |= dict.fromkeys(told)
         stem, end = default_name(str(getattr(request, "prompt", "")), request.seed, *shape)
         said = {name: about["changed"][name]["to"] for name in IN_NAME if name in about["changed"]}
         for name, value in said.items():
@@ -48,6 +50,8 @@ def remake(recipe: Path, changes: Mapping[str, Any], count: int, output: Output,
         jobs[output.path(stem, end, seed=request.seed if count > 1 else None)] = one
     replaces = None if any(several) else sidecar_path(recipe)
     check_paths(jobs, output, [*([recipe] if any(several) else [])], replaces=replaces)
+    for note in notes:
+        terminal.note(f"pusa: {note}")
     with terminal.status("Starting"):
         from pusa.generation.provenance import pipeline_of, regenerate
         from pusa.processes import current_group
@@ -61,15 +65,21 @@ def remake(recipe: Path, changes: Mapping[str, Any], count: int, output: Output,
         pipe = loaded[0] if loaded else None
         return regenerate(recipe, pipe, changes=one, share_tokens=share_tokens, callback=callback)
 
-    return make({path: partial(job, one) for path, one in jobs.items()}, output, terminal, replaces=replaces)
+    named = {path: partial(job, one) for path, one in jobs.items()}
+    return make(named, output, terminal, replaces=replaces, notes=list(notes))
 
 
-def _checked(request: Request, old: Mapping[str, Any], terminal: Terminal) -> tuple[int, tuple[int, int]]:
-    """Return the frames and the size of a variant, checked against the configuration of the model."""
+def _checked(
+    request: Request, old: Mapping[str, Any], terminal: Terminal
+) -> tuple[tuple[int, tuple[int, int]], list[str]]:
+    """Return the frames and the size of a variant, checked against the configuration of the model, and its notes."""
     from pusa.generation.limits import Limits
     from pusa.models.loading import sources
 
     with terminal.status(f"Reading the configuration of {old['model']['source']}"):
         name, folder = sources.find(old["model"]["source"], ())
-        settings = request.check(Limits.of(name, folder, old["model"].get("beside", {})))
-    return settings.frames if isinstance(request, Generate) else old["frames"], settings.size
+        limits = Limits.of(name, folder, old["model"].get("beside", {}))
+        settings = request.check(limits)
+        notes = request.notes(limits)
+    frames = settings.frames if isinstance(request, Generate) else old["frames"]
+    return (frames, settings.size), notes
