@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from pusa.cli.shared.arguments import extension_name
 from pusa.cli.shared.arguments import size as read_size
 from pusa.cli.shared.clip_jobs import (
     bytes_of,
@@ -89,7 +90,7 @@ def extend(
         **values_of(sampling),
     )
     check_output(output)
-    path = output.path(clip.stem, f"_{'preceded' if backward else 'extended'}_{sampling.seed}")
+    path = output.path(*extension_name(clip, request.seed, backward=backward))
     check_paths([path], output, request.files())
     request = opened(request, terminal)
     limits = limits_of(model, terminal)

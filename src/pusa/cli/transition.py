@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from pusa.cli.shared.arguments import size as read_size
+from pusa.cli.shared.arguments import transition_name
 from pusa.cli.shared.clip_jobs import (
     bytes_of,
     check_output,
@@ -76,7 +77,7 @@ def transition(
         **values_of(sampling),
     )
     check_output(output)
-    path = output.path(f"{a.stem}_to_{b.stem}", f"_{sampling.seed}")
+    path = output.path(*transition_name(a, b, request.seed))
     check_paths([path], output, request.files())
     request = opened(request, terminal)
     limits = limits_of(model, terminal)

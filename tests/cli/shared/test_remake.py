@@ -103,9 +103,12 @@ def test_a_variant_says_what_becomes_of_its_pictures(pusa: Pusa) -> None:
 
 def test_an_extension_has_variants_too(pusa: Pusa, tiny_folder: Path) -> None:
     pusa("extend", "first.mp4", "x", "--frames", "4", "--overlap", "5", "--model", str(tiny_folder), "--out", "e.mp4")
-    variant = pusa("generate", "--from", "e.json", "--seed", "6", "--out", "e6.mp4")
+    variant = pusa("generate", "--from", "e.json", "--seed", "6")
     assert variant["recipe"]["task"] == "extend"
     assert variant["clips"][0]["frames"] == 21
+    assert Path(variant["clips"][0]["path"]).name == "first_extended_6.mp4"
+    other = pusa("generate", "--from", "e.json", "--prompt", "a Blue square", "--size", "32x48", "--solver", "dpm++2m")
+    assert Path(other["clips"][0]["path"]).name == "first_extended_0_a-blue-square_32x48_solverdpm++2m.mp4"
     refused = pusa("generate", "--from", "e.json", "--matrix", "m.json")
     assert "pusa extend" in refused["error"]["message"]
 

@@ -164,3 +164,13 @@ def slug(prompt: str, length: int = 60) -> str:
 def default_name(prompt: str, seed: int, frames: int, size: Sequence[int]) -> tuple[str, str]:
     """Return the default name of a clip without its suffix, as its stem and its end: `<prompt>`, `_<seed>_<WxHxF>`."""
     return slug(prompt), f"_{seed}_{size[0]}x{size[1]}x{frames}"
+
+
+def extension_name(clip: Path, seed: int, *, backward: bool) -> tuple[str, str]:
+    """Return the default name of an extension without its suffix, as its stem and its end."""
+    return clip.stem, f"_{'preceded' if backward else 'extended'}_{seed}"
+
+
+def transition_name(a: Path, b: Path, seed: int) -> tuple[str, str]:
+    """Return the default name of a transition without its suffix, as its stem and its end."""
+    return f"{a.stem}_to_{b.stem}", f"_{seed}"

@@ -7,14 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pusa.cli.shared.arguments import default_name
+from pusa.cli.shared.arguments import default_name, extension_name, slug, transition_name
 from pusa.cli.shared.clip_jobs import check_paths, make, opened
 from pusa.cli.shared.options import Output
 from pusa.cli.shared.terminal import Report, Terminal
 from pusa.errors import InputError
 from pusa.generation.outputs import sidecar_path
 from pusa.generation.recipe import read, varied
-from pusa.generation.request import Generate, Request
+from pusa.generation.request import Extend, Generate, Request, Transition
 
 if TYPE_CHECKING:
     from pusa.generation.clip import GeneratedClip
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 IN_NAME = ("steps", "guidance", "shift", "solver", "fit", "strength")
 """The options of a variant that its default name contains, besides prompt, seed, length and size."""
+IN_NAME_OF_JOINED = ("prompt", "frames", "overlap", "size", "noise", *IN_NAME)
+"""The same for an extension or a transition, which is named after its clips and the seed."""
 
 
 def remake(recipe: Path, changes: Mapping[str, Any], count: int, output: Output, terminal: Terminal) -> Report:
@@ -43,10 +45,7 @@ def remake(recipe: Path, changes: Mapping[str, Any], count: int, output: Output,
         if one:
             shape, told = _checked(opened(request, terminal), old, terminal)
             notes |= dict.fromkeys(told)
-        stem, end = default_name(str(getattr(request, "prompt", "")), request.seed, *shape)
-        said = {name: about["changed"][name]["to"] for name in IN_NAME if name in about["changed"]}
-        for name, value in said.items():
-            end += f"_{name}{value:g}" if isinstance(value, float) else f"_{name}{value}"
+        stem, end = _name(request, about["changed"], shape)
         jobs[output.path(stem, end, seed=request.seed if count > 1 else None)] = one
     replaces = None if any(several) else sidecar_path(recipe)
     check_paths(jobs, output, [*([recipe] if any(several) else [])], replaces=replaces)
@@ -67,6 +66,33 @@ def remake(recipe: Path, changes: Mapping[str, Any], count: int, output: Output,
 
     named = {path: partial(job, one) for path, one in jobs.items()}
     return make(named, output, terminal, replaces=replaces, notes=list(notes))
+
+
+def _name(
+    request: Request, changed: Mapping[str, Mapping[str, Any]], shape: tuple[int, tuple[int, int]]
+) -> tuple[str, str]:
+    """Return the default name of the clip of its task and of the changes, as its stem and its end."""
+    options: tuple[str, ...] = IN_NAME_OF_JOINED
+    match request:
+        case Extend(clip=str() | Path() as clip):
+            stem, end = extension_name(Path(clip), request.seed, backward=request.direction == "backward")
+        case Transition(a=str() | Path() as a, b=str() | Path() as b):
+            stem, end = transition_name(Path(a), Path(b), request.seed)
+        case _:
+            stem, end = default_name(str(getattr(request, "prompt", "")), request.seed, *shape)
+            options = IN_NAME
+    for name in options:
+        if name in changed:
+            end += _in_name(name, changed[name]["to"])
+    return stem, end
+
+
+def _in_name(option: str, value: Any) -> str:
+    if option == "prompt":
+        return f"_{slug(value, 30)}"
+    if option == "size" and value is not None:
+        return f"_{value[0]}x{value[1]}"
+    return f"_{option}{value:g}" if isinstance(value, float) else f"_{option}{value}"
 
 
 def _checked(
