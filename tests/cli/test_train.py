@@ -36,8 +36,8 @@ def ask(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the verb hands to `training.run.run`, which does nothing here."""
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """What the verb hands to `training.run.run`, which does nothing here. The current folder has a folder clips."""
     import pusa.training.run as room
     from pusa.training.trainer import Result
 
@@ -48,6 +48,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return room.Outcome(Result(out, out / "lora.safetensors", 0, config.train.steps, 0.25, ()), 9, 1, ())
 
     monkeypatch.setattr(room, "run", run)
+    (tmp_path / "clips").mkdir()
+    monkeypatch.chdir(tmp_path)
     return seen
 
 
@@ -334,6 +336,24 @@ def test_a_missing_logger_is_said_before_anything_is_encoded(
     monkeypatch.setitem(sys.modules, "wandb", None)
     code, _, err = ask(*common, "--track.loggers", "wandb")
     assert (code, err) == (2, "pusa: wandb is not installed: run pip install wandb, or remove it from track.loggers.\n")
+
+
+def test_a_result_whose_checkpoints_are_gone_is_not_replaced_in_silence(
+    ask: Ask, common: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "lora.safetensors").write_bytes(b"the result")
+    code, _, err = ask(*common)
+    assert (code, err.splitlines()[-1]) == (
+        2,
+        f"pusa: {run} has lora.safetensors and no checkpoint, so a training would begin anew and replace it: choose "
+        "another folder, or add --overwrite to replace it.",
+    )
+    assert (run / "lora.safetensors").read_bytes() == b"the result"
+    common[common.index("--train.steps") + 1] = "1"
+    assert ask(*common, "--overwrite")[0] == 0
+    assert (run / "lora.safetensors").read_bytes() != b"the result"
 
 
 def test_a_folder_in_use_is_refused_before_anything_is_encoded(

@@ -69,6 +69,8 @@ def run(
         processes.from_rank_zero(group, lambda: loggers.check(list(config.track.loggers)))
         processes.from_rank_zero(group, lambda: optimisers.check(config.train.optimiser))
         processes.from_rank_zero(group, partial(stored_weights.check, config.memory.base))
+        if not force:
+            processes.from_rank_zero(group, partial(starting.check_result, config, out))
         for path in config.preview.pictures or ():
             read_image(path)
         with terminal.status("Reading the configuration of the model"):

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from pusa import adapters
 from pusa.adapters import lora_start
 from pusa.errors import InputError
 from pusa.files import write_json
@@ -42,6 +43,16 @@ def with_lora(config: Config, layers: Mapping[str, tuple[int, int]]) -> Config:
     own = lora_start.settings_of(start, layers, TARGETS, stabilised=lora.rslora)
     missing = {name: own[name] for name in SHAPE_OF_LORA if name not in lora.model_fields_set}
     return config.model_copy(update={"lora": lora.model_copy(update=missing)})
+
+
+def check_result(config: Config, out: Path) -> None:
+    """Raise InputError if `out` has trained weights and no checkpoint: a training from the beginning replaces them."""
+    weights = out / adapters.from_settings(config.lora).output
+    if weights.exists() and not any((out / "checkpoints").glob("step_*")):
+        raise InputError(
+            f"{out} has {weights.name} and no checkpoint, so a training would begin anew and replace it: choose "
+            "another folder, or add --overwrite to replace it."
+        )
 
 
 def branch(source: Path, out: Path) -> None:
