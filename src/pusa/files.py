@@ -104,10 +104,13 @@ def read_text(path: Path, name: str | None = None) -> str:
         raise InputError(f"{name} cannot be read ({error.strerror}); check its permissions") from error
     encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
-        return raw.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+        text = raw.decode(encoding)
+        if "\0" in text:  # UTF-16 without a byte-order mark, whose letters of ASCII are valid UTF-8
+            raise UnicodeDecodeError(encoding, raw, raw.find(0), len(raw), "a zero byte")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise InputError(f"{name} is not UTF-8 text (line {line}); save it as UTF-8") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def composed(name: str | Path) -> str:

@@ -179,6 +179,24 @@ def test_a_table_with_unknown_columns_is_the_remedy(tmp_path: Path) -> None:
     )
 
 
+def test_text_in_utf_16_without_a_mark_is_no_caption(tmp_path: Path) -> None:
+    """Its bytes are valid UTF-8: every second one is zero."""
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "a.txt").write_bytes("a cat".encode("utf-16-le"))
+    assert problems(find(tmp_path))["a.mp4"] == (
+        "no-caption: has no usable caption: a.txt is not UTF-8 text (line 1); save it as UTF-8"
+    )
+
+
+def test_a_table_in_another_encoding_is_the_remedy(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "list.csv").write_bytes("file_name,text\na.mp4,grün\n".encode("latin-1"))
+    assert problems(find(tmp_path))["a.mp4"] == (
+        "no-caption: has no caption file a.txt; write one, or use the table: list.csv is not UTF-8 text (line 2); save "
+        "it as UTF-8"
+    )
+
+
 def test_a_pointer_of_git_lfs_is_called_that(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4")
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"

@@ -331,7 +331,7 @@ def _from_folder(
         clips = [path for path in files if is_official_cache(path)]
     remedy = "write one"
     if unknown and not any(_text_of(found, path) for path in clips):
-        remedy += f", or name the columns of {unknown[0].name} file_name and text"
+        remedy += f", or {tables.remedy(unknown[0])}"
     for path in clips:
         text = _text_of(found, path)
         if text is None:

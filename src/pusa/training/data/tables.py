@@ -96,6 +96,15 @@ def lists_clips(table: Path) -> bool:
     return isinstance(name, str) and bool(_CLIP.search(name))
 
 
+def remedy(table: Path) -> str:
+    """Return what makes a table of clips of a file that `lists_clips` does not accept."""
+    try:
+        read_text(table)
+    except InputError as error:
+        return f"use the table: {error}"
+    return f"name the columns of {table.name} file_name and text"
+
+
 def _caption_column(label: str, column: str, row: dict[str, Any]) -> str:
     """Return the column of the captions: the one that belongs to `column`, or else the only one that exists."""
     if DIALECTS[column] in row:
