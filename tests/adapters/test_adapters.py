@@ -78,9 +78,13 @@ def test_excluded_layers_get_no_factors() -> None:
     sizes = {n: (m.in_features, m.out_features) for n, m in small.pristine().named_modules()
              if isinstance(m, torch.nn.Linear)}  # fmt: skip
     assert adapter.extra_parameters(sizes) == sum(p.numel() for p in attached.parameters.values())
-    for pattern, sentence in (("blocks", "matches every layer"), ("(", "damaged pattern")):
+    for pattern, sentence in (
+        ("blocks", "matches every layer"),
+        ("(", "damaged pattern"),
+        ("attn3", "'attn3', which matches no layer of lora.targets: use a part of a name such as blocks.0.attn1.to_q."),
+    ):
         with pytest.raises(InputError, match=sentence):
-            Lora(2, TARGETS, exclude=(pattern,)).attach(small.components().transformer, seed=0)
+            Lora(2, TARGETS, exclude=("attn2", pattern)).attach(small.components().transformer, seed=0)
 
 
 def test_a_normal_start_is_another_start_and_changes_no_prediction() -> None:

@@ -93,9 +93,8 @@ def test_rates_are_factors_by_pattern() -> None:
     optimisers.set_rate(optimiser, 0.25)
     of = {id(p): group["lr"] for group in optimiser.param_groups for p in group["params"]}
     assert [of[id(p)] for p in parameters.values()] == [0.25, 4.0, 2.0]
-    for pattern in ("lora_C", "(lora"):
-        with pytest.raises(InputError, match=r"train\.rates has the pattern"):
-            optimisers.build(parameters, TrainSettings(rates={pattern: 2.0}))
+    with pytest.raises(InputError, match=r"train\.rates has the pattern"):
+        optimisers.build(parameters, TrainSettings(rates={"lora_C": 2.0}))
 
 
 def installed(name: str) -> bool:

@@ -162,12 +162,19 @@ class Lora:
         return sum(self.rank * sum(layers[name]) for name in self._layers(layers))
 
     def _layers(self, layers: Collection[str]) -> set[str]:
-        """Return those of `layers` that get factors. InputError for a damaged pattern, or if none is left."""
+        """Return those of `layers` that get factors. InputError for a damaged or idle pattern, or if none is left."""
         chosen = lora_start.selected(layers, self.targets)
         try:
-            left = {name for name in chosen if not any(re.search(pattern, name) for pattern in self.exclude)}
+            matched = {pattern: {name for name in chosen if re.search(pattern, name)} for pattern in self.exclude}
         except re.error as error:
             raise InputError(f"lora.exclude has a damaged pattern ({error}): give parts of names.") from error
+        for pattern, names in matched.items():
+            if chosen and not names:
+                raise InputError(
+                    f"lora.exclude has the pattern {pattern!r}, which matches no layer of lora.targets: use a part of "
+                    f"a name such as {min(chosen)}."
+                )
+        left = chosen.difference(*matched.values())
         if chosen and not left:
             raise InputError("The LoRA would train nothing: lora.exclude matches every layer of lora.targets.")
         return left

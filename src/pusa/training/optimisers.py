@@ -149,11 +149,7 @@ def _groups(parameters: Mapping[str, nn.Parameter], settings: Any) -> list[dict[
     """Return parameter groups, by weight decay and by factor of the learning rate."""
     rates = settings.rates or {}
     for pattern in rates:
-        try:
-            matches = any(re.search(pattern, name) for name in parameters)
-        except re.error as error:
-            raise InputError(f"train.rates has the pattern {pattern!r}, which is damaged ({error}).") from error
-        if not matches:
+        if not any(re.search(pattern, name) for name in parameters):
             raise InputError(
                 f"train.rates has the pattern {pattern!r}, which matches no trained weight: use a part of a name such "
                 f"as {next(iter(parameters), 'none')}."

@@ -115,6 +115,14 @@ def test_yaml_has_none_of_the_old_surprises() -> None:
 REFUSED = [
     ("train: {lrr: 3}", "There is no setting 'lrr' in the section train (FILE); did you mean train.lr?"),
     ("trian: {lr: 3}", "There is no section 'trian' (FILE); did you mean train?"),
+    ("preset: tiny",
+     "There is no section 'preset' (FILE); give the preset on the command line, as --preset NAME."),
+    ("train: {rates: {'lora_[': 2}}",
+     "train.rates (FILE) has the pattern 'lora_[', which is damaged (unterminated character set at position 5); give "
+     "parts of names."),
+    ("lora: {exclude: [attn2, 'to_(']}",
+     "lora.exclude (FILE) has the pattern 'to_(', which is damaged (missing ), unterminated subpattern at position 3); "
+     "give parts of names."),
     ("lr: 3", "There is no section 'lr' (FILE); did you mean train.lr?"),
     ("zzz: 3",
      "There is no section 'zzz' (FILE); give one of model, data, sigma, lora, train, memory, save, validate, "
@@ -185,6 +193,8 @@ def test_what_is_wrong_is_said_in_one_sentence_with_its_place(tmp_path: Path, te
      "wan21-14b-24gb, wan21-14b-12gb, wan22-5b-16gb or paper."),
         ("tiny", {"train.lrr": "1"}, "There is no setting 'lrr' in the section train (the command line); did you mean "
          "train.lr?"),
+        (None, {"data.folders": "clips=2,clips=3"}, "clips=2,clips=3 (the command line) has clips twice; "
+         "give it once."),
         (None, {"train.lr": "fast"}, 'train.lr is "fast" (the command line); give a number above 0.'),
     ],
 )  # fmt: skip

@@ -58,7 +58,18 @@ def _path(value: Any) -> Any:
     return _unescaped(value)
 
 
+def _patterns(value: Any) -> Any:
+    """Raise ValueError for a regular expression that is not valid."""
+    for pattern in value or ():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"has the pattern {pattern!r}, which is damaged ({error}); give parts of names") from error
+    return value
+
+
 Absent = BeforeValidator(_none)
+Patterns = AfterValidator(_patterns)
 Count = Annotated[int, Field(ge=1), Give("a whole number of at least 1")]
 Whole = Annotated[int, Field(ge=0), Give("a whole number of at least 0")]
 Positive = Annotated[float, Field(gt=0), Give("a number above 0")]
@@ -282,7 +293,7 @@ class LoraSettings(Section):
     """Linear layers that get a LoRA, by the end of their names."""
     rslora: bool = False
     """Scale by alpha / √rank instead of alpha / rank."""
-    exclude: Annotated[list[str] | None, Absent, Give("a list of patterns of names")] = None
+    exclude: Annotated[list[str] | None, Absent, Patterns, Give("a list of patterns of names")] = None
     """Patterns of names of layers that get no LoRA, such as blocks.[0-9].attn2."""
     init_weights: Literal["kaiming", "gaussian"] = "kaiming"
     """Distribution from which A is drawn; B is zero."""
@@ -317,7 +328,9 @@ class TrainSettings(Section):
     """Greatest norm of the gradient; null: no limit."""
     optimiser: Literal["adamw", "adamw8bit", "adamw-kahan", "prodigy", "schedule-free", "muon"] = "adamw"
     """Optimiser. adamw8bit needs pusa[lowmemory]; adamw-kahan, prodigy and schedule-free need pusa[optimisers]."""
-    rates: Annotated[dict[str, Positive] | None, Absent, Give("patterns with numbers, such as lora_B=16")] = None
+    rates: Annotated[dict[str, Positive] | None, Absent, Patterns, Give("patterns with numbers, such as lora_B=16")] = (
+        None
+    )
     """Factors of the learning rate for trained weights whose names match a pattern. lora_B=16 is LoRA+."""
     ema: Annotated[Decay | Literal["post-hoc"] | None, Absent, Give("a number between 0 and 1, or post-hoc")] = None
     """Average of the weights: its decay, or post-hoc (EDM2); null: no average."""

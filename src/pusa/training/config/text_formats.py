@@ -132,7 +132,10 @@ def parse(text: str) -> Any:
 
 
 def value(text: str) -> Any:
-    """Parse the value of one setting on the command line: a YAML value, a list `a,b`, or a mapping `a=1,b=2`."""
+    """Parse the value of one setting on the command line: a YAML value, a list `a,b`, or a mapping `a=1,b=2`.
+
+    Raises InputError for a mapping with a key twice.
+    """
     try:
         parsed = parse(text)
     except (yaml.YAMLError, ValueError):
@@ -141,7 +144,10 @@ def value(text: str) -> Any:
         return text if parsed is EMPTY else parsed
     words = text.split(",")
     if all(re.fullmatch(r"[^=\s]+=[^=]+", word) for word in words):
-        return {key: value(inner) for key, _, inner in (word.partition("=") for word in words)}
+        keys = [word.partition("=")[0] for word in words]
+        if repeated := next((key for key in keys if keys.count(key) > 1), None):
+            raise InputError(f"{text} (the command line) has {repeated} twice; give it once.")
+        return {key: value(word.partition("=")[2]) for key, word in zip(keys, words, strict=True)}
     return [value(word) for word in words] if len(words) > 1 else text
 
 

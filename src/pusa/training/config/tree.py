@@ -217,6 +217,8 @@ def _merge(data: Mapping[str, Any], place: str, merged: dict[str, Any], origin: 
         if section not in SECTIONS:
             at = next((name for name, kind in SECTIONS.items() if section in kind.model_fields), None)
             hint = f"did you mean {at}.{section}?" if at else _nearest(section, SECTIONS)
+            if section == "preset":
+                hint = "give the preset on the command line, as --preset NAME."
             raise InputError(f"There is no section {section!r} ({place}); {hint}")
         if values is text_formats.EMPTY:
             continue
