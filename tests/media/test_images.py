@@ -126,7 +126,14 @@ BAD_PICTURES: dict[str, tuple[Callable[[Path], object], str]] = {
     "bomb.png": (bomb, "too many pixels"),
     "float.tiff": (lambda p: PILImage.fromarray(np.ones((4, 4), np.float32)).save(p), "floating-point"),
     "int32.tiff": (lambda p: PILImage.fromarray(np.full((4, 4), -5, np.int32)).save(p), "32-bit"),
+    "dark.tiff": (lambda p: PILImage.fromarray(np.full((4, 4), 255, np.int32)).save(p), "32-bit"),
 }
+
+
+def test_a_pgm_of_16_bits_has_a_known_range(tmp_path: Path) -> None:
+    """Pillow opens it with 32 bits, as it opens a TIFF file whose range is unknown."""
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 1 65535\n\xff\xff\x80\x80")
+    assert images.read_image(tmp_path / "a.pgm")[0, :, 0].tolist() == [255, 128]
 
 
 @pytest.mark.parametrize("name", BAD_PICTURES)

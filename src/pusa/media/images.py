@@ -79,9 +79,9 @@ def to_rgb(picture: PILImage.Image) -> Image:
 
 
 def _in_8_bits(picture: PILImage.Image) -> PILImage.Image:
+    if picture.mode == "I" and picture.format not in ("PNG", "PPM"):  # in which Pillow's 32 bits hold 16
+        raise InputError("the picture has signed or 32-bit pixels of unknown range; convert it to 8 or 16 bits")
     grey = np.asarray(picture).astype(np.int64)
-    if grey.min() < 0 or grey.max() > 65_535:
-        raise InputError("the picture has 32-bit pixels of unknown range; convert it to 8 or 16 bits")
     scaled = PILImage.fromarray(((grey + 128) // 257).astype(np.uint8))
     scaled.info = {key: value for key, value in picture.info.items() if key != "transparency"}
     return scaled
