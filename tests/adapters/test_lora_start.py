@@ -109,6 +109,11 @@ def test_other_settings_than_those_of_the_file_are_refused(tmp_path: Path) -> No
     model = small.components().transformer
     for adapter, sentence in (
         (Lora(8, TARGETS, init=str(path)), f"lora.rank is 8, and the LoRA {path} has 4: leave lora.rank out"),
+        (
+            Lora(4, TARGETS, init=str(path), exclude=("attn2",)),
+            f"lora.targets and lora.exclude select other layers than those of the LoRA {path}, which changes "
+            "blocks.0.attn2.",
+        ),
         (Lora(4, TARGETS, 2.0, init=str(path)), f"lora.alpha is 2, and the LoRA {path} needs 4: leave lora.alpha out"),
         (Lora(4, ("to_q",), init=str(path)), f"LoRA {path}, which changes blocks.0.attn1.to_k: leave lora.targets out"),
         (Lora(4, (*TARGETS, "proj_out"), init=str(path)), "which has no factors for proj_out: leave"),

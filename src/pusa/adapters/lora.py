@@ -205,9 +205,11 @@ class Lora:
             )
         if odd := sorted(self._layers(layers) ^ set(start.factors)):
             has = "has no factors for" if odd[0] not in start.factors else "changes"
+            setting = "lora.targets and lora.exclude select" if self.exclude else "lora.targets are"
+            remedy = "lora.exclude and lora.targets" if self.exclude else "lora.targets"
             raise InputError(
-                f"lora.targets are other layers than those of the LoRA {path}, which {has} {odd[0]}: leave "
-                "lora.targets out to use its own."
+                f"{setting} other layers than those of the LoRA {path}, which {has} {odd[0]}: leave {remedy} out to "
+                "use its own."
             )
         return start
 

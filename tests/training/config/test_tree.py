@@ -206,7 +206,7 @@ def test_the_command_line_and_presets_are_places_too(preset: str | None, typed: 
 def test_files_that_are_none_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"There is no settings file .*none\.yaml"):
         read(tmp_path / "none.yaml", None, {})
-    with pytest.raises(InputError, match="is a folder"):
+    with pytest.raises(InputError, match=f"is a folder, .* as --data {re.escape(str(tmp_path))}, or a .yaml"):
         read(tmp_path, None, {})
     with pytest.raises(InputError, match=r"neither \.yaml nor \.toml"):
         read(written(tmp_path, "{}", "a.json"), None, {})

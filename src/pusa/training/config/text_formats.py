@@ -84,7 +84,10 @@ def load(path: Path) -> dict[str, Any]:
     of Windows in double quotes is therefore an error, unless its backslashes are doubled.
     """
     if path.is_dir():
-        raise InputError(f"{path} is a folder, not a settings file; give a .yaml or .toml file.")
+        raise InputError(
+            f"{path} is a folder, not a settings file; give a folder of clips as --data {path}, or a .yaml or .toml "
+            "file."
+        )
     if not path.exists():
         raise InputError(f"There is no settings file {path}; check the name.")
     if path.suffix.lower() not in (".yaml", ".yml", ".toml"):
