@@ -262,7 +262,7 @@ def test_encode_and_decode_are_public(tiny_pipe, noise_frames):
         ({"init": Clip(np.zeros((6, 32, 32, 3), np.uint8))}, "6 frames cannot be edited.* with frames=5"),
         ({"init": Clip(np.zeros((5, 32, 32, 3), np.uint8), at=4)}, "all of the new clip"),
         ({"init": Clip(np.zeros((5, 32, 32, 3), np.uint8)), "frames": 9}, "9 frames from frame 0 on were requested"),
-        ({"conditions": ["cat.png"]}, "not a str"),
+        ({"conditions": ["cat.png"]}, "cat.png does not exist"),
     ],
 )
 def test_bad_input_is_a_sentence(options, sentence, tiny_pipe):

@@ -238,3 +238,19 @@ def test_threads_leave_the_filters_of_warnings_alone(tmp_path: Path) -> None:
         shapes = list(pool.map(lambda _: images.read_image(tmp_path / "a.tif").shape, range(80)))
     assert set(shapes) == {(128, 192, 3)}
     assert list(warnings.filters) == before
+
+
+def test_a_plugin_that_another_library_registered_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PILImage.init()
+    monkeypatch.setattr(PILImage, "ID", [name for name in PILImage.ID if name != "HEIF"])
+    monkeypatch.setattr(PILImage, "OPEN", {name: plugin for name, plugin in PILImage.OPEN.items() if name != "HEIF"})
+    path = tmp_path / "a.jpg"
+    exif = PILImage.Exif()
+    exif[0x0112] = 6
+    pillow_heif.from_pillow(PILImage.fromarray(ramp(32, 48))).save(path, quality=90, exif=exif.tobytes())
+    before = images.read_image(path)
+    pillow_heif.register_heif_opener()
+    assert "HEIF" in PILImage.OPEN
+    assert np.array_equal(images.read_image(path), before)

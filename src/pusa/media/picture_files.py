@@ -166,7 +166,8 @@ def _open(path: Path) -> PILImage.Image:
 def _identified(path: Path, source: Path | io.BytesIO) -> PILImage.Image:
     with quiet():
         picture = PILImage.open(source)
-    if picture.format in _NOT_READ:
+    if picture.format in _NOT_READ or picture.format == "HEIF":  # another library may have registered a HEIF plugin
+        picture.close()
         raise UnidentifiedImageError(f"{picture.format} is not read")
     if codes := _code_points(path, picture.format):
         picture.info[CODES] = codes
