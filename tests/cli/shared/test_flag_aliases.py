@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from pusa.cli.shared.flag_aliases import RENAMED, SYNONYMS, renamed, translate
+from pusa.cli.shared.flag_aliases import RENAMED, SYNONYMS, TRAINING_SYNONYMS, renamed, translate
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,20 @@ def test_habitual_flags_become_ours(typed: str, ours: str) -> None:
     assert translate(typed.split()) == ours.split()
 
 
+@pytest.mark.parametrize(
+    ("typed", "ours"),
+    [
+        ("train --learning_rate 1e-4 --network_dim=16", "train --train.lr 1e-4 --lora.rank=16"),
+        ("train --train.learning_rate 1e-4 --train.seed 3", "train --train.lr 1e-4 --train.seed 3"),
+        ("check --seed 3 --lora_alpha 8 --blocks_to_swap 9", "check --train.seed 3 --lora.alpha 8 --memory.swap 9"),
+        ("train --lora.learning_rate 1 --output_dir runs/x", "train --lora.learning_rate 1 --out runs/x"),
+        ("train --resolution 512 --width 64", "train --resolution 512 --width 64"),
+    ],
+)
+def test_flags_of_other_trainers_become_settings(typed: str, ours: str) -> None:
+    assert translate(typed.split()) == ours.split()
+
+
 def test_values_and_everything_after_the_delimiter_stay() -> None:
     assert translate(["generate", "num_frames cfg", "--", "--cfg", "--height"]) == [
         "generate",
@@ -38,17 +53,19 @@ def test_values_and_everything_after_the_delimiter_stay() -> None:
 
 
 def test_no_habit_stands_for_two_flags() -> None:
-    habits = [habit for names in SYNONYMS.values() for habit in names]
-    assert len(habits) == len(set(habits))
-    assert not set(habits) & set(SYNONYMS)
+    for synonyms in (SYNONYMS, TRAINING_SYNONYMS):
+        habits = [habit for names in synonyms.values() for habit in names]
+        assert len(habits) == len(set(habits))
+        assert not set(habits) & set(synonyms)
 
 
-def test_the_documentation_lists_every_habit() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "generate.md").read_text(encoding="utf-8")
-    for flag, habits in SYNONYMS.items():
+@pytest.mark.parametrize(("page", "synonyms"), [("generate.md", SYNONYMS), ("training/training.md", TRAINING_SYNONYMS)])
+def test_the_documentation_lists_every_habit(page: str, synonyms: dict[str, Sequence[str]]) -> None:
+    text = (Path(__file__).parents[3] / "docs" / page).read_text(encoding="utf-8")
+    for flag, habits in synonyms.items():
         rows = [line for line in text.splitlines() if line.startswith(f"| `{flag}")]
         listed = [{word.strip("`,").replace("_", "-") for word in row.split("|")[2].split()} for row in rows]
-        assert any(set(habits) <= words for words in listed)
+        assert any(set(habits) <= words for words in listed), flag
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,15 @@
 """Accept flag names of other programs, and former names of our own flags, by rewriting them before parsing.
 
-The names come from diffusers, the Wan scripts, musubi-tuner, LightX2V and the official Pusa scripts. `--help` does not
-show them, because it shows one name for one option; `docs/generate.md` lists them. Underscores need no entry:
+The names come from diffusers, the Wan scripts, musubi-tuner, diffusion-pipe, LightX2V and the official Pusa scripts.
+`--help` does not show them, because it shows one name for one option; `docs/generate.md` and
+`docs/training/training.md` list them. Underscores need no entry:
 `--negative_prompt` and `--negative-prompt` are the same flag.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 SYNONYMS: dict[str, Sequence[str]] = {
     "--frames": ("--num-frames", "--frame-num", "--video-length"),
@@ -32,6 +33,26 @@ SYNONYMS: dict[str, Sequence[str]] = {
     "--lora-scale": ("--lora-alpha", "--lora-strength", "--lora-multiplier"),
     "--out": ("--output", "--output-path", "--output-dir", "--save-file", "-o"),
 }
+TRAINING = ("train", "check", "prepare")
+"""The commands whose options are settings of a training."""
+TRAINING_SYNONYMS: dict[str, Sequence[str]] = {
+    "--train.lr": ("--learning-rate",),
+    "--train.steps": ("--max-train-steps",),
+    "--train.batch": ("--batch-size", "--train-batch-size"),
+    "--train.accumulate": ("--gradient-accumulation-steps",),
+    "--train.schedule": ("--lr-scheduler",),
+    "--train.warmup": ("--lr-warmup-steps",),
+    "--train.optimiser": ("--optimizer", "--optimizer-type"),
+    "--train.clip": ("--max-grad-norm",),
+    "--train.precision": ("--mixed-precision",),
+    "--train.seed": ("--seed",),
+    "--lora.rank": ("--network-dim", "--lora-rank"),
+    "--lora.alpha": ("--network-alpha", "--lora-alpha"),
+    "--lora.init": ("--network-weights",),
+    "--memory.swap": ("--blocks-to-swap",),
+    "--save.every": ("--save-every-n-steps", "--checkpointing-steps"),
+    "--out": SYNONYMS["--out"],
+}
 MEMORY_PROFILE = re.compile(r"all|auto|none|cpu|\d+ ?gb", re.IGNORECASE)
 RENAMED: Mapping[str, Mapping[str, str]] = {
     "check": {
@@ -50,12 +71,16 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     "info": {"--profile": "--memory"},
 }  # fmt: skip
 """Former names of our own flags, by command. They still work, and a note tells the present name."""
-FLAG_OF = {synonym: flag for flag, synonyms in SYNONYMS.items() for synonym in synonyms}
-"""Our flag for each flag of another program."""
 
 
-def translate(tokens: Iterable[str]) -> list[str]:
-    """Replace flags of other programs by ours, and join `--width W --height H` into `--size WxH`."""
+def translate(tokens: Sequence[str]) -> list[str]:
+    """Replace flags of other programs by ours, and join `--width W --height H` into `--size WxH`.
+
+    A training knows the flags of other trainers, also with a section before them, such as `--train.learning_rate`.
+    """
+    training = bool(tokens) and tokens[0] in TRAINING
+    synonyms = TRAINING_SYNONYMS if training else SYNONYMS
+    flag_of = {name: flag for flag, names in synonyms.items() for name in names}
     translated: list[str] = []
     remaining = iter(tokens)
     for token in remaining:
@@ -63,9 +88,13 @@ def translate(tokens: Iterable[str]) -> list[str]:
             translated += [token, *remaining]
             break
         flag, equals, value = token.partition("=")
-        flag = FLAG_OF.get(flag.replace("_", "-"), flag) if flag.startswith("-") else flag
+        if flag.startswith("-"):
+            name = flag.replace("_", "-")
+            section, dot, setting = name.removeprefix("--").partition(".")
+            ours = flag_of.get(name) or flag_of.get(f"--{setting}", "")
+            flag = ours if name in flag_of or (dot and ours.startswith(f"--{section}.")) else flag
         translated.append(flag + equals + value)
-    return _join_size(translated)
+    return translated if training else _join_size(translated)
 
 
 def renamed(tokens: Sequence[str]) -> tuple[list[str], list[str]]:
