@@ -221,8 +221,7 @@ command lines below, and writes this page. The embedded model and CPU cores are 
 ![The clips that the session made, a row each]({image})
 
 The given frames are those of the phone, upright and in their colours. What follows them is what the embedded model can
-do: it was trained on shapes and a few photographs, so a photograph dissolves after some frames, and 60 steps on nine
-clips make no film.
+do. It was trained on shapes, textures and 204 photographs, and 60 steps on nine clips make no film.
 
 ```
 {(chr(10) * 2).join(parts)}

@@ -7,7 +7,7 @@ from PIL import Image
 
 import pusa
 
-SEEDS, STRENGTHS, SIDE = (0, 1), (0.0, 1.6), 64
+SEEDS, STRENGTHS, SIDE = (0, 1), (0.0, 1.2), 64
 prompt = "a yellow square spins on a black background"
 
 pipe = pusa.load("tiny")

@@ -1,6 +1,6 @@
-"""Step 5 of the embedded base: put the parts into the folder that the package ships.
+"""Step 6 of the embedded base: put the parts into the folder that the package ships.
 
-    python recipes/embedded/assemble.py --vae runs/embedded/reduced/vae --base runs/embedded/base3/step_007000 \
+    python recipes/embedded/assemble.py --vae runs/embedded/decoder/vae --base runs/embedded/base/step_006000 \
         --adapter runs/embedded/adapter0/lora.safetensors --out src/pusa/embedded/tiny
 
 Weights are stored as float16; stock `WanPipeline.from_pretrained(folder)` loads the result. `pusa.json` beside
@@ -25,7 +25,7 @@ DEFAULTS = {
     "frames": world.FRAMES,
     "size": [world.SIZE, world.SIZE],
     "steps": 10,
-    "guidance": 3.0,
+    "guidance": 2.0,
     "shift": 3.0,
 }
 

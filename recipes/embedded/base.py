@@ -1,10 +1,13 @@
-"""Step 3 of the embedded base: train text-to-video as Wan was, with one shared timestep per clip.
+"""Step 4 of the embedded base: train text-to-video as Wan was, with one shared timestep per clip.
 
     python recipes/embedded/base.py --latents runs/embedded/latents --out runs/embedded/base
 
-A stock `WanTransformer3DModel` (4.7 M parameters, 80 tokens a clip) and a small UMT5 encoder, trained together by flow
+A stock `WanTransformer3DModel` (6.5 M parameters, 80 tokens a clip) and a small UMT5 encoder, trained together by flow
 matching: v(z_t, t, caption) = noise - data, with z_t = (1 - t) data + t noise (paper eq. 1-4). t is drawn stratified
 over the batch from the shifted law, one value per clip.
+
+Why the stream is wider than a token: a token is 4 x 4 latent pixels of 12 channels, and a velocity has the noise of all
+192 numbers in it. The noise must pass every layer beside what the layers compute.
 """
 
 from __future__ import annotations
@@ -33,14 +36,14 @@ TEXT_DIM = 64
 CAPTION_DROPOUT = 0.1
 SHIFT = 3.0
 
-TRANSFORMER = dict(
-    patch_size=(1, 2, 2),
-    num_attention_heads=6,
+TRANSFORMER: dict[str, Any] = dict(
+    patch_size=(1, 4, 4),
+    num_attention_heads=8,
     attention_head_dim=32,
     text_dim=TEXT_DIM,
     freq_dim=256,
     ffn_dim=576,
-    num_layers=8,
+    num_layers=7,
     rope_max_seq_len=128,
 )
 TEXT_ENCODER = dict(
@@ -103,7 +106,7 @@ class TextToVideo(nn.Module):
     """The two networks that are trained together."""
 
     def __init__(self, channels: int, **changes: Any) -> None:
-        """changes: of `TRANSFORMER`, such as patch_size."""
+        """channels: of a latent. changes: of `TRANSFORMER`, such as patch_size."""
         super().__init__()
         config = TRANSFORMER | changes | {"in_channels": channels, "out_channels": channels}
         self.transformer = WanTransformer3DModel(**config)
@@ -123,6 +126,15 @@ class TextToVideo(nn.Module):
         return text
 
 
+def load(folder: Path) -> TextToVideo:
+    """The two networks of a diffusers folder."""
+    known = WanTransformer3DModel.from_pretrained(folder / "transformer")
+    model = TextToVideo(known.config.in_channels, **{key: known.config[key] for key in TRANSFORMER})
+    model.transformer.load_state_dict(known.state_dict())
+    model.text_encoder.load_state_dict(UMT5EncoderModel.from_pretrained(folder / "text_encoder").state_dict())
+    return model
+
+
 def tokenize(tokenizer: T5TokenizerFast, texts: list[str]) -> tuple[Tensor, Tensor]:
     """Ids and mask [B, TOKENS]; the last position is always padding."""
     encoded = tokenizer(texts, padding="max_length", max_length=TOKENS, return_tensors="pt")
@@ -140,24 +152,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latents", type=Path, default=Path("runs/embedded/latents"))
     parser.add_argument("--out", type=Path, default=Path("runs/embedded/base"))
-    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3, help="of AdamW, for embeddings, gains and biases")
     parser.add_argument("--muon-lr", type=float, default=0.02)
-    parser.add_argument("--camera-share", type=float, default=0.2, help="share of camera clips in the samples")
-    parser.add_argument("--patch", type=int, default=4, help="latent pixels of a token along a side")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--init", type=Path, help="begin with the weights of this folder, such as the shipped one")
+    parser.add_argument("--camera-share", type=float, default=0.5, help="share of camera clips in the samples")
+    parser.add_argument("--heads", type=int, default=TRANSFORMER["num_attention_heads"], help="of 32 channels each")
+    parser.add_argument("--ffn", type=int, default=TRANSFORMER["ffn_dim"], help="width of the feed-forward layers")
+    parser.add_argument("--layers", type=int, default=TRANSFORMER["num_layers"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--init", type=Path, help="begin with the weights and the shape of this folder")
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(SEED)
     tokenizer = build_tokenizer()
     latents, texts = load_shards(args.latents)
-    model = TextToVideo(latents.shape[1], patch_size=(1, args.patch, args.patch))
-    if args.init is not None:
-        model.transformer.load_state_dict(WanTransformer3DModel.from_pretrained(args.init / "transformer").state_dict())
-        model.text_encoder.load_state_dict(UMT5EncoderModel.from_pretrained(args.init / "text_encoder").state_dict())
+    shape = dict(num_attention_heads=args.heads, ffn_dim=args.ffn, num_layers=args.layers)
+    model = TextToVideo(latents.shape[1], **shape) if args.init is None else load(args.init)
     if not args.no_compile:
         # On CPUs the bfloat16 backward of fused attention costs more than all the rest; compiled maths does not.
         model.transformer.set_attention_backend("_native_math")

@@ -50,13 +50,8 @@ class Pictures:
         travel, half = world.PAN * (world.FRAMES - 1), world.SIZE / 2
         x = rng.uniform(half + travel * max(-dx, 0), width - half - travel * max(dx, 0))
         y = rng.uniform(half + travel * max(-dy, 0), height - half - travel * max(dy, 0))
-        frames = [
-            np.asarray(
-                picture.resize((world.SIZE, world.SIZE), Image.Resampling.BICUBIC, box=world.viewport(motion, x, y, t))
-            )
-            for t in range(world.FRAMES)
-        ]
-        return np.stack(frames), f"the camera {world.CAMERA_MOTIONS[motion]} over a photograph"
+        frames = world.film(picture, motion, x, y)
+        return frames, f"the camera {world.CAMERA_MOTIONS[motion]} over a photograph"
 
 
 def clip(seed: int, pictures: Pictures) -> Clip:

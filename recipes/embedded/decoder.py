@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="begin with the decoder of this autoencoder instead")
     parser.add_argument("--pictures", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/embedded/decoder"))
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--lr", type=float, default=5e-5)
     parser.add_argument("--muon-lr", type=float, default=0.001)
     parser.add_argument("--random", action="store_true", help="control: random weights instead of the linear inverse")

@@ -27,30 +27,25 @@ from typing import Any
 import numpy as np
 import pictures as packs
 import torch
-from base import CAPTION_DROPOUT, SHIFT, TextToVideo, build_tokenizer, stratified, tokenize
+from adapter import FRAMES, RANK, TASKS, Adapted, adapt, levels, write
+from base import CAPTION_DROPOUT, SHIFT, TRANSFORMER, TextToVideo, build_tokenizer, load, stratified, tokenize
 from data import SCALES, heldout
 from decoder import CUTS, NOISE, decode, distance
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline
 from linear import CHANNELS, CONFIG, WHITENING, Linear, silence, tensor, write_decoder, write_encoder
 from muon import Muon, fast
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch_world import Atlas, batch, captions, texture
 
 from pusa.embedded import judge, world
 
-FRAMES, SIDE = 5, 16
+SIDE = 16
 SHARES = {"decoder": 0.22, "base": 0.58, "adapter": 0.2}
 """Of the time that is left after `RESERVE`."""
 RESERVE = 0.17
 """Share of the minutes for the start, compiling and the numbers at the end."""
-ADAPTER_TASKS = {"independent": 0.5, "image-to-video": 0.25, "start-end": 0.1, "extension": 0.1, "text-to-video": 0.05}
-RANK = 32
 STEPS = 10
-NAMES = {"attn1.": "self_attn.", "attn2.": "cross_attn.", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "o",
-         "ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2"}  # fmt: skip
-"""diffusers' names of the layers with an adapter, in the names that LoRA files have."""
 
 
 def say(text: str) -> None:
@@ -163,64 +158,6 @@ def train(
     return average
 
 
-class Adapted(nn.Module):
-    """A frozen linear layer with a LoRA, whose output is added."""
-
-    def __init__(self, linear: nn.Linear, rank: int) -> None:
-        super().__init__()
-        self.linear, self.scale = linear, 1.0
-        self.a = nn.Parameter(torch.empty(rank, linear.in_features, device=linear.weight.device))
-        self.b = nn.Parameter(torch.zeros(linear.out_features, rank, device=linear.weight.device))
-        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) + self.scale * ((x @ self.a.T.to(x.dtype)) @ self.b.T.to(x.dtype))
-
-
-def adapt(transformer: nn.Module, rank: int) -> dict[str, Adapted]:
-    """Freezes the transformer and puts a LoRA beside every layer that `pusa train` would; by LoRA names."""
-    transformer.requires_grad_(False)
-    layers = {}
-    for number, block in enumerate(transformer.blocks):
-        for name, module in list(block.named_modules()):
-            told = name
-            for ours, theirs in NAMES.items():
-                told = told.replace(ours, theirs)
-            if isinstance(module, nn.Linear) and told != name:
-                parent, _, last = name.rpartition(".")
-                layer = Adapted(module, rank)
-                setattr(block.get_submodule(parent), last, layer)
-                layers[f"diffusion_model.blocks.{number}.{told}"] = layer
-    return layers
-
-
-def levels(count: int, shares: dict[str, float], rng: torch.Generator) -> Tensor:
-    """sigma [B, F] of a mixture of independent levels and rows of tasks, uniform and stratified over the batch."""
-    device = rng.device
-
-    def spread() -> Tensor:
-        order = torch.randperm(count, generator=rng, device=device)
-        return (order + torch.rand(count, generator=rng, device=device)) / count
-
-    sigma = torch.stack([spread() for _ in range(FRAMES)], 1)
-    together = spread()[:, None].expand(-1, FRAMES)
-    bounds = torch.tensor(list(shares.values()), device=device).cumsum(0)
-    kind = torch.searchsorted(bounds / bounds[-1], spread()).clamp(max=len(shares) - 1)
-    given = torch.zeros(count, FRAMES, dtype=torch.bool, device=device)
-    for index, task in enumerate(shares):
-        mine = kind == index
-        if task != "independent":
-            sigma = torch.where(mine[:, None], together, sigma)
-        if task in ("image-to-video", "start-end", "extension"):
-            given[:, 0] |= mine
-        if task == "start-end":
-            given[:, -1] |= mine
-        if task == "extension":
-            given[:, 1] |= mine
-            given[:, 2] |= mine & (torch.rand(count, generator=rng, device=device) < 0.5)
-    return torch.where(given, 0.0, sigma)
-
-
 class Trainer:
     """Everything that the stages share: the parts of the model, the pictures, the captions."""
 
@@ -237,16 +174,9 @@ class Trainer:
         self.ids, self.mask = ids.to(self.device), mask.to(self.device)
         torch.manual_seed(0)
         self.channels = int(self.vae.config.z_dim)
-        self.model = TextToVideo(self.channels, patch_size=(1, args.patch, args.patch), num_layers=args.layers)
-        if args.init is not None:
-            from diffusers import WanTransformer3DModel
-            from transformers import UMT5EncoderModel
-
-            known = WanTransformer3DModel.from_pretrained(args.init / "transformer")
-            self.model.transformer.load_state_dict(known.state_dict())
-            self.model.text_encoder.load_state_dict(
-                UMT5EncoderModel.from_pretrained(args.init / "text_encoder").state_dict()
-            )
+        shape = dict(patch_size=(1, args.patch, args.patch), num_layers=args.layers)
+        self.model = TextToVideo(self.channels, **shape) if args.init is None else load(args.init)
+        self.patch = self.model.transformer.config.patch_size[1]
         self.model.to(self.device)
         self.layers: dict[str, Adapted] = {}
 
@@ -287,7 +217,13 @@ class Trainer:
         self.vae = AutoencoderKLWan.from_pretrained(folder / "vae").to(self.device)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=fast(self.device) == torch.bfloat16)
+
+    def compile(self) -> None:
+        if self.args.compile:
+            if self.device.type == "cpu":  # there the backward of fused attention costs more than all the rest
+                self.model.transformer.set_attention_backend("_native_math")
+            self.model.transformer.compile_repeated_blocks(fullgraph=True)
 
     # --- stages -----------------------------------------------------------------------------------------------------
 
@@ -344,12 +280,11 @@ class Trainer:
 
     def tokens(self, sigma: Tensor) -> Tensor:
         """sigma [B, F] as stock diffusers takes it: 1000 sigma of every token."""
-        return 1000 * sigma.repeat_interleave((SIDE // self.args.patch) ** 2, 1)
+        return 1000 * sigma.repeat_interleave((SIDE // self.patch) ** 2, 1)
 
     def base(self, seconds: float) -> None:
         args, model = self.args, self.model
-        if args.compile:
-            model.transformer.compile_repeated_blocks(fullgraph=True)
+        self.compile()
 
         def loss(step: int, rng: torch.Generator) -> Tensor:
             with torch.no_grad():
@@ -383,8 +318,11 @@ class Trainer:
 
     def adapter(self, seconds: float) -> None:
         args, model = self.args, self.model
+        if not (self.out / "model" / "model_index.json").exists():
+            self.write()  # a base that was trained elsewhere
         model.requires_grad_(False)
         self.layers = adapt(model.transformer, args.rank)
+        self.compile()
         parameters = {f"{n}.{k}": getattr(layer, k) for n, layer in self.layers.items() for k in ("a", "b")}
 
         def loss(step: int, rng: torch.Generator) -> Tensor:
@@ -422,13 +360,7 @@ class Trainer:
 
     def write(self, average: dict[str, Tensor] | None = None) -> None:
         """The diffusers folder, float16."""
-        model = (
-            copy.deepcopy(self.model).cpu()
-            if average is None
-            else TextToVideo(
-                self.channels, patch_size=(1, self.args.patch, self.args.patch), num_layers=self.args.layers
-            )
-        )
+        model = copy.deepcopy(self.model).cpu()
         if average is not None:
             model.load_state_dict({n: v.cpu() for n, v in average.items()}, strict=False)
         pipeline = WanPipeline(
@@ -446,12 +378,7 @@ class Trainer:
         )
 
     def write_adapter(self, average: dict[str, Tensor]) -> None:
-        tensors = {}
-        for name in self.layers:
-            for ours, theirs in (("a", "lora_A"), ("b", "lora_B")):
-                tensors[f"{name}.{theirs}.weight"] = average[f"{name}.{ours}"].detach().half().cpu().contiguous()
-        told = {"format": "pt", "pusa.pattern": "tasks", "pusa.base": "tiny-base"}
-        save_file(tensors, self.out / "model" / "pusa.safetensors", metadata=told)
+        write(self.layers, average, self.out / "model" / "pusa.safetensors")
 
     # --- numbers ----------------------------------------------------------------------------------------------------
 
@@ -585,13 +512,13 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/embedded/gpu"))
     parser.add_argument("--pictures", type=Path, help="the pack of pictures.py; without it textures only")
     parser.add_argument("--autoencoder", type=Path, help="a folder of linear.py or decoder.py with linear.pt and vae/")
-    parser.add_argument("--init", type=Path, help="begin the base with this folder, such as model/ of an earlier run")
+    parser.add_argument("--init", type=Path, help="begin with the base of this folder, and its shape")
     parser.add_argument("--stages", default="decoder,base,adapter", help="of these; empty: only measure")
-    parser.add_argument("--tasks", type=shares, default=ADAPTER_TASKS, help="shares of the adapter's rows")
+    parser.add_argument("--tasks", type=shares, default=TASKS, help="shares of the adapter's rows")
     parser.add_argument("--patch", type=int, default=2, help="latent pixels of a token along a side")
     parser.add_argument("--channels", type=int, default=CHANNELS, help="of the latents: 8, 12 or 16")
     parser.add_argument("--whitening", type=float, default=WHITENING, help="of the latents, see linear.py")
-    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--layers", type=int, default=TRANSFORMER["num_layers"])
     parser.add_argument("--rank", type=int, default=RANK)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--decoder-batch", type=int, default=64)

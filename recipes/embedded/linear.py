@@ -1,4 +1,4 @@
-"""Step 1 of the embedded base: the autoencoder in closed form, a principal component analysis in stock layers.
+"""Step 2 of the embedded base: the autoencoder in closed form, a principal component analysis in stock layers.
 
     python recipes/embedded/linear.py --pictures runs/embedded/pictures.zip --out runs/embedded/linear
 

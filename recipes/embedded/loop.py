@@ -1,7 +1,8 @@
 """The training loop that the three recipes share: resumable, seeded by (seed, step), logged as JSON lines.
 
 Run a recipe again and it goes on where its last checkpoint was. Batches and noise are functions of (seed, step), so an
-interrupted run and an uninterrupted one see the same data.
+interrupted run and an uninterrupted one see the same data. Under `torchrun`, every process has a batch of its own, and
+the mean of their gradients counts.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from muon import Muon, bfloat16
 from torch import Tensor, nn
 
@@ -24,6 +26,25 @@ __all__ = ["bfloat16", "generator", "learning_rate", "save_atomic", "train"]
 def generator(seed: int, step: int) -> torch.Generator:
     """Randomness as a function of (seed, step), never of a consumed stream."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
+
+
+def join() -> tuple[int, int]:
+    """(number of this process, number of all) under `torchrun`, else (0, 1)."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    return dist.get_rank(), dist.get_world_size()
+
+
+def average_gradients(parameters: Iterable[nn.Parameter], processes: int) -> None:
+    """The mean of every gradient over all processes, in one message."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    parts = (flat / processes).split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def save_atomic(value: object, path: Path) -> None:
@@ -65,6 +86,7 @@ def train(
     `after_save(step, average)` runs at each checkpoint.
     """
     out.mkdir(parents=True, exist_ok=True)
+    rank, processes = join()
     trained = set(map(id, parameters if parameters is not None else model.parameters()))
     named = {n: p for n, p in model.named_parameters() if id(p) in trained}
     hidden = [p for n, p in named.items() if muon(n) and p.ndim >= 2]
@@ -90,8 +112,10 @@ def train(
     for step in range(first, steps):
         for optimiser, peak in zip(optimisers, peaks, strict=True):
             optimiser.param_groups[0]["lr"] = learning_rate(step, steps, peak, warmup)
-        value = loss(step, generator(seed, step))
+        value = loss(step, generator(seed, step * processes + rank))
         value.backward()
+        if processes > 1:
+            average_gradients(named.values(), processes)
         norm = nn.utils.clip_grad_norm_(named.values(), 1.0)
         for optimiser in optimisers:
             if torch.isfinite(norm):
@@ -104,12 +128,13 @@ def train(
         item = float(value.detach())
         running = item if running is None else 0.98 * running + 0.02 * item
         elapsed = time.monotonic() - started
-        if step % 20 == 0 or step == steps - 1:
+        if rank == 0 and (step % 20 == 0 or step == steps - 1):
             left = elapsed / (step + 1) * (steps - step - 1)
             line = {"step": step, "loss": item, "mean": running, "norm": float(norm), "seconds": round(elapsed, 1)}
+            line |= {"processes": processes} if processes > 1 else {}
             print(json.dumps(line), file=log, flush=True)
             print(f"{out.name} {step}/{steps} loss {running:.5f} {elapsed:.0f}s, {left:.0f}s left", flush=True)
-        if (step + 1) % save_every == 0 or step == steps - 1:
+        if rank == 0 and ((step + 1) % save_every == 0 or step == steps - 1):
             weights = {n: p.detach() for n, p in named.items()}
             state = {"step": step + 1, "elapsed": elapsed, "weights": weights, "average": average}
             save_atomic(state | {"optimisers": [o.state_dict() for o in optimisers]}, state_path)

@@ -1,4 +1,4 @@
-"""Pack the training photographs: Debian's freely licensed wallpapers and GCompris's pictures, as one file.
+"""Step 1 of the embedded base: pack training photographs, Debian's freely licensed wallpapers and GCompris's pictures.
 
     python recipes/embedded/pictures.py --out runs/embedded/pictures.zip
 

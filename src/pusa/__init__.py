@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pusa.generation.pipeline import transition as transition
     from pusa.models.lora.header import LoraFile as LoraFile
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Cancelled": "pusa.errors",

@@ -15,6 +15,7 @@ from PIL import Image as PILImage
 from safetensors.torch import load_file
 
 from pusa.cli import main, run
+from pusa.media.images import read_image
 from pusa.media.videos import read_video
 
 
@@ -64,7 +65,7 @@ class Page(HTMLParser):
 def test_the_page_needs_nothing_but_itself_and_the_clips(demo: Path) -> None:
     page = Page((demo / "index.html").read_text(encoding="utf-8"))
     clips = {path.name for path in demo.glob("*.mp4")}
-    assert len(clips) == len(page.text["h2"]) == len(page.text["code"]) == 12
+    assert len(clips) == len(page.text["h2"]) == len(page.text["code"]) == 16
     assert {address for address in page.addresses if not address.startswith("data:image/png;base64,")} == clips
 
 
@@ -77,11 +78,29 @@ def test_every_clip_has_its_sidecar_and_latents(demo: Path) -> None:
 def test_the_pictures_show_every_task(demo: Path) -> None:
     sheet = PILImage.open(demo / "contact_sheet.png")
     assert sheet.width > 9 * 3 * 64
-    assert sheet.height > 12 * 3 * 64
+    assert sheet.height > 16 * 3 * 64
     clip, _ = read_video(sorted(demo.glob("*.mp4"))[0])
     row = np.asarray(sheet)[40 : 40 + 192, 6 : 6 + 192]
     assert np.abs(row[1::3, 1::3].astype(int) - clip[0]).mean() < 16
     assert PILImage.open(demo / "matrix_beside_clip.png").width > 1000
+    animation = PILImage.open(demo / "matrix_above_clip.webp")
+    assert animation.n_frames == 17  # type: ignore[attr-defined]
+
+
+def test_the_photographs_are_given_and_their_truth_moves(tmp_path: Path) -> None:
+    from pusa.cli.demo.tasks import tasks
+
+    shown = {task.title: task for task in tasks(tmp_path)}
+    for title in ("Image to video, panning right", "Image to video, panning up", "Start and end, a photograph"):
+        task = shown[title]
+        assert task.truth is not None
+        first, _ = task.given[0]
+        assert np.array_equal(first[0], task.truth[0])
+        assert np.array_equal(read_image(Path(task.tokens[3])), first[0])
+        assert np.abs(np.diff(task.truth.astype(int), axis=0)).mean((1, 2, 3)).min() > 1
+    right = shown["Image to video, panning right"].truth
+    assert right is not None
+    assert np.abs(right[8, :, :48].astype(int) - right[0, :, 8:56]).mean() < 1  # a pixel a frame
 
 
 def test_a_command_on_the_page_remakes_its_clip(demo: Path, tmp_path: Path) -> None:

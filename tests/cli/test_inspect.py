@@ -22,9 +22,9 @@ def ask(capsys: pytest.CaptureFixture[str], *tokens: str | Path) -> tuple[int, A
 def test_attention_of_a_clip_that_is_the_usual_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_image(tmp_path / "grey.png", np.full((64, 64, 3), 90, np.uint8))
     say = ("a red circle moves left", "--image", tmp_path / "grey.png", "--steps", "3", "--seed", "2")
-    code, found = ask(capsys, "inspect", "attention", *say, "--out", tmp_path / "at", "--blocks", "0", "7")
+    code, found = ask(capsys, "inspect", "attention", *say, "--out", tmp_path / "at", "--blocks", "0", "6")
     assert code == 0
-    assert {(one["step"], one["block"]) for one in found["maps"]} == {(s, b) for s in (0, 1, 2) for b in (0, 7)}
+    assert {(one["step"], one["block"]) for one in found["maps"]} == {(s, b) for s in (0, 1, 2) for b in (0, 6)}
     assert (tmp_path / "at" / "attention.png").exists()
     main(["generate", *map(str, say), "--out", str(tmp_path / "usual.mp4"), "--quiet"])
     assert np.array_equal(read_video(tmp_path / "at" / "clip.mp4")[0], read_video(tmp_path / "usual.mp4")[0])
@@ -37,7 +37,7 @@ def test_heads_and_a_clip_that_is_given(tmp_path: Path, capsys: pytest.CaptureFi
     assert code == 0
     (one,) = found["maps"]
     heads = np.array(one["heads"])
-    assert heads.shape == (6, 5, 5)
+    assert heads.shape == (8, 5, 5)
     assert np.allclose(heads.mean(axis=0), one["attention"], atol=1e-6)
     assert one["first_frame_share"] == pytest.approx(np.mean(one["attention"][1:], axis=0)[0])
     assert json.loads((tmp_path / "at" / "attention.json").read_text())["maps"] == found["maps"]
@@ -56,18 +56,19 @@ def test_without_the_extra_nothing_is_begun(
 
 
 def test_weights_of_a_lora_and_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lora = f"{embedded.adapter()}:0.8"
+    half = f"{embedded.STRENGTH / 2:g}"
+    lora = f"{embedded.adapter()}:{half}"
     transformer = embedded.folder() / "transformer"
     code, found = ask(capsys, "inspect", "weights", "tiny-base", transformer, "tiny", "--lora", lora, "--out", tmp_path)
     assert code == 0
     attention = found["components"]["self-attention"]
-    assert set(attention) == {"pusa × 0.8", "embedded/tiny", "tiny"}
+    assert set(attention) == {f"pusa × {half}", "embedded/tiny", "tiny"}
     assert attention["embedded/tiny"] == 0
-    assert attention["pusa × 0.8"] > 0.05
-    assert attention["tiny"] == pytest.approx(2 * attention["pusa × 0.8"])
+    assert attention[f"pusa × {half}"] > 0.05
+    assert attention["tiny"] == pytest.approx(2 * attention[f"pusa × {half}"])
     assert found["layers"]["self-attention, k"]["tiny"] > attention["tiny"]
     assert sum(found["share_of_change"]["tiny"].values()) == pytest.approx(1)
-    assert len(found["blocks"]) == 8
+    assert len(found["blocks"]) == 7
     assert all(Path(file).is_file() for file in found["files"])
 
 

@@ -148,7 +148,7 @@ def test_the_models_own_adapter_is_remade_at_its_strength(tmp_path):
     pipe.remove_lora("pusa")
     none = pipe.generate(PROMPT, **options)
     with pytest.raises(
-        InputError, match=r"tiny runs the LoRA .* at strength 1.6 by default: leave it out, or give it to"
+        InputError, match=r"tiny runs the LoRA .* at strength 1\.2 by default: leave it out, or give it to"
     ):
         load("tiny", lora=embedded.adapter(), device="cpu")
     for number, clip in enumerate((half, none)):
@@ -249,6 +249,20 @@ def test_what_is_no_recipe(content, sentence, tmp_path):
         (tmp_path / "clip.json").write_text(content)
     with pytest.raises(InputError, match=sentence):
         read(tmp_path / "clip.mp4")
+
+
+def test_a_clip_of_a_former_embedded_model_says_which_version_has_it(tiny_pipe, tmp_path):
+    path = tiny_pipe.generate(PROMPT).save(tmp_path / "clip.mp4").with_suffix(".json")
+    recipe = json.loads(path.read_text())
+    (former,) = embedded.FORMER
+    recipe["model"] |= {"source": "tiny", "fingerprint": former}
+    path.write_text(json.dumps(recipe))
+    with pytest.raises(InputError, match=r"clip.json is .* of pusa 0\.1\.0 \(commit \w+\), .* install that version"):
+        regenerate(path, tiny_pipe)
+    recipe["model"]["source"] = str(tmp_path / "a copy of it")
+    path.write_text(json.dumps(recipe))
+    with pytest.raises(InputError, match="fingerprint differs"):
+        regenerate(path, tiny_pipe)
 
 
 def test_a_damaged_recipe(tiny_pipe, tmp_path):

@@ -1,12 +1,12 @@
 """The recipes of the embedded base: an interrupted run ends as an uninterrupted one; the training shortcut is exact."""
 
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
 
 from pusa.embedded import world
@@ -18,7 +18,7 @@ RECIPES = Path(__file__).parents[2] / "recipes" / "embedded"
 @pytest.fixture(autouse=True)
 def _on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(RECIPES))
-    for name in ("base", "clips", "encode", "loop", "muon", "reduce"):
+    for name in ("adopt", "base", "clips", "data", "decoder", "encode", "linear", "loop", "measure", "muon", "report"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
@@ -45,6 +45,32 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path: Path) ->
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     fresh = _run(tmp_path / "other", 11)
     assert not all(torch.equal(whole[name], fresh[name]) for name in whole)
+
+
+def test_processes_train_on_the_mean_of_their_gradients(tmp_path: Path) -> None:
+    """Two processes with a batch each end as one process with both."""
+    (tmp_path / "job.py").write_text(
+        f"import sys; sys.path.insert(0, {str(RECIPES)!r})\n"
+        "import pathlib, torch\n"
+        "from loop import join, train\n"
+        "rank, processes = join()\n"
+        "torch.manual_seed(0)\n"
+        "model = torch.nn.Linear(3, 1)\n"
+        "x = torch.tensor([[1.0, 2.0, 3.0], [3.0, -1.0, 0.5]])\n"
+        "mine = x if processes == 1 else x[rank : rank + 1]\n"
+        "out = pathlib.Path(sys.argv[1])\n"
+        "loss = lambda step, rng: model(mine).square().mean()\n"
+        "weights = train(out, model, loss, steps=3, lr=0.1, seed=0, warmup=1)\n"
+        "torch.save(weights, out / f'weights{rank}.pt')\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    for count, name in ((1, "one"), (2, "two")):
+        subprocess.run([*launcher, str(count), str(tmp_path / "job.py"), str(tmp_path / name)], check=True, timeout=600)
+    files = [tmp_path / "one" / "weights0.pt", tmp_path / "two" / "weights0.pt", tmp_path / "two" / "weights1.pt"]
+    alone, first, second = (torch.load(path) for path in files)
+    for name in alone:
+        torch.testing.assert_close(first[name], alone[name])
+        assert torch.equal(first[name], second[name])
 
 
 def test_muon_makes_updates_orthogonal() -> None:
@@ -85,63 +111,45 @@ def test_the_tokenizer_knows_the_world_and_loses_no_other_text() -> None:
     assert tokenizer("A RED circle").input_ids == tokenizer("a red circle").input_ids
 
 
+def test_a_wider_transformer_begins_as_the_narrow_one() -> None:
+    from adopt import rename, widen
+    from base import TextToVideo, build_tokenizer, tokenize
+
+    torch.manual_seed(0)
+    narrow = TextToVideo(12, num_attention_heads=4, ffn_dim=64, num_layers=3).eval()
+    small = narrow.transformer
+    with torch.no_grad():
+        for block in small.blocks:  # random blocks hardly change the stream
+            for layer in (block.attn1.to_out[0], block.attn2.to_out[0], block.ffn.net[2]):
+                layer.weight *= 3
+    x, t = torch.randn(2, 12, 2, 8, 8), torch.tensor([300.0, 700.0])
+    told = tokenize(build_tokenizer(), ["a red circle moves left on a black background", ""])
+
+    def velocity(model: TextToVideo) -> Tensor:
+        with torch.no_grad():
+            return model.transformer(x, t, narrow.context(*told), return_dict=False)[0]
+
+    def likeness(wide: TextToVideo) -> float:
+        wide.padding.bias = narrow.padding.bias
+        return float(torch.corrcoef(torch.stack([velocity(wide).flatten(), velocity(narrow).flatten()]))[0, 1])
+
+    kept = {"blocks.0.": "blocks.0.", "blocks.2.": "blocks.1."}
+    fewer = {new: value for name, value in small.state_dict().items() if (new := rename(name, kept)) is not None}
+    wide = TextToVideo(12, num_attention_heads=6, ffn_dim=96, num_layers=3).eval()
+    chance = likeness(wide)
+    widen(wide, small.state_dict(), small.patch_embedding(x).flatten(2).movedim(1, 2).flatten(0, 1))
+    shorter = TextToVideo(12, num_attention_heads=4, ffn_dim=64, num_layers=2)
+    shorter.transformer.load_state_dict(fewer)
+    assert abs(chance) < 0.3
+    assert likeness(wide) > 0.9
+    assert torch.equal(shorter.transformer.blocks[1].ffn.net[2].weight, small.blocks[2].ffn.net[2].weight)
+
+
 def test_stratified_draws_fill_the_interval() -> None:
     from base import stratified
 
     draws = stratified(32, torch.Generator().manual_seed(1))
     assert np.array_equal(np.sort((draws * 32).long().numpy()), np.arange(32))
-
-
-def _low_rank_vae(z_dim: int, rank: int) -> AutoencoderKLWan:
-    """A random autoencoder whose latents vary in `rank` directions only, without constants that padding would cut."""
-    torch.manual_seed(0)
-    vae = AutoencoderKLWan(base_dim=8, z_dim=z_dim, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[True])
-    mixing = torch.randn(z_dim, rank) @ torch.randn(rank, z_dim) / rank
-    with torch.no_grad():
-        vae.quant_conv.weight[:z_dim, :z_dim, 0, 0, 0] = mixing
-        vae.quant_conv.weight[:z_dim, z_dim:] = 0
-        vae.quant_conv.bias.zero_()
-        vae.post_quant_conv.bias.zero_()
-    vae.register_to_config(latents_mean=[0.0] * z_dim, latents_std=(0.5 + torch.rand(z_dim)).tolist())
-    return vae.eval()
-
-
-def test_leaving_out_empty_channels_changes_neither_pictures_nor_velocities() -> None:
-    from reduce import principal, reduce_transformer, reduce_vae
-
-    vae = _low_rank_vae(z_dim=8, rank=3)
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
-    clip = torch.rand(2, 3, 5, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    with torch.no_grad():
-        z = (vae.encode(clip).latent_dist.mode() - mean) / std
-        directions = principal(z, 3)
-        small = reduce_vae(vae, directions)
-        latents = small.encode(clip).latent_dist.mode()
-        assert latents.shape[1] == small.config.z_dim == 3
-        torch.testing.assert_close(latents, torch.einsum("bcfhw,ck->bkfhw", z, directions), atol=1e-4, rtol=1e-4)
-
-        before, after = vae.decode(z * std + mean).sample, small.decode(latents).sample
-        torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
-        fewer = reduce_vae(vae, directions[:, :2])
-        assert (fewer.decode(latents[:, :2]).sample - before).abs().max() > 0.1
-
-        torch.manual_seed(0)
-        transformer = WanTransformer3DModel(
-            num_layers=1,
-            num_attention_heads=2,
-            attention_head_dim=12,
-            ffn_dim=16,
-            text_dim=8,
-            in_channels=8,
-            out_channels=8,
-        ).eval()
-        x, t, text = torch.randn(2, 3, 2, 4, 4), torch.tensor([300.0, 700.0]), torch.randn(2, 4, 8)
-        whole = torch.einsum("bkfhw,ck->bcfhw", x, directions)
-        wanted = torch.einsum("bcfhw,ck->bkfhw", transformer(whole, t, text).sample, directions)
-        assert torch.equal(
-            reduce_transformer(transformer, torch.eye(8))(whole, t, text).sample, transformer(whole, t, text).sample
-        )
-        torch.testing.assert_close(reduce_transformer(transformer, directions)(x, t, text).sample, wanted)
 
 
 def test_clips_of_the_world_are_written_without_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

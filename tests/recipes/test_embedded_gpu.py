@@ -19,7 +19,7 @@ from pusa.models.lora import runtime
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes" / "embedded"
-MODULES = ("base", "data", "decoder", "encode", "gpu", "linear", "loop", "muon", "pictures", "torch_world")
+MODULES = ("adapter", "base", "data", "decoder", "encode", "gpu", "linear", "loop", "muon", "pictures", "torch_world")
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +131,7 @@ def test_muon_together_is_muon() -> None:
 
 
 def test_levels_of_the_adapter_are_rows_of_their_tasks() -> None:
-    from gpu import levels
+    from adapter import levels
 
     rng = torch.Generator().manual_seed(0)
     ends = levels(64, {"start-end": 1.0}, rng)

@@ -30,7 +30,8 @@ def reproduce(
     tables
         Letters of tables; the default is all. a: ways of training, b: steps × strength, c: inference steps, d: rank, e:
         text to video, f: other tasks, g: noise, h: noise levels in training, i: training with image channels until it
-        reaches the adapter, j: attention to the first frame and weight drift.
+        reaches the adapter, j: attention to the first frame and weight drift, k: independent levels, rows of tasks,
+        and mixtures of both.
     out
         Folder for the trainings, the scores, paper.md and paper.json.
     workers

@@ -6,8 +6,12 @@ is a LoRA for it, trained by vectorized timestep adaptation. `recipes/embedded/`
 
 from pathlib import Path
 
-STRENGTH = 1.6
+STRENGTH = 1.2
 """the strength of the adapter in the model `tiny`; `recipes/embedded/measure.py --tune` chose it, on separate scenes"""
+
+NAMES = ("tiny", "tiny-base")
+FORMER = {"20750eeb999da0b350b8bd9a5cf68e1e02e49a95570c10dbf7a0bb3267e090fd": "0.1.0 (commit 2a7efb8)"}
+"""fingerprints of the models that earlier versions of the package had under these names, and the last such version"""
 
 
 def folder() -> Path:

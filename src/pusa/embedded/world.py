@@ -119,7 +119,7 @@ def render(scene: Scene, frames: int = FRAMES) -> Frames:
     """The clip of a scene, uint8 [frames, 64, 64, 3]."""
     if isinstance(scene, ShapeScene):
         return np.stack([_draw_shape(scene, t) for t in range(frames)])
-    return np.stack([_draw_camera(scene, t) for t in range(frames)])
+    return film(_scaled(scene.picture, scene.scale), scene.motion, scene.x, scene.y, frames)
 
 
 # --- shapes ---------------------------------------------------------------------------------------------------------
@@ -301,10 +301,18 @@ def viewport(motion: str, x: float, y: float, t: float, frames: int = FRAMES) ->
     return x - half, y - half, x + half, y + half
 
 
-def _draw_camera(scene: CameraScene, t: float) -> Frames:
-    picture = _scaled(scene.picture, scene.scale)
-    box = viewport(scene.motion, scene.x, scene.y, t)
-    return np.asarray(picture.resize((SIZE, SIZE), PILImage.Resampling.BICUBIC, box=box))
+def film(
+    picture: PILImage.Image, motion: str, x: float, y: float, frames: int = FRAMES, density: float = 1.0
+) -> Frames:
+    """The clip of a camera that begins at (x, y) and moves over a picture, uint8 [frames, 64, 64, 3].
+
+    motion: one of `CAMERA_MOTIONS`. x, y: in pixels of the clip. density: pixels of the picture along a pixel of the
+    clip. The window must stay inside of the picture.
+    """
+    boxes = [viewport(motion, x, y, t) for t in range(frames)]
+    boxes = [(left * density, top * density, right * density, bottom * density) for left, top, right, bottom in boxes]
+    views = [picture.resize((SIZE, SIZE), PILImage.Resampling.BICUBIC, box=box) for box in boxes]
+    return np.stack([np.asarray(view) for view in views])
 
 
 def contact_sheet(clips: Sequence[Frames], columns: int = 9) -> Frames:

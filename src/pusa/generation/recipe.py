@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from pusa import __version__, embedded
 from pusa.errors import InputError
 from pusa.generation.outputs import SUFFIXES, sidecar_path
 from pusa.generation.request import Generate, Request, plain
@@ -41,7 +42,18 @@ def read(path: str | Path) -> dict[str, Any]:
     wrong += ["size"] * (not wrong and len(recipe["size"]) != 2)
     if wrong:
         raise InputError(f"{sidecar} is damaged: its {wrong[0]} is {recipe[wrong[0]]!r}; put the old file back.")
+    _check_embedded(sidecar, recipe["model"])
     return dict(recipe)
+
+
+def _check_embedded(sidecar: Path, model: Mapping[str, Any]) -> None:
+    """Refuse a clip of an embedded model that this version of the package no longer has."""
+    former = embedded.FORMER.get(str(model.get("fingerprint")))
+    if former is not None and model.get("source") in embedded.NAMES:
+        raise InputError(
+            f"{sidecar} is the recipe of a clip of the embedded model of pusa {former}, and pusa {__version__} has "
+            f"another: install that version to make the clip again."
+        )
 
 
 def varied(path: str | Path, recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[Request, dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from pusa import embedded
 from pusa.adapters.base import Card
 from pusa.files import write_text_atomic
 from pusa.models.backbone import HubNames
@@ -21,7 +22,6 @@ from pusa.training.costs import Costs
 from pusa.training.validation import Validation
 
 PAPER = "https://arxiv.org/abs/2507.16116"
-EMBEDDED = ("tiny", "tiny-base")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -116,7 +116,7 @@ def _with_diffusers(facts: Facts) -> str:
     if facts.names is None:
         return ""
     base = json.dumps(facts.base)
-    if facts.base in EMBEDDED:
+    if facts.base in embedded.NAMES:
         opening, base = "from pusa import embedded\n", "embedded.folder()"
     else:
         opening = ""

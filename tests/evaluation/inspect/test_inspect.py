@@ -82,15 +82,15 @@ def test_recording_changes_no_bit_and_sees_the_prompt_pass(pipe: pusa.Pipeline) 
         return pipe.generate("a red circle moves left on a black background", steps=3, guidance=2.0, seed=1).frames
 
     plain = make()
-    with attention.recording({pipe.transformer: 2}, [0, 7], [0, 2]) as maps:
+    with attention.recording({pipe.transformer: 2}, [0, 6], [0, 2]) as maps:
         watched = make()
     assert np.array_equal(plain, watched)
-    assert sorted(maps) == [(0, 0), (0, 7), (2, 0), (2, 7)]
+    assert sorted(maps) == [(0, 0), (0, 6), (2, 0), (2, 6)]
     for found in maps.values():
         torch.testing.assert_close(found.sum(dim=1), torch.ones(5))
-    with attention.recording({pipe.transformer: 2}, [7], [0]) as other:
+    with attention.recording({pipe.transformer: 2}, [6], [0]) as other:
         pipe.generate("", steps=3, guidance=2.0, seed=1)
-    assert not torch.equal(other[0, 7], maps[0, 7])
+    assert not torch.equal(other[0, 6], maps[0, 6])
     assert np.array_equal(plain, make())
 
 
@@ -112,9 +112,9 @@ def test_two_experts_share_the_steps(experts_folder: Path) -> None:
 def test_the_adapter_makes_the_later_frames_look_at_the_given_one(pipe: pusa.Pipeline) -> None:
     def share(model: pusa.Pipeline) -> float:
         scene = world.sample(0, "heldout", "shape")
-        with attention.recording({model.transformer: 2}, [7], [0]) as maps:
+        with attention.recording({model.transformer: 2}, [6], [0]) as maps:
             model.generate(scene.caption, [pusa.Image(world.render(scene, 1)[0])], steps=2)
-        return attention.first_frame_share(maps[0, 7])
+        return attention.first_frame_share(maps[0, 6])
 
     with pytest.warns(UserWarning, match="no LoRA"):
         alone = share(pusa.load("tiny-base"))

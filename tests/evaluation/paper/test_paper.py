@@ -31,12 +31,12 @@ def clips() -> training.Clips:
     parts = checkpoints.load("tiny-base")
     captions = ["", "a red circle moves left on a black background"]
     texts = parts.encode_text(captions).tokens
-    return training.Clips(torch.randn(16, 12, 5, 8, 8, generator=GENERATOR), texts, captions, [1] * 16)
+    return training.Clips(torch.randn(16, 12, 5, 16, 16, generator=GENERATOR), texts, captions, [1] * 16)
 
 
 def test_padding_counted_once_is_padding_attended_to() -> None:
     parts = checkpoints.load("tiny-base")
-    x, sigma = torch.randn(2, 12, 5, 8, 8, generator=GENERATOR), torch.rand(2, 5, generator=GENERATOR)
+    x, sigma = torch.randn(2, 12, 5, 16, 16, generator=GENERATOR), torch.rand(2, 5, generator=GENERATOR)
     text = parts.encode_text(["a red circle", ""]).tokens
     with torch.no_grad():
         stock = parts.transformer(x, 1000 * sigma, text, return_dict=False)[0]
@@ -46,10 +46,10 @@ def test_padding_counted_once_is_padding_attended_to() -> None:
 
 def test_image_channels_begin_as_the_base_and_then_matter() -> None:
     parts = checkpoints.load("tiny-base")
-    x, level = torch.randn(1, 12, 5, 8, 8, generator=GENERATOR), torch.full((1, 5), 0.6)
+    x, level = torch.randn(1, 12, 5, 16, 16, generator=GENERATOR), torch.full((1, 5), 0.6)
     text = parts.encode_text(["a red circle"]).tokens
     wider = Network(with_image_channels(parts.transformer))
-    first = torch.randn(1, 12, 1, 8, 8, generator=GENERATOR)
+    first = torch.randn(1, 12, 1, 16, 16, generator=GENERATOR)
     with torch.no_grad():
         base = Network(parts.transformer)(x, level, (text, first))
         assert torch.equal(wider(x, level, (text, first)), base)
@@ -80,7 +80,7 @@ def test_what_a_method_trained_is_on_the_base_inside_the_block_only(
     method = dataclasses.replace(METHODS[name], constant=True)
     training.train(method, 0, clips, tmp_path / f"{name}.0", checkpoints_at=(3,))
     maker, experiment = ClipMaker(tmp_path), Experiment(name, 0, 3)
-    x, sigma = torch.randn(1, 12, 5, 8, 8, generator=GENERATOR), torch.full((1, 5), 0.6)
+    x, sigma = torch.randn(1, 12, 5, 16, 16, generator=GENERATOR), torch.full((1, 5), 0.6)
     context = clips.texts[1:], x[:, :, :1]
     with torch.no_grad():
         before = Network(maker.base)(x, sigma, context)

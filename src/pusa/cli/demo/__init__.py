@@ -39,7 +39,7 @@ def demo(
     Parameters
     ----------
     out
-        Folder for the clips (mp4), contact_sheet.png, matrix_beside_clip.png, matrix_above_clip.gif and index.html.
+        Folder for the clips (mp4), contact_sheet.png, matrix_beside_clip.png, matrix_above_clip.webp and index.html.
     model
         The model. It must make clips of 64x64.
     """
@@ -62,13 +62,13 @@ def demo(
         results.append(_run(task, out / name, options))
         terminal.note(f"{number:2} of {len(all_tasks)}  {task.title:24} {results[-1].seconds:5.1f} s")
     write_image(out / "contact_sheet.png", pictures.contact_sheet(results))
-    titles = ("Text to video", "Image to video, a shape", "Start and end", "Completion")
+    titles = ("Text to video", "Image to video", "Start and end, a photograph", "Completion")
     chosen = [result for result in results if result.title in titles]
     write_image(out / "matrix_beside_clip.png", pictures.matrix_beside_clip(chosen))
-    with replacing(out / "matrix_above_clip.gif") as part:
+    with replacing(out / "matrix_above_clip.webp") as part:
         first, *others = pictures.animation(chosen)
         duration = [round(1000 / chosen[0].fps)] * len(others) + [1000]  # the last frame is shown for one second
-        first.save(part, "GIF", save_all=True, append_images=others, duration=duration, loop=0)
+        first.save(part, "WEBP", save_all=True, append_images=others, duration=duration, loop=0, lossless=True)
     seconds = time.perf_counter() - started
     write_text_atomic(out / "index.html", page(results, _run_notes(seconds)))
     clips = [
@@ -122,7 +122,9 @@ def _run_notes(seconds: float) -> list[str]:
     return [
         f"Total time: {seconds:.0f} s on {device} ({platform.machine()}); {software}.",
         "Every clip has a sidecar. To remake a clip from it, run: pusa generate --from CLIP.json --out COPY.mp4",
-        "The photograph is Chelsea the cat by Stefan van der Walt, CC0, from scikit-image.",
+        "The photographs come from scikit-image: Chelsea the cat by Stefan van der Walt (CC0), a cup of coffee by "
+        "Rachel Michetti (CC0), and a launch of a Falcon 9 by SpaceX (public domain). The model was not trained on "
+        "them.",
     ]
 
 

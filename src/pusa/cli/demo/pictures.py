@@ -97,7 +97,7 @@ def animation(results: Sequence[TaskResult]) -> list[PILImage.Image]:
             if slot in result.given:
                 box = (left - 2, head + cells + 12, left + side + 1, head + cells + 15 + side)
                 draw.rectangle(box, None, MARK, 3)
-        pictures.append(picture.quantize(96, dither=PILImage.Dither.NONE))
+        pictures.append(picture)
     return pictures
 
 

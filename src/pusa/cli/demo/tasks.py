@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import copyfile
 
+from PIL import Image as PILImage
+
 from pusa import embedded
 from pusa.embedded import world
 from pusa.files import write_text_atomic
@@ -16,6 +18,9 @@ from pusa.media.videos import write_video
 
 ADDED, OVERLAP, LENGTH = 12, 5, world.FRAMES
 """Pixel frames that an extension adds, of its overlap, and of a clip of the embedded model."""
+ASSETS = Path(embedded.__file__).parent / "assets"
+DENSITIES = {"photo.png": 2.0, "coffee.png": 1.0, "rocket.png": 1.0}
+"""Pixels of each photograph along a pixel of the clips that move over it."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,30 @@ class Task:
 
 
 class Scene:
-    """A held-out scene of the synthetic world. Its methods write frames of it as files into `folder`."""
+    """A scene whose true frames are known. Its methods write frames of it as files.
 
-    def __init__(self, seed: int, folder: Path, frames: int = LENGTH) -> None:
+    caption: a prompt of the synthetic world. frames: uint8 [N, 64, 64, 3]. name: the path of the files without suffix.
+    """
+
+    def __init__(self, caption: str, frames: Frames, name: Path) -> None:
+        self.caption, self.frames, self.name = caption, frames, name
+
+    @classmethod
+    def of_shape(cls, seed: int, folder: Path, frames: int = LENGTH) -> Scene:
+        """A held-out shape of the synthetic world."""
         scene = world.sample(seed, "heldout", "shape")
         assert isinstance(scene, world.ShapeScene)
-        self.caption = scene.caption
-        self.frames = world.render(scene, frames)
-        self.name = folder / f"{scene.colour}-{scene.shape}"
+        return cls(scene.caption, world.render(scene, frames), folder / f"{scene.colour}-{scene.shape}")
+
+    @classmethod
+    def of_camera(
+        cls, picture: str, motion: str, centre: tuple[float, float], folder: Path, frames: int = LENGTH
+    ) -> Scene:
+        """A camera over a held-out photograph of the package. centre: of frame 0, in pixels of the clip."""
+        pixels = PILImage.fromarray(read_image(ASSETS / picture))
+        caption = f"the camera {world.CAMERA_MOTIONS[motion]} over a photograph"
+        made = world.film(pixels, motion, *centre, frames, DENSITIES[picture])
+        return cls(caption, made, folder / f"{Path(picture).stem}-{motion}")
 
     def picture(self, frame: int) -> str:
         """Write one frame and return the path of the file."""
@@ -67,7 +88,7 @@ class Scene:
 def tasks(folder: Path) -> list[Task]:
     """Return all tasks, and write their input files into `folder`."""
     photo = folder / "photo.png"
-    copyfile(Path(embedded.__file__).parent / "assets" / "photo.png", photo)
+    copyfile(ASSETS / "photo.png", photo)
     small = fit(read_image(photo), (world.SIZE, world.SIZE))[None]
     _write_batch(folder)
     return [
@@ -76,13 +97,7 @@ def tasks(folder: Path) -> list[Task]:
             "Only the prompt is given. All latent frames go from noise to clean together.",
             ["generate", "a red circle moves left on a black background"],
         ),
-        Task(
-            "Image to video",
-            "The first frame is a photograph that was not in the training data. Its column is clean from the first "
-            "step. The later frames lose detail, because this small model has not learnt photographs.",
-            ["generate", "the camera zooms in over a photograph", "--image", str(photo)],
-            {0: (small, "frame 0")},
-        ),
+        *_photograph_tasks(folder, photo, small),
         *_shape_tasks(folder),
         Task(
             "Noise multiplier",
@@ -110,12 +125,60 @@ def _write_batch(folder: Path) -> None:
     write_text_atomic(folder / "clips.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
 
+def _photograph_tasks(folder: Path, photo: Path, small: Frames) -> list[Task]:
+    """small: the frame that the photograph `photo` becomes."""
+    zoomed = world.film(PILImage.fromarray(read_image(photo)), "in", world.SIZE / 2, world.SIZE / 2, density=4.0)
+    right = Scene.of_camera("coffee.png", "right", (76.0, 56.0), folder)
+    up = Scene.of_camera("rocket.png", "up", (84.0, 64.0), folder)
+    ends = Scene.of_camera("coffee.png", "left", (92.0, 56.0), folder)
+    longer = Scene.of_camera("photo.png", "right", (50.0, 64.0), folder, LENGTH + ADDED)
+    return [
+        Task(
+            "Image to video",
+            "The first frame is a photograph that was not in the training data. Its column is clean from the first "
+            "step, and the prompt says how the camera moves. The later frames keep the picture and lose fine detail.",
+            ["generate", "the camera zooms in over a photograph", "--image", str(photo)],
+            {0: (small, "frame 0")},
+            truth=zoomed,
+        ),
+        Task(
+            "Image to video, panning right",
+            "The model makes up what comes into view at the right border. The truth shows the real photograph there.",
+            ["generate", right.caption, "--image", right.picture(0)],
+            right.shown(0),
+            truth=right.frames,
+        ),
+        Task(
+            "Image to video, panning up",
+            "The same with another photograph and another prompt.",
+            ["generate", up.caption, "--image", up.picture(0)],
+            up.shown(0),
+            truth=up.frames,
+        ),
+        Task(
+            "Start and end, a photograph",
+            "Two crops of a photograph are given, and the camera moves from the first to the second.",
+            ["generate", ends.caption, "--image", ends.picture(0), "--last-image", ends.picture(16)],
+            ends.shown(0, 16),
+            truth=ends.frames,
+        ),
+        Task(
+            "Extension, a photograph",
+            "The end of a clip with a panning camera is given, and the model continues it.",
+            ["extend", longer.clip(0, LENGTH), longer.caption],
+            {0: (longer.frames[12:13], "frame 12"), 1: (longer.frames[13:17], "13–16")},
+            first_slot=3,
+            truth=longer.frames,
+        ),
+    ]
+
+
 def _shape_tasks(folder: Path) -> list[Task]:
-    image, last = Scene(16, folder), Scene(26, folder)
-    ends, keys = Scene(35, folder), Scene(38, folder)
-    parts, edited = Scene(25, folder), Scene(29, folder)
-    longer, earlier = Scene(39, folder, LENGTH + ADDED), Scene(34, folder, LENGTH + ADDED)
-    joined = Scene(12, folder, 25)
+    image, last = Scene.of_shape(16, folder), Scene.of_shape(26, folder)
+    ends, keys = Scene.of_shape(35, folder), Scene.of_shape(38, folder)
+    parts, edited = Scene.of_shape(25, folder), Scene.of_shape(29, folder)
+    longer, earlier = Scene.of_shape(39, folder, LENGTH + ADDED), Scene.of_shape(34, folder, LENGTH + ADDED)
+    joined = Scene.of_shape(12, folder, 25)
     return [
         Task(
             "Image to video, a shape",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pusa.errors import InputError
-from pusa.evaluation.paper.training_methods import METHODS, SEEDS, STEPS, STRENGTH, STRENGTHS
+from pusa.evaluation.paper.training_methods import METHODS, MIXTURES, SEEDS, STEPS, STRENGTH, STRENGTHS
 
 CHECKPOINTS = (50, 100, 200, 400)
 """training steps after which weights are kept"""
@@ -18,6 +18,9 @@ ZERO_SHOT = ("start-end", "extension", "completion", "transition")
 """tasks that no method is trained for"""
 PTSS = ("ptss-0.2", "ptss-0.5", "ptss-0.8")
 RANKS = ("rank-4", "rank-16", "vta", "rank-64")
+MIXED = ("vta", *(f"mixed-{share:g}" for share in MIXTURES), "tasks")
+MIXED_TASKS = ("image-to-video", "start-end", "extension", "text-to-video", "completion", "transition")
+"""of these, training with rows of tasks has all but the last two"""
 SAMPLING_STEPS = 10
 TABLES: dict[str, str] = {
     "a": "training methods, at equal steps",
@@ -30,6 +33,7 @@ TABLES: dict[str, str] = {
     "h": "noise levels in training: uniform, or those of the official code",
     "i": "training with image channels until it reaches the adapter",
     "j": "attention to the first frame, and weight drift",
+    "k": "independent levels, rows of tasks, and mixtures of both",
 }
 
 
@@ -109,6 +113,9 @@ def experiments_of(table: str) -> list[Experiment]:
         return [one for method in ("vta", "vta-shifted") for one in at_strengths(method)]
     if table == "i":
         return [*ours, *(one for n in LONG_CHECKPOINTS for one in at_strengths("i2v-long", training_steps=n))]
+    if table == "k":
+        every = [replace(one, method=method) for method in MIXED for one in ours]
+        return [replace(one, task=task) for task in MIXED_TASKS for one in every]
     if table == "j":
         return []
     raise InputError(f"There is no table {table!r}: choose among {', '.join(TABLES)}.")

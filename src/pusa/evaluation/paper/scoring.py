@@ -79,7 +79,7 @@ class ClipMaker:
 
     @torch.no_grad()
     def sample(self, network: Network, experiment: Experiment, seeds: Sequence[int]) -> Tensor:
-        """The latents of one clip for each scene, [B, C, 5, 8, 8]."""
+        """The latents of one clip for each scene, [B, C, 5, h, w]."""
         task = experiment.task
         settings = self.pipe.limits.settings(steps=experiment.sampling_steps)
         each = [self._known_latents(task, seed) for seed in seeds]
@@ -101,7 +101,7 @@ class ClipMaker:
         return sampler.sample(velocity, x, matrix, ((text, first), (empty, first)))
 
     def _encode_conditions(self, task: str, seed: int) -> dict[int, Tensor]:
-        """The latents of the frames that the task gives of a scene, [1, C, 1, 8, 8] each, by latent frame."""
+        """The latents of the frames that the task gives of a scene, [1, C, 1, h, w] each, by latent frame."""
         target = Target(world.FRAMES, (world.SIZE, world.SIZE), float(world.FPS), "crop", self.pipe.backbone)
         conditions = TASKS[task].conditions(SceneTask(task, seed).truth())
         return {slot: latent for slot, (latent, _) in resolve(conditions, target)[0].items()}

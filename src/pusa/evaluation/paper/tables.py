@@ -20,6 +20,8 @@ from pusa.evaluation.intervals import Interval, bootstrap_crossed
 from pusa.evaluation.paper.experiments import (
     CHECKPOINTS,
     LONG_CHECKPOINTS,
+    MIXED,
+    MIXED_TASKS,
     NOISES,
     PTSS,
     RANKS,
@@ -29,7 +31,7 @@ from pusa.evaluation.paper.experiments import (
     scalable,
 )
 from pusa.evaluation.paper.study_folder import StudyFolder
-from pusa.evaluation.paper.training_methods import BATCH, METHODS, STEPS, STRENGTH, STRENGTHS
+from pusa.evaluation.paper.training_methods import BATCH, METHODS, MIXTURES, STEPS, STRENGTH, STRENGTHS, TASK_SHARES
 from pusa.evaluation.synthetic.tasks import MEASURES, TASKS, columns
 
 Array = NDArray[Any]
@@ -323,6 +325,44 @@ def _long() -> Table:
     )
 
 
+def _mixtures() -> Table:
+    names = {"vta": "independent levels (this method)", "tasks": "tasks only"}
+    names |= {f"mixed-{share:g}": f"{share:.0%} independent, the rest tasks" for share in MIXTURES}
+    rows, orderings = [], []
+    for task in MIXED_TASKS:
+        cells = {method: over_seeds(method, STRENGTH, task=task) for method in MIXED}
+        title = TASKS[task].title
+        rows += [
+            Row(f"{title}: {names[method]}" if method == MIXED[0] else f"… {names[method]}", cells[method])
+            for method in MIXED
+        ]
+        measure = "motion" if task == "text-to-video" else "db"
+        orderings += [
+            Ordering(
+                f"{title.lower()}: half tasks are better than independent levels only",
+                cells["mixed-0.5"],
+                cells["vta"],
+                measure,
+            ),
+            Ordering(
+                f"{title.lower()}: half tasks are better than tasks only", cells["mixed-0.5"], cells["tasks"], measure
+            ),
+        ]
+    shares = ", ".join(f"{task} {share:.0%}" for task, share in TASK_SHARES.items())
+    return Table(
+        "k",
+        "Independent levels, rows of tasks, and mixtures of both",
+        tuple(rows),
+        ("db", "over_baseline", "motion"),
+        "",
+        tuple(orderings),
+        (
+            f"The samples that are not independent have the noise levels of a task: {shares}. No training has the "
+            "rows of completion and transition. The paper trains with independent levels only.",
+        ),
+    )
+
+
 TABLES: dict[str, Callable[[], Table]] = {
     "a": _training_methods,
     "b": _steps_and_strength,
@@ -333,6 +373,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "g": _noise,
     "h": _noise_levels,
     "i": _long,
+    "k": _mixtures,
 }
 
 

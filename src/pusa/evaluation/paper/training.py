@@ -36,7 +36,7 @@ from pusa.training.objectives.base import BatchLosses, Player
 CLIPS, PART = 2048, 128
 """training clips, and how many of them are in one file"""
 FIRST_SEED = 2_000_000
-"""The training clips are those of the embedded adapter. Held-out scenes have other seeds."""
+"""the seed of the first training clip, a scene of the world; held-out scenes have other seeds"""
 CAPTION_DROPOUT = 0.1
 
 
@@ -51,7 +51,7 @@ class _Sample:
 class Clips:
     """The training clips: half have a moving shape, half a moving camera.
 
-    values: latents, float32 [N, C, 5, 8, 8]. texts: the context of each caption, [captions, 512, D]; the first is that
+    values: latents, float32 [N, C, 5, h, w]. texts: the context of each caption, [captions, 512, D]; the first is that
     of the empty caption. which: the index of each clip's caption, [N].
     """
 

@@ -25,6 +25,18 @@ STRENGTH = 1.7
 """LoRA strength, unless a table varies it: the strength in the paper that is nearest to `embedded.STRENGTH`, which was
 chosen on scenes that no result is reported on."""
 
+TASK_SHARES = {"image-to-video": 0.5, "start-end": 0.2, "extension": 0.2, "text-to-video": 0.1}
+"""shares of the tasks among the samples that are not independent"""
+MIXTURES = (0.75, 0.5, 0.25)
+"""shares of independent levels, beside tasks"""
+
+
+def mixed(independent: float) -> SigmaConfig:
+    """Independent levels in a share of the samples, and rows of tasks in the others."""
+    shares = {task: round((1 - independent) * share, 6) for task, share in TASK_SHARES.items()}
+    tasks = shares | ({"independent": independent} if independent else {})
+    return SigmaConfig(pattern="tasks", tasks=tasks)  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class Method:
@@ -73,5 +85,7 @@ METHODS: dict[str, Method] = {
         constant=True,
     ),
     "vta-shifted": Method("this method, the official code's levels", SigmaConfig(law="shifted", shift=5.0)),
+    "tasks": Method("tasks, LoRA", mixed(0.0)),
+    **{f"mixed-{share:g}": Method(f"{share:.0%} independent, LoRA", mixed(share)) for share in MIXTURES},
     **{f"rank-{rank}": Method(f"this method, rank {rank}", rank=rank) for rank in (4, 16, 64)},
 }

@@ -22,7 +22,7 @@ from pusa.models.wan import original_layout, published, recognise
 from pusa.models.wan.recognise import TRANSFORMER, TRANSFORMER_2
 from pusa.models.weight_files import Stored
 
-TINY, TINY_BASE = "tiny", "tiny-base"
+TINY, TINY_BASE = embedded.NAMES
 ENCODERS = ("vae", "text_encoder", "tokenizer")
 PARTS = (TRANSFORMER, TRANSFORMER_2, *ENCODERS)
 BESIDE = ("vae", "text_encoder")
