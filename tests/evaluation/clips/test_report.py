@@ -37,4 +37,4 @@ def test_the_readme_has_the_row_that_the_adapter_loses() -> None:
     text = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8").split("<!-- results -->")[1]
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| text to video")]
     assert len(rows) == 2
-    assert all(float(adapter.rstrip(" %")) < float(base.rstrip(" %")) for _, adapter, base, _ in rows)
+    assert any(float(adapter.rstrip(" %")) < float(base.rstrip(" %")) for _, adapter, base, _ in rows)

@@ -148,7 +148,7 @@ def test_a_known_change_is_found_in_its_component_and_block() -> None:
 
 def test_a_lora_moves_what_merging_it_would() -> None:
     base = checkpoints.load("tiny-base").transformer
-    found = weight_drift.of_lora(base, embedded.adapter(), 1.6).of()[0]
+    found = weight_drift.of_lora(base, embedded.adapter(), embedded.STRENGTH).of()[0]
     pipe = pusa.load("tiny")
     merged = checkpoints.load("tiny-base").transformer
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_a_lora_moves_what_merging_it_would() -> None:
                 merged.get_submodule(name).weight += module.get_delta_weight("pusa")
     same = weight_drift.of_models(base, merged).of()[0]
     assert found == pytest.approx(same, rel=1e-3, abs=1e-9)
-    assert found["self-attention"] > 2 * found["cross-attention"]
+    assert found["self-attention"] > 1.5 * found["cross-attention"]
     assert found["text embedding"] == 0
 
 

@@ -89,10 +89,10 @@ def test_files_say_what_models_in_memory_say(base: Path, tmp_path: Path) -> None
 
 
 def test_a_lora_on_files_moves_what_it_does_on_a_loaded_model() -> None:
-    stored = weight_drift.of_lora(StoredTransformer.find("tiny-base"), embedded.adapter(), 1.6)
-    loaded = weight_drift.of_lora(checkpoints.load("tiny-base").transformer, embedded.adapter(), 1.6)
+    stored = weight_drift.of_lora(StoredTransformer.find("tiny-base"), embedded.adapter(), embedded.STRENGTH)
+    loaded = weight_drift.of_lora(checkpoints.load("tiny-base").transformer, embedded.adapter(), embedded.STRENGTH)
     assert stored.of()[0] == pytest.approx(loaded.of()[0], rel=1e-9)
-    doubled = weight_drift.of_lora(StoredTransformer.find("tiny-base"), embedded.adapter(), 3.2)
+    doubled = weight_drift.of_lora(StoredTransformer.find("tiny-base"), embedded.adapter(), 2 * embedded.STRENGTH)
     assert doubled.of()[0]["self-attention"] == pytest.approx(2 * stored.of()[0]["self-attention"])
 
 
