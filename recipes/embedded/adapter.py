@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--latents", type=Path, default=Path("runs/embedded/latents_adapter"))
     parser.add_argument("--out", type=Path, default=Path("runs/embedded/adapter0"))
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1700)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--camera-share", type=float, default=0.6, help="share of camera clips in the samples")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The embedded model from nothing, on CPU threads: the whole truth. If it is interrupted, run the same command again.
-# It took two and a half hours of one thread of a CPU that multiplies bfloat16 (AMX). Without that, the trainings of the
-# base and of the adapter take three to four times as long. A GPU does all of it in minutes: gpu.sh.
+# The steps, run one by one, took two hours together, on one thread of a CPU that multiplies bfloat16 (AMX). Without
+# that, the trainings of the base and of the adapter take three to four times as long. A GPU does all of it in minutes: gpu.sh.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 runs=${RUNS:-runs/embedded}

@@ -30,6 +30,14 @@ DEFAULTS = {
 }
 
 
+def forget_sources(folder: Path) -> None:
+    """Removes the folder that each part was loaded from, which diffusers notes in its configuration."""
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", type=Path, required=True)
@@ -45,6 +53,7 @@ def main() -> None:
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
     )
     pipeline.save_pretrained(args.out)
+    forget_sources(args.out)
     (args.out / "pusa.json").write_text(json.dumps(DEFAULTS, indent=2) + "\n")
     (args.out / "pusa.safetensors").unlink(missing_ok=True)  # an adapter of another base
     if args.adapter is not None:

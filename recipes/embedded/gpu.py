@@ -28,6 +28,7 @@ import numpy as np
 import pictures as packs
 import torch
 from adapter import FRAMES, RANK, TASKS, Adapted, adapt, levels, write
+from assemble import forget_sources
 from base import CAPTION_DROPOUT, SHIFT, TRANSFORMER, TextToVideo, build_tokenizer, load, stratified, tokenize
 from data import SCALES, heldout
 from decoder import CUTS, NOISE, decode, distance
@@ -372,6 +373,7 @@ class Trainer:
         )
         folder = self.out / "model"
         pipeline.save_pretrained(folder)
+        forget_sources(folder)
         told = {"fps": world.FPS, "frames": world.FRAMES, "size": [world.SIZE] * 2, "steps": STEPS}
         (folder / "pusa.json").write_text(
             json.dumps(told | {"guidance": self.args.guidance, "shift": SHIFT}, indent=2) + "\n"

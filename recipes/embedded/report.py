@@ -345,7 +345,7 @@ the adapter, {n.psnr(row, "base").value:.2f} dB without, {n.psnr(row, "simple").
 
 * The model does not understand captions outside of its world.
 * A photograph can be panned over or zoomed. Nothing inside of it moves. The frames that are made have less detail than
-  the given one, and what comes into view at a border is made up.
+  the given one, plain areas get spots, and what comes into view at a border is made up.
 * Shapes that are made have rough edges. The former model drew them more cleanly.
 * Clips have 17 frames of 64 x 64 pixels. Longer clips are made by extension.
 """

@@ -1,5 +1,7 @@
 """The shipped model is an ordinary Wan folder, and its adapter does what the base cannot."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,12 @@ def tiny() -> Pipeline:
 def test_all_of_it_is_small() -> None:
     files = [path for path in embedded.folder().rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 20_000_000
+
+
+def test_it_names_no_folder_of_the_machine_that_made_it() -> None:
+    configs = list(embedded.folder().glob("*/config.json"))
+    assert len(configs) == 3
+    assert not any("_name_or_path" in json.loads(path.read_text()) for path in configs)
 
 
 def test_it_is_none_of_the_former_models(tiny: Pipeline) -> None:

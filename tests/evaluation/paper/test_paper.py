@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import pusa
 from pusa.evaluation.inspect import weight_drift
-from pusa.evaluation.paper import experiments, study, tables, training
+from pusa.evaluation.paper import experiments, study, tables, training, verdicts
 from pusa.evaluation.paper.experiments import Experiment
 from pusa.evaluation.paper.networks import Network, with_image_channels
 from pusa.evaluation.paper.scoring import ClipMaker
@@ -138,7 +138,7 @@ def test_an_ordering_holds_is_reversed_or_is_undecided(tmp_path: Path) -> None:
     folder = study_of(tmp_path, errors)
 
     def judged(better: list[Experiment], worse: list[Experiment]) -> str:
-        return tables.outcome(tables.difference(folder, Ordering("", tuple(better), tuple(worse))))
+        return verdicts.outcome(verdicts.difference(folder, Ordering("", tuple(better), tuple(worse))))
 
     assert judged(good, bad) == "holds"
     assert judged(bad, good) == "reversed"
@@ -149,6 +149,6 @@ def test_what_reaches_the_adapter_is_read_off_the_curve(tmp_path: Path) -> None:
     target = {Experiment("vta", seed, 400, strength=1.7): np.full(32, 100.0) for seed in range(3)}
     errors = dict(zip(experiments.LONG_CHECKPOINTS, (400.0, 200.0, 50.0), strict=True))
     curve = {Experiment("i2v-long", seed, n): np.full(32, e) for n, e in errors.items() for seed in range(3)}
-    steps, found = tables.reached_at(study_of(tmp_path, target | curve))
+    steps, found = verdicts.reached_at(study_of(tmp_path, target | curve))
     assert steps == pytest.approx(800 * 2**0.5, rel=1e-3)
     assert [n for n, _ in found] == list(experiments.LONG_CHECKPOINTS)

@@ -56,11 +56,12 @@ def demo(
         all_tasks = tasks(out / "inputs")
     open_pipeline(Model(model=model), terminal)
     results: list[TaskResult] = []
+    width = max(len(task.title) for task in all_tasks)
     for number, task in enumerate(all_tasks, 1):
         name = f"{number:02}_{task.title.lower().replace(',', '').replace(' ', '_')}.mp4"
         options = [] if model == "tiny" else ["--model", model]
         results.append(_run(task, out / name, options))
-        terminal.note(f"{number:2} of {len(all_tasks)}  {task.title:24} {results[-1].seconds:5.1f} s")
+        terminal.note(f"{number:2} of {len(all_tasks)}  {task.title:{width}} {results[-1].seconds:5.1f} s")
     write_image(out / "contact_sheet.png", pictures.contact_sheet(results))
     titles = ("Text to video", "Image to video", "Start and end, a photograph", "Completion")
     chosen = [result for result in results if result.title in titles]

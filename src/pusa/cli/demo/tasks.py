@@ -125,6 +125,22 @@ def _write_batch(folder: Path) -> None:
     write_text_atomic(folder / "clips.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
 
+def _image_to_video(title: str, explanation: str, scene: Scene) -> Task:
+    tokens = ["generate", scene.caption, "--image", scene.picture(0)]
+    return Task(title, explanation, tokens, scene.shown(0), truth=scene.frames)
+
+
+def _start_end(title: str, explanation: str, scene: Scene) -> Task:
+    tokens = ["generate", scene.caption, "--image", scene.picture(0), "--last-image", scene.picture(16)]
+    return Task(title, explanation, tokens, scene.shown(0, 16), truth=scene.frames)
+
+
+def _extension(title: str, explanation: str, scene: Scene) -> Task:
+    tokens = ["extend", scene.clip(0, LENGTH), scene.caption]
+    given = {0: (scene.frames[12:13], "frame 12"), 1: (scene.frames[13:17], "13–16")}
+    return Task(title, explanation, tokens, given, first_slot=3, truth=scene.frames)
+
+
 def _photograph_tasks(folder: Path, photo: Path, small: Frames) -> list[Task]:
     """small: the frame that the photograph `photo` becomes."""
     zoomed = world.film(PILImage.fromarray(read_image(photo)), "in", world.SIZE / 2, world.SIZE / 2, density=4.0)
@@ -141,34 +157,25 @@ def _photograph_tasks(folder: Path, photo: Path, small: Frames) -> list[Task]:
             {0: (small, "frame 0")},
             truth=zoomed,
         ),
-        Task(
+        _image_to_video(
             "Image to video, panning right",
             "The model makes up what comes into view at the right border. The truth shows the real photograph there.",
-            ["generate", right.caption, "--image", right.picture(0)],
-            right.shown(0),
-            truth=right.frames,
+            right,
         ),
-        Task(
+        _image_to_video(
             "Image to video, panning up",
-            "The same with another photograph and another prompt.",
-            ["generate", up.caption, "--image", up.picture(0)],
-            up.shown(0),
-            truth=up.frames,
+            "The same with another photograph and another prompt. The model makes spots in the plain sky.",
+            up,
         ),
-        Task(
+        _start_end(
             "Start and end, a photograph",
             "Two crops of a photograph are given, and the camera moves from the first to the second.",
-            ["generate", ends.caption, "--image", ends.picture(0), "--last-image", ends.picture(16)],
-            ends.shown(0, 16),
-            truth=ends.frames,
+            ends,
         ),
-        Task(
+        _extension(
             "Extension, a photograph",
             "The end of a clip with a panning camera is given, and the model continues it.",
-            ["extend", longer.clip(0, LENGTH), longer.caption],
-            {0: (longer.frames[12:13], "frame 12"), 1: (longer.frames[13:17], "13–16")},
-            first_slot=3,
-            truth=longer.frames,
+            longer,
         ),
     ]
 
@@ -180,12 +187,10 @@ def _shape_tasks(folder: Path) -> list[Task]:
     longer, earlier = Scene.of_shape(39, folder, LENGTH + ADDED), Scene.of_shape(34, folder, LENGTH + ADDED)
     joined = Scene.of_shape(12, folder, 25)
     return [
-        Task(
+        _image_to_video(
             "Image to video, a shape",
             "The first frame and the prompt determine all other frames, so the result can be compared with the truth.",
-            ["generate", image.caption, "--image", image.picture(0)],
-            image.shown(0),
-            truth=image.frames,
+            image,
         ),
         Task(
             "Last frame",
@@ -194,12 +199,10 @@ def _shape_tasks(folder: Path) -> list[Task]:
             last.shown(16),
             truth=last.frames,
         ),
-        Task(
+        _start_end(
             "Start and end",
             "The first and the last frame are given, and the model makes the frames between them.",
-            ["generate", ends.caption, "--image", ends.picture(0), "--last-image", ends.picture(16)],
-            ends.shown(0, 16),
-            truth=ends.frames,
+            ends,
         ),
         Task(
             "Keyframes",
@@ -211,13 +214,10 @@ def _shape_tasks(folder: Path) -> list[Task]:
             keys.shown(0, 8, 16),
             truth=keys.frames,
         ),
-        Task(
+        _extension(
             "Extension",
             "The end of a clip is given, and the model continues it. The clip and the new frames are decoded together.",
-            ["extend", longer.clip(0, LENGTH), longer.caption],
-            {0: (longer.frames[12:13], "frame 12"), 1: (longer.frames[13:17], "13–16")},
-            first_slot=3,
-            truth=longer.frames,
+            longer,
         ),
         Task(
             "Extension backwards",

@@ -2,6 +2,6 @@
 
 `training_methods.py` defines the methods, `training.py` trains them and `networks.py` is the network that they train.
 `experiments.py` lists the experiments of each table and `scoring.py` makes and scores their clips. `inspection.py`
-looks into the trained models. `study.py` turns all this into units of work in a `study_folder.py`. `tables.py` computes
-the tables with the paper's numbers, `figures.py` draws them, and `report.py` writes them.
+looks into the trained models. `study.py` turns all this into units of work in a `study_folder.py`. `tables.py` defines
+the tables with the paper's numbers, `verdicts.py` computes ours, `figures.py` draws them, and `report.py` writes them.
 """

@@ -10,8 +10,9 @@ from pusa.evaluation.intervals import Interval
 from pusa.evaluation.paper import inspection
 from pusa.evaluation.paper.experiments import CHECKPOINTS, LONG_CHECKPOINTS, NOISES, Experiment, over_seeds
 from pusa.evaluation.paper.study_folder import StudyFolder
-from pusa.evaluation.paper.tables import TABLES, Ordering, Row, cell, difference
+from pusa.evaluation.paper.tables import TABLES, Ordering, Row
 from pusa.evaluation.paper.training_methods import STEPS, STRENGTH, STRENGTHS
+from pusa.evaluation.paper.verdicts import cell, difference
 
 PSNR = "PSNR against the truth, dB"
 

@@ -11,19 +11,10 @@ from pusa.evaluation.intervals import Interval
 from pusa.evaluation.paper import figures, inspection
 from pusa.evaluation.paper.experiments import LONG_CHECKPOINTS, Experiment
 from pusa.evaluation.paper.study_folder import StudyFolder
-from pusa.evaluation.paper.tables import (
-    SHOWN,
-    TABLES,
-    Table,
-    cell,
-    cell_text,
-    difference,
-    outcome,
-    reached_at,
-    values,
-)
+from pusa.evaluation.paper.tables import TABLES, Table
 from pusa.evaluation.paper.training import CLIPS, network
 from pusa.evaluation.paper.training_methods import BATCH, METHODS, SEEDS, STEPS, STRENGTH
+from pusa.evaluation.paper.verdicts import SHOWN, cell, cell_text, difference, outcome, reached_at, values
 from pusa.files import write_json, write_text_atomic
 
 
