@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,8 +18,12 @@ import torch
 from torch import Tensor
 
 from pusa import processes
+from pusa.acceleration.executor import Executor
+from pusa.acceleration.names import Acceleration
+from pusa.acceleration.running import running
 from pusa.core import sampler
 from pusa.core.sampler import Call, Velocity
+from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
 from pusa.generation.limits import Limits
 from pusa.media.images import Frames
@@ -212,18 +216,27 @@ class Model:
         where = "" if expert is None else f" on the {expert}-noise expert"
         raise InputError(f"There is no LoRA {name!r}{where}: there is {there}.")
 
-    def guided(self, guidance: float, guidance_2: float | None = None, boundary: float | None = None) -> Velocity:
+    def guided(
+        self,
+        guidance: float,
+        guidance_2: float | None = None,
+        boundary: float | None = None,
+        executor: Executor | None = None,
+    ) -> Velocity:
         """The model's prediction of eps - x0 with classifier-free guidance, for the sampler.
 
         The context is a pair, for the prompt and for the negative prompt. Each has the name of the guidance branch,
         which diffusers' caches need, and the encoded text of B prompts. With two experts, the high-noise expert runs
         with `guidance` if the noisiest frame is at `boundary` (default: the model's) or above. Otherwise the low-noise
         expert runs with `guidance_2` (default: `guidance`).
+
+        executor: of `accelerated`.
         """
-        high = sampler.guided(partial(self._predict, self.transformer), guidance)
+        high = sampler.guided(partial(self._predict, self.transformer, executor), guidance)
         if self.transformer_2 is None:
             return high
-        low = sampler.guided(partial(self._predict, self.transformer_2), guidance if guidance_2 is None else guidance_2)
+        scale = guidance if guidance_2 is None else guidance_2
+        low = sampler.guided(partial(self._predict, self.transformer_2, executor), scale)
         boundary = self.defaults.boundary if boundary is None else boundary
         assert boundary is not None
         return sampler.by_noise(high, low, boundary)
@@ -235,6 +248,7 @@ class Model:
     def _predict(
         self,
         transformer: Any,
+        executor: Executor | None,
         x: Tensor,
         sigma: Tensor,
         context: tuple[str, Text],
@@ -243,7 +257,19 @@ class Model:
         branch, text = context
         if self.transformer_2 is not None and self.profile.transformer == "device":
             self._bring(transformer)
-        return self.backbone.velocity(transformer, x, sigma, text, frames=call.frames, branch=branch)
+        with nullcontext() if executor is None else executor.call(transformer, branch, call):
+            return self.backbone.velocity(transformer, x, sigma, text, frames=call.frames, branch=branch)
+
+    def accelerated(
+        self, acceleration: str | None, matrix: TimestepMatrix
+    ) -> AbstractContextManager[Executor | None]:
+        """Return a context for one clip, in which the networks run with an acceleration.
+
+        acceleration: see `pusa.acceleration.names`; None for none. Its executor is for `guided`. Raises InputError if
+        it does not fit the matrix or the processes that share the clip.
+        """
+        chosen = None if acceleration is None else Acceleration.parse(acceleration)
+        return running(chosen, matrix, self.backbone, list(self._experts(None).values()), self.group)
 
     def _bring(self, wanted: Any) -> None:
         """Move the other expert off the device, then this one onto it."""

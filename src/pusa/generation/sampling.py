@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from annotated_types import Ge, Gt, Le
 
+from pusa.acceleration.names import Acceleration
 from pusa.errors import InputError
 from pusa.generation.options import Option, strict_dataclass
 from pusa.generation.schedule import DEFAULT, Schedule
@@ -20,6 +21,10 @@ Solver = Literal["euler", "dpm++2m"]
 
 def _schedule(value: Any) -> Any:
     return str(Schedule.parse(value)) if isinstance(value, str) else value
+
+
+def _acceleration(value: Any) -> Any:
+    return str(Acceleration.parse(value)) if isinstance(value, str) else value
 
 
 @strict_dataclass
@@ -83,6 +88,16 @@ class Sampling:
         ),
     ] = None
     solver: Annotated[Solver, Option("ODE solver.")] = "euler"
+    accelerate: Annotated[
+        str | None,
+        Option(
+            "Leave out what changes little: steps,threshold=0.1 (whole steps), frames,threshold=0.1 (single frames), "
+            "held,every=4 (given frames), tokens,share=0.5, or steps+held. The clip changes a little.",
+            "give a text such as steps,threshold=0.1",
+            default="none",
+            convert=_acceleration,
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         if self.schedule is not None and self.solver != "euler" and Schedule.parse(self.schedule).renoise:
@@ -106,3 +121,4 @@ class SamplingOptions(TypedDict, total=False):
     shift: float | None
     schedule: str | None
     solver: Solver
+    accelerate: str | None

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -262,6 +263,32 @@ class Encoders(Protocol):
         """Encode prompts, in the encoder's type and on its device. The result of a prompt does not depend on others."""
 
 
+class BlockCall(Protocol):
+    """A block of a network that is about to run.
+
+    Attributes:
+        index, count: the number of the block, from 0, and the number of blocks.
+        hidden: [B, n, D], its input: the tokens of the visible frames, in their order. A process of several that share
+            a clip has its part of them.
+    """
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def hidden(self) -> Tensor: ...
+
+    def whole(self) -> Tensor:
+        """Run the block; return its output for all tokens, [B, n, D]."""
+
+    def some(self, tokens: Tensor) -> Tensor:
+        """Run the block for the tokens at int64 [m]; they see all tokens. Return their output, [B, m, D]."""
+
+    def some_with_attention(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """As `some`; the second result is the log-sum-exp of each token's attention logits, float32 [m]."""
+
+
 class Backbone(Encoders, Protocol):
     """A loaded network. `transformer` is an nn.Module with `dtype` and `device`; the same for `transformer_2`."""
 
@@ -317,6 +344,12 @@ class Backbone(Encoders, Protocol):
 
     def blocks(self, network: Any) -> Sequence[Any]:
         """Return the modules that run one after another and have most of the parameters. FSDP shards each alone."""
+
+    def blocks_run_by(self, network: Any, run: Callable[[BlockCall], Tensor]) -> AbstractContextManager[None]:
+        """Return a context in which `run` is called instead of each block of a transformer, and returns its output."""
+
+    def block_operations(self, network: Any, tokens: int, computed: int) -> int:
+        """Return the operations of a block for one clip of `tokens` tokens, of which `computed` are computed."""
 
     def step_counter(self, network: Any) -> Callable[[int, int, int], Flops]:
         """Return a function from (clips, tokens, latent frames of all clips) to the operations of a training step.

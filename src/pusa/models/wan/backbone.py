@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from pusa.media.images import Frames
 from pusa.models.backbone import Defaults, Geometry, HubNames, Text
-from pusa.models.wan import autoencoder, fingerprints, text
+from pusa.models.wan import autoencoder, fingerprints, partial_blocks, text
 from pusa.models.wan.geometry import geometry_of
-from pusa.models.wan.operations import StepCounter
+from pusa.models.wan.operations import StepCounter, block_operations
 from pusa.models.wan.transformer import VectorWanTransformer3DModel, is_beginning
 
 
@@ -146,6 +146,12 @@ class WanBackbone(WanEncoders):
 
     def blocks(self, network: VectorWanTransformer3DModel) -> Sequence[nn.Module]:
         return list(network.blocks)
+
+    def blocks_run_by(self, network: nn.Module, run: partial_blocks.Run) -> AbstractContextManager[None]:
+        return partial_blocks.blocks_run_by(network, run)
+
+    def block_operations(self, network: VectorWanTransformer3DModel, tokens: int, computed: int) -> int:
+        return block_operations(network, tokens, computed)
 
     def step_counter(self, network: VectorWanTransformer3DModel) -> StepCounter:
         return StepCounter(network)

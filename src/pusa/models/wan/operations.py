@@ -141,6 +141,20 @@ class StepCounter:
         return learns
 
 
+def block_operations(transformer: WanTransformer3DModel, tokens: int, computed: int) -> int:
+    """Return the operations of the forward pass of a block for one clip, if `computed` of its `tokens` are computed.
+
+    The keys and values of all tokens are computed. The keys and values of the text are not counted: they do not depend
+    on the noise level.
+    """
+    config = transformer.config
+    width = int(config.num_attention_heads * config.attention_head_dim)
+    projections = 2 * width * width * (4 * computed + 2 * tokens)
+    feed_forward = 4 * width * int(config.ffn_dim) * computed
+    attention = 4 * width * computed * (tokens + TOKENS)
+    return projections + feed_forward + attention if computed else 0
+
+
 def _block_of(name: str) -> str:
     """Return `blocks.3` for `blocks.3.attn1.to_q`."""
     return ".".join(name.split(".")[:2])

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from pusa.errors import InputError
+from pusa.models.wan.partial_blocks import forward_some
 
 _EXACT_DTYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 
@@ -96,7 +98,14 @@ def _add_gated(x: Tensor, branch: Tensor, gate: Tensor, frame_ids: Tensor | None
 
 
 class VectorWanTransformerBlock(WanTransformerBlock):
-    """The stock block, which also takes one row of modulation per frame."""
+    """The stock block, which also takes one row of modulation per frame, and computes some of its tokens on request."""
+
+    interceptor: Callable[..., Tensor] | None = None
+    """Called instead of the block, with its call and its arguments, see `partial_blocks.blocks_run_by`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = super().__call__
+        return call(*args, **kwargs) if self.interceptor is None else self.interceptor(call, *args, **kwargs)
 
     def forward(
         self,
@@ -105,12 +114,19 @@ class VectorWanTransformerBlock(WanTransformerBlock):
         temb: Tensor,
         rotary_emb: tuple[Tensor, Tensor],
         frame_ids: Tensor | None = None,
-    ) -> Tensor:
+        tokens: Tensor | None = None,
+        attention_mass: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor | None]:
         """Return hidden states [B, L, D].
 
         temb: [B, 6, D] (one timestep), [B, L, 6, D] (per token) or [B, F, 6, D] (per frame, tokens in frame order).
         frame_ids: int64 [1, L], the row of each token, for a shard of the sequence that may begin inside a frame.
+        tokens: int64 [n], the tokens that are computed; the result is then that of `partial_blocks.forward_some`.
         """
+        if tokens is not None:
+            return forward_some(
+                self, hidden_states, encoder_hidden_states, temb, rotary_emb, tokens, attention_mass=attention_mass
+            )
         per_token = temb.ndim == 4 and frame_ids is None and temb.shape[1] == hidden_states.shape[1]
         if temb.ndim != 4 or per_token:
             stock: Tensor = super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)

@@ -1,0 +1,121 @@
+"""Policies by name, as options write them: `steps,threshold=0.1`, or several that act together, joined by `+`.
+
+Reading a text needs no torch, so that a wrong one is refused at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pusa.errors import InputError
+
+Value = float | int | tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Key:
+    """A parameter of a policy. read: from its text, raising ValueError. form: what an error message asks for."""
+
+    default: Value
+    read: Callable[[str], Value]
+    form: str
+
+
+def _real(least: float, most: float) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        value = float(text)
+        if not (math.isfinite(value) and least <= value <= most):
+            raise ValueError(text)
+        return value
+
+    return read
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    return tuple(_real(0, 1)(part) for part in text.split("/"))
+
+
+_THRESHOLD = Key(0.1, _real(0, 100), "a number from 0, such as 0.1")
+_FIRST = Key(0.2, _real(0, 1), "the share of the steps, 0 to 1, that are always computed at the start")
+_EVERY = Key(4, _count, "a number of steps, at least 1")
+POLICIES: Mapping[str, Mapping[str, Key]] = {
+    "steps": {"threshold": _THRESHOLD, "first": _FIRST},
+    "frames": {"threshold": _THRESHOLD, "first": _FIRST},
+    "uniform": {"every": Key(2, _count, "a number of steps, at least 1"), "first": _FIRST},
+    "held": {"every": _EVERY},
+    "tokens": {
+        "share": Key((0.5,), _shares, "a share from 0 to 1, or one for each step, as in 1/0.6/0.4"),
+    },
+    "first-block": {"threshold": _THRESHOLD},
+    "taylorseer": {"every": Key(3, _count, "a number of steps, at least 1")},
+}
+LIBRARY = ("first-block", "taylorseer")
+"""those of diffusers"""
+ALONE = ("tokens", *LIBRARY)
+"""those that cannot be joined with others"""
+LOSSLESS = "threshold=0, every=1 and share=1 compute everything, bit for bit"
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """Named policies with their parameters, in the order in which they were given."""
+
+    parts: tuple[tuple[str, Mapping[str, Value]], ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Acceleration:
+        """Read `NAME[,key=value ...][+NAME ...]`. Raises InputError for an unknown name, key or value."""
+        parts = tuple(_part(text, part) for part in text.split("+"))
+        names = [name for name, _ in parts]
+        if len(parts) > 1 and (alone := next((name for name in names if name in ALONE), None)):
+            raise InputError(f"The acceleration {text!r} joins {alone} with others: it runs alone.")
+        if len(set(names)) < len(names):
+            raise InputError(f"The acceleration {text!r} has a policy twice: keep one.")
+        return cls(parts)
+
+    @property
+    def library(self) -> bool:
+        """Whether it is a cache of diffusers."""
+        return self.parts[0][0] in LIBRARY
+
+    def __str__(self) -> str:
+        return "+".join(",".join([name, *(f"{k}={_written(v)}" for k, v in values.items())]) for name, values in self.parts)
+
+
+def _part(text: str, part: str) -> tuple[str, Mapping[str, Value]]:
+    name, *extras = (piece.strip() for piece in part.split(","))
+    if name not in POLICIES:
+        near = difflib.get_close_matches(name, POLICIES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose {', '.join(POLICIES)}."
+        raise InputError(f"The acceleration {name!r} is unknown: {hint}")
+    known = POLICIES[name]
+    values: dict[str, Value] = {key: one.default for key, one in known.items()}
+    given: set[str] = set()
+    for extra in extras:
+        key, equals, written = (piece.strip() for piece in extra.partition("="))
+        if key not in known or not equals:
+            takes = ", ".join(f"{each}=…" for each in known)
+            raise InputError(f"The acceleration {text!r} has the unknown part {extra!r}: {name} takes {takes}.")
+        if key in given:
+            raise InputError(f"The acceleration {text!r} gives {key} twice: keep one.")
+        given.add(key)
+        try:
+            values[key] = known[key].read(written)
+        except ValueError:
+            raise InputError(f"The acceleration {text!r} has {key}={written}: give {known[key].form}.") from None
+    return name, values
+
+
+def _written(value: Any) -> str:
+    return "/".join(f"{each:g}" for each in value) if isinstance(value, tuple) else f"{value:g}"

@@ -1,0 +1,73 @@
+"""From the name of an acceleration to a context in which a backbone's networks run with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pusa.acceleration import libraries
+from pusa.acceleration.executor import Executor
+from pusa.acceleration.held import Held
+from pusa.acceleration.names import Acceleration, Value
+from pusa.acceleration.policy import Keeps, Policy, Together
+from pusa.acceleration.reuse import Reuse, Uniform
+from pusa.acceleration.tokens import TokenReuse
+from pusa.core.timesteps import TimestepMatrix
+from pusa.errors import InputError
+from pusa.models.backbone import Backbone
+from pusa.processes import ProcessGroup
+
+
+def policy_of(acceleration: Acceleration, matrix: TimestepMatrix) -> Policy:
+    """Return the policy of one clip. Raises InputError if it does not fit the matrix."""
+    policies = [_policy(name, values, matrix) for name, values in acceleration.parts]
+    return policies[0] if len(policies) == 1 else Together(policies)
+
+
+def _policy(name: str, values: Mapping[str, Value], matrix: TimestepMatrix) -> Policy:
+    chosen: dict[str, Any] = dict(values)
+    if name == "held":
+        return Held(chosen["every"])
+    if name == "uniform":
+        return Uniform(chosen["every"], matrix.moves, chosen["first"])
+    if name == "tokens":
+        shares = chosen["share"]
+        if len(shares) not in (1, matrix.steps):
+            raise InputError(
+                f"The acceleration has {len(shares)} shares of tokens, and the matrix has {matrix.steps} steps: give "
+                "one share, or one for each step."
+            )
+        return TokenReuse(shares)
+    return Reuse(chosen["threshold"], matrix.moves, chosen["first"], "clip" if name == "steps" else "frames")
+
+
+@contextmanager
+def running(
+    acceleration: Acceleration | None,
+    matrix: TimestepMatrix,
+    backbone: Backbone,
+    networks: Sequence[Any],
+    group: ProcessGroup,
+) -> Iterator[Executor | None]:
+    """Run the networks of a backbone with an acceleration inside the context, for one clip.
+
+    It yields the executor, whose `call` has to surround each call of a network; None without a policy of this package.
+
+    Raises:
+        InputError: the acceleration does not fit the matrix, or the processes that share the clip.
+    """
+    if acceleration is None:
+        yield None
+    elif acceleration.library:
+        with libraries.cached(acceleration, matrix, networks):
+            yield None
+    else:
+        policy = policy_of(acceleration, matrix)
+        if group.size > 1 and policy.keeps is Keeps.BLOCKS:
+            raise InputError(
+                f"The acceleration {acceleration} computes parts of a step, and {group.size} processes share the clip: "
+                "use steps or uniform, or one process."
+            )
+        with Executor(policy, backbone, networks, group) as executor:
+            yield executor
