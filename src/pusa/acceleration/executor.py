@@ -130,25 +130,30 @@ class Executor:
         call = self._call
         if call is None:
             return block.whole()
+        hidden = self._own(block)
         if call.tokens is None:
-            call.tokens = self._tokens(call.place, block.hidden)
-        chosen = self._chosen(call, block)
+            call.tokens = self._tokens(call.place, hidden)
+        chosen = self._chosen(call, block, hidden)
         out = self._output(call, block, chosen)
-        self._count(network, block.hidden, chosen)
+        self._count(network, hidden, chosen)
         if block.index == block.count - 1:
             self._finish(call, out)
         return out
+
+    def _own(self, block: BlockCall) -> Tensor:
+        """Return the input of a block for the tokens of this process. The first block itself splits its input."""
+        return block.hidden.chunk(self.group.size, 1)[self.group.rank] if block.index == 0 else block.hidden
 
     def _tokens(self, place: Place, hidden: Tensor) -> Tokens:
         count, own, processes = len(place.frames), hidden.shape[1], self.group.size
         frame_of = torch.arange(count, device=hidden.device).repeat_interleave(own * processes // count)
         return Tokens(count, frame_of.chunk(processes)[self.group.rank], shared=processes > 1)
 
-    def _chosen(self, call: _Call, block: BlockCall) -> Tensor | None:
+    def _chosen(self, call: _Call, block: BlockCall, hidden: Tensor) -> Tensor | None:
         """Return the tokens that the block computes, int64 [m]; None for all."""
         tokens, memory = call.tokens, call.memory
         assert tokens is not None
-        answer = self.policy.choose(call.place, block.index, block.hidden, tokens)
+        answer = self.policy.choose(call.place, block.index, hidden, tokens)
         if answer is None or answer.dtype != torch.bool:
             return answer
         known = torch.tensor([frame in memory.known for frame in memory.frames])

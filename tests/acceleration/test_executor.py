@@ -1,0 +1,193 @@
+"""Clips with an acceleration: what is computed, what stays exact, and that nothing stays behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pusa.core import Call, schedules, sigmas
+from pusa.errors import Cancelled, InputError
+from pusa.generation.given import Image
+from pusa.generation.pipeline import Pipeline, load
+
+PROMPT = "a red circle moves left on a black background"
+PICTURE = np.full((32, 32, 3), 90, np.uint8)
+STEPS = 6
+NEUTRAL = ("steps,threshold=0", "frames,threshold=0", "held,every=1", "tokens,share=1", "uniform,every=1")
+ACTIVE = (
+    *("steps,threshold=0.5,first=0.2", "frames,threshold=0.5,first=0.2", "held,every=3", "tokens,share=0.4"),
+    *("uniform,every=2", "steps,threshold=0.5+held,every=3", "frames,threshold=0.5+held,every=3"),
+)
+NOTHING_TO_LEAVE_OUT = {
+    *(("held,every=3", task) for task in ("text", "noisy image", "window")),
+    ("uniform,every=2", "window"),  # which moves in every step that could be left out
+}
+TASKS: dict[str, dict[str, Any]] = {
+    "text": {},
+    "image": {"conditions": [Image(PICTURE)]},
+    "noisy image": {"conditions": [Image(PICTURE, noise=0.3)]},
+    "staircase": {"schedule": "staircase,block=2,delay=2"},
+    "window": {"schedule": "sliding-window,window=4,block=1"},
+}
+
+
+@pytest.fixture
+def pipe(tiny_folder: Path) -> Pipeline:
+    return load(tiny_folder, device="cpu")
+
+
+def latents(pipe: Pipeline, task: str = "text", **options: Any) -> Tensor:
+    return pipe.generate(PROMPT, steps=STEPS, guidance=2.0, seed=1, **TASKS[task], **options).latents
+
+
+@contextmanager
+def counted(pipe: Pipeline) -> Iterator[list[int]]:
+    """The tokens that the feed-forward layers compute, in every call of one of them."""
+    rows: list[int] = []
+    handles = [
+        block.ffn.register_forward_pre_hook(lambda _, arguments: rows.append(arguments[0].shape[1]))
+        for block in pipe.transformer.blocks
+    ]
+    try:
+        yield rows
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_a_neutral_value_changes_no_bit(pipe: Pipeline, name: str, task: str) -> None:
+    assert torch.equal(latents(pipe, task, accelerate=name), latents(pipe, task))
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", ACTIVE)
+def test_less_is_computed_and_the_sidecar_says_how_much(pipe: Pipeline, name: str, task: str) -> None:
+    options: dict[str, Any] = {"steps": STEPS, "guidance": 2.0, "seed": 1, **TASKS[task]}
+    with counted(pipe) as plain_rows:
+        plain = pipe.generate(PROMPT, **options)
+    with counted(pipe) as rows:
+        clip = pipe.generate(PROMPT, **options, accelerate=name)
+    record = clip.recipe["acceleration"]
+    assert record["computed"] == pytest.approx(sum(rows) / sum(plain_rows), abs=1e-4)
+    assert torch.equal(clip.latents, plain.latents) == (record["computed"] == 1)
+    assert (record["computed"] == 1) == ((name, task) in NOTHING_TO_LEAVE_OUT)
+    assert record["computed"] <= record["operations"] <= 1
+    assert "acceleration" not in plain.recipe
+
+
+def test_given_frames_stay_bit_identical(pipe: Pipeline) -> None:
+    for name in ACTIVE:
+        assert torch.equal(latents(pipe, "image", accelerate=name)[:, :, 0], latents(pipe, "image")[:, :, 0])
+
+
+def test_what_is_left_out_is_what_the_blocks_added_last(pipe: Pipeline) -> None:
+    """If nothing changes between two steps but the noise level told, reuse gives the former prediction again."""
+    matrix = schedules.synchronous(sigmas.grid(2), 5)
+    text = pipe.encode_text([PROMPT])
+    x = torch.randn(1, pipe.backbone.channels, 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    held = torch.zeros(1, 5, dtype=torch.bool)
+    sigma = torch.full((1, 5), 0.5)
+    for name in ("steps,threshold=100,first=0", "frames,threshold=100,first=0", "uniform,every=2,first=0.5"):
+        with pipe.accelerated(name, matrix) as executor:
+            velocity = pipe.guided(1.0, executor=executor)
+            context = (("cond", text), ("cond", text))
+            first = velocity(x, sigma, context, Call(0, 2, torch.arange(5), held))
+            again = velocity(x, sigma, context, Call(1, 2, torch.arange(5), held))
+            assert executor is not None and executor.accounting.fraction < 1
+        torch.testing.assert_close(again, first, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ACTIVE)
+def test_a_clip_does_not_depend_on_those_before(pipe: Pipeline, name: str) -> None:
+    alone = latents(pipe, "image", accelerate=name)
+    latents(pipe, "staircase", accelerate=name)
+    pipe.generate(PROMPT, steps=3, frames=9, size=(48, 32), accelerate=name)
+    assert torch.equal(latents(pipe, "image", accelerate=name), alone)
+    assert torch.equal(latents(pipe), latents(load(pipe.backbone.source, device="cpu")))
+
+
+@pytest.mark.parametrize("name", [*ACTIVE, "first-block,threshold=0.5", "taylorseer,every=2"])
+def test_a_clip_that_is_stopped_leaves_nothing_behind(pipe: Pipeline, name: str) -> None:
+    plain, alone = latents(pipe), latents(pipe, accelerate=name)
+    with pytest.raises(Cancelled):
+        latents(pipe, accelerate=name, callback=lambda step: step.index < 3)
+
+    def fails(step: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        latents(pipe, accelerate=name, callback=fails)
+    assert torch.equal(latents(pipe), plain)
+    assert torch.equal(latents(pipe, accelerate=name), alone)
+
+
+def test_without_guidance_and_with_loras(pipe: Pipeline, tmp_path: Path) -> None:
+    from diffusers import WanTransformer3DModel
+
+    from tests.models.lora_files import truth, written
+
+    stock = WanTransformer3DModel.from_pretrained(pipe.backbone.source, subfolder="transformer")
+    pipe.load_lora(written(tmp_path, "diffusers", *truth(stock, outer=False, whole=False, seed=0, size=0.05)))
+    for name in NEUTRAL:
+        with_one = pipe.generate(PROMPT, steps=STEPS, guidance=1.0, accelerate=name)
+        assert torch.equal(with_one.latents, pipe.generate(PROMPT, steps=STEPS, guidance=1.0).latents)
+    kept = pipe.generate(PROMPT, [Image(PICTURE)], steps=STEPS, accelerate="held,every=2")
+    assert kept.recipe["acceleration"]["computed"] < 1
+
+
+def test_two_experts_have_a_memory_each(experts_folder: Path) -> None:
+    pipe = load(experts_folder, device="cpu")
+    options: dict[str, Any] = {"steps": 8, "guidance": 2.0, "boundary": 0.9}
+    plain = pipe.generate(PROMPT, **options)
+    for name in ("steps,threshold=100,first=0", "frames,threshold=100,first=0"):
+        networks: list[Any] = []
+        handles = [
+            network.blocks[1].register_forward_pre_hook(lambda module, _: networks.append(module))
+            for network in (pipe.transformer, pipe.transformer_2)
+        ]
+        clip = pipe.generate(PROMPT, **options, accelerate=name)
+        for handle in handles:
+            handle.remove()
+        # Each expert computes its own first step, in both branches, and nothing else.
+        assert [networks.count(network.blocks[1]) for network in (pipe.transformer, pipe.transformer_2)] == [2, 2]
+        assert not torch.equal(clip.latents, plain.latents)
+    for name in NEUTRAL:
+        assert torch.equal(pipe.generate(PROMPT, **options, accelerate=name).latents, plain.latents)
+
+
+def test_windows_keep_the_frames_that_stay_visible(pipe: Pipeline) -> None:
+    """A frame that enters the window is computed; those that were there can be left out."""
+    with counted(pipe) as rows:
+        latents(pipe, "window", accelerate="frames,threshold=100,first=0")
+    partly = {count for count in rows if 0 < count < 4 * 4}
+    assert partly
+
+
+def test_shares_for_each_step_must_fit(pipe: Pipeline) -> None:
+    with pytest.raises(InputError, match=r"3 shares of tokens, and the matrix has 6 steps"):
+        latents(pipe, accelerate="tokens,share=1/0.5/0.5")
+    assert not torch.equal(latents(pipe, accelerate="tokens,share=1/1/0.5/0.5/0.5/0.5"), latents(pipe))
+
+
+def test_memory_is_counted(pipe: Pipeline) -> None:
+    matrix = schedules.synchronous(sigmas.grid(STEPS), 5)
+    found = {}
+    for name in ("steps,threshold=0", "steps,threshold=0.5", "frames,threshold=0.5"):
+        settings = pipe.limits.settings(frames=17, size=(32, 32), steps=STEPS, guidance=2.0, accelerate=name)
+        text = pipe.encode_text([PROMPT, ""])
+        with pipe.accelerated(name, matrix) as executor:
+            assert executor is not None
+            pipe.sample(matrix, (text[:1], text[1:]), settings, known={}, executor=executor)
+            found[name] = executor.accounting.kept_bytes
+    blocks, width, tokens, branches = len(pipe.transformer.blocks), 32, 5 * 4, 2
+    one = tokens * width * 4 * branches
+    assert list(found.values()) == [0, one, one * blocks]
