@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -311,6 +312,15 @@ class Backbone(Encoders, Protocol):
             branch: the name of the guidance branch. Caches keep one state for each name.
             autocast: the type of mixed precision, as in training; None computes in the network's own type.
         """
+
+    def walk(self) -> AbstractContextManager[None]:
+        """Enter this around the calls for one clip: what they have in common may be kept until the block ends.
+
+        Texts and weights do not change inside the block. A network with nothing to keep returns `nullcontext()`.
+        """
+
+    def forget(self) -> None:
+        """Drop what `walk` keeps, because weights have changed nevertheless."""
 
     def exact_modules(self, network: Any) -> Sequence[Any]:
         """Return the modules of a transformer that must compute in float32 even in mixed precision."""
