@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,12 @@ class Toy:
     @staticmethod
     def clean(prompt):
         return prompt[:12]
+
+    def walk(self):
+        return nullcontext()
+
+    def forget(self):
+        pass
 
     def exact_modules(self, network):
         return [network.text]

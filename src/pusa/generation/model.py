@@ -167,6 +167,7 @@ class Model:
         for which, transformer in places.items():
             with context_parallel.suspended(transformer):
                 added = dataclasses.replace(runtime.load(transformer, path, scale, name, which), expert=which)
+            self.backbone.forget()
             others = [x for x in self.loras if (x.name, x.expert) != (name, which)]
             self.backbone.loras = (*others, added)
         return self.loras[-1]
@@ -178,6 +179,7 @@ class Model:
         """
         for present in self._named(name, expert):
             runtime.set_scale(self._experts(present.expert)[present.expert], name, scale)
+            self.backbone.forget()
             changed = dataclasses.replace(present, scale=scale)
             self.backbone.loras = tuple(changed if x is present else x for x in self.loras)
 
@@ -186,6 +188,7 @@ class Model:
         self._check_changeable()
         for gone in self._named(name, expert):
             runtime.remove(self._experts(gone.expert)[gone.expert], name)
+            self.backbone.forget()
             self.backbone.loras = tuple(x for x in self.loras if x is not gone)
 
     def _experts(self, expert: Expert | None) -> dict[Expert | None, Any]:

@@ -266,7 +266,7 @@ class Pipeline(Model):
         def renoise(step: int) -> Tensor:
             return self.noise((seed ^ 0x9E3779B97F4A7C15 * (step + 1)) % SEEDS, settings)
 
-        with self.explained(settings.size, settings.frames):
+        with self.explained(settings.size, settings.frames), self.backbone.walk():
             z = sampler.sample(
                 self.guided(settings.guidance, settings.guidance_2, settings.boundary, executor),
                 x.to(self.device),

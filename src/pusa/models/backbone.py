@@ -339,6 +339,15 @@ class Backbone(Encoders, Protocol):
             autocast: the type of mixed precision, as in training; None computes in the network's own type.
         """
 
+    def walk(self) -> AbstractContextManager[None]:
+        """Enter this around the calls for one clip: what they have in common may be kept until the block ends.
+
+        Texts and weights do not change inside the block. A network with nothing to keep returns `nullcontext()`.
+        """
+
+    def forget(self) -> None:
+        """Drop what `walk` keeps, because weights have changed nevertheless."""
+
     def exact_modules(self, network: Any) -> Sequence[Any]:
         """Return the modules of a transformer that must compute in float32 even in mixed precision."""
 

@@ -6,8 +6,8 @@ the decoding of three slots (further slots need no more memory). `tensor_tracker
 peak, and counts operations. Attention is assumed to be fused, so that its scores are not stored.
 
 The rehearsal does not include some memory, which is added: the weights as a profile places them, the runtime, and the
-copies that convolutions make on a CPU. Guidance calls the transformer twice, one call after the other, and so needs no
-more memory.
+copies that convolutions make on a CPU, and the keys and values of the text that are kept for all steps (`per_clip`).
+Guidance calls the transformer twice, one call after the other, and so needs no more memory for activations.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pusa.models.loading.sources import Beside, transformers_of
 from pusa.models.memory import meta_networks
 from pusa.models.memory.profiles import KEPT, KEPT_OF_WAN, PLAIN, PROFILES, Profile
 from pusa.models.memory.tensor_tracker import Pass, rehearse
-from pusa.models.wan import autoencoder
+from pusa.models.wan import autoencoder, per_clip
 from pusa.models.wan.geometry import geometry_of
 from pusa.models.wan.text import TOKENS
 
@@ -38,6 +38,8 @@ CUDA_CONTEXT = 0.6e9
 """bytes of a GPU that CUDA and its libraries need"""
 FRAGMENTATION = 1.08
 """memory that torch reserves on a GPU, as a multiple of the memory of activations"""
+PROMPT = 256
+"""tokens of a long prompt, whose keys and values are kept while a clip is sampled"""
 SMALL = 100e6
 """bytes on the disk below which the memory of a model is not estimated before it is loaded"""
 
@@ -90,7 +92,8 @@ class Rehearsal:
 
     networks: by kind. Each of two experts is assumed to have all LoRAs. text, sample: a pass of the text encoder and
     of the transformer. plain, tiled: decoding whole frames, and decoding tiles. passes: calls of the transformer per
-    step. assumed: the parts that the source does not have, and that are assumed to be Wan's own.
+    step. kept: bytes that the transformers keep of the texts. assumed: the parts that the source does not have, and
+    that are assumed to be Wan's own.
     """
 
     networks: Mapping[str, meta_networks.Network]
@@ -102,6 +105,7 @@ class Rehearsal:
     frames: int
     passes: int
     on_cpu: bool
+    kept: int
     assumed: tuple[str, ...] = field(default=())
 
     @classmethod
@@ -164,9 +168,9 @@ class Rehearsal:
         vae.use_tiling = False
         one = plain if tile.shape == z.shape else _decoding(vae, tile, slots, on_cpu)
         tiled = one if tile.shape == z.shape else Pass(one.peak, one.flops * tiles)
-        return cls(
-            networks, text, sample, plain, tiled, size, frames, 1 if guidance == 1 else 2, on_cpu, tuple(assumed)
-        )
+        passes = 1 if guidance == 1 else 2
+        kept = per_clip.kept_bytes(transformer.config, PROMPT, passes * (len(networks) - 2), dtype.itemsize)
+        return cls(networks, text, sample, plain, tiled, size, frames, passes, on_cpu, kept, tuple(assumed))
 
     def needs(self, profile: Profile) -> Needs:
         """Return what the clip needs with a profile."""
@@ -201,7 +205,7 @@ class Rehearsal:
         host = {
             "load": RUNTIME + loading,
             "text": RUNTIME + everything + self.text.peak + widening["text_encoder"],
-            "sample": RUNTIME + later + self.sample.peak + widening["transformer"],
+            "sample": RUNTIME + later + self.kept + self.sample.peak + widening["transformer"],
             "decode": RUNTIME + later + decode.peak + frames,
         }
         return Needs(profile.name, {}, host, moved, self.flops)
@@ -230,7 +234,7 @@ class Rehearsal:
         one_layer = vae.widest if profile.vae == "host" else 0
         device = {
             "text": resident + text + FRAGMENTATION * self.text.peak,
-            "sample": resident + sample + FRAGMENTATION * self.sample.peak,
+            "sample": resident + sample + self.kept + FRAGMENTATION * self.sample.peak,
             "decode": resident + one_layer + FRAGMENTATION * decode.peak,
         }
         # The expert that is not in use is in the machine's memory.

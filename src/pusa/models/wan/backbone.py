@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from pusa.media.images import Frames
 from pusa.models.backbone import Defaults, Geometry, HubNames, Text
-from pusa.models.wan import autoencoder, fingerprints, partial_blocks, text
+from pusa.models.wan import autoencoder, fingerprints, partial_blocks, per_clip, text
 from pusa.models.wan.geometry import geometry_of
 from pusa.models.wan.operations import StepCounter, block_operations
+from pusa.models.wan.per_clip import TextMemory
 from pusa.models.wan.transformer import VectorWanTransformer3DModel, is_beginning
 
 
@@ -130,7 +131,9 @@ class WanBackbone(WanEncoders):
                 stack.enter_context(torch.autocast(latents.device.type, autocast))
             else:
                 dtype: Any = getattr(network, "module", network).dtype
-                x, tokens = x.to(dtype), tokens.to(dtype)
+                memory: TextMemory | None = getattr(network, "text_memory", None)
+                x = x.to(dtype)
+                tokens = tokens.to(dtype) if memory is None else stack.enter_context(memory.reading(tokens, dtype))
             predicted: Tensor = network(
                 hidden_states=x,
                 timestep=1000 * sigma.float(),
@@ -139,6 +142,24 @@ class WanBackbone(WanEncoders):
                 **options,
             )[0]
         return predicted.to(latents.dtype)
+
+    @contextmanager
+    def walk(self) -> Iterator[None]:
+        """During the block, keep what does not change between the steps of a clip, see `per_clip`."""
+        with ExitStack() as stack:
+            for network in self._networks:
+                stack.enter_context(per_clip.walk(network))
+            yield
+
+    def forget(self) -> None:
+        """Drop what a walk keeps, because weights have changed."""
+        for network in self._networks:
+            if network.text_memory is not None:
+                network.text_memory.forget()
+
+    @property
+    def _networks(self) -> list[VectorWanTransformer3DModel]:
+        return [network for network in (self.transformer, self.transformer_2) if network is not None]
 
     def exact_modules(self, network: VectorWanTransformer3DModel) -> Sequence[nn.Module]:
         """Return the time embedder. In bfloat16, neighbouring timesteps would be rounded to the same number."""

@@ -35,7 +35,9 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from pusa.errors import InputError
+from pusa.models.wan import per_clip
 from pusa.models.wan.partial_blocks import forward_some
+from pusa.models.wan.per_clip import TextMemory
 
 _EXACT_DTYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 
@@ -52,7 +54,12 @@ class FrameIndex(nn.Module):
 # WanRotaryPosEmbed is private. A subclass keeps its buffers and its entry in `_cp_plan`.
 # test_rotary_rows_of_visible_frames (tests/models/wan/test_frame_positions.py) fails when it moves.
 class FrameRotary(WanRotaryPosEmbed):
-    """The stock rotary embedding, which also takes the positions of the given latent frames."""
+    """The stock rotary embedding, which also takes the positions of the given latent frames.
+
+    kept: during `per_clip.walk`, the last result and what it was computed from; None outside.
+    """
+
+    kept: dict[tuple[Any, ...], tuple[Tensor, Tensor]] | None = None
 
     def forward(self, hidden_states: Tensor, frame_positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return cos and sin, each [1, F * h * w, 1, head dim], for latents [B, C, F, H, W].
@@ -60,6 +67,16 @@ class FrameRotary(WanRotaryPosEmbed):
         frame_positions: int64 [F], the absolute latent frames, below `rope_max_seq_len`; None: 0 to F - 1. The result
         has the rows that these frames have in the result for the whole clip.
         """
+        if self.kept is None or torch.compiler.is_compiling():
+            return self._tables(hidden_states, frame_positions)
+        positions = None if frame_positions is None else tuple(frame_positions.tolist())
+        key = (hidden_states.shape[2:], hidden_states.device, positions)
+        if key not in self.kept:
+            self.kept.clear()
+            self.kept[key] = self._tables(hidden_states, frame_positions)
+        return self.kept[key]
+
+    def _tables(self, hidden_states: Tensor, frame_positions: Tensor | None) -> tuple[Tensor, Tensor]:
         if frame_positions is None:
             stock: tuple[Tensor, Tensor] = super().forward(hidden_states)
             return stock
@@ -169,6 +186,9 @@ class VectorWanTransformer3DModel(WanTransformer3DModel):
         "frame_index": {0: ContextParallelInput(split_dim=1, expected_dims=2, split_output=True)}
     }
 
+    text_memory: TextMemory | None = None
+    """what `per_clip.walk` keeps of texts; `WanBackbone.velocity` uses it"""
+
     # diffusers takes the keys of the configuration from this signature.
     @functools.wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -180,6 +200,7 @@ class VectorWanTransformer3DModel(WanTransformer3DModel):
         self.rope.__class__ = FrameRotary
         for block in self.blocks:
             block.__class__ = VectorWanTransformerBlock
+            per_clip.adopt(block.attn2)
 
     @classmethod
     def upgrade(cls, model: WanTransformer3DModel) -> VectorWanTransformer3DModel:
