@@ -15,41 +15,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from pusa.acceleration.accounting import Accounting
 from pusa.acceleration.policy import Keeps, Place, Policy, Tokens
 from pusa.core.sampler import Call
 from pusa.models.backbone import Backbone, BlockCall
 from pusa.processes import ProcessGroup
-
-
-@dataclass
-class Accounting:
-    """What was computed for a clip, in all guidance branches.
-
-    Attributes:
-        computed, total: tokens times blocks.
-        operations, all_operations: of the blocks, counted as in `Backbone.block_operations`.
-        kept_bytes: the most memory that kept values took.
-    """
-
-    computed: int = 0
-    total: int = 0
-    operations: int = 0
-    all_operations: int = 0
-    kept_bytes: int = 0
-
-    @property
-    def fraction(self) -> float:
-        """The share of the tokens times blocks that was computed, 0 to 1."""
-        return self.computed / self.total if self.total else 1.0
-
-    @property
-    def operations_fraction(self) -> float:
-        """The share of the operations of the blocks, 0 to 1."""
-        return self.operations / self.all_operations if self.all_operations else 1.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what a sidecar says."""
-        return {"computed": round(self.fraction, 4), "operations": round(self.operations_fraction, 4)}
 
 
 @dataclass
@@ -112,7 +82,7 @@ class Executor:
 
     @contextmanager
     def call(self, network: Any, branch: str, call: Call) -> Iterator[None]:
-        """Return the context of a call of a network. branch: the name of the guidance branch."""
+        """See `Accelerated`."""
         number = next(i for i, one in enumerate(self.networks) if one is network)
         clips = len(call.held)
         place = Place(number, branch, call.step, call.steps, tuple(call.frames.tolist()), call.held.all(0))

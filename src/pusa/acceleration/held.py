@@ -7,7 +7,6 @@ keys and values are: they come from what the blocks added to it last.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from pusa.acceleration.policy import Keeps, Place, Policy, Tokens

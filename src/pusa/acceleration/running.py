@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-from pusa.acceleration import libraries
+from pusa.acceleration.accounting import Accelerated
 from pusa.acceleration.executor import Executor
 from pusa.acceleration.held import Held
+from pusa.acceleration.libraries import LibraryCache
 from pusa.acceleration.names import Acceleration, Value
 from pusa.acceleration.policy import Keeps, Policy, Together
 from pusa.acceleration.reuse import Reuse, Uniform
@@ -42,32 +43,25 @@ def _policy(name: str, values: Mapping[str, Value], matrix: TimestepMatrix) -> P
     return Reuse(chosen["threshold"], matrix.moves, chosen["first"], "clip" if name == "steps" else "frames")
 
 
-@contextmanager
 def running(
-    acceleration: Acceleration | None,
+    acceleration: Acceleration,
     matrix: TimestepMatrix,
     backbone: Backbone,
     networks: Sequence[Any],
     group: ProcessGroup,
-) -> Iterator[Executor | None]:
-    """Run the networks of a backbone with an acceleration inside the context, for one clip.
+) -> AbstractContextManager[Accelerated]:
+    """Return a context in which the networks of a backbone run with an acceleration, for one clip.
 
-    It yields the executor, whose `call` has to surround each call of a network; None without a policy of this package.
+    The `call` of its value has to surround each call of a network.
 
-    Raises:
-        InputError: the acceleration does not fit the matrix, or the processes that share the clip.
+    Raises InputError if the acceleration does not fit the matrix, or the processes that share the clip.
     """
-    if acceleration is None:
-        yield None
-    elif acceleration.library:
-        with libraries.cached(acceleration, matrix, networks):
-            yield None
-    else:
-        policy = policy_of(acceleration, matrix)
-        if group.size > 1 and policy.keeps is Keeps.BLOCKS:
-            raise InputError(
-                f"The acceleration {acceleration} computes parts of a step, and {group.size} processes share the clip: "
-                "use steps or uniform, or one process."
-            )
-        with Executor(policy, backbone, networks, group) as executor:
-            yield executor
+    if acceleration.library:
+        return LibraryCache(acceleration, matrix, backbone, networks)
+    policy = policy_of(acceleration, matrix)
+    if group.size > 1 and policy.keeps is Keeps.BLOCKS:
+        raise InputError(
+            f"The acceleration {acceleration} computes parts of a step, and {group.size} processes share the clip: use "
+            "steps or uniform, or one process."
+        )
+    return Executor(policy, backbone, networks, group)

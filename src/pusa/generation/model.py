@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pusa import processes
-from pusa.acceleration.executor import Executor
+from pusa.acceleration.accounting import Accelerated
 from pusa.acceleration.names import Acceleration
 from pusa.acceleration.running import running
 from pusa.core import sampler
@@ -224,7 +224,7 @@ class Model:
         guidance: float,
         guidance_2: float | None = None,
         boundary: float | None = None,
-        executor: Executor | None = None,
+        accelerated: Accelerated | None = None,
     ) -> Velocity:
         """The model's prediction of eps - x0 with classifier-free guidance, for the sampler.
 
@@ -233,13 +233,13 @@ class Model:
         with `guidance` if the noisiest frame is at `boundary` (default: the model's) or above. Otherwise the low-noise
         expert runs with `guidance_2` (default: `guidance`).
 
-        executor: of `accelerated`.
+        accelerated: what the context of `accelerated` gives.
         """
-        high = sampler.guided(partial(self._predict, self.transformer, executor), guidance)
+        high = sampler.guided(partial(self._predict, self.transformer, accelerated), guidance)
         if self.transformer_2 is None:
             return high
         scale = guidance if guidance_2 is None else guidance_2
-        low = sampler.guided(partial(self._predict, self.transformer_2, executor), scale)
+        low = sampler.guided(partial(self._predict, self.transformer_2, accelerated), scale)
         boundary = self.defaults.boundary if boundary is None else boundary
         assert boundary is not None
         return sampler.by_noise(high, low, boundary)
@@ -251,7 +251,7 @@ class Model:
     def _predict(
         self,
         transformer: Any,
-        executor: Executor | None,
+        accelerated: Accelerated | None,
         x: Tensor,
         sigma: Tensor,
         context: tuple[str, Text],
@@ -260,19 +260,21 @@ class Model:
         branch, text = context
         if self.transformer_2 is not None and self.profile.transformer == "device":
             self._bring(transformer)
-        with nullcontext() if executor is None else executor.call(transformer, branch, call):
+        with nullcontext() if accelerated is None else accelerated.call(transformer, branch, call):
             return self.backbone.velocity(transformer, x, sigma, text, frames=call.frames, branch=branch)
 
     def accelerated(
         self, acceleration: str | None, matrix: TimestepMatrix
-    ) -> AbstractContextManager[Executor | None]:
-        """Return a context for one clip, in which the networks run with an acceleration.
+    ) -> AbstractContextManager[Accelerated | None]:
+        """Return a context for one clip, in which the networks run with an acceleration. Its value is for `guided`.
 
-        acceleration: see `pusa.acceleration.names`; None for none. Its executor is for `guided`. Raises InputError if
-        it does not fit the matrix or the processes that share the clip.
+        acceleration: see `pusa.acceleration.names`; None for none, and the value is None. Raises InputError if it does
+        not fit the matrix or the processes that share the clip.
         """
-        chosen = None if acceleration is None else Acceleration.parse(acceleration)
-        return running(chosen, matrix, self.backbone, list(self._experts(None).values()), self.group)
+        if acceleration is None:
+            return nullcontext()
+        networks = list(self._experts(None).values())
+        return running(Acceleration.parse(acceleration), matrix, self.backbone, networks, self.group)
 
     def _bring(self, wanted: Any) -> None:
         """Move the other expert off the device, then this one onto it."""

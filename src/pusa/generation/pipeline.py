@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pusa import processes
-from pusa.acceleration.executor import Executor
+from pusa.acceleration.accounting import Accelerated
 from pusa.core import sampler, schedules, sigmas
 from pusa.core.sampler import Step
 from pusa.core.timesteps import TimestepMatrix
@@ -167,7 +167,7 @@ class Pipeline(Model):
         recipes = [self._recipe_of(request, plan, walked) for request in requests]
         for i, (request, recipe) in enumerate(zip(requests, recipes, strict=True)):
             context = texts[i : i + 1], texts[-1:]
-            with self.accelerated(plan.settings.accelerate, walked) as executor:
+            with self.accelerated(plan.settings.accelerate, walked) as accelerated:
                 z = self.sample(
                     walked,
                     context,
@@ -176,10 +176,10 @@ class Pipeline(Model):
                     init=plan.init,
                     seed=request.seed,
                     callback=callback,
-                    executor=executor,
+                    accelerated=accelerated,
                 )
-            if executor is not None:
-                recipe["acceleration"] = executor.accounting.to_dict()
+            if accelerated is not None:
+                recipe["acceleration"] = accelerated.accounting.to_dict()
             z = plan.join(z)
             yield GeneratedClip(self.decode(z), z, self.defaults.fps, walked, recipe, request.prompt)
 
@@ -229,7 +229,7 @@ class Pipeline(Model):
         init: Tensor | None = None,
         seed: int = 0,
         callback: Callback | None = None,
-        executor: Executor | None = None,
+        accelerated: Accelerated | None = None,
     ) -> Tensor:
         """Walk the matrix from the seed's noise: float32 [1, C, F, h, w] on the CPU.
 
@@ -237,7 +237,7 @@ class Pipeline(Model):
             text: the encoded prompt and negative prompt, one each.
             known: latents at their slots; they start at the matrix's first row.
             init: latents of the whole clip, for the slots that are not known.
-            executor: what `accelerated` yields, inside its context.
+            accelerated: what the context of `accelerated` gives.
 
         Raises InputError if a slot starts below σ = 1 and is neither known nor in `init`. If several processes share
         the tokens, all start from the latents of rank 0.
@@ -268,7 +268,7 @@ class Pipeline(Model):
 
         with self.explained(settings.size, settings.frames), self.backbone.walk():
             z = sampler.sample(
-                self.guided(settings.guidance, settings.guidance_2, settings.boundary, executor),
+                self.guided(settings.guidance, settings.guidance_2, settings.boundary, accelerated),
                 x.to(self.device),
                 matrix,
                 (("cond", text[0]), ("uncond", text[1])),
