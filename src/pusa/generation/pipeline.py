@@ -255,7 +255,13 @@ class Pipeline(Model):
 
         with self.explained(settings.size, settings.frames), self.backbone.walk():
             z = sampler.sample(
-                self.guided(settings.guidance, settings.guidance_2, settings.boundary),
+                self.guided(
+                    settings.guidance,
+                    settings.guidance_2,
+                    settings.boundary,
+                    batch=settings.guidance_batch,
+                    interval=settings.interval,
+                ),
                 x.to(self.device),
                 matrix,
                 (("cond", text[0]), ("uncond", text[1])),
