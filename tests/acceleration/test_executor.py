@@ -89,7 +89,7 @@ def test_less_is_computed_and_the_sidecar_says_how_much(pipe: Pipeline, plain: P
     assert record["computed"] == pytest.approx(sum(rows) / all_rows, abs=1e-4)
     assert torch.equal(clip.latents, exact) == (record["computed"] == 1)
     assert (record["computed"] == 1) == ((name, task) in NOTHING_TO_LEAVE_OUT)
-    assert record["computed"] <= record["operations"] <= 1
+    assert record["operations"] == pytest.approx(record["computed"], abs=0.1)
     if task == "image":
         assert torch.equal(clip.latents[:, :, 0], exact[:, :, 0])
 
@@ -107,7 +107,8 @@ def test_what_is_left_out_is_what_the_blocks_added_last(pipe: Pipeline) -> None:
             context = (("cond", text), ("cond", text))
             first = velocity(x, sigma, context, Call(0, 2, torch.arange(5), held))
             again = velocity(x, sigma, context, Call(1, 2, torch.arange(5), held))
-            assert accelerated is not None and accelerated.accounting.fraction < 1
+            assert accelerated is not None
+            assert accelerated.accounting.fraction < 1
         torch.testing.assert_close(again, first, rtol=0, atol=1e-6)
 
 
@@ -151,16 +152,16 @@ def test_two_experts_have_a_memory_each(experts_folder: Path) -> None:
     options: dict[str, Any] = {"steps": 8, "guidance": 2.0, "boundary": 0.9}
     plain = pipe.generate(PROMPT, **options)
     for name in ("steps,threshold=100,first=0", "frames,threshold=100,first=0"):
-        networks: list[Any] = []
+        calls: list[Any] = []
         handles = [
-            network.blocks[1].register_forward_pre_hook(lambda module, _: networks.append(module))
+            network.blocks[1].register_forward_pre_hook(lambda module, _, calls=calls: calls.append(module))
             for network in (pipe.transformer, pipe.transformer_2)
         ]
         clip = pipe.generate(PROMPT, **options, accelerate=name)
         for handle in handles:
             handle.remove()
         # Each expert computes its own first step, in both branches, and nothing else.
-        assert [networks.count(network.blocks[1]) for network in (pipe.transformer, pipe.transformer_2)] == [2, 2]
+        assert [calls.count(network.blocks[1]) for network in (pipe.transformer, pipe.transformer_2)] == [2, 2]
         assert not torch.equal(clip.latents, plain.latents)
     for name in NEUTRAL:
         assert torch.equal(pipe.generate(PROMPT, **options, accelerate=name).latents, plain.latents)

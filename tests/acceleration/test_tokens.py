@@ -69,4 +69,5 @@ def test_other_frames_begin_anew() -> None:
     hidden = torch.randn(1, COUNT, 4)
     choose(policy, 0, hidden)
     chosen = policy.choose(place(1, frames=(0, 5)), 0, hidden, TOKENS)
-    assert chosen is not None and len(chosen) == COUNT
+    assert chosen is not None
+    assert len(chosen) == COUNT

@@ -302,6 +302,40 @@ def test_guidance_in_a_batch_whose_clips_go_separate_ways() -> None:
     assert torch.equal(out[1:], alone_again)
 
 
+def test_guidance_in_an_interval_is_decided_by_the_noisiest_frame() -> None:
+    pair = (prompt(0.3), prompt(-0.1))
+    grid = TEN[:10].tolist()
+    calls: list[int] = []
+    walked = [step.latents for step in walk(guided(counted(calls), 3.0, interval=(0.5, 0.9)), latents(), IMAGE, pair)]
+    assert len(calls) == 10 + sum(0.5 <= level <= 0.9 for level in grid)
+    first = next(walk(counted([]), latents(), IMAGE, pair[0])).latents
+    assert torch.equal(walked[0], first)
+
+
+def test_guidance_in_an_interval_leaves_the_other_clips_of_a_batch_alone() -> None:
+    pair = (prompt(0.3), prompt(-0.1))
+    low = schedules.synchronous(sigmas.grid(10, strength=0.4), FRAMES)
+    out = sample(guided(counted([]), 3.0, interval=(0, 0.4)), latents(), [SYNC, low], pair)
+    alone_again = sample(
+        guided(counted([]), 3.0, interval=(0, 0.4)), latents()[:1], SYNC, (prompt(0.3, 1), prompt(-0.1, 1))
+    )
+    torch.testing.assert_close(out[:1], alone_again)
+
+
+def test_both_velocities_can_come_from_one_function() -> None:
+    pair = (prompt(0.3), prompt(-0.1))
+
+    def both(x: Tensor, sigma: Tensor, context: Any, call: Call) -> tuple[Tensor, Tensor]:
+        return coupled(x, sigma, context[0]["words"][0]), coupled(x, sigma, context[1]["words"][0])
+
+    calls: list[int] = []
+    assert torch.equal(
+        sample(guided(counted(calls), 3.0, both=both), latents(), IMAGE, pair),
+        sample(guided(counted([]), 3.0), latents(), IMAGE, pair),
+    )
+    assert calls == []
+
+
 # --------------------------------------------------------------------------------------------------------- callbacks
 
 
@@ -414,6 +448,7 @@ def test_each_expert_knows_the_held_frames_of_its_own_clips() -> None:
         (lambda: sample(lambda x, s, c, call: x[:, :1], latents(), SYNC), "velocity"),
         (lambda: sample(coupled, latents(3), [TASKS[2], TASKS[0], SYNC], torch.zeros(2)), "context of shape"),
         (lambda: guided(alone, float("nan")), "guidance"),
+        (lambda: guided(alone, 2.0, interval=(0.9, 0.2)), "guidance interval"),
     ],
 )
 def test_bad_arguments_are_named(call, words: str) -> None:

@@ -155,7 +155,7 @@ def test_guidance_of_one_asks_the_model_once(tiny_pipe, monkeypatch):
     assert [float(t.max()) for t in calls] == pytest.approx([1000, 1000 * 10 / 11, 1000 * 5 / 7])
     assert all(t.shape == (1, 5) and t.dtype == torch.float32 for t in calls)
     calls.clear()
-    tiny_pipe.generate(PROMPT, steps=3, guidance=2)
+    tiny_pipe.generate(PROMPT, steps=3, guidance=2, guidance_batch="off")
     assert len(calls) == 6
 
 

@@ -99,7 +99,7 @@ def test_a_field_of_sampling_is_a_flag_a_key_and_an_entry_of_the_sidecar(tiny_pi
     names = {one.name for one in dataclasses.fields(Sampling)}  # type: ignore[arg-type]
     assert names <= {one.name for one in dataclasses.fields(SamplingFlags)}
     assert names <= set(KEYS)
-    recipe = tiny_pipe.generate("a", schedule="staircase", steps=1).recipe
+    recipe = tiny_pipe.generate("a", schedule="staircase", steps=1, guidance_interval="0,1").recipe
     assert names - {"guidance_2", "boundary"} <= recipe.keys()  # those two are for models with two experts
 
 

@@ -90,9 +90,8 @@ class Acceleration:
         return self.parts[0][0] in LIBRARY
 
     def __str__(self) -> str:
-        return "+".join(
-            ",".join([name, *(f"{k}={_written(v)}" for k, v in values.items())]) for name, values in self.parts
-        )
+        texts = [[name, *(f"{key}={_written(value)}" for key, value in values.items())] for name, values in self.parts]
+        return "+".join(map(",".join, texts))
 
 
 def _part(text: str, part: str) -> tuple[str, Mapping[str, Value]]:

@@ -83,6 +83,7 @@ class Policy(ABC):
 
     def computed(self, place: Place, index: int, chosen: Tensor, attention: Tensor) -> None:
         """Is told what `BlockCall.some_with_attention` found for the tokens `chosen`, int64 [m]; attention: [m]."""
+        raise NotImplementedError
 
 
 class Together(Policy):

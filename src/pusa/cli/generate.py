@@ -210,7 +210,14 @@ def generate(
     notes = say_notes(request, limits, model, terminal)
     if request.init is None:
         check_shares(model, request.size, request.frames)
-    pipe = open_pipeline(model, terminal, size=request.size, frames=request.frames, guidance=request.guidance)
+    pipe = open_pipeline(
+        model,
+        terminal,
+        size=request.size,
+        frames=request.frames,
+        guidance=request.guidance,
+        guidance_batch=request.guidance_batch,
+    )
     request = pipe.opened(request)
     wanted = paths(request.check(pipe.limits))
     if request.init is not None:  # its length, which is in the name, is known only now

@@ -85,5 +85,12 @@ def transition(
     settings = request.check(limits)
     check_paths([path], output, bytes_needed=bytes_of(limits, settings))
     notes = say_notes(request, limits, model, terminal)
-    pipe = open_pipeline(model, terminal, size=settings.size, frames=settings.frames, guidance=request.guidance)
+    pipe = open_pipeline(
+        model,
+        terminal,
+        size=settings.size,
+        frames=settings.frames,
+        guidance=request.guidance,
+        guidance_batch=request.guidance_batch,
+    )
     return make({path: partial(request.run, pipe)}, output, terminal, notes=notes)

@@ -47,6 +47,8 @@ class Call:
 
 Velocity = Callable[[Tensor, Tensor, Any, Call], Tensor]
 """velocity(latents [B, C, V, H, W], sigma float32 [B, V], context, call) -> [B, C, V, H, W], which predicts ε − x0."""
+Both = Callable[[Tensor, Tensor, Any, Call], tuple[Tensor, Tensor]]
+"""The same for a pair of contexts: the velocities v₊ and v₋."""
 
 
 @dataclass(frozen=True)
@@ -156,24 +158,41 @@ def _steps(
         yield Step(s, table.steps, after.float(), x, denoised)
 
 
-def guided(velocity: Velocity, scale: float) -> Velocity:
+def guided(
+    velocity: Velocity, scale: float, *, interval: tuple[float, float] | None = None, both: Both | None = None
+) -> Velocity:
     """Classifier-free guidance: return the velocity v₋ + scale·(v₊ − v₋), whose context is a pair (positive, negative).
 
     It calls the model twice per step. With a scale of 1 it calls the model once and ignores the negative context.
+
+    interval: guide a clip only if the σ of its noisiest updating frame is in this interval, both ends included
+    (arXiv 2404.07724). Elsewhere the velocity is v₊, and if no clip of the batch is guided, the model is called once.
+    both: computes v₊ and v₋ instead of two calls of `velocity`.
     """
     if not math.isfinite(scale):
         raise InputError(f"guidance scale is {scale}; give a finite number, 1 for no guidance")
+    if interval is not None and not 0 <= interval[0] <= interval[1] <= 1:
+        raise InputError(f"guidance interval is {interval}; give two noise levels from 0 to 1, the lower one first")
 
     def combined(latents: Tensor, sigma: Tensor, context: Any, call: Call) -> Tensor:
-        positive, negative = context
-        v_positive = velocity(latents, sigma, positive, call)
-        if scale == 1:
-            return v_positive
-        v_negative = velocity(latents, sigma, negative, call)
+        chosen = None if interval is None else _inside(interval, sigma, call.held)
+        if scale == 1 or (chosen is not None and not chosen.any()):
+            return velocity(latents, sigma, context[0], call)
+        if both is not None:
+            v_positive, v_negative = both(latents, sigma, context, call)
+        else:
+            v_positive, v_negative = (velocity(latents, sigma, branch, call) for branch in context)
         dtype = torch.promote_types(v_positive.dtype, torch.float32)
-        return v_negative.to(dtype) + scale * (v_positive.to(dtype) - v_negative.to(dtype))
+        v = v_negative.to(dtype) + scale * (v_positive.to(dtype) - v_negative.to(dtype))
+        return v if chosen is None or chosen.all() else torch.where(per_frame(chosen[:, None]), v, v_positive.to(dtype))
 
     return combined
+
+
+def _inside(interval: tuple[float, float], sigma: Tensor, held: Tensor) -> Tensor:
+    """Return bool [B], whether the greatest σ of the frames that a step changes is in the interval."""
+    greatest = sigma.masked_fill(held.to(sigma.device), 0).amax(dim=1)
+    return (greatest >= interval[0]) & (greatest <= interval[1])
 
 
 def by_noise(high: Velocity, low: Velocity, boundary: float) -> Velocity:

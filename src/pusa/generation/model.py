@@ -25,7 +25,9 @@ from pusa.core import sampler
 from pusa.core.sampler import Call, Velocity
 from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import InputError
+from pusa.generation import branches
 from pusa.generation.limits import Limits
+from pusa.generation.sampling import GuidanceBatch
 from pusa.media.images import Frames
 from pusa.models import context_parallel
 from pusa.models.backbone import Backbone, Defaults, Expert, Text
@@ -225,6 +227,9 @@ class Model:
         guidance_2: float | None = None,
         boundary: float | None = None,
         accelerated: Accelerated | None = None,
+        *,
+        batch: GuidanceBatch = "off",
+        interval: tuple[float, float] | None = None,
     ) -> Velocity:
         """The model's prediction of eps - x0 with classifier-free guidance, for the sampler.
 
@@ -233,13 +238,20 @@ class Model:
         with `guidance` if the noisiest frame is at `boundary` (default: the model's) or above. Otherwise the low-noise
         expert runs with `guidance_2` (default: `guidance`).
 
-        accelerated: what the context of `accelerated` gives.
+        accelerated: what the context of `accelerated` gives. batch: whether both branches are one call, see `branches`.
+        interval: see `sampler.guided`. Raises InputError if they must be one call and the transformer has a cache.
         """
-        high = sampler.guided(partial(self._predict, self.transformer, accelerated), guidance)
+
+        def one(transformer: Any, scale: float) -> Velocity:
+            predict = partial(self._predict, transformer, accelerated)
+            how = branches.checked(batch, transformer)
+            both = branches.Branches(predict, how, self.backbone.geometry.patch)
+            return sampler.guided(predict, scale, interval=interval, both=both)
+
+        high = one(self.transformer, guidance)
         if self.transformer_2 is None:
             return high
-        scale = guidance if guidance_2 is None else guidance_2
-        low = sampler.guided(partial(self._predict, self.transformer_2, accelerated), scale)
+        low = one(self.transformer_2, guidance if guidance_2 is None else guidance_2)
         boundary = self.defaults.boundary if boundary is None else boundary
         assert boundary is not None
         return sampler.by_noise(high, low, boundary)

@@ -268,7 +268,14 @@ class Pipeline(Model):
 
         with self.explained(settings.size, settings.frames), self.backbone.walk():
             z = sampler.sample(
-                self.guided(settings.guidance, settings.guidance_2, settings.boundary, accelerated),
+                self.guided(
+                    settings.guidance,
+                    settings.guidance_2,
+                    settings.boundary,
+                    accelerated,
+                    batch=settings.guidance_batch,
+                    interval=settings.interval,
+                ),
                 x.to(self.device),
                 matrix,
                 (("cond", text[0]), ("uncond", text[1])),

@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le
 
 from pusa.acceleration.names import Acceleration
 from pusa.errors import InputError
-from pusa.generation.options import Option, strict_dataclass
+from pusa.generation.options import Option, python_number, strict_dataclass
 from pusa.generation.schedule import DEFAULT, Schedule
 
 MAX_STEPS = 1000
@@ -17,6 +17,7 @@ MAX_STEPS = 1000
 # Sphinx reads no f-string inside an annotation.
 _GIVE_STEPS = f"give a whole number from 1 to {MAX_STEPS}"
 Solver = Literal["euler", "dpm++2m"]
+GuidanceBatch = Literal["auto", "on", "off"]
 
 
 def _schedule(value: Any) -> Any:
@@ -25,6 +26,23 @@ def _schedule(value: Any) -> Any:
 
 def _acceleration(value: Any) -> Any:
     return str(Acceleration.parse(value)) if isinstance(value, str) else value
+
+
+def _interval(value: Any) -> Any:
+    """Return the text of two noise levels, which may be given as numbers; any other value as it is."""
+    if isinstance(value, tuple | list):
+        value = ",".join(str(python_number(level)) for level in value)
+    if not isinstance(value, str):
+        return value
+    try:
+        low, high = (float(level) for level in value.split(","))
+    except ValueError:
+        low, high = 1.0, 0.0
+    if not 0 <= low <= high <= 1:
+        raise InputError(
+            f"guidance_interval is {value}: give two noise levels from 0 to 1, the lower one first, such as 0.2,0.9."
+        )
+    return f"{low:g},{high:g}"
 
 
 @strict_dataclass
@@ -54,6 +72,23 @@ class Sampling:
             default="that of the other expert",
             falls_back_to="guidance",
             experts=True,
+        ),
+    ] = None
+    guidance_batch: Annotated[
+        GuidanceBatch,
+        Option(
+            "Both branches of guidance in one call of the model: on, off, or auto, which does so for small clips. The "
+            "velocity is the same up to rounding."
+        ),
+    ] = "auto"
+    guidance_interval: Annotated[
+        str | None,
+        Option(
+            "Noise levels of guidance, such as 0.2,0.9. If the noisiest frame that a step changes is outside, the step "
+            "calls the model once.",
+            "give two noise levels from 0 to 1, such as 0.2,0.9",
+            default="guidance in every step",
+            convert=_interval,
         ),
     ] = None
     boundary: Annotated[
@@ -106,6 +141,20 @@ class Sampling:
                 "has no effect: leave renoise or the solver out."
             )
 
+        if self.guidance == 1 and self.guidance_2 in (None, 1):
+            idle = ["guidance_batch"] * (self.guidance_batch == "on")
+            idle += ["guidance_interval"] * (self.guidance_interval is not None)
+            if idle:
+                raise InputError(f"guidance is 1, so that {idle[0]} has no effect: leave it out, or raise guidance.")
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The noise levels of `guidance_interval`, the lower one first."""
+        if self.guidance_interval is None:
+            return None
+        low, high = map(float, self.guidance_interval.split(","))
+        return low, high
+
     def sampling(self) -> dict[str, Any]:
         """The values of the fields of `Sampling`, by name."""
         return {one.name: getattr(self, one.name) for one in fields(Sampling)}  # type: ignore[arg-type]
@@ -117,6 +166,8 @@ class SamplingOptions(TypedDict, total=False):
     steps: int | None
     guidance: float | None
     guidance_2: float | None
+    guidance_batch: GuidanceBatch
+    guidance_interval: str | tuple[float, float] | None
     boundary: float | None
     shift: float | None
     schedule: str | None

@@ -35,7 +35,7 @@ class Settings(Sampling):
 
     @property
     def calls(self) -> tuple[int, ...]:
-        """How often a step calls the model, for each of its experts: twice with guidance, else once."""
+        """How often a step calls the model at most, for each of its experts: twice with guidance, else once."""
         scales = (self.guidance,) if self.boundary is None else (self.guidance, self.guidance_2)
         return tuple(1 if scale == 1 else 2 for scale in scales)
 

@@ -149,6 +149,13 @@ class Text:
         """Return the text of some of the prompts."""
         return Text(self.tokens[prompts], None if self.mask is None else self.mask[prompts])
 
+    def followed_by(self, other: Text) -> Text:
+        """Return the text of these prompts and then of those of `other`."""
+        import torch
+
+        mask = None if self.mask is None or other.mask is None else torch.cat([self.mask, other.mask])
+        return Text(torch.cat([self.tokens, other.tokens]), mask)
+
     def expand(self, batch: int) -> Text:
         """Return the text of one prompt, repeated for `batch` clips without a copy."""
         mask = None if self.mask is None else self.mask.expand(batch, -1)

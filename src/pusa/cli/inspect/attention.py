@@ -120,7 +120,14 @@ def attention(
             from pusa.evaluation import plots
     request = opened(request, terminal)
     settings = request.check(limits_of(model, terminal))
-    pipe = open_pipeline(model, terminal, size=request.size, frames=frames, guidance=request.guidance)
+    pipe = open_pipeline(
+        model,
+        terminal,
+        size=request.size,
+        frames=frames,
+        guidance=request.guidance,
+        guidance_batch=request.guidance_batch,
+    )
     steps = _steps(at_steps, settings.steps)
     chosen = tuple(dict.fromkeys(blocks)) or (len(pipe.backbone.blocks(pipe.transformer)) - 1,)
     transformers = [one for one in (pipe.transformer, pipe.transformer_2) if one is not None]

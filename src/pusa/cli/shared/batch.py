@@ -341,7 +341,14 @@ def _make_in_this_process(
     from pusa.work.units import Unit, make_units
 
     largest = max(lines, key=lambda line: line.bytes).request
-    pipe = open_pipeline(model, terminal, size=largest.size, frames=largest.frames, guidance=largest.guidance)
+    pipe = open_pipeline(
+        model,
+        terminal,
+        size=largest.size,
+        frames=largest.frames,
+        guidance=largest.guidance,
+        guidance_batch=largest.guidance_batch,
+    )
 
     def make(line: Line) -> None:
         check_place(line.path, bytes_needed=line.bytes)

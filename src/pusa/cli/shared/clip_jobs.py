@@ -45,11 +45,12 @@ def open_pipeline(
     size: tuple[int, int] | None = None,
     frames: int | None = None,
     guidance: float | None = None,
+    guidance_batch: str = "auto",
 ) -> Pipeline:
     """Load the model. A later call in the same process with the same options returns the same pipeline.
 
-    size (width, height), frames, guidance: of the clip, to choose or check the memory profile; None is the model's
-    default. Raises InputError if the model cannot be loaded or the clip does not fit into memory.
+    size (width, height), frames, guidance, guidance_batch: of the clip, to choose or check the memory profile; None is
+    the model's default. Raises InputError if the model cannot be loaded or the clip does not fit into memory.
     """
     with terminal.status(f"Loading {model.source}"):
         from pusa.models.lora import header
@@ -63,7 +64,8 @@ def open_pipeline(
         from pusa.processes import current_group, from_rank_zero
 
         group = current_group()
-        memory = from_rank_zero(group, lambda: profile_for(model, size, frames, guidance))
+        in_one_call = guidance_batch == "on"
+        memory = from_rank_zero(group, lambda: profile_for(model, size, frames, guidance, in_one_call=in_one_call))
         return _open(
             model.source, tuple(model.separate_parts().items()), model.loras(), model.dtype, memory, group.size > 1
         )

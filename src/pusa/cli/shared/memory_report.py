@@ -27,10 +27,18 @@ DISK = 1.5e9
 """Bytes per second from a solid-state disk."""
 
 
-def profile_for(model: Model, size: tuple[int, int] | None, frames: int | None, guidance: float | None) -> str | None:
+def profile_for(
+    model: Model,
+    size: tuple[int, int] | None,
+    frames: int | None,
+    guidance: float | None,
+    *,
+    in_one_call: bool = False,
+) -> str | None:
     """Return the name of the memory profile that `--memory` selects, or None if no profile is needed.
 
-    size (width, height), frames, guidance: of the clip; None is the model's default. A model below 100 MB is not
+    size (width, height), frames, guidance: of the clip; None is the model's default. in_one_call: with both branches of
+    guidance. A model below 100 MB is not
     estimated unless the clip is large (see `LARGE_CLIP`). Raises InputError, before anything is loaded, if the clip
     does not fit into memory with the given profile, or with `auto` under every profile.
     """
@@ -45,7 +53,7 @@ def profile_for(model: Model, size: tuple[int, int] | None, frames: int | None, 
     on_disk = estimate.bytes_on_disk(folder, model.separate_parts())
     if 0 < on_disk < estimate.SMALL and relative_size(configurations.defaults_of(folder), size, frames) <= LARGE_CLIP:
         return None if chosen is None else chosen.name
-    rehearsal = _rehearse(model, size, frames, guidance, device.type == "cpu")
+    rehearsal = _rehearse(model, size, frames, guidance, device.type == "cpu", in_one_call)
     on_device, on_host = estimate.free_memory(device)
     free = on_device, on_host / int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # each process of torchrun loads the model
     if chosen is None:
@@ -179,7 +187,12 @@ def _found(source: str) -> tuple[str, Path]:
 
 
 def _rehearse(
-    model: Model, size: tuple[int, int] | None, frames: int | None, guidance: float | None, on_cpu: bool
+    model: Model,
+    size: tuple[int, int] | None,
+    frames: int | None,
+    guidance: float | None,
+    on_cpu: bool,
+    in_one_call: bool = False,
 ) -> Rehearsal:
     import torch
 
@@ -196,6 +209,7 @@ def _rehearse(
         size=settings.size,
         frames=settings.frames,
         guidance=settings.guidance,
+        in_one_call=in_one_call,
         dtype=None if model.dtype == "auto" else getattr(torch, model.dtype),
         on_cpu=on_cpu,
         beside=model.separate_parts(),

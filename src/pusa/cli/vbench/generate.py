@@ -145,7 +145,14 @@ def _video_maker(
     from pusa.evaluation.vbench.maker import VideoMaker
 
     plan = manifests.read(manifest)
-    pipe = open_pipeline(model, terminal, size=plan.size, frames=plan.frames, guidance=chosen.get("guidance"))
+    pipe = open_pipeline(
+        model,
+        terminal,
+        size=plan.size,
+        frames=plan.frames,
+        guidance=chosen.get("guidance"),
+        guidance_batch=chosen.get("guidance_batch", "auto"),
+    )
     return VideoMaker(pipe, plan, images, out, noise, chosen, negative_of(model))
 
 

@@ -63,11 +63,12 @@ def recording(
 ) -> Iterator[Maps]:
     """For the block, record attention between frames at these blocks and sampling steps, for the first clip of a batch.
 
-    passes: the number of calls of each transformer per step, 2 with guidance; the first call, with the prompt, is
-    recorded. With two experts, each step calls one of them. measured: what is computed from query and key [L, heads, d]
-    and the number of frames. The queries and keys are those of the model. A recorded block needs, in addition, the time
-    of one more attention and the memory of `between_frames`. Raises InputError if a block does not exist, or if the
-    transformer shares its tokens with other processes.
+    passes: the greatest number of calls of each transformer per step, 2 with guidance; the first call, with the prompt,
+    is recorded. A call with other latents or other noise levels begins a step. With two experts, each step calls one of
+    them. measured: what is computed from query and key [L, heads, d] and the number of frames. The queries and keys are
+    those of the model. A recorded block needs, in addition, the time of one more attention and the memory of
+    `between_frames`. Raises InputError if a block does not exist, or if the transformer shares its tokens with other
+    processes.
     """
     count = min(len(transformer.blocks) for transformer in passes)
     if missing := [block for block in blocks if not 0 <= block < count]:
@@ -75,17 +76,19 @@ def recording(
     if any(transformer._is_context_parallel for transformer in passes):
         raise InputError("Attention can only be recorded in one process, which has all tokens; run without torchrun.")
     maps: Maps = {}
-    calls = dict.fromkeys(passes, 0)
-    step, with_prompt, frames = -1, False, 0
+    step, with_prompt, frames, calls = -1, False, 0, 0
+    last: tuple[Tensor, Tensor] | None = None
     current: tuple[int, int] | None = None
     original = transformer_wan.dispatch_attention_fn
 
     def begin(transformer: Any, args: Any, kwargs: Any) -> None:
-        nonlocal step, with_prompt, frames
-        with_prompt = calls[transformer] % passes[transformer] == 0
-        calls[transformer] += 1
-        step += with_prompt
+        nonlocal step, with_prompt, frames, calls, last
         latents = kwargs.get("hidden_states", args[0] if args else None)
+        now = latents, kwargs.get("timestep", args[1] if len(args) > 1 else None)
+        repeats = last is not None and all(torch.equal(a, b) for a, b in zip(last, now, strict=True))
+        with_prompt = not repeats or calls >= passes[transformer]
+        calls = 1 if with_prompt else calls + 1
+        step, last = step + with_prompt, now
         frames = latents.shape[2] // transformer.config.patch_size[0]
 
     def enter(block: int) -> Any:

@@ -7,7 +7,8 @@ peak, and counts operations. Attention is assumed to be fused, so that its score
 
 The rehearsal does not include some memory, which is added: the weights as a profile places them, the runtime, and the
 copies that convolutions make on a CPU, and the keys and values of the text that are kept for all steps (`per_clip`).
-Guidance calls the transformer twice, one call after the other, and so needs no more memory for activations.
+Guidance calls the transformer twice, one call after the other, and so needs no more memory for activations. With both
+branches in one call, it needs about twice as much.
 """
 
 from __future__ import annotations
@@ -117,6 +118,7 @@ class Rehearsal:
         size: tuple[int, int],
         frames: int,
         guidance: float = 1.0,
+        in_one_call: bool = False,
         dtype: torch.dtype | None = None,
         on_cpu: bool = True,
         beside: Beside | None = None,
@@ -125,8 +127,9 @@ class Rehearsal:
         """Rehearse a clip of the model at `folder`, without reading weights.
 
         name: the model's, for messages. size: (width, height). guidance: with 1, a step calls the transformer once,
-        otherwise twice. dtype: as for `checkpoints.load`. beside: {part: source} of parts from elsewhere. Raises
-        InputError if there is no such model, or if it cannot make such a clip.
+        otherwise twice. in_one_call: both calls are one, of both guidance branches. dtype: as for `checkpoints.load`.
+        beside: {part: source} of parts from elsewhere. Raises InputError if there is no such model, or if it cannot
+        make such a clip.
         """
         dtype = dtype or (torch.float32 if on_cpu else torch.bfloat16)
         configs, assumed = meta_networks.configs(name, folder, beside or {})
@@ -148,11 +151,13 @@ class Rehearsal:
         if any(side < 1 or side % multiple for side in size):
             raise InputError(f"The size {size[0]}x{size[1]} cannot be made: both must be multiples of {multiple}.")
         height, width = size[1] // factor, size[0] // factor
+        texts = 1 if guidance == 1 else 2
+        batch = texts if in_one_call else 1
         clip = torch.empty(
-            1, transformer.config.in_channels, slots, height, width, device=meta_networks.META, dtype=dtype
+            batch, transformer.config.in_channels, slots, height, width, device=meta_networks.META, dtype=dtype
         )
-        context = torch.empty(1, TOKENS, transformer.config.text_dim, device=meta_networks.META, dtype=dtype)
-        times = torch.empty(1, slots, device=meta_networks.META)
+        context = torch.empty(batch, TOKENS, transformer.config.text_dim, device=meta_networks.META, dtype=dtype)
+        times = torch.empty(batch, slots, device=meta_networks.META)
         # `forward` compares the values of the timesteps, and tensors on the meta device have no values.
         sample = rehearse(
             lambda: transformer._forward_per_frame(clip, times, context, None, return_dict=False, attention_kwargs=None)
@@ -168,9 +173,8 @@ class Rehearsal:
         vae.use_tiling = False
         one = plain if tile.shape == z.shape else _decoding(vae, tile, slots, on_cpu)
         tiled = one if tile.shape == z.shape else Pass(one.peak, one.flops * tiles)
-        passes = 1 if guidance == 1 else 2
-        kept = per_clip.kept_bytes(transformer.config, PROMPT, passes * (len(networks) - 2), dtype.itemsize)
-        return cls(networks, text, sample, plain, tiled, size, frames, passes, on_cpu, kept, tuple(assumed))
+        kept = per_clip.kept_bytes(transformer.config, PROMPT, texts * (len(networks) - 2), dtype.itemsize)
+        return cls(networks, text, sample, plain, tiled, size, frames, texts // batch, on_cpu, kept, tuple(assumed))
 
     def needs(self, profile: Profile) -> Needs:
         """Return what the clip needs with a profile."""

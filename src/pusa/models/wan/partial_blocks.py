@@ -1,8 +1,8 @@
 """Computes a block of Wan for some of its tokens, and lets other code decide for each block what is computed.
 
 The chosen tokens attend to all tokens: their queries meet the keys and values of the whole clip. Cross-attention and
-feed-forward are computed for the chosen tokens alone. Nothing is masked: the products have fewer rows, so the time falls
-with the operations.
+feed-forward are computed for the chosen tokens alone. Nothing is masked: the products have fewer rows, so the time
+falls with the operations.
 
 Both forward loops, that of diffusers and the one per frame, call their blocks, and each block asks its `interceptor`
 first. A block that computes some tokens does it inside its own `forward`, so hooks for offloading, sharding and
