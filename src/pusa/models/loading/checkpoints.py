@@ -30,7 +30,7 @@ from pusa.models.backbone import Encoders, Expert
 from pusa.models.loading.configurations import check, defaults_of, fingerprint, own_loras, patch_of
 from pusa.models.loading.sources import ENCODERS, PARTS, TINY, Beside, absolute, config, expert_notes, find, locate
 from pusa.models.lora import runtime
-from pusa.models.wan import original_layout
+from pusa.models.wan import autoencoder_layers, original_layout
 from pusa.models.wan.backbone import WanBackbone, WanEncoders
 from pusa.models.wan.recognise import TRANSFORMER, TRANSFORMER_2
 from pusa.models.wan.sizes import WanSizes
@@ -133,7 +133,7 @@ class _Parts:
 
     def encoders(self) -> WanEncoders:
         return WanEncoders(
-            vae=self.network("vae", AutoencoderKLWan, torch_dtype=torch.float32),
+            vae=autoencoder_layers.upgrade(self.network("vae", AutoencoderKLWan, torch_dtype=torch.float32)),
             text_encoder=self.network("text_encoder", UMT5EncoderModel, dtype=self.dtype),
             tokenizer=self.part("tokenizer", self.tokenizer(), AutoTokenizer.from_pretrained),
             source=self.name,
