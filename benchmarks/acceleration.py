@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,7 +55,7 @@ class Bench:
         if case == "image to video":
             options["conditions"] = [Image(self.truth[clip][0])]
         if case == "extension":
-            options["conditions"] = [Clip(self.truth[clip][:KNOWN], frame=0)]
+            options["conditions"] = [Clip(self.truth[clip][:KNOWN])]
         if case == "staircase":
             options["schedule"] = f"staircase,block=1,delay={max(1, self.steps // 6)}"
         return options

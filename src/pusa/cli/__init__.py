@@ -25,6 +25,7 @@ VERBS = {
     "generate": "Make a clip from a prompt and from pictures or clips at any frames.",
     "extend": "Continue a clip forwards or backwards.",
     "transition": "Join two clips with new frames between them.",
+    "calibrate": "Measure the accelerations on a model and this machine.",
     "demo": "Run every task on real input and write an HTML page with the results.",
     "check": "Check the clips of a folder and estimate the memory and time of a training.",
     "prepare": "Encode the clips and captions of a folder once, for all trainings.",

@@ -46,7 +46,7 @@ Series = Mapping[str, Sequence[Interval | float]]
 
 
 @contextmanager
-def _figure(path: Path, width: float, height: float, **grid: Any) -> Iterator[Any]:
+def figure(path: Path, width: float, height: float, **grid: Any) -> Iterator[Any]:
     """Axes [rows, columns] in the style; the figure is written to `path` at the end of the block."""
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -67,7 +67,7 @@ def lines(
     path: Path, x: Sequence[float], series: Series, *, xlabel: str, ylabel: str, log: bool = False, title: str = ""
 ) -> Path:
     """Named series over x, with intervals as bands. log: a logarithmic x axis whose ticks are the values of x."""
-    with _figure(path, 4.8, 3.2) as axes:
+    with figure(path, 4.8, 3.2) as axes:
         axis = axes[0, 0]
         for colour, (name, values) in zip(cycle(COLOURS), series.items(), strict=False):
             middle, low, high = _ends(values)
@@ -88,7 +88,7 @@ def bars(
     path: Path, values: Mapping[str, Interval | float], *, xlabel: str, title: str = "", zero: bool = True
 ) -> Path:
     """Horizontal bars with intervals, one for each name from the top; with zero=False, points instead of bars."""
-    with _figure(path, 6.0, 0.5 + 0.26 * len(values)) as axes:
+    with figure(path, 6.0, 0.5 + 0.26 * len(values)) as axes:
         axis = axes[0, 0]
         middle, low, high = _ends(list(values.values()))
         places = np.arange(len(values))[::-1]
@@ -112,7 +112,7 @@ def grouped_bars(
     log: a logarithmic axis; a bar of 0 is at its left end.
     """
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
-    with _figure(path, 6.0, 0.6 + 0.17 * len(groups) * (len(names) + 0.7)) as axes:
+    with figure(path, 6.0, 0.6 + 0.17 * len(groups) * (len(names) + 0.7)) as axes:
         axis = axes[0, 0]
         thick = 0.8 / len(names)
         for i, (name, colour) in enumerate(zip(names, cycle(COLOURS), strict=False)):
@@ -138,7 +138,7 @@ def heat(path: Path, maps: Mapping[tuple[str, str], ArrayLike], *, label: str, x
     """Small heat maps on one colour scale, one for each (row, column). Maps of at most 64 cells show percentages."""
     rows, columns = (list(dict.fromkeys(key[i] for key in maps)) for i in (0, 1))
     most = max(float(np.max(np.asarray(values))) for values in maps.values())
-    with _figure(path, 1.0 + 1.9 * len(columns), 0.5 + 1.75 * len(rows), nrows=len(rows), ncols=len(columns)) as axes:
+    with figure(path, 1.0 + 1.9 * len(columns), 0.5 + 1.75 * len(rows), nrows=len(rows), ncols=len(columns)) as axes:
         image = None
         for (row, column), values in maps.items():
             axis = axes[rows.index(row), columns.index(column)]
@@ -164,7 +164,7 @@ def heat(path: Path, maps: Mapping[tuple[str, str], ArrayLike], *, label: str, x
 
 def matrix(path: Path, matrices: Mapping[str, TimestepMatrix]) -> Path:
     """Timestep matrices side by side, in the colours of `TimestepMatrix.image`: a row per step, a column per frame."""
-    with _figure(path, 0.4 + 1.7 * len(matrices), 2.6, ncols=len(matrices)) as axes:
+    with figure(path, 0.4 + 1.7 * len(matrices), 2.6, ncols=len(matrices)) as axes:
         for axis, (name, one) in zip(axes[0], matrices.items(), strict=True):
             axis.imshow(one.image(16).numpy(), extent=(-0.5, one.frames - 0.5, one.steps - 0.5, -0.5), aspect="auto")
             axis.set(title=name, xlabel="latent frame", xticks=range(one.frames))
@@ -177,7 +177,7 @@ def table(path: Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Pat
     """A table as a figure: the first column is left-aligned, the others right-aligned, between thin lines."""
     widths = [max(len(row[i]) for row in [head, *rows]) + 2 for i in range(len(head))]
     total = sum(widths)
-    with _figure(path, 0.085 * total + 0.2, 0.24 * (len(rows) + 1) + 0.2) as axes:
+    with figure(path, 0.085 * total + 0.2, 0.24 * (len(rows) + 1) + 0.2) as axes:
         axis = axes[0, 0]
         axis.axis("off")
         axis.set(xlim=(0, total), ylim=(len(rows) + 1, 0))
@@ -200,7 +200,7 @@ def training(path: Path, runs: Mapping[str, Path], window: int = 50) -> Path:
     depends on the share of noise in a frame, so compare only equal noise levels. Raises InputError if a log is missing
     or damaged.
     """
-    with _figure(path, 8.4, 3.2, ncols=2) as axes:
+    with figure(path, 8.4, 3.2, ncols=2) as axes:
         over, by_level = axes[0]
         for colour, (name, folder) in zip(cycle(COLOURS), runs.items(), strict=False):
             steps, loss, levels = _logged(folder / "log.jsonl")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from pusa.errors import InputError
+from pusa.generation.calibration import Calibration
 from pusa.generation.options import options_of
 from pusa.generation.request import Size
 from pusa.generation.sampling import Sampling, SamplingOptions
@@ -111,6 +112,9 @@ class Limits:
                 values[name] = values[option.falls_back_to]
             elif values[name] is None and option.of_model:
                 values[name] = getattr(self.defaults, name)
+        if values["speed"] is not None or values["min_psnr"] is not None:
+            known = Calibration.find(self.source, values["steps"])
+            values["accelerate"] = known.choose(values.pop("speed"), values.pop("min_psnr"))
         for name in ("guidance", "shift"):  # a `pusa.json` may say 5 for 5.0
             values[name] = float(values[name])
         frames = self._frames(frames, matrix)

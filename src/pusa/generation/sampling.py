@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import KW_ONLY, fields
 from typing import Annotated, Any, Literal, TypedDict
 
@@ -22,6 +23,14 @@ GuidanceBatch = Literal["auto", "on", "off"]
 
 def _schedule(value: Any) -> Any:
     return str(Schedule.parse(value)) if isinstance(value, str) else value
+
+
+def _factor(value: Any) -> Any:
+    """Return the number that `2x` means; any other value as it is."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return float(value.lower().removesuffix("x"))
+    return value
 
 
 def _acceleration(value: Any) -> Any:
@@ -133,8 +142,30 @@ class Sampling:
             convert=_acceleration,
         ),
     ] = None
+    speed: Annotated[
+        float | None,
+        Ge(1),
+        Option(
+            "Choose the acceleration that stays closest among those that are so many times as fast, by pusa calibrate.",
+            "give a number of at least 1, such as 2",
+            convert=_factor,
+        ),
+    ] = None
+    min_psnr: Annotated[
+        float | None,
+        Gt(0),
+        Option(
+            "Choose the fastest acceleration among those that stay so close to the plain clip (dB), by pusa calibrate.",
+            "give a number of dB, such as 30",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
+        if self.accelerate is not None and (self.speed is not None or self.min_psnr is not None):
+            raise InputError(
+                f"accelerate is {self.accelerate}, and speed and min_psnr choose one: leave accelerate out, or both of "
+                "them."
+            )
         if self.schedule is not None and self.solver != "euler" and Schedule.parse(self.schedule).renoise:
             raise InputError(
                 f"The schedule {self.schedule} predicts the clean clip in every step, so that the solver {self.solver} "
@@ -173,3 +204,5 @@ class SamplingOptions(TypedDict, total=False):
     schedule: str | None
     solver: Solver
     accelerate: str | None
+    speed: float | None
+    min_psnr: float | None

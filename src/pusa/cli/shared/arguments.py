@@ -98,6 +98,11 @@ def whole(_: object, tokens: Sequence[Token]) -> int:
     return int(text)
 
 
+def factor(_: object, tokens: Sequence[Token]) -> float:
+    """Convert the value of an option that takes a factor: 2 or 2x."""
+    return number(tokens[0].value.lower().removesuffix("x"), f"--{tokens[0].keyword.lstrip('-')}", "factor")
+
+
 def path(_: object, tokens: Sequence[Token]) -> Path:
     """Convert the value of an option that takes a path. An empty path is an error, not the current folder."""
     if not tokens[0].value:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 from cyclopts import Group, Parameter
 
-from pusa.cli.shared.arguments import lora, number, path, whole
+from pusa.cli.shared.arguments import factor, lora, number, path, whole
 from pusa.errors import InputError
 from pusa.generation import request, sampling
 from pusa.generation.options import options_of
@@ -69,7 +69,8 @@ def option_group(names: Iterable[str], title: str, help_text: str, *, unset: boo
         if unset and default is not None:
             kind, shown = kind | None, shown or (bool(default != "") and _constant(str(default)))
             default = None
-        parameter = Parameter(help=option.help, show_default=shown, converter=whole if int in kinds else None)
+        converter = whole if int in kinds else factor if name == "speed" else None
+        parameter = Parameter(help=option.help, show_default=shown, converter=converter)
         members.append((name, Annotated[kind, parameter], dataclass_field(default=default)))
     group = make_dataclass(title, members, frozen=True, kw_only=True)
     group.__doc__, group.__module__ = help_text, __name__

@@ -1,0 +1,108 @@
+"""`pusa calibrate`: measure the accelerations on a model and this machine, for --speed and --min-psnr."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from pusa.cli.shared.arguments import size as read_size
+from pusa.cli.shared.clip_jobs import limits_of, open_pipeline
+from pusa.cli.shared.options import CLIP, SAMPLING, File, Many, Model, Verbosity, Whole, model_default
+from pusa.cli.shared.terminal import Report, Terminal
+from pusa.errors import InputError
+
+if TYPE_CHECKING:
+    from pusa.generation.calibration import Calibration
+
+
+def calibrate(
+    source: str | None = None,
+    *,
+    steps: Annotated[int | None, Whole, Parameter(group=SAMPLING, show_default=model_default)] = None,
+    guidance: Annotated[float | None, Parameter(group=SAMPLING, show_default=model_default)] = None,
+    frames: Annotated[int | None, Whole, Parameter(group=CLIP, show_default=model_default)] = None,
+    size: Annotated[str | None, Parameter(group=CLIP, metavar="WxH", show_default=model_default)] = None,
+    prompt: Annotated[tuple[str, ...], Many, Parameter(group=CLIP)] = (),
+    plot: Annotated[Path | None, File, Parameter(metavar="FILE.png")] = None,
+    model: Model = Model(),
+    verbosity: Verbosity = Verbosity(),
+) -> Report:
+    """Measure how fast and how close to the plain clip each acceleration is, and keep the result.
+
+    Afterwards pusa generate --speed 2 chooses the acceleration that stays closest among those that are twice as fast,
+    and --min-psnr 30 the fastest one that stays within 30 dB. The pictures that image to video and extension need come
+    from the model's own clips. With smaller clips or fewer steps it takes less time; --speed then applies to clips of
+    as many steps.
+
+    Parameters
+    ----------
+    source
+        The model, as for --model.
+    steps
+        Sampling steps.
+    guidance
+        Classifier-free guidance scale.
+    frames
+        Length of the clips in frames.
+    size
+        Width and height of the clips in pixels.
+    prompt
+        What the clips show; each prompt is one more clip of every task. Repeatable.
+    plot
+        Draw speed against closeness into this file.
+    """
+    from dataclasses import replace
+
+    terminal = Terminal(verbosity.verbose)
+    if source is not None:
+        if model.model is not None:
+            raise InputError(f"The model is given twice, as {source} and with --model {model.model}: leave one out.")
+        model = replace(model, model=source)
+    if plot is not None and plot.suffix not in (".png", ".svg"):
+        raise InputError(f"--plot {plot}: plots are written as .png or .svg; use {plot.with_suffix('.png')}.")
+    options: dict[str, Any] = {
+        "steps": steps,
+        "guidance": guidance,
+        "frames": frames,
+        "size": None if size is None else read_size(size),
+    }
+    settings = limits_of(model, terminal).settings(**options)
+    if settings.steps < 4:
+        raise InputError(f"--steps {settings.steps}: with fewer than 4 steps there is nothing to leave out; give more.")
+    pipe = open_pipeline(model, terminal, size=settings.size, frames=settings.frames, guidance=settings.guidance)
+    from pusa.evaluation.acceleration.calibrate import PROMPTS
+    from pusa.evaluation.acceleration.calibrate import calibrate as measure
+
+    with terminal.counting() as progress:
+        found = measure(pipe, prompt or PROMPTS, progress=progress, **options)
+    path = found.save()
+    record: dict[str, Any] = {"calibration": str(path), "settings": [vars(one) for one in found.settings()]}
+    record["proxies"] = dict(found.proxies)
+    if plot is not None:
+        from pusa.evaluation.acceleration.plot import draw
+
+        record["plot"] = str(draw(found, plot))
+    return Report(record, f"{_table(found)}\n{path}" + (f"\n{plot}" if plot is not None else ""))
+
+
+def _table(found: Calibration) -> str:
+    """Return a line for each acceleration that no other one beats in both speed and closeness."""
+    settings, shown = found.settings(), []
+    for one in settings:
+        if not any(other.speed > one.speed and other.psnr >= one.psnr for other in settings):
+            shown.append(one)
+    lines = [["", "speed", "closeness", "computed"]]
+    lines += [[one.accelerate, f"{one.speed:.2f}x", f"{one.psnr:.1f} dB", f"{one.computed:.0%}"] for one in shown]
+    widths = [max(len(line[i]) for line in lines) for i in range(4)]
+    table = [
+        " ".join(
+            text.ljust(w) if i == 0 else text.rjust(w + 1) for i, (text, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    best = max(shown, key=lambda one: one.speed)
+    if best.speed < 1.3:
+        table.append(f"With {found.steps} steps, accelerations gain little on this model: steps differ too much.")
+    return "\n".join(table)

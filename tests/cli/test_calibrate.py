@@ -1,0 +1,45 @@
+"""`pusa calibrate`, and the commands that use what it measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pusa import cli
+from pusa.cli import calibrate as command
+from pusa.errors import InputError
+from pusa.evaluation.acceleration import calibrate as measuring
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PUSA_CACHE", str(tmp_path / "cache"))
+
+
+def test_measured_once_and_chosen_by_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring.calibrate, "__defaults__", (*measuring.calibrate.__defaults__[:1], ("steps,threshold=9",), measuring.calibrate.__defaults__[2]))
+    report = cli.run(["calibrate", "tiny", "--steps", "4", "--prompt", "a red circle", "--plot", f"{tmp_path}/plot.png"])
+    assert report is not None
+    assert Path(report.record["calibration"]).is_file()
+    assert Path(report.record["plot"]).is_file()
+    assert [one["accelerate"] for one in report.record["settings"]] == ["steps,threshold=9"]
+    assert "steps,threshold=9" in report.text
+    made = cli.run(["generate", "a red circle", "--steps", "4", "--min-psnr", "1", "--out", f"{tmp_path}/clip.mp4"])
+    assert made is not None
+    assert made.clips[0].recipe["accelerate"] == "steps,threshold=9,first=0.2"
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["tiny", "--model", "tiny"], "The model is given twice"),
+        (["--steps", "3"], "with fewer than 4 steps there is nothing to leave out"),
+        (["--plot", "plot.jpg"], "written as .png or .svg; use plot.png"),
+    ],
+)
+def test_refusals(flags: list[str], sentence: str) -> None:
+    with pytest.raises(InputError) as error:
+        cli.run(["calibrate", *flags])
+    assert sentence in str(error.value)
+    assert command.__doc__
