@@ -210,15 +210,14 @@ def test_gguf_that_quantises_more_than_linear_layers(transformer, tmp_path, kind
 def test_wan22_with_its_autoencoder(tiny_folder, tmp_path):
     folder = layouts.build(tmp_path / "5b", tiny_folder, wan22=True)
     own = layouts.write_original(folder, tmp_path / "Wan2.2-TI2V-5B", vae="Wan2.2_VAE.pth")
-    vae = original_layout.network(original_layout.in_folder("vae", own), torch.float32)
-    theirs = checkpoints.load(folder, device="cpu").vae
+    loaded = checkpoints.load(own, device="cpu")
+    vae, theirs = loaded.vae, checkpoints.load(folder, device="cpu").vae
     assert {k: v for k, v in vae.config.items() if not k.startswith("_")} == {
         k: v for k, v in theirs.config.items() if not k.startswith("_")
     }
     pixels = torch.rand(1, 3, 5, 32, 32)
     with torch.no_grad():
         assert torch.equal(vae.encode(pixels).latent_dist.mode(), theirs.encode(pixels).latent_dist.mode())
-    loaded = checkpoints.load(own, device="cpu")
     assert loaded.geometry.multiple == 32
     assert loaded.defaults.fps == 24
 

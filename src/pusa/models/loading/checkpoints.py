@@ -1,9 +1,10 @@
 """Load a text-to-video model: the embedded model, a diffusers folder, Wan's own layout, a file, or a hub id.
 
-The parts are loaded as stock classes, and the transformer is then upgraded to one timestep per frame. So every file is
-a stock file. `sources.py` finds the model, `wan/recognise.py` recognises its kind, and `wan/original_layout.py` reads
-everything except diffusers folders. The default settings of a model (frame rate, length, size, steps) are those of its
-family. A file `pusa.json` next to `model_index.json` overrides them.
+The parts are loaded as stock classes. Then the transformer is upgraded to one timestep per frame, and the autoencoder
+to layers that are faster on a CPU. So every file is a stock file. `sources.py` finds the model, `wan/recognise.py`
+recognises its kind, and `wan/original_layout.py` reads everything except diffusers folders. The default settings of a
+model (frame rate, length, size, steps) are those of its family. A file `pusa.json` next to `model_index.json` overrides
+them.
 
 Configs and headers are checked first (`configurations.py`). So a model that cannot be used fails before weights are
 read or downloaded.

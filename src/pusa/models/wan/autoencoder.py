@@ -8,6 +8,9 @@ so every `AutoencoderKLWan` works: that of Wan2.1, that of Wan2.2 with 48 channe
 A clip goes through the autoencoder one slot at a time. The result is bit-identical to that of the whole clip at once,
 and the memory does not grow with the length of the clip. With `vae.enable_tiling()`, the memory does not grow with the
 size, either. The causal state is stored on the module, so encode or decode one clip at a time.
+
+The loader replaces two kinds of layers (`autoencoder_layers.py`). So "the autoencoder" below means the loaded one. On a
+CPU, its latents and pixels differ by rounding from those of diffusers' layers.
 """
 
 from __future__ import annotations
@@ -86,8 +89,8 @@ def _pixels(vae: AutoencoderKLWan, frames: Frames) -> Tensor:
 def decode(vae: AutoencoderKLWan, latents: Tensor) -> Frames:
     """Decode normalised latents [1, C, F, h, w] to uint8 frames [4(F-1)+1, H, W, 3], rounded to the nearest level.
 
-    The pixels are those of `vae.decode`, bit for bit. Each slot leaves the device when it is decoded. With tiling, the
-    tiles are joined on the CPU, which takes 21 bytes of its memory for each colour value.
+    The pixels are those of `vae.decode` of the same autoencoder, bit for bit. Each slot leaves the device when it is
+    decoded. With tiling, the tiles are joined on the CPU, which takes 21 bytes of its memory for each colour value.
     """
     latents = latents.to(vae.device, torch.float32)
     mean, std = _statistics(vae, latents)

@@ -2,9 +2,10 @@
 
 PyTorch computes a float32 convolution on a CPU with oneDNN only if it is large: for one clip, if channels * frames *
 height is above 20480 (`ConvParams::use_mkldnn` in its aten/src/ATen/native/Convolution.cpp). For a smaller one it
-writes the input once for each value of the kernel, and multiplies. The layers of a published Wan are above the limit.
-Those of the embedded autoencoder are below it, and oneDNN is two to eight times as fast for them. So `CPUConvolution`
-always calls oneDNN. `CPUNorm` needs fewer passes over the clip. `python benchmarks/decode.py` measures both together.
+writes the input once for each value of the kernel, and multiplies matrices. Most layers of a published Wan are above
+the limit. Those of the embedded autoencoder are below it, and oneDNN is 1.4 to 8 times as fast for their kernels of 3 x
+3 pixels. So `CPUConvolution` always calls oneDNN. It also omits the copies and products of the zeros around a clip.
+`CPUNorm` needs fewer passes over the clip. `python benchmarks/decode.py` measures both together.
 
 Latents and pixels differ from those of diffusers by rounding. The autoencoder keeps its class, its parameters and their
 names, and its saved folder. Both layers compute exactly what diffusers computes on another device or in another type,
@@ -27,11 +28,11 @@ _MIN_NORM = 1e-12
 
 
 class CPUConvolution(WanCausalConv3d):
-    """The stock convolution, which calls oneDNN for every size. The zeros around a clip are not stored."""
+    """The stock convolution, computed by oneDNN whatever its size."""
 
     def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
         """Convolve x [B, C, T, H, W]. cache_x: up to two frames before x, [B, C, 1 or 2, H, W]; zeros if missing."""
-        # Kernels of one pixel are a matrix product, and oneDNN is slower for them.
+        # A kernel one pixel wide is a product of matrices, and oneDNN is slower for it.
         pointwise = self.kernel_size[1:] == (1, 1)
         if pointwise or not (_applies(x, self.weight) and torch.backends.mkldnn.enabled):
             stock: Tensor = super().forward(x, cache_x)
@@ -41,7 +42,7 @@ class CPUConvolution(WanCausalConv3d):
             x = torch.cat([cache_x, x], dim=2)
             missing -= cache_x.shape[2]
         weight = self.weight
-        if x.shape[2] + missing == self.kernel_size[0]:  # a single frame: its part of the kernel is enough
+        if x.shape[2] + missing == self.kernel_size[0]:  # one frame after zeros: the rest of the kernel is enough
             weight = weight[:, :, missing:]
         elif missing:
             x = F.pad(x, (0, 0, 0, 0, missing, 0))
@@ -52,7 +53,7 @@ class CPUConvolution(WanCausalConv3d):
 
 
 class CPUNorm(WanRMS_norm):
-    """The stock norm over channels, with two passes over the clip in place of six."""
+    """The stock norm over channels, with two tensors of the size of the clip in place of four."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x [B, C, ...] / its norm over C * sqrt(C) * gamma."""
