@@ -118,7 +118,7 @@ def section(found: list[dict[str, Any]], facts: dict[str, Any], half_rate: float
     for one in found:
         seconds, floors = ([turn[key] for turn in one["turns"]] for key in ("seconds", "floor"))
         rows.append([one["name"], scaled(one["flops"], "FLOP"), scaled(one["least"], "B"), scaled(one["moved"], "B"),
-                     duration(statistics.median(floors)), duration(statistics.median(seconds)),
+                     machine.duration(statistics.median(floors)), machine.duration(statistics.median(seconds)),
                      machine.ratio_text(machine.ratio(seconds, floors))])  # fmt: skip
     head = ["stage", "operations", "least bytes", "bytes moved", "floor", "measured", "measured / floor"]
     tables = [Table(head, rows), *(parts_table(one) for one in found if "parts" in one)]
@@ -147,8 +147,8 @@ def parts_table(one: dict[str, Any]) -> Table:
     total = sum(row["seconds"] for row in one["parts"])
     rows = [
         [row["part"], str(row["launches"]), scaled(row["flops"], "FLOP"), scaled(row["moved"], "B"),
-         scaled(row["least"], "B"), duration(row["seconds"]), f"{row['seconds'] / total:.0%}", duration(row["floor"]),
-         duration(row["seconds"] - row["floor"])]
+         scaled(row["least"], "B"), machine.duration(row["seconds"]), f"{row['seconds'] / total:.0%}",
+         machine.duration(row["floor"]), machine.duration(row["seconds"] - row["floor"])]
         for row in one["parts"]
     ]  # fmt: skip
     head = ["part", "operations", "FLOP", "moved", "least", "time", "share", "floor", "gap"]
@@ -165,15 +165,6 @@ def gaps(one: dict[str, Any]) -> str:
     return f"The largest gaps of the {one['name']}, as shares of its time: {named or 'none above 5 %'}.{again}"
 
 
-def duration(seconds: float) -> str:
-    """A time as text: s, ms or µs."""
-    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        value = seconds * scale
-        if abs(value) >= 1 or unit == "µs":
-            break
-    return f"{value:.0f} {unit}" if abs(value) >= 100 else f"{value:.3g} {unit}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="toy size, in seconds")
@@ -185,7 +176,7 @@ def main() -> None:
     found = []
     for stage in stages(options.smoke):
         found.append(measure(stage, options.smoke))
-        print(f"{stage.name}: {duration(found[-1]['turns'][-1]['seconds'])}", flush=True)
+        print(f"{stage.name}: {machine.duration(found[-1]['turns'][-1]['seconds'])}", flush=True)
     half = machine.matrix_rate("cpu", torch.bfloat16, 256 if options.smoke else 1024)
     command = f"python benchmarks/budget.py --threads {options.threads} --json docs/results/performance/budget.json"
     section(found, facts, half, command).write(options.json)

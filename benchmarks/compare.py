@@ -93,7 +93,7 @@ def main() -> int:
     parser.add_argument("second", nargs="?", default=TREE, help="another; default: %(default)s")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--only", nargs="+", choices=cases.WORKLOADS, default=list(cases.WORKLOADS), metavar="NAME")
-    parser.add_argument("--smoke", action="store_true", help="two pieces of work, two pairs")
+    parser.add_argument("--smoke", action="store_true", help="one piece of work, two pairs")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the section of docs/performance.md here")
     options = parser.parse_args()
@@ -110,7 +110,7 @@ def main() -> int:
                 continue
             ratio = machine.ratio(seconds[1], seconds[0])
             said = machine.verdict(ratio)
-            rows.append([name, *(machine.span_text(one, "s") for one in seconds), machine.ratio_text(ratio), said])
+            rows.append([name, *(machine.durations(one) for one in seconds), machine.ratio_text(ratio), said])
             numbers[name] = {"seconds": seconds, "ratio": ratio, "verdict": said}
             print(f"{name}: {machine.ratio_text(ratio)}, {said}", flush=True)
     commits = [_commit(revision) for revision in (options.first, options.second)]

@@ -118,3 +118,18 @@ def span_text(values: Sequence[float], unit: str, scale: float = 1.0) -> str:
     middle, least, most = (scale * x for x in (statistics.median(values), min(values), max(values)))
     digits = 0 if middle >= 100 else 1 if middle >= 10 else 2
     return f"{middle:.{digits}f} {unit} ({least:.{digits}f} to {most:.{digits}f})"
+
+
+def duration(seconds: float) -> str:
+    """A time as text: s, ms or µs."""
+    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        value = seconds * scale
+        if abs(value) >= 1 or unit == "µs":
+            break
+    return f"{value:.0f} {unit}" if abs(value) >= 100 else f"{value:.3g} {unit}"
+
+
+def durations(seconds: Sequence[float]) -> str:
+    """The median of times and their range, such as `1.32 s (1.29 s to 1.4 s)`."""
+    middle, least, most = (duration(x) for x in (statistics.median(seconds), min(seconds), max(seconds)))
+    return f"{middle} ({least} to {most})"

@@ -19,6 +19,7 @@ import os
 import socket
 import statistics
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,7 @@ def exponent(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
 def shared(rank: int, address: str, dims: dict[str, Any], shape: workloads.Shape, turns: int, out: str) -> None:
     """A process of two: the whole step on process 0 and the shared step on both, in turns. Process 0 writes seconds."""
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore", FutureWarning)  # of torch, about a call of diffusers
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     alone, together = workloads.transformer(dims), workloads.transformer(dims)
@@ -126,7 +128,9 @@ def processes(dims: dict[str, Any], shape: workloads.Shape, turns: int) -> dict[
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     with tempfile.NamedTemporaryFile() as file:
-        multiprocessing.spawn(shared, (address, dims, shape, turns, file.name), nprocs=2)  # type: ignore[no-untyped-call]
+        multiprocessing.start_processes(  # type: ignore[no-untyped-call]
+            shared, (address, dims, shape, turns, file.name), nprocs=2, start_method="fork"
+        )
         found: dict[str, Any] = torch.load(file.name)
     return found | {"speed_up": machine.ratio(found["seconds"]["1"], found["seconds"]["2"])}
 
@@ -174,14 +178,14 @@ def tables(found: dict[str, Any], paper: dict[str, Any]) -> list[Table]:
     result = [Table(head, rows, "Exponents")]
     for name, one in found["series"].items():
         rows = [
-            [f"{size:,}", f"{tokens:,}", scaled(flops, "FLOP"), machine.span_text(seconds, "s"), scaled(memory, "B")]
+            [f"{size:,}", f"{tokens:,}", scaled(flops, "FLOP"), machine.durations(seconds), scaled(memory, "B")]
             for size, tokens, flops, seconds, memory in zip(
                 one["size"], one["tokens"], one["flops"], one["seconds"], one["memory"], strict=True
             )
         ]
         result.append(Table([name, "tokens", "operations", "time", "memory"], rows))
     if two := found.get("processes"):
-        rows = [[count, machine.span_text(two["seconds"][count], "s")] for count in ("1", "2")]
+        rows = [[count, machine.durations(two["seconds"][count])] for count in ("1", "2")]
         rows.append(["speed-up", machine.ratio_text(two["speed_up"])])
         result.append(Table(["processes, one thread each", "time"], rows, "Two processes share a clip"))
     rows = [
@@ -256,12 +260,16 @@ def main() -> None:
     published = shares(flops)
     paper = {"flops": flops, "published": published, "projection": projection(flops, published)}
     names = draw(found["series"], options.json.parent) if options.json else []
+    exponents = {name: one["exponents"] for name, one in found["series"].items()}
     width = dims["num_attention_heads"] * dims["attention_head_dim"]
     text = [
         f"A transformer of {dims['num_layers']} blocks and width {width} with random weights, {facts['device']}. Time "
         "is the median of the turns, and the operations are counted. If time grows as the operations do, the exponents "
         "agree. An exponent of 1 is linear; attention alone would be 2. Memory is that of the tensors of a step, "
-        "counted, without weights."
+        "counted, without weights.",
+        "The exponents of time and of operations are apart by "
+        + ", ".join(f"{abs(e['time'][0] - e['operations'][0]):.2f} ({name})" for name, e in exponents.items())
+        + ".",
     ]
     command = f"python benchmarks/scaling.py --threads {options.threads} --json docs/results/performance/scaling.json"
     Section("Scaling", command, facts, text, tables(found, paper), names, found | {"paper": paper}).write(options.json)

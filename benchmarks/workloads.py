@@ -2,6 +2,8 @@
 
 Weights and inputs are random; neither changes the time. The timesteps differ between the frames of a clip, so that the
 network takes one per frame: the first frame is given, and the others are noise.
+
+A denoising step needs torch and diffusers alone, so peft, and what decoding needs, are imported where they are used.
 """
 
 from __future__ import annotations
@@ -11,15 +13,12 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from peft import LoraConfig
 from torch import Tensor
 
 from pusa import embedded
 from pusa.core.objectives import flow_matching_loss
-from pusa.models.wan import autoencoder
 from pusa.models.wan.text import TOKENS
 from pusa.models.wan.transformer import VectorWanTransformer3DModel
-from pusa.training.config.sections import TARGETS
 
 Shape = tuple[int, int, int]
 """latent frames, height and width in latents"""
@@ -90,6 +89,8 @@ def denoising_step(model: Any, shape: Shape, batch: int = 1) -> Callable[[], Any
 
 def decode(vae: AutoencoderKLWan, shape: Shape) -> Callable[[], Any]:
     """A clip from latents to pixels."""
+    from pusa.models.wan import autoencoder
+
     latents = torch.randn(1, vae.config.z_dim, *shape, generator=torch.Generator().manual_seed(1))
     return lambda: autoencoder.decode(vae, latents)
 
@@ -98,6 +99,10 @@ def lora_step(
     model: Any, shape: Shape, batch: int = 1, rank: int = 32, checkpointing: bool = False
 ) -> Callable[[], Any]:
     """A training step of a new LoRA: forward, backward and AdamW. The model keeps the LoRA."""
+    from peft import LoraConfig
+
+    from pusa.training.config.sections import TARGETS
+
     model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS)))
     if checkpointing:
         model.enable_gradient_checkpointing()
