@@ -115,7 +115,7 @@ def kinds(parts: dict[str, counting.Counts], turns: list[dict[str, Any]]) -> lis
 def section(found: list[dict[str, Any]], facts: dict[str, Any], half_rate: float, command: str) -> Section:
     rates = {name: [turn[name] for one in found for turn in one["turns"]] for name in ("matrix_rate", "copy_rate")}
     rows = []
-    for one in found:
+    for one in sorted(found, key=lambda one: -from_floor(one)):
         seconds, floors = ([turn[key] for turn in one["turns"]] for key in ("seconds", "floor"))
         rows.append([one["name"], scaled(one["flops"], "FLOP"), scaled(one["least"], "B"), scaled(one["moved"], "B"),
                      machine.duration(statistics.median(floors)), machine.duration(statistics.median(seconds)),
@@ -130,39 +130,40 @@ def section(found: list[dict[str, Any]], facts: dict[str, Any], half_rate: float
         f"This machine multiplies {machine.span_text(rates['matrix_rate'], 'GFLOP/s', 1e-9)} in float32 and "
         f"{half_rate / 1e9:.0f} GFLOP/s in bfloat16. It copies {machine.span_text(rates['copy_rate'], 'GB/s', 1e-9)}, "
         "read and written bytes together.",
-        furthest(found),
-        *(gaps(one) for one in found if "parts" in one),
+        f"The stage furthest from its floor is the {max(found, key=from_floor)['name']}.",
+        "The largest gaps between a time and its floor, as shares of the time:",
+        "\n".join(gaps(one) for one in found if "parts" in one),
+        "In the tables of parts, a floor follows from the operations and the least bytes of the part. The least bytes "
+        "would be moved if neighbouring operations of a part were a single pass. The gap is the time above the floor.",
     ]
     return Section("Budget", command, facts, text, tables, numbers={"stages": found, "half_rate": half_rate})
 
 
-def furthest(found: list[dict[str, Any]]) -> str:
-    """One sentence: the stages in the order of their ratios."""
-    ratios = {one["name"]: statistics.median(turn["seconds"] / turn["floor"] for turn in one["turns"]) for one in found}
-    order = sorted(ratios, key=lambda name: -ratios[name])
-    return "Furthest from the floor: " + "; ".join(f"{name} ({ratios[name]:.1f})" for name in order) + "."
+def from_floor(one: dict[str, Any]) -> float:
+    """The ratio of a stage: its time over its floor."""
+    return statistics.median(turn["seconds"] / turn["floor"] for turn in one["turns"])
 
 
 def parts_table(one: dict[str, Any]) -> Table:
     total = sum(row["seconds"] for row in one["parts"])
     rows = [
-        [row["part"], str(row["launches"]), scaled(row["flops"], "FLOP"), scaled(row["moved"], "B"),
-         scaled(row["least"], "B"), machine.duration(row["seconds"]), f"{row['seconds'] / total:.0%}",
-         machine.duration(row["floor"]), machine.duration(row["seconds"] - row["floor"])]
+        [row["part"], str(row["launches"]), scaled(row["flops"], "FLOP") if row["flops"] else "–",
+         scaled(row["moved"], "B"), scaled(row["least"], "B"), machine.duration(row["seconds"]),
+         f"{row['seconds'] / total:.0%}", machine.duration(row["floor"]), machine.duration(row["seconds"] - row["floor"])]
         for row in one["parts"]
     ]  # fmt: skip
-    head = ["part", "operations", "FLOP", "moved", "least", "time", "share", "floor", "gap"]
-    return Table(head, rows, f"Parts of a {one['name']}")
+    head = ["part", "calls", "operations", "bytes moved", "least bytes", "time", "share", "floor", "gap"]
+    return Table(head, rows, f"Parts of the {one['name']}")
 
 
 def gaps(one: dict[str, Any]) -> str:
-    """One sentence: the parts with the largest gaps."""
+    """An item of a list: the parts with the largest gaps."""
     total = sum(row["seconds"] for row in one["parts"])
     large = [row for row in one["parts"] if row["seconds"] - row["floor"] >= 0.05 * total][:4]
     named = ", ".join(f"{row['part']} ({(row['seconds'] - row['floor']) / total:.0%})" for row in large)
     text = next((row["seconds"] / total for row in one["parts"] if row["part"] == "text"), 0.0)
-    again = f" The text takes {text:.0%} of the time; its input is the same in every step." if text >= 0.05 else ""
-    return f"The largest gaps of the {one['name']}, as shares of its time: {named or 'none above 5 %'}.{again}"
+    again = f". The text takes {text:.0%}, and its input is the same in every step" if text >= 0.05 else ""
+    return f"* {one['name']}: {named or 'none above 5 %'}{again}."
 
 
 def main() -> None:

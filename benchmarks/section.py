@@ -16,7 +16,9 @@ paragraphs before it. Plots are files beside the JSON file. `numbers` are for pr
 
 from __future__ import annotations
 
+import functools
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -69,14 +71,20 @@ class Section:
 
     def page(self, folder: str) -> str:
         """Return the section in Markdown. folder: the place of the plots, from the page."""
-        parts = [f"## {self.title}", *self.text]
+        parts = [f"## {self.title}", *map(wrapped, self.text)]
         for table in self.tables:
             parts += [f"### {table.title}"] if table.title else []
-            parts += [*table.text, str(table)]
+            parts += [*map(wrapped, table.text), str(table)]
         parts += [f"![{self.title}]({folder}/{plot})" for plot in self.plots]
         if self.machine:
-            parts.append(about(self.machine))
+            parts.append(wrapped(about(self.machine)))
         return "\n\n".join([*parts, f"```shell\n{self.command}\n```"])
+
+
+def wrapped(text: str) -> str:
+    """Return a paragraph or a list in lines of at most 120 characters."""
+    fill = functools.partial(textwrap.fill, width=120, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(fill(line, subsequent_indent="  " if line.startswith("* ") else "") for line in text.splitlines())
 
 
 def about(machine: dict[str, Any]) -> str:

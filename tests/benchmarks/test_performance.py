@@ -32,7 +32,7 @@ def test_the_budget_names_stages_parts_and_gaps(tmp_path: Path, monkeypatch: pyt
     assert sum(row["flops"] for row in parts.values()) == step["flops"]
     gaps = [row["seconds"] - row["floor"] for row in step["parts"]]
     assert gaps == sorted(gaps, reverse=True)
-    assert any(text.startswith("The largest gaps of the denoising step") for text in written["text"])
+    assert any(text.startswith("* denoising step, embedded model") for text in written["text"])
 
 
 def test_scaling_fits_exponents_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
