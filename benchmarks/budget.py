@@ -141,7 +141,7 @@ def section(found: list[dict[str, Any]], facts: dict[str, Any], half_rate: float
 
 def from_floor(one: dict[str, Any]) -> float:
     """The ratio of a stage: its time over its floor."""
-    return statistics.median(turn["seconds"] / turn["floor"] for turn in one["turns"])
+    return float(statistics.median(turn["seconds"] / turn["floor"] for turn in one["turns"]))
 
 
 def parts_table(one: dict[str, Any]) -> Table:
@@ -149,7 +149,8 @@ def parts_table(one: dict[str, Any]) -> Table:
     rows = [
         [row["part"], str(row["launches"]), scaled(row["flops"], "FLOP") if row["flops"] else "–",
          scaled(row["moved"], "B"), scaled(row["least"], "B"), machine.duration(row["seconds"]),
-         f"{row['seconds'] / total:.0%}", machine.duration(row["floor"]), machine.duration(row["seconds"] - row["floor"])]
+         f"{row['seconds'] / total:.0%}",
+         machine.duration(row["floor"]), machine.duration(row["seconds"] - row["floor"])]
         for row in one["parts"]
     ]  # fmt: skip
     head = ["part", "calls", "operations", "bytes moved", "least bytes", "time", "share", "floor", "gap"]

@@ -128,7 +128,8 @@ def _commit(revision: str) -> str:
     if revision == TREE:
         return revision
     command = ["git", "-C", str(ROOT), "rev-parse", "--short", revision]
-    return f"{revision} ({subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()})"
+    short = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return short if revision.startswith(short) else f"{revision} ({short})"
 
 
 if __name__ == "__main__":

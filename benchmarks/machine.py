@@ -19,15 +19,15 @@ import torch
 
 from pusa.training.costs import device_name
 
-BUSY = 0.3
-"""processes that wait for a core or use one, beyond which other work disturbs a measurement"""
+BUSY = 0.1
+"""cores in use by others, beyond which a page says that the machine was busy"""
 
 CERTAIN = 1.10
 """the change of a time that `verdict` asks about"""
 
 
 def facts(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Return what a page says about the machine. Call it first: later, the load is that of the measurement itself."""
+    """Return what a page says about the machine. Call it first: it looks whether the cores are idle."""
     return {
         "device": device_name(device),
         "processor": _processor(),
@@ -36,8 +36,23 @@ def facts(device: torch.device | str = "cpu") -> dict[str, Any]:
         "torch": torch.__version__,
         "diffusers": version("diffusers"),
         "python": platform.python_version(),
-        "busy": os.getloadavg()[0] > BUSY,
+        "busy": cores_in_use() > BUSY,
     }
+
+
+def cores_in_use(seconds: float = 0.5) -> float:
+    """Return how many cores work while this process waits; 0 where /proc/stat does not say it."""
+    stat = Path("/proc/stat")
+    if not stat.is_file():
+        return 0.0
+
+    def idle() -> int:
+        return sum(map(int, stat.read_text().splitlines()[0].split()[4:6]))  # idle, and waiting for a disk
+
+    before, started = idle(), time.perf_counter()
+    time.sleep(seconds)
+    waited = (idle() - before) / os.sysconf("SC_CLK_TCK") / (time.perf_counter() - started)
+    return max(0.0, (os.cpu_count() or 1) - waited)
 
 
 def _processor() -> str:

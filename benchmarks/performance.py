@@ -31,13 +31,21 @@ operations or bytes of a step grow by more than 10 %. After a deliberate change,
 UPDATE_COUNTS=1 python -m pytest tests/benchmarks/test_counts_recorded.py
 ```"""
 
+NO_GPU = (
+    "Nothing on this page was measured on a GPU. `bash benchmarks/gpu.sh` makes the tables about one in eight minutes."
+)
+
 
 def page(folder: Path) -> str:
     """The document, of the sections that are there."""
     names = sorted(path.stem for path in folder.glob("*.json"))
     names.sort(key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
     plots = folder.relative_to("docs").as_posix() if folder.parts[0] == "docs" else folder.as_posix()
-    return "\n\n".join([INTRODUCTION, *(Section.read(folder / f"{name}.json").page(plots) for name in names)]) + "\n"
+    without = [] if any(name.startswith("gpu_") for name in names) else [NO_GPU]
+    return (
+        "\n\n".join([INTRODUCTION, *without, *(Section.read(folder / f"{name}.json").page(plots) for name in names)])
+        + "\n"
+    )
 
 
 def main() -> None:

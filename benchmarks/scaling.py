@@ -128,7 +128,7 @@ def processes(dims: dict[str, Any], shape: workloads.Shape, turns: int) -> dict[
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     with tempfile.NamedTemporaryFile() as file:
-        multiprocessing.start_processes(  # type: ignore[no-untyped-call]
+        multiprocessing.start_processes(  # type: ignore[attr-defined, no-untyped-call]
             shared, (address, dims, shape, turns, file.name), nprocs=2, start_method="fork"
         )
         found: dict[str, Any] = torch.load(file.name)
@@ -222,20 +222,15 @@ def tables(found: dict[str, Any], paper: dict[str, Any]) -> list[Table]:
 
 
 def draw(found: dict[str, Any], folder: Path) -> list[str]:
-    """A picture of each series, in multiples of its first point."""
+    """A picture of each series: time, operations and memory, in multiples of its first point."""
     names = []
     for name, one in found.items():
-        first = {kind: one[kind][0] for kind in ("size", "memory", "flops")}
-        start = statistics.median(one["seconds"][0])
-        drawn = {
-            "time": [statistics.median(seconds) / start for seconds in one["seconds"]],
-            "operations": [value / first["flops"] for value in one["flops"]],
-            "memory": [value / first["memory"] for value in one["memory"]],
-        }
+        medians = [statistics.median(seconds) for seconds in one["seconds"]]
+        measured = {"time": medians, "operations": one["flops"], "memory": one["memory"]}
+        drawn = {kind: [value / values[0] for value in values] for kind, values in measured.items()}
         file = f"scaling_{name.split()[0]}.png"
-        x = [round(size / first["size"], 1) for size in one["size"]]
-        label = f"{name}, as a multiple of {first['size']:,}"
-        plots.lines(folder / file, x, drawn, xlabel=label, ylabel="multiple of the first", log=True, log_y=True)
+        labels = {"xlabel": name, "ylabel": "multiple of the first point"}
+        plots.lines(folder / file, one["size"], drawn, log=True, log_y=True, **labels)
         names.append(file)
     return names
 

@@ -9,6 +9,7 @@ A denoising step needs torch and diffusers alone, so peft, and what decoding nee
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def transformer(
     return model.eval().requires_grad_(False)
 
 
-def embedded_transformer() -> VectorWanTransformer3DModel:
+def embedded_transformer() -> Any:
     """The transformer of the embedded model."""
     stock = WanTransformer3DModel.from_pretrained(embedded.folder() / "transformer")
     return VectorWanTransformer3DModel.upgrade(stock).eval().requires_grad_(False)
@@ -72,8 +73,7 @@ def inputs(model: Any, shape: Shape, batch: int = 1) -> tuple[Tensor, Tensor, Te
 def tokens(model: Any, shape: Shape) -> int:
     """The tokens of one clip."""
     along = (side // patch for side, patch in zip(shape, model.config.patch_size, strict=True))
-    frames, height, width = along
-    return frames * height * width
+    return prod(int(number) for number in along)
 
 
 def denoising_step(model: Any, shape: Shape, batch: int = 1) -> Callable[[], Any]:
@@ -120,7 +120,8 @@ def lora_step(
         return out
 
     def run() -> None:
-        flow_matching_loss(velocity, clean, noise, times / 1000, text).backward()
+        loss = flow_matching_loss(velocity, clean, noise, times / 1000, text)
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
 

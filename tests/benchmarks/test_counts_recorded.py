@@ -64,3 +64,10 @@ def test_a_step_does_not_grow(case: str) -> None:
         if value > GROWTH * record[case][name]
     }
     assert not grown, f"{grown}; recorded with torch {record['torch']}, and this is {torch.__version__}"
+
+
+def test_twice_the_work_is_noticed() -> None:
+    case = "denoising step of the embedded model"
+    run = CASES[case]()
+    twice = Counter().count(lambda: (run(), run())).total
+    assert twice.flops > GROWTH * json.loads(RECORD.read_text(encoding="utf-8"))[case]["flops"]
