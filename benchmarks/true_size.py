@@ -30,8 +30,11 @@ H100 = 989e12
 """Operations per second of an H100 (and of an H200, which has more memory) in dense bfloat16, by its data sheet."""
 
 
-def build(folder: Path) -> None:
-    """The model's folder; weights are made in place in bfloat16, so that building takes little more than they do."""
+def build(folder: Path, dims: dict[str, int] = WAN_13B) -> None:
+    """The model's folder. dims: of the transformer.
+
+    Weights are made in place in bfloat16, so that building takes little more than they do.
+    """
     import torch
     from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
     from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
@@ -42,7 +45,7 @@ def build(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(embedded.folder() / "tokenizer")
     config = UMT5Config(vocab_size=384, d_model=4096, d_kv=64, d_ff=128, num_layers=1, num_heads=4,
                         feed_forward_proj="gated-gelu")  # fmt: skip
-    transformer = WanTransformer3DModel(**WAN_13B)
+    transformer = WanTransformer3DModel(**dims)
     for name, parameter in transformer.named_parameters():
         if not any(part in name for part in transformer._keep_in_fp32_modules):
             parameter.data = parameter.data.bfloat16()

@@ -64,9 +64,20 @@ def _ends(values: Sequence[Interval | float]) -> tuple[Any, Any, Any]:
 
 
 def lines(
-    path: Path, x: Sequence[float], series: Series, *, xlabel: str, ylabel: str, log: bool = False, title: str = ""
+    path: Path,
+    x: Sequence[float],
+    series: Series,
+    *,
+    xlabel: str,
+    ylabel: str,
+    log: bool = False,
+    log_y: bool = False,
+    title: str = "",
 ) -> Path:
-    """Named series over x, with intervals as bands. log: a logarithmic x axis whose ticks are the values of x."""
+    """Named series over x, with intervals as bands. log: a logarithmic x axis whose ticks are the values of x.
+
+    log_y: a logarithmic y axis.
+    """
     with figure(path, 4.8, 3.2) as axes:
         axis = axes[0, 0]
         for colour, (name, values) in zip(cycle(COLOURS), series.items(), strict=False):
@@ -78,6 +89,8 @@ def lines(
             axis.set_xscale("log")
             axis.set_xticks(list(x), [f"{value:g}" for value in x])
             axis.minorticks_off()
+        if log_y:
+            axis.set_yscale("log")
         axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
         if len(series) > 1:
             axis.legend()
