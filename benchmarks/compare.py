@@ -1,7 +1,7 @@
 """Compare the speed of two commits on this machine, in one run.
 
     python benchmarks/compare.py main                 # main beside the working tree
-    python benchmarks/compare.py v0.1 main --pairs 9
+    python benchmarks/compare.py HEAD~5 HEAD --pairs 9
 
 Each commit is checked out into a temporary git worktree and runs in a process of its own. The two processes take turns,
 so other work on the machine meets both. Printed is the time of the second commit over that of the first: the median of

@@ -120,14 +120,14 @@ def test_a_part_that_fails_or_takes_too_long_is_a_line(tmp_path: Path, monkeypat
 
 
 def test_the_operations_of_a_step_are_those_that_training_counts() -> None:
-    import gpu
+    import gpu_parts
     import workloads
 
     from pusa.models.wan.operations import StepCounter
 
     model, shape = workloads.embedded_transformer(), (3, 16, 16)
     counted = StepCounter(model)(1, workloads.tokens(model, shape), shape[0]).forward
-    assert gpu.forward_flops(model, shape) == counted
+    assert gpu_parts.forward_flops(model, shape) == counted
 
 
 def test_the_page_has_the_sections_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
