@@ -18,8 +18,14 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_measured_once_and_chosen_by_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring.calibrate, "__defaults__", (*measuring.calibrate.__defaults__[:1], ("steps,threshold=9",), measuring.calibrate.__defaults__[2]))
-    report = cli.run(["calibrate", "tiny", "--steps", "4", "--prompt", "a red circle", "--plot", f"{tmp_path}/plot.png"])
+    monkeypatch.setattr(
+        measuring.calibrate,
+        "__defaults__",
+        (*measuring.calibrate.__defaults__[:1], ("steps,threshold=9",), measuring.calibrate.__defaults__[2]),
+    )
+    report = cli.run(
+        ["calibrate", "tiny", "--steps", "4", "--prompt", "a red circle", "--plot", f"{tmp_path}/plot.png"]
+    )
     assert report is not None
     assert Path(report.record["calibration"]).is_file()
     assert Path(report.record["plot"]).is_file()

@@ -66,7 +66,9 @@ def test_a_request_gets_the_choice_and_its_sidecar_says_only_that() -> None:
 def test_a_missing_or_damaged_calibration_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
     limits = Limits.of("tiny", _tiny(), {})
     request = Generate("a red circle", steps=10, min_psnr=30.0)
-    with pytest.raises(InputError, match=r"no calibration of tiny for 10 steps: run pusa calibrate tiny --steps 10, or"):
+    with pytest.raises(
+        InputError, match=r"no calibration of tiny for 10 steps: run pusa calibrate tiny --steps 10, or"
+    ):
         request.check(limits)
     for steps in (20, 30):
         calibration(steps=steps).save()

@@ -81,10 +81,22 @@ def calibrate(
     record: dict[str, Any] = {"calibration": str(path), "settings": [vars(one) for one in found.settings()]}
     record["proxies"] = dict(found.proxies)
     if plot is not None:
-        from pusa.evaluation.acceleration.plot import draw
-
-        record["plot"] = str(draw(found, plot))
+        record["plot"] = str(_draw(found, plot))
     return Report(record, f"{_table(found)}\n{path}" + (f"\n{plot}" if plot is not None else ""))
+
+
+def _draw(found: Calibration, path: Path) -> Path:
+    """Draw a line for each kind of acceleration."""
+    from pusa.evaluation.plots import curves
+
+    kinds: dict[str, list[tuple[float, float]]] = {}
+    for one in found.settings():
+        kind = "+".join(part.split(",")[0] for part in one.accelerate.split("+"))
+        kinds.setdefault(kind, []).append((one.speed, one.psnr))
+    title = f"{Path(found.source).name}, {found.steps} steps, in the worst of the tasks"
+    return curves(
+        path, kinds, xlabel="times as fast as the plain clip", ylabel="PSNR to the plain clip (dB)", title=title
+    )
 
 
 def _table(found: Calibration) -> str:

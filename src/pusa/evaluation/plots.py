@@ -97,6 +97,26 @@ def lines(
     return path
 
 
+def curves(
+    path: Path,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+) -> Path:
+    """Named lines through points (x, y), each with x values of its own."""
+    with figure(path, 4.8, 3.2) as axes:
+        axis = axes[0, 0]
+        for colour, (name, points) in zip(cycle(COLOURS), series.items(), strict=False):
+            axis.plot(*zip(*sorted(points), strict=True), marker="o", ms=3, color=colour, label=name)
+        axis.set_xlabel(xlabel)
+        axis.set_ylabel(ylabel)
+        axis.set_title(title)
+        axis.legend()
+    return path
+
+
 def bars(
     path: Path, values: Mapping[str, Interval | float], *, xlabel: str, title: str = "", zero: bool = True
 ) -> Path:

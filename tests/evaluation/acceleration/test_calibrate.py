@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from pusa.evaluation.acceleration.calibrate import calibrate
-from pusa.evaluation.acceleration.plot import draw
 from pusa.evaluation.acceleration.proxies import SIGNS, spearman
 from pusa.evaluation.acceleration.tasks import IDENTICAL, psnr
 from pusa.generation.calibration import Calibration
@@ -39,7 +38,6 @@ def test_speed_closeness_and_what_was_computed(
     found.save()
     again = Calibration.find(pipe.backbone.source, 8)
     assert again.settings() == found.settings()
-    assert draw(again, tmp_path / "plot.png").stat().st_size > 5000
 
 
 def test_measures() -> None:
