@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +46,28 @@ def test_scaling_fits_exponents_and_draws(tmp_path: Path, monkeypatch: pytest.Mo
     assert written["numbers"]["processes"]["apart"] < 1e-5
     first = written["numbers"]["paper"]["projection"][0]
     assert first["plain"]["seconds"] == pytest.approx(9.77, rel=0.01)  # the published time that its share is from
+
+
+def test_accelerations_are_compared_at_equal_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, "acceleration", "--smoke", "--runs", tmp_path / "runs", "--json", tmp_path / "acceleration.json")
+    written = json.loads((tmp_path / "acceleration.json").read_text())
+    titles = [table["title"].split(":")[0] for table in written["tables"][1:5]]
+    assert titles == ["text to video", "image to video", "extension", "staircase"]
+    assert all((tmp_path / plot).stat().st_size > 0 for plot in written["plots"])
+    assert set(written["numbers"]["proxies"]) > {"input", "what the first block adds"}
+
+
+def test_a_share_between_two_settings_is_interpolated() -> None:
+    from acceleration import at
+
+    assert at([(0.4, 20.0), (0.6, 30.0)], 0.5) == pytest.approx(25)
+    assert np.isnan(at([(0.4, 20.0), (0.6, 30.0)], 0.3))
+
+
+def test_accelerations_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, "acceleration_time", "--smoke", "--json", tmp_path / "time.json")
+    (table,) = json.loads((tmp_path / "time.json").read_text())["tables"]
+    assert all(float(row[3]) > 1 for row in table["rows"])
 
 
 def test_an_exponent_and_its_error() -> None:

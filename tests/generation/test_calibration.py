@@ -87,9 +87,9 @@ def test_models_of_the_same_name_have_calibrations_of_their_own() -> None:
 
 
 def test_how_and_how_fast_cannot_both_be_given() -> None:
-    with pytest.raises(InputError, match="accelerate is steps.*and speed and min_psnr choose one"):
+    with pytest.raises(InputError, match=r"accelerate is steps.*and speed and min_psnr choose one"):
         Generate("", accelerate="steps", speed=2.0)
-    with pytest.raises(InputError, match="speed is 0.5: give a number of at least 1"):
+    with pytest.raises(InputError, match=r"speed is 0\.5: give a number of at least 1"):
         Generate("", speed=0.5)
 
 

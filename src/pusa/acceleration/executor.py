@@ -191,7 +191,8 @@ def _aligned(memory: _Memory, frames: tuple[int, ...], clips: int) -> _Memory:
     at = torch.tensor([memory.frames.index(frame) if frame in memory.frames else 0 for frame in frames])
 
     def moved(x: Tensor) -> Tensor:
-        return x.unflatten(1, (len(memory.frames), -1))[:, at.to(x.device)].flatten(1, 2)
+        each = x.reshape(len(x), len(memory.frames), -1, x.shape[2])
+        return each[:, at.to(x.device)].flatten(1, 2)
 
     stack = None if memory.stack is None else moved(memory.stack)
     blocks = {index: moved(x) for index, x in memory.blocks.items()}

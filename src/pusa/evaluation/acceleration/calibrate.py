@@ -46,7 +46,8 @@ def calibrate(
     with the activity, the clips made and the clips in all.
     """
     geometry = pipe.backbone.geometry
-    settings = pipe.limits.settings(**{key: options.get(key) for key in ("steps", "frames", "size", "guidance")})
+    shape: dict[str, Any] = {key: options.get(key) for key in ("steps", "frames", "size", "guidance")}
+    settings = pipe.limits.settings(**shape)
     slots = geometry.latent_frames(settings.frames)
     rows: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
     proxies = Proxies(pipe)

@@ -104,8 +104,8 @@ class Proxies:
 
 def spearman(a: Any, b: Any) -> float:
     """The rank correlation of two lists of numbers without ties, -1 to 1."""
-    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    first, second = (np.argsort(np.argsort(values)) for values in (a, b))
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def _relative(new: Tensor, old: Tensor) -> float:

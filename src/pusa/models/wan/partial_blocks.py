@@ -126,7 +126,7 @@ def _self_attention(
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Return the rotary embedding of x [B, n, heads, d], as diffusers computes it."""
-    x1, x2 = x.unflatten(-1, (-1, 2)).unbind(-1)
+    x1, x2 = x[..., 0::2], x[..., 1::2]
     cos, sin = cos[..., 0::2], sin[..., 1::2]
     return torch.stack((x1 * cos - x2 * sin, x1 * sin + x2 * cos), dim=-1).flatten(-2).type_as(x)
 
