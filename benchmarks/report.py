@@ -97,6 +97,46 @@ run to run (82 to 104 % with checkpointing). The saving is between 0 and 18 %.
 """
 
 
+def decode_section(times: list[Json], memory: list[Json]) -> str:
+    """`benchmarks/decode.py`, and the same with `--memory`."""
+
+    def size(row: Json) -> str:
+        frames, height, width = row["clip"]
+        return f"{width}x{height} x {frames}"
+
+    rows = []
+    for row in times:
+        ratios = row["ratios"]
+        before, after = (f"{statistics.median(row[key]):,.0f} ms" for key in ("diffusers_ms", "pusa_ms"))
+        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        rows.append([f"{row['autoencoder']}, {size(row)}: {row['pass']}", str(row["threads"]), before, after, ratio])
+    apart = max(row["largest_difference"] for row in times)
+    peaks = [
+        [row["pass"], *(f"{row[key] / 2**20:,.0f} MiB" for key in ("diffusers_bytes", "pusa_bytes"))] for row in memory
+    ]
+    return f"""
+## The autoencoder on a CPU
+
+On an x86 CPU in float32, the loader gives the autoencoder other convolutions and norms than diffusers. This table
+compares the times of both. They take turns in one process, and a ratio is that of one turn (median and range). Other
+programs may have slowed both, so compare the ratios. Latents and pixels differ by {apart:.0e} at most.
+Pixels are in [-1, 1].
+
+{table(["", "threads", "diffusers", "pusa", "times as fast"], rows)}
+
+The peak memory of a crop with the dimensions of Wan2.1, {size(memory[0])}, above what the process holds before:
+
+{table(["", "diffusers", "pusa"], peaks)}
+
+Repeated, a peak varies by 7 %.
+
+```shell
+python benchmarks/decode.py
+python benchmarks/decode.py --memory
+```
+"""
+
+
 def page(benchmarks: dict[str, Any]) -> str:
     """The document, of the benchmarks that were run."""
     text = "# Benchmarks\n\nEach section has the command that repeats the measurement.\n"
@@ -125,6 +165,8 @@ process:
 python benchmarks/many_files.py --files {" ".join(str(n) for n in sorted({row["files"] for row in files}))}
 ```
 """
+    if times := benchmarks.get("decode"):
+        text += decode_section(times, benchmarks["decode_memory"])
     text += """
 ## Twenty kills
 

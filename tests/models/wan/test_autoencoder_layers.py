@@ -131,6 +131,17 @@ def test_convolution_after_every_number_of_frames(cached: int | None, frames: in
 
 
 @torch.no_grad()
+def test_a_picture_is_not_multiplied_with_the_kernel_of_the_frames_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = checkpoints.load_encoders(device="cpu").vae
+    kernels, convolve = set(), torch.mkldnn_convolution
+    monkeypatch.setattr(torch, "mkldnn_convolution", lambda *args: (kernels.add(args[1].shape[2]), convolve(*args))[1])
+    vae.encode(draw(1, 3, 1, 32, 32))
+    assert kernels == {1}
+    vae.encode(draw(1, 3, 5, 32, 32))
+    assert kernels == {1, 2, 3}
+
+
+@torch.no_grad()
 def test_norm_is_as_exact_as_that_of_diffusers() -> None:
     stock = WanRMS_norm(48, images=False)
     stock.gamma.copy_(draw(48, 1, 1, 1))

@@ -61,7 +61,8 @@ class CPUNorm(WanRMS_norm):
             stock: Tensor = super().forward(x)
             return stock
         norm = x.square().sum(1, keepdim=True).sqrt_().clamp_min_(_MIN_NORM)
-        return (x * (self.scale / norm)).mul_(self.gamma)
+        scaled: Tensor = (x * (self.scale / norm)).mul_(self.gamma)
+        return scaled
 
 
 def _applies(x: Tensor, parameter: Tensor) -> bool:
@@ -76,7 +77,8 @@ def upgrade(vae: AutoencoderKLWan) -> AutoencoderKLWan:
 
     On CPUs other than x86 with AVX2 or AVX512, for which nothing was measured, all layers stay.
     """
-    measured = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    measured = onednn and torch.backends.cpu.get_cpu_capability().startswith("AVX")
     for layer in vae.modules() if measured else ():
         if type(layer) is WanCausalConv3d:
             layer.__class__ = CPUConvolution
