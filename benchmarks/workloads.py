@@ -53,8 +53,11 @@ def embedded_transformer() -> Any:
 
 
 def embedded_autoencoder() -> AutoencoderKLWan:
-    """The autoencoder of the embedded model."""
-    return AutoencoderKLWan.from_pretrained(embedded.folder() / "vae").eval().requires_grad_(False)
+    """The autoencoder of the embedded model, with the layers that pusa gives it."""
+    from pusa.models.wan import autoencoder_layers
+
+    stock = AutoencoderKLWan.from_pretrained(embedded.folder() / "vae").eval().requires_grad_(False)
+    return autoencoder_layers.upgrade(stock)
 
 
 def inputs(model: Any, shape: Shape, batch: int = 1) -> tuple[Tensor, Tensor, Tensor]:
