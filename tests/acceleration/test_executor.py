@@ -13,10 +13,13 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
+from pusa.acceleration.names import Acceleration
+from pusa.acceleration.running import running
 from pusa.core import Call, schedules, sigmas
 from pusa.errors import Cancelled, InputError
 from pusa.generation.given import Image
 from pusa.generation.pipeline import Pipeline, load
+from pusa.processes import ProcessGroup
 from tests.models.lora_files import truth, written
 
 Plain = dict[str, tuple[Tensor, int]]
@@ -173,6 +176,13 @@ def test_windows_keep_the_frames_that_stay_visible(pipe: Pipeline) -> None:
         latents(pipe, "window", accelerate="frames,threshold=100,first=0")
     partly = {count for count in rows if 0 < count < 4 * 4}
     assert partly
+
+
+def test_processes_that_share_a_clip_cannot_leave_out_parts_of_a_step(pipe: Pipeline) -> None:
+    matrix, two = schedules.synchronous(sigmas.grid(STEPS), 5), ProcessGroup(0, 2)
+    for name in ("frames", "held", "tokens", "steps+held"):
+        with pytest.raises(InputError, match="computes parts of a step, and 2 processes share the clip: use steps or"):
+            running(Acceleration.parse(name), matrix, pipe.backbone, [pipe.transformer], two)
 
 
 def test_shares_for_each_step_must_fit(pipe: Pipeline) -> None:

@@ -29,6 +29,7 @@ PROMPT = "a red circle moves left on a black background"
 SMALL = ["--model", "model", "--steps", "4"]
 COMMANDS = {
     "image": ["generate", PROMPT, "--image", "photo.png", "--steps", "5"],
+    "accelerated": ["generate", PROMPT, "--image", "photo.png", "--steps", "8", "--accelerate", "steps,threshold=0.3"],
     "loosely": ["generate", PROMPT, "--image", "photo.png", "--last-image", "photo.png", "--noise", "0.4",
                 "--solver", "dpm++2m", *SMALL],
     "text": ["generate", PROMPT, "--guidance", "1", *SMALL],

@@ -88,7 +88,10 @@ def test_two_processes_make_the_clip_of_one(name: str, folder: Path, alone: Any,
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     recipe = json.loads((folder / "together" / f"{name}.json").read_text())
     assert recipe["processes"] == 2
-    assert "processes" not in json.loads((folder / "alone" / f"{name}.json").read_text())
+    recipe_alone = json.loads((folder / "alone" / f"{name}.json").read_text())
+    assert "processes" not in recipe_alone
+    assert recipe.get("acceleration") == recipe_alone.get("acceleration")
+    assert (recipe.get("acceleration", {}).get("computed", 1) < 1) == (name == "accelerated")
 
 
 def test_every_process_gets_the_clip_also_of_experts_and_loras_that_come_later(
