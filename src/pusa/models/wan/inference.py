@@ -28,7 +28,7 @@ class InPlaceGELU(GELU):
         if torch.is_grad_enabled():
             stock: Tensor = super().forward(hidden_states)
             return stock
-        activated: Tensor = torch.ops.aten.gelu_(self.proj(hidden_states), approximate=self.approximate)
+        activated: Tensor = torch.ops.aten.gelu_.default(self.proj(hidden_states), approximate=self.approximate)
         return activated
 
 

@@ -5,7 +5,7 @@ The network stays diffusers' `WanTransformer3DModel`, with the same parameters, 
 each block broadcasts its modulation (B, F, 6, D) over the h*w tokens of a frame. So no tensor has tokens*6*D values,
 which are gigabytes at 14B. If only some frames of a clip are given, the rotary embedding is replaced, too.
 
-Both forwards repeat the stock operations in the stock order, which gives the stock bits. If all rows of a clip are equal, they are one timestep and
+Both forwards repeat the stock operations in the stock order. If all rows of a clip are equal, they are one timestep and
 the stock forward runs: a matrix product over F rows may be rounded differently from one over a single row, and the
 result of the base model must be reproduced bit for bit.
 
