@@ -198,7 +198,7 @@ class SamplingOptions(TypedDict, total=False):
     guidance: float | None
     guidance_2: float | None
     guidance_batch: GuidanceBatch
-    guidance_interval: str | tuple[float, float] | None
+    guidance_interval: str | None
     boundary: float | None
     shift: float | None
     schedule: str | None

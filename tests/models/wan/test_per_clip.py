@@ -258,7 +258,7 @@ def test_image_embeddings_and_other_processors_stay_stock() -> None:
         expected = variant(latents, 1000 * SIGMA, text, image).sample
         with per_clip.walk(variant):
             for _ in range(2):
-                with variant.text_memory.reading(text, torch.float32) as tokens:
+                with variant.text_memory.reading(text) as tokens:
                     assert torch.equal(variant(latents, 1000 * SIGMA, tokens, image).sample, expected)
     assert calls == [3, 3, 3]
 

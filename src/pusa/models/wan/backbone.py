@@ -130,10 +130,10 @@ class WanBackbone(WanEncoders):
             if autocast is not None:
                 stack.enter_context(torch.autocast(latents.device.type, autocast))
             else:
-                dtype: Any = getattr(network, "module", network).dtype
                 memory: TextMemory | None = getattr(network, "text_memory", None)
-                x = x.to(dtype)
-                tokens = tokens.to(dtype) if memory is None else stack.enter_context(memory.reading(tokens, dtype))
+                source: Any = memory or getattr(network, "module", network)
+                x = x.to(source.dtype)
+                tokens = tokens.to(x.dtype) if memory is None else stack.enter_context(memory.reading(tokens))
             predicted: Tensor = network(
                 hidden_states=x,
                 timestep=1000 * sigma.float(),

@@ -21,6 +21,8 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pusa.models.wan.inference import rotate_
+
 Run = Callable[["BlockCall"], Tensor]
 
 
@@ -77,7 +79,7 @@ def forward_some(
     *,
     attention_mass: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the output of a `VectorWanTransformerBlock` for some tokens, [B, n, D].
+    """Return the output of a `VectorWanTransformerBlock` for some tokens, [B, n, D]. It is for inference only.
 
     The second result is the logarithm of the sum of the exponentiated attention logits of these tokens, float32 [n], a
     mean over clips and heads; None unless `attention_mass`.
@@ -114,7 +116,7 @@ def _self_attention(
     q, k = attn.norm_q(q), attn.norm_k(k)
     q, k, v = (each.unflatten(2, (attn.heads, -1)) for each in (q, k, v))
     cos, sin = rotary
-    q, k = _rotated(q, cos[:, tokens], sin[:, tokens]), _rotated(k, cos, sin)
+    q, k = rotate_(q, cos[:, tokens], sin[:, tokens]), rotate_(k, cos, sin)
     mass = None
     if attention_mass:
         out, mass = _attention_with_mass(q, k, v)
@@ -122,13 +124,6 @@ def _self_attention(
         out = dispatch_attention_fn(q, k, v, backend=attn.processor._attention_backend)
     out = out.flatten(2, 3).type_as(q)
     return attn.to_out[1](attn.to_out[0](out)), mass
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return the rotary embedding of x [B, n, heads, d], as diffusers computes it."""
-    x1, x2 = x[..., 0::2], x[..., 1::2]
-    cos, sin = cos[..., 0::2], sin[..., 1::2]
-    return torch.stack((x1 * cos - x2 * sin, x1 * sin + x2 * cos), dim=-1).flatten(-2).type_as(x)
 
 
 def _attention_with_mass(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

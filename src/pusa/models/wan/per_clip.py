@@ -101,24 +101,28 @@ class _Kept:
 
 
 class TextMemory:
-    """The texts of a walk, for one network."""
+    """The texts of a walk, for one network.
 
-    def __init__(self, processors: list[TextProcessor]) -> None:
+    dtype: that of the network. diffusers finds it by a search through all modules, which takes milliseconds.
+    """
+
+    def __init__(self, processors: list[TextProcessor], dtype: torch.dtype) -> None:
+        self.dtype = dtype
         self._processors = processors
         self._texts: list[_Kept] = []
 
     @contextmanager
-    def reading(self, tokens: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    def reading(self, tokens: Tensor) -> Iterator[Tensor]:
         """During the block, the network reads this text; the value is the text to call it with, [B, n + 1, D].
 
-        tokens: [B, L, D]; the same tensor is the same text. dtype: in which the network computes.
+        tokens: [B, L, D]; the same tensor is the same text.
         """
         if torch.is_grad_enabled() or not self._processors:
-            yield tokens.to(dtype)
+            yield tokens.to(self.dtype)
             return
         kept = next((text for text in self._texts if text.tokens is tokens), None)
         if kept is None:
-            kept = self._added(tokens, dtype)
+            kept = self._added(tokens)
         for processor, text in zip(self._processors, kept.blocks, strict=True):
             processor.text = text
         try:
@@ -127,18 +131,19 @@ class TextMemory:
             for processor in self._processors:
                 processor.text = None
 
-    def _added(self, tokens: Tensor, dtype: torch.dtype) -> _Kept:
+    def _added(self, tokens: Tensor) -> _Kept:
         length, words = tokens.shape[1], _words(tokens)
         rows = bias = None
         used = tokens
         if length - words > 1:
             used = tokens[:, : words + 1]
-            if dtype == torch.float32 and tokens.device.type == "cpu" and all(map(_takes_bias, self._processors)):
+            on_cpu = tokens.device.type == "cpu"
+            if on_cpu and self.dtype == torch.float32 and all(map(_takes_bias, self._processors)):
                 bias = torch.zeros(1, 1, 1, words + 1)
                 bias[..., -1] = math.log(length - words)
             else:
                 rows = torch.arange(length, device=tokens.device).clamp(max=words)
-        kept = _Kept(tokens, used.to(dtype), [BlockText(rows, bias) for _ in self._processors])
+        kept = _Kept(tokens, used.to(self.dtype), [BlockText(rows, bias) for _ in self._processors])
         self._texts = [*self._texts[1 - MOST_TEXTS :], kept]
         return kept
 
@@ -156,7 +161,7 @@ def walk(network: VectorWanTransformer3DModel) -> Iterator[None]:
     compiled anew for each length of a prompt.
     """
     before = network.text_memory, network.rope.kept
-    network.text_memory, network.rope.kept = TextMemory(_processors(network)), {}
+    network.text_memory, network.rope.kept = TextMemory(_processors(network), network.dtype), {}
     try:
         yield
     finally:

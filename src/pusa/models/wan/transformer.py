@@ -35,7 +35,7 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from pusa.errors import InputError
-from pusa.models.wan import per_clip
+from pusa.models.wan import inference, per_clip
 from pusa.models.wan.partial_blocks import forward_some
 from pusa.models.wan.per_clip import TextMemory
 
@@ -103,15 +103,18 @@ def _modulate(x: Tensor, scale: Tensor, shift: Tensor, frame_ids: Tensor | None)
     frame_ids: int64 [1, L], the row of each token; None if the tokens are whole frames in order.
     """
     if frame_ids is None:
-        return (_folded(x, scale) * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)).flatten(1, 2)
-    return x * (1 + scale).index_select(1, frame_ids[0]) + shift.index_select(1, frame_ids[0])
+        return (_folded(x, scale) * (1 + scale.unsqueeze(2))).add_(shift.unsqueeze(2)).flatten(1, 2)
+    return (x * (1 + scale).index_select(1, frame_ids[0])).add_(shift.index_select(1, frame_ids[0]))
 
 
 def _add_gated(x: Tensor, branch: Tensor, gate: Tensor, frame_ids: Tensor | None) -> Tensor:
-    """Return x + branch * gate for tokens x, branch [B, L, D] and rows gate [B, F, D]; frame_ids as in `_modulate`."""
+    """Return x + branch * gate in float32, for tokens x, branch [B, L, D] and rows gate [B, F, D].
+
+    frame_ids: as in `_modulate`. The sum overwrites the product, not `branch`, which a cache may hold.
+    """
     if frame_ids is None:
-        return x + (_folded(branch, gate) * gate.unsqueeze(2)).flatten(1, 2)
-    return x + branch * gate.index_select(1, frame_ids[0])
+        return (_folded(branch, gate) * gate.unsqueeze(2)).flatten(1, 2).add_(x)
+    return (branch * gate.index_select(1, frame_ids[0])).add_(x)
 
 
 class VectorWanTransformerBlock(WanTransformerBlock):
@@ -144,8 +147,9 @@ class VectorWanTransformerBlock(WanTransformerBlock):
             return forward_some(
                 self, hidden_states, encoder_hidden_states, temb, rotary_emb, tokens, attention_mass=attention_mass
             )
-        per_token = temb.ndim == 4 and frame_ids is None and temb.shape[1] == hidden_states.shape[1]
-        if temb.ndim != 4 or per_token:
+        if temb.ndim == 3:
+            temb = temb.unsqueeze(1)
+        elif frame_ids is None and temb.shape[1] == hidden_states.shape[1]:
             stock: Tensor = super().forward(hidden_states, encoder_hidden_states, temb, rotary_emb)
             return stock
 
@@ -154,14 +158,14 @@ class VectorWanTransformerBlock(WanTransformerBlock):
 
         x = _modulate(self.norm1(hidden_states.float()), scale, shift, frame_ids).type_as(hidden_states)
         attended = self.attn1(x, None, None, rotary_emb)
-        hidden_states = _add_gated(hidden_states.float(), attended, gate, frame_ids).type_as(hidden_states)
+        hidden_states = _add_gated(hidden_states, attended, gate, frame_ids).type_as(hidden_states)
 
         x = self.norm2(hidden_states.float()).type_as(hidden_states)
         hidden_states = hidden_states + self.attn2(x, encoder_hidden_states, None, None)
 
         x = _modulate(self.norm3(hidden_states.float()), ffn_scale, ffn_shift, frame_ids).type_as(hidden_states)
         fed = self.ffn(x).float()
-        return _add_gated(hidden_states.float(), fed, ffn_gate, frame_ids).type_as(hidden_states)
+        return _add_gated(hidden_states, fed, ffn_gate, frame_ids).type_as(hidden_states)
 
 
 TransformerBlockRegistry.register(
@@ -201,6 +205,7 @@ class VectorWanTransformer3DModel(WanTransformer3DModel):
         for block in self.blocks:
             block.__class__ = VectorWanTransformerBlock
             per_clip.adopt(block.attn2)
+            inference.adopt(block)
 
     @classmethod
     def upgrade(cls, model: WanTransformer3DModel) -> VectorWanTransformer3DModel:
