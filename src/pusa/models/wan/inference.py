@@ -17,7 +17,7 @@ from diffusers.models.activations import GELU
 # All names are those of the stock block; test_inference.py fails when one of them moves.
 from diffusers.models.transformers import transformer_wan
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class InPlaceGELU(GELU):
@@ -66,7 +66,7 @@ class SelfAttentionProcessor(WanAttnProcessor):
         return out
 
 
-def adopt(block: nn.Module) -> None:
+def adopt(block: Any) -> None:
     """Replace the operations of a block, unless another program has replaced them."""
     if type(block.attn1.processor) is WanAttnProcessor:
         block.attn1.processor.__class__ = SelfAttentionProcessor
@@ -77,11 +77,12 @@ def adopt(block: nn.Module) -> None:
 def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x [B, L, heads, d] in place, and return it. cos, sin: of `WanRotaryPosEmbed`, each [1, L, 1, d]."""
     cos, sin = cos[..., 0::2], sin[..., 1::2]
+    pairs = x.view(*x.shape[:-1], -1, 2)
     in_float32 = x.dtype == cos.dtype == torch.float32
     if in_float32 and x.device.type == "cpu" and complex_is_exact(x.shape[-1]):
-        torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(torch.complex(cos, sin))
+        torch.view_as_complex(pairs).mul_(torch.complex(cos, sin))
         return x
-    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+    first, second = pairs.unbind(-1)
     turned = (first * cos).sub_(second * sin), (first * sin).add_(second * cos)
     for half, values in zip((first, second), turned, strict=True):
         half.copy_(values)
