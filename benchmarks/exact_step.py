@@ -23,6 +23,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ Timings = Mapping[str, list[float]]
 def stock_of(network: VectorWanTransformer3DModel, parts: str = "all") -> Any:
     """Return a copy of the network with the classes of diffusers.
 
-    parts: "all", or only "gelu" or "rotation"; then the copy stays a network of pusa.
+    parts: "all", or only "gelu", "norms" or "rotation"; then the copy stays a network of pusa.
     """
     twin = copy.deepcopy(network)
     for block in twin.blocks:
@@ -62,6 +63,9 @@ def stock_of(network: VectorWanTransformer3DModel, parts: str = "all") -> Any:
             block.attn1.processor.__class__ = WanAttnProcessor
         if parts in ("all", "gelu"):
             block.ffn.net[0].__class__ = GELU
+        if parts in ("all", "norms"):
+            for norm in (block.attn1.norm_q, block.attn1.norm_k, block.attn2.norm_q):
+                norm.__class__ = torch.nn.RMSNorm
         if parts == "all":
             block.attn2.processor.__class__ = WanAttnProcessor
             block.__class__ = WanTransformerBlock
@@ -196,7 +200,7 @@ def peaks(case: Case) -> dict[str, int]:
 
 def alone(case: Case, rounds: int) -> dict[str, tuple[float, float, float]]:
     """Return the time without each optimisation, relative to the time with all of them."""
-    without = {part: stock_of(case.network, part) for part in ("gelu", "rotation")}
+    without = {part: stock_of(case.network, part) for part in ("gelu", "norms", "rotation")}
     whole = Text(case.prompt.tokens.clone())
     whole.tokens[:, -1] = 1e-6  # a text that ends with no zeros
 
@@ -209,9 +213,12 @@ def alone(case: Case, rounds: int) -> dict[str, tuple[float, float, float]]:
         "keys and values of the text kept": unkept,
         "zeros of the text as one position": lambda: WanBackbone.velocity(case.network, case.latents, case.rows, whole),
         "GELU in place": lambda: case.ours(case.rows, without["gelu"]),
-        "rotation as a complex product": lambda: case.ours(case.rows, without["rotation"]),
+        "norms in place": lambda: case.ours(case.rows, without["norms"]),
+        "rotation in place": lambda: case.ours(case.rows, without["rotation"]),
     }
-    with per_clip.walk(case.network), per_clip.walk(without["gelu"]), per_clip.walk(without["rotation"]):
+    with ExitStack() as walks:
+        for network in (case.network, *without.values()):
+            walks.enter_context(per_clip.walk(network))
         seconds = in_turn(calls, rounds, case.latents.device)
     return {name: ratios(values, seconds["all"]) for name, values in seconds.items() if name != "all"}
 
@@ -307,7 +314,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--size", type=lambda text: tuple(map(int, text.split("x"))), default=(320, 208), metavar="WxH")
     parser.add_argument("--frames", type=int, default=6, help="latent frames")
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--smoke", action="store_true", help="a small network and two rounds, to test this program")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

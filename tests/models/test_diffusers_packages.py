@@ -17,6 +17,11 @@ assert "diffusers.models.autoencoders.autoencoder_kl_wan" in models
 assert "diffusers.models.transformers.transformer_wan" in models
 print(*(name.rpartition(".")[2] for name in models))
 
+assert "scipy.stats._stats_py" not in sys.modules
+import scipy.stats
+assert scipy.stats.beta.ppf(0.5, 1, 1) == 0.5
+from scipy.stats import norm
+
 import diffusers
 from diffusers.models import autoencoders
 from diffusers.models.transformers import FluxTransformer2DModel

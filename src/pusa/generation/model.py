@@ -29,8 +29,9 @@ from pusa.generation import branches
 from pusa.generation.limits import Limits
 from pusa.generation.sampling import GuidanceBatch
 from pusa.media.images import Frames
-from pusa.models import context_parallel
+from pusa.models import context_parallel, kernels
 from pusa.models.backbone import Backbone, Defaults, Expert, Text
+from pusa.models.kernels import Attention
 from pusa.models.loading import checkpoints
 from pusa.models.lora import header, runtime
 from pusa.models.memory import profiles
@@ -50,6 +51,8 @@ class Model:
         self.limits = Limits.loaded(backbone)
         self.profile = profiles.PLAIN
         self.group = ProcessGroup()
+        self.attention: Attention = kernels.NATIVE
+        self.compiled = False
         self._device = torch.device(backbone.transformer.device)
         self._disk: TemporaryDirectory[str] | None = None
 
@@ -66,6 +69,24 @@ class Model:
             self._disk = TemporaryDirectory(prefix="pusa-weights-")
         profiles.apply(self.backbone, profile, torch.device(device), self._disk.name if self._disk else None)
         self.profile, self._device = profile, torch.device(device)
+
+    def use(self, attention: Attention = kernels.NATIVE, *, compiled: bool = False) -> None:
+        """Choose the kernel of attention, and whether blocks are compiled. Call this once, after `lay_out` and
+        `share_tokens`.
+
+        Raises InputError for a kernel that does not run here, and for compiled blocks with a memory profile that moves
+        or converts the weights of blocks while they run.
+        """
+        if compiled and (self.profile.transformer != "device" or "transformer" in self.profile.fp8):
+            raise InputError(
+                f"Blocks cannot be compiled with the memory profile {self.profile.name}, which moves or converts their "
+                "weights while they run: leave --compile out, or give --memory 48gb or none."
+            )
+        transformers = list(self._experts(None).values())
+        kernels.use_attention(transformers, attention, self.device.type)
+        if compiled:
+            kernels.compile_blocks(transformers)
+        self.attention, self.compiled = attention, compiled
 
     def share_tokens(self) -> None:
         """Share the tokens of every clip with the other processes of the group. Call this once, after `lay_out`.
@@ -308,6 +329,8 @@ class Model:
                 "dtype": str(self.transformer.dtype).removeprefix("torch."),
                 "device": self.device.type,
                 **({} if self.profile == profiles.PLAIN else {"memory": self.profile.name}),
+                **({} if self.attention == kernels.NATIVE else {"attention": self.attention}),
+                **({"compiled": True} if self.compiled else {}),
             },
             "loras": [
                 {"name": x.name, "path": str(x.path), "sha256": x.sha256, "scale": x.scale}

@@ -46,8 +46,9 @@ from pusa.generation.request import (
 )
 from pusa.generation.schedule import DEFAULT, Schedule
 from pusa.generation.settings import Settings
-from pusa.models import context_parallel
+from pusa.models import context_parallel, kernels
 from pusa.models.backbone import Expert, Text
+from pusa.models.kernels import Attention
 from pusa.models.loading import checkpoints, sources
 from pusa.models.lora import header
 from pusa.models.lora.header import LoraFile
@@ -366,6 +367,8 @@ def load(
     device: str | torch.device | None = None,
     memory: str | None = None,
     share_tokens: bool = False,
+    attention: Attention = kernels.NATIVE,
+    compiled: bool = False,
 ) -> Pipeline:
     """Load a model and make a pipeline of it.
 
@@ -378,9 +381,12 @@ def load(
         device: by default the GPU if there is one.
         memory: a profile of `pusa.models.memory.profiles`; by default the whole model is on the device.
         share_tokens: the processes of the group (`pusa.processes.join`) make each clip together.
+        attention: the kernel of attention, see `pusa.models.kernels`.
+        compiled: whether the blocks of the transformer are compiled, in the first step.
 
     Raises InputError for what cannot be loaded.
     """
+    kernels.check(attention)
     if share_tokens:
         context_parallel.check_model(source, processes.current_group().size)
     wanted = _lora_files([lora] if isinstance(lora, (str, Path, LoraFile)) else list(lora), lora_scale)
@@ -407,6 +413,7 @@ def load(
         pipe.lay_out(profile, target)
     if share_tokens:
         pipe.share_tokens()
+    pipe.use(attention, compiled=compiled)
     return pipe
 
 

@@ -20,6 +20,7 @@ from pusa.generation.outputs import latents_path
 from pusa.generation.pipeline import Callback, Pipeline, load
 from pusa.generation.recipe import read, varied
 from pusa.generation.request import Request
+from pusa.models import kernels
 from pusa.models.lora import runtime
 from pusa.models.memory import profiles
 from pusa.versions import versions
@@ -137,6 +138,7 @@ def pipeline_of(recipe: dict[str, Any], share_tokens: bool = False) -> Pipeline:
         pipe.lay_out(profiles.named(profile), model["device"])
     if share_tokens:
         pipe.share_tokens()
+    pipe.use(model.get("attention", kernels.NATIVE), compiled=model.get("compiled", False))
     return pipe
 
 

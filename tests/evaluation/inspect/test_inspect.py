@@ -130,6 +130,12 @@ def test_hooks_are_gone_after_an_error(pipe: pusa.Pipeline) -> None:
         pass
 
 
+def test_compiled_blocks_cannot_be_recorded() -> None:
+    transformer = pusa.load("tiny", compiled=True).transformer
+    with pytest.raises(InputError, match="leave --compile out"), attention.recording({transformer: 1}, [0], [0]):
+        pass
+
+
 def test_a_known_change_is_found_in_its_component_and_block() -> None:
     base = checkpoints.load("tiny-base").transformer
     other = checkpoints.load("tiny-base").transformer

@@ -21,6 +21,7 @@ from pusa.cli.shared.terminal import Report, Terminal
 from pusa.errors import STOPS, InputError, sentence
 from pusa.generation.outputs import media_path, shortened, sidecar_path
 from pusa.generation.request import Request
+from pusa.models import kernels
 
 if TYPE_CHECKING:
     from pusa.core.sampler import Step
@@ -52,6 +53,9 @@ def open_pipeline(
     size (width, height), frames, guidance, guidance_batch: of the clip, to choose or check the memory profile; None is
     the model's default. Raises InputError if the model cannot be loaded or the clip does not fit into memory.
     """
+    kernels.check(model.attention)
+    if model.compile:
+        terminal.note("pusa: --compile: the first step takes longer, from half a minute to several minutes.")
     with terminal.status(f"Loading {model.source}"):
         from pusa.models.lora import header
 
@@ -67,7 +71,14 @@ def open_pipeline(
         in_one_call = guidance_batch == "on"
         memory = from_rank_zero(group, lambda: profile_for(model, size, frames, guidance, in_one_call=in_one_call))
         return _open(
-            model.source, tuple(model.separate_parts().items()), model.loras(), model.dtype, memory, group.size > 1
+            model.source,
+            tuple(model.separate_parts().items()),
+            model.loras(),
+            model.dtype,
+            memory,
+            group.size > 1,
+            model.attention,
+            model.compile,
         )
 
 
@@ -79,6 +90,8 @@ def _open(
     dtype: str,
     memory: str | None,
     share_tokens: bool,
+    attention: kernels.Attention,
+    compiled: bool,
 ) -> Pipeline:
     import torch
 
@@ -97,6 +110,8 @@ def _open(
             dtype=None if dtype == "auto" else getattr(torch, dtype),
             memory=memory,
             share_tokens=share_tokens,
+            attention=attention,
+            compiled=compiled,
         )
 
 

@@ -17,6 +17,7 @@ from pusa.generation import request, sampling
 from pusa.generation.options import options_of
 from pusa.generation.outputs import SUFFIXES, check_place, media_path, shortened, sidecar_path
 from pusa.generation.request import Generate
+from pusa.models.kernels import NATIVE, Attention
 
 CONDITIONS = Group.create_ordered(
     "Conditions", help="FRAME is a pixel frame (0 is the first, -1 the last) or a time such as 1.5s."
@@ -125,6 +126,11 @@ class Model:
     """Number type of the transformer and the text encoder; auto is bfloat16 on a GPU and float32 on a CPU."""
     memory: Literal["auto", "none", "80gb", "48gb", "24gb", "16gb", "12gb", "8gb", "cpu"] = "auto"
     """Memory profile: auto is the fastest one that fits; none loads the model without a profile and without a check."""
+    attention: Attention = NATIVE
+    """Kernel of attention. sage and sage-hub quantise queries and keys and change the clip; all others are exact. Those
+    that end in -hub are downloaded."""
+    compile: Annotated[bool, Switch] = False
+    """Compile the blocks of the transformer. The first step then takes from half a minute to several minutes."""
 
     @property
     def source(self) -> str:

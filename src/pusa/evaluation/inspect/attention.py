@@ -67,14 +67,16 @@ def recording(
     is recorded. A call with other latents or other noise levels begins a step. With two experts, each step calls one of
     them. measured: what is computed from query and key [L, heads, d] and the number of frames. The queries and keys are
     those of the model. A recorded block needs, in addition, the time of one more attention and the memory of
-    `between_frames`. Raises InputError if a block does not exist, or if the transformer shares its tokens with other
-    processes.
+    `between_frames`. Raises InputError if a block does not exist, if the transformer shares its tokens with other
+    processes, or if blocks are compiled.
     """
     count = min(len(transformer.blocks) for transformer in passes)
     if missing := [block for block in blocks if not 0 <= block < count]:
         raise InputError(f"There is no block {missing[0]}; the model has {count} blocks, 0 to {count - 1}.")
     if any(transformer._is_context_parallel for transformer in passes):
         raise InputError("Attention can only be recorded in one process, which has all tokens; run without torchrun.")
+    if any(block._compiled_call_impl is not None for transformer in passes for block in transformer.blocks):
+        raise InputError("Attention cannot be recorded in compiled blocks: leave --compile out.")
     maps: Maps = {}
     step, with_prompt, frames, calls = -1, False, 0, 0
     last: tuple[Tensor, Tensor] | None = None

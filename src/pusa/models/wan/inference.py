@@ -32,6 +32,21 @@ class InPlaceGELU(GELU):
         return activated
 
 
+class InPlaceRMSNorm(nn.RMSNorm):
+    """The stock norm of queries and keys. On a CPU in float32, it overwrites its input, the output of a linear layer.
+
+    PyTorch has no single operation for it there. It computes the same products and means, with three more tensors.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [B, L, D], for x [B, L, D]."""
+        in_float32 = x.dtype == self.weight.dtype == torch.float32
+        if x.device.type != "cpu" or not in_float32 or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(x)
+        scale = torch.rsqrt(x.pow(2).mean(dim=-1, keepdim=True).add_(self.eps))
+        return x.mul_(scale).mul_(self.weight)
+
+
 class SelfAttentionProcessor(WanAttnProcessor):
     """The stock self-attention, whose rotary embedding overwrites queries and keys."""
 
@@ -66,8 +81,11 @@ class SelfAttentionProcessor(WanAttnProcessor):
         return out
 
 
-def adopt(block: nn.Module) -> None:
+def adopt(block: Any) -> None:
     """Replace the operations of a block, unless another program has replaced them."""
+    for norm in (block.attn1.norm_q, block.attn1.norm_k, block.attn2.norm_q):
+        if type(norm) is nn.RMSNorm:
+            norm.__class__ = InPlaceRMSNorm
     if type(block.attn1.processor) is WanAttnProcessor:
         block.attn1.processor.__class__ = SelfAttentionProcessor
     if type(block.ffn.net[0]) is GELU:
@@ -77,11 +95,12 @@ def adopt(block: nn.Module) -> None:
 def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x [B, L, heads, d] in place, and return it. cos, sin: of `WanRotaryPosEmbed`, each [1, L, 1, d]."""
     cos, sin = cos[..., 0::2], sin[..., 1::2]
+    pairs = x.view(*x.shape[:-1], -1, 2)
     in_float32 = x.dtype == cos.dtype == torch.float32
     if in_float32 and x.device.type == "cpu" and complex_is_exact(x.shape[-1]):
-        torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(torch.complex(cos, sin))
+        torch.view_as_complex(pairs).mul_(torch.complex(cos, sin))
         return x
-    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+    first, second = pairs.unbind(-1)
     turned = (first * cos).sub_(second * sin), (first * sin).add_(second * cos)
     for half, values in zip((first, second), turned, strict=True):
         half.copy_(values)
