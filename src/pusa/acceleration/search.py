@@ -123,7 +123,7 @@ def greedy(
     free: NDArray[np.bool_],
     share: float,
     *,
-    changes: tuple[float, ...] = (0.4, 0.2, 0.1),
+    changes: tuple[float, ...] = (0.3, 0.15),
     progress: Progress = _silent,
 ) -> Found:
     """Find a budget by moving tokens from the cells that need them least to those that need them most.

@@ -7,11 +7,14 @@ has it, and `pusa generate --accelerate` takes it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from pusa.acceleration.search import Budget, Error, Found, greedy
 from pusa.evaluation.acceleration.repeated import Repeated, geometric_mean
+from pusa.evaluation.acceleration.tasks import tasks_from
+from pusa.generation.pipeline import Pipeline
 
 Search = Callable[..., Found]
 
@@ -47,3 +50,27 @@ def searched(
     free = np.ones((first.steps, first.frames if by_frame else 1), dtype=bool)
     free[0] = False
     return search(error_on(clips), free, share, progress=progress)
+
+
+def searched_on(
+    pipe: Pipeline,
+    prompts: Sequence[str],
+    share: float,
+    progress: Callable[[str, int, int], None] = lambda activity, done, total: None,
+    **options: Any,
+) -> str:
+    """Search on text to video, image to video and extension, and return the acceleration with the best budget.
+
+    prompts: one clip of each task for each, from seeds that `calibrate` does not use. share, options: as for
+    `searched` and `Pipeline.generate`. progress: called with the activity, the budgets tried and the budgets in all.
+    """
+    geometry = pipe.backbone.geometry
+    settings = pipe.limits.settings(**{key: options.get(key) for key in ("steps", "frames", "size", "guidance")})
+    slots = geometry.latent_frames(settings.frames)
+    clips = []
+    for seed, prompt in enumerate(prompts, len(prompts)):
+        own = {**options, "seed": seed}
+        tasks = tasks_from(pipe.generate(prompt, **own), own, slots, geometry.frames_per_slot)
+        clips += [Repeated(pipe, task.prompt, **task.options) for task in tasks]
+    found = searched(clips, share, progress=lambda tried, total, _: progress("Searching a budget", tried, total))
+    return named(found.budget)
