@@ -22,6 +22,9 @@ def test_spaces_several_policies_and_shares() -> None:
     joined = Acceleration.parse(" steps , threshold = 0.2 + held,every=3")
     assert str(joined) == "steps,threshold=0.2,first=0.2+held,every=3"
     assert Acceleration.parse("tokens,share=1/0.5/0.25").parts[0][1] == {"share": (1.0, 0.5, 0.25)}
+    by_frame = Acceleration.parse("tokens,share=1/0:0.5:0.25")
+    assert by_frame.parts[0][1] == {"share": (1.0, (0.0, 0.5, 0.25))}
+    assert Acceleration.parse(str(by_frame)) == by_frame
 
 
 @pytest.mark.parametrize(
@@ -37,6 +40,7 @@ def test_spaces_several_policies_and_shares() -> None:
         ("held,every=1.5", "every=1.5: give"),
         ("held,every=2,every=3", "gives every twice"),
         ("tokens,share=1.5", "share=1.5: give a share from 0 to 1"),
+        ("tokens,share=1/0.5:", "share=1/0.5:: give a share from 0 to 1"),
         ("tokens+held", "joins tokens with others: it runs alone"),
         ("held+held,every=2", "has a policy twice"),
     ],

@@ -18,11 +18,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_measured_once_and_chosen_by_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        measuring.calibrate,
-        "__defaults__",
-        (*measuring.calibrate.__defaults__[:1], ("steps,threshold=9",), measuring.calibrate.__defaults__[2]),
-    )
+    monkeypatch.setattr(measuring, "CANDIDATES", ("steps,threshold=9",))
     report = cli.run(
         ["calibrate", "tiny", "--steps", "4", "--prompt", "a red circle", "--plot", f"{tmp_path}/plot.png"]
     )
@@ -36,11 +32,23 @@ def test_measured_once_and_chosen_by_speed(tmp_path: Path, monkeypatch: pytest.M
     assert made.clips[0].recipe["accelerate"] == "steps,threshold=9,first=0.2"
 
 
+def test_a_budget_that_was_searched_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "CANDIDATES", ("tokens,share=1",))
+    report = cli.run(["calibrate", "tiny", "--steps", "4", "--prompt", "a red circle", "--search", "0.5"])
+    assert report is not None
+    exact, best = sorted(report.record["settings"], key=lambda one: -one["computed"])
+    assert exact["accelerate"] == "tokens,share=1"
+    first, *others = map(float, best["accelerate"].removeprefix("tokens,share=").split("/"))
+    assert first == 1
+    assert sum(others) / 3 == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
         (["tiny", "--model", "tiny"], "The model is given twice"),
         (["--steps", "3"], "with fewer than 4 steps there is nothing to leave out"),
+        (["--search", "40"], "--search 40: give a mean share of the tokens between 0 and 1"),
         (["--plot", "plot.jpg"], "written as .png or .svg; use plot.png"),
     ],
 )

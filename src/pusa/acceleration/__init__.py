@@ -10,6 +10,7 @@ all, and the frames of a staircase are at different levels. So a policy decides 
     reuse       steps or frames whose first block says that little has changed
     held        given frames, which need not be computed in every step
     tokens      the tokens that attention looks at and that change
+    search      how many tokens each step should compute
     executor    carries the decisions out on the blocks of a network, and counts what was computed
     libraries   the caches of diffusers, which decide for a clip as a whole
 """

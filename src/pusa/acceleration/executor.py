@@ -124,9 +124,11 @@ class Executor:
         tokens, memory = call.tokens, call.memory
         assert tokens is not None
         answer = self.policy.choose(call.place, block.index, hidden, tokens)
-        if answer is None or answer.dtype != torch.bool:
-            return answer
+        if answer is None:
+            return None
         known = torch.tensor([frame in memory.known for frame in memory.frames])
+        if answer.dtype != torch.bool:
+            return answer if known.all() else _with_all_of(~known, answer, tokens.frame_of)
         if self.policy.keeps is Keeps.STACK:
             answer = answer if known.all() and not answer.any() else torch.ones_like(answer)
         answer = answer | ~known
@@ -145,7 +147,7 @@ class Executor:
         if block.index not in kept:
             kept[block.index] = torch.zeros_like(hidden)
         if len(chosen):
-            if self.policy.wants_attention:
+            if self.policy.wants_attention(call.place, block.index):
                 some, attention = block.some_with_attention(chosen)
                 self.policy.computed(call.place, block.index, chosen, attention)
             else:
@@ -180,6 +182,13 @@ class Executor:
         counts.computed += computed * len(hidden)
         counts.all_operations += operations(network, tokens, tokens) * len(hidden)
         counts.operations += operations(network, tokens, computed) * len(hidden)
+
+
+def _with_all_of(frames: Tensor, chosen: Tensor, frame_of: Tensor) -> Tensor:
+    """Return the chosen tokens, int64, and those of some frames, bool [V]. frame_of: int64 [n], see `Tokens`."""
+    mask = frames.to(frame_of.device)[frame_of]
+    mask[chosen] = True
+    return mask.nonzero()[:, 0]
 
 
 def _aligned(memory: _Memory, frames: tuple[int, ...], clips: int) -> _Memory:

@@ -13,7 +13,9 @@ from typing import Any
 
 from pusa.errors import InputError
 
-Value = float | int | tuple[float, ...]
+Shares = tuple[float | tuple[float, ...], ...]
+"""of the tokens: one for all steps, or one for each step. A tuple in place of a number has one for each latent frame."""
+Value = float | int | Shares
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,13 @@ def _count(text: str) -> int:
     return value
 
 
-def _shares(text: str) -> tuple[float, ...]:
-    return tuple(_real(0, 1)(part) for part in text.split("/"))
+def _shares(text: str) -> Shares:
+    share = _real(0, 1)
+
+    def row(part: str) -> float | tuple[float, ...]:
+        return tuple(map(share, part.split(":"))) if ":" in part else share(part)
+
+    return tuple(map(row, text.split("/")))
 
 
 _THRESHOLD = Key(0.1, _real(0, 100), "a number from 0, such as 0.1")
@@ -55,7 +62,12 @@ POLICIES: Mapping[str, Mapping[str, Key]] = {
     "uniform": {"every": Key(2, _count, "a number of steps, at least 1"), "first": _FIRST},
     "held": {"every": _EVERY},
     "tokens": {
-        "share": Key((0.5,), _shares, "a share from 0 to 1, or one for each step, as in 1/0.6/0.4"),
+        "share": Key(
+            (0.5,),
+            _shares,
+            "a share from 0 to 1, or one for each step, as in 1/0.6/0.4; a step may have one for each latent frame, as "
+            "in 1/0.2:0.6:0.6",
+        ),
     },
     "first-block": {"threshold": _THRESHOLD},
     "taylorseer": {"every": Key(3, _count, "a number of steps, at least 1")},
@@ -118,5 +130,5 @@ def _part(text: str, part: str) -> tuple[str, Mapping[str, Value]]:
     return name, values
 
 
-def _written(value: Any) -> str:
-    return "/".join(f"{each:g}" for each in value) if isinstance(value, tuple) else f"{value:g}"
+def _written(value: Any, between: str = "/") -> str:
+    return between.join(_written(each, ":") for each in value) if isinstance(value, tuple) else f"{value:g}"

@@ -68,8 +68,6 @@ class Policy(ABC):
     """Decides what is computed. There is one object for each clip, so that nothing passes from one clip to the next."""
 
     keeps = Keeps.BLOCKS
-    wants_attention = False
-    """Whether `computed` is called."""
 
     @abstractmethod
     def choose(self, place: Place, index: int, hidden: Tensor, tokens: Tokens) -> Tensor | None:
@@ -80,6 +78,10 @@ class Policy(ABC):
         Returns None for all, bool [V] on the CPU for some of the frames, or int64 [m] for some of the tokens. Frames
         that were not computed yet are computed in any case.
         """
+
+    def wants_attention(self, place: Place, index: int) -> bool:
+        """Return whether `computed` is called for block `index`, which computes some tokens."""
+        return False
 
     def computed(self, place: Place, index: int, chosen: Tensor, attention: Tensor) -> None:
         """Is told what `BlockCall.some_with_attention` found for the tokens `chosen`, int64 [m]; attention: [m]."""

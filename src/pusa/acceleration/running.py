@@ -39,6 +39,12 @@ def _policy(name: str, values: Mapping[str, Value], matrix: TimestepMatrix) -> P
                 f"The acceleration has {len(shares)} shares of tokens, and the matrix has {matrix.steps} steps: give "
                 "one share, or one for each step."
             )
+        for step, share in enumerate(shares, 1):
+            if isinstance(share, tuple) and len(share) != matrix.frames:
+                raise InputError(
+                    f"The acceleration has {len(share)} shares of tokens in step {step}, and the clip has "
+                    f"{matrix.frames} latent frames: give one share for the step, or one for each latent frame."
+                )
         return TokenReuse(shares)
     return Reuse(chosen["threshold"], matrix.moves, chosen["first"], "clip" if name == "steps" else "frames")
 
