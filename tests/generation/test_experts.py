@@ -76,7 +76,7 @@ def test_the_boundary_and_both_guidances(experts_folder: Path, pipe: Pipeline) -
     calls = {"high": 0, "low": 0}
     for name, transformer in (("high", pipe.transformer), ("low", pipe.transformer_2)):
         transformer.register_forward_pre_hook(lambda *_, name=name: calls.__setitem__(name, calls[name] + 1))
-    clip = pipe.generate(PROMPT, steps=4, guidance=1.0, guidance_2=2.0)
+    clip = pipe.generate(PROMPT, steps=4, guidance=1.0, guidance_2=2.0, guidance_batch="off")
     assert calls == {"high": 2, "low": 4}  # two steps each; guidance other than 1 asks twice
     assert (clip.recipe["guidance"], clip.recipe["guidance_2"], clip.recipe["boundary"]) == (1.0, 2.0, 0.875)
     assert pipe.generate(PROMPT, steps=4, guidance=2.0).recipe["guidance_2"] == 2.0
