@@ -179,9 +179,8 @@ def measured(seed: int, folder: Path, steps: int) -> Points:
 
 
 SEARCHES: dict[str, Callable[..., Found]] = {
-    "evolutionary": partial(evolve, population=12, born=8, generations=8),
+    "evolutionary": partial(evolve, population=10, born=6, generations=6),
     "greedy": partial(greedy, changes=(0.3, 0.15)),
-    "best of random budgets": partial(evolve, generations=0, population=50),
 }
 
 
@@ -204,7 +203,7 @@ def budget(name: str, folder: Path, steps: int, clips: int, short: bool) -> dict
             "seconds": round(time.perf_counter() - started),
         }
 
-    return stored(folder / f"search_{name.replace(' ', '_')}.json", make)
+    return stored(folder / f"search_{name}.json", make)
 
 
 def with_budgets(seed: int, folder: Path, steps: int, budgets: dict[str, dict[str, Any]]) -> Points:
@@ -337,7 +336,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--search-clips", type=int, default=3, help="of each task")
+    parser.add_argument("--search-clips", type=int, default=2, help="of each task")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--runs", type=Path, default=Path("runs/tokens"), help="a file for each clip, to resume")
     parser.add_argument("--json", type=Path)
@@ -347,10 +346,9 @@ def main() -> None:
         args.clips, args.steps, args.search_clips = 2, 5, 1
     about = facts("cpu")
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
-        search = partial(budget, folder=args.runs, steps=args.steps, clips=args.search_clips, short=args.smoke)
-        coming = pool.map(search, SEARCHES)
         clips = list(pool.map(partial(measured, folder=args.runs, steps=args.steps), range(args.clips)))
-        budgets = dict(zip(SEARCHES, coming, strict=True))
+        search = partial(budget, folder=args.runs, steps=args.steps, clips=args.search_clips, short=args.smoke)
+        budgets = dict(zip(SEARCHES, pool.map(search, SEARCHES), strict=True))
         apply = partial(with_budgets, folder=args.runs, steps=args.steps, budgets=budgets)
         found = list(pool.map(apply, range(args.clips)))
     section = Section(
