@@ -14,7 +14,7 @@ from typing import Any
 from pusa.errors import InputError
 
 Shares = tuple[float | tuple[float, ...], ...]
-"""of the tokens: one for all steps, or one for each step. A tuple in place of a number has one for each latent frame."""
+"""of the tokens: one for all steps, or one for each step. A tuple stands for a step with one for each latent frame."""
 Value = float | int | Shares
 
 

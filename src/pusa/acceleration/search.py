@@ -168,10 +168,13 @@ def _parent(alive: list[Counts], rng: np.random.Generator) -> Counts:
 
 def _from_second(rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.bool_]:
     """Return the free cells that a child has from its second parent. rows: [n], the step of each cell."""
+    chosen: NDArray[np.bool_]
     if rng.random() < 0.5:
-        return rng.random(len(rows)) < 0.5
-    first, last = np.sort(rng.choice(rows, 2))
-    return (rows >= first) & (rows <= last)
+        chosen = rng.random(len(rows)) < 0.5
+    else:
+        first, last = np.sort(rng.choice(rows, 2))
+        chosen = (rows >= first) & (rows <= last)
+    return chosen
 
 
 def _repaired(cells: Counts, share: float, rng: np.random.Generator) -> Counts:

@@ -111,16 +111,17 @@ class TokenReuse(Policy):
         change = (hidden - seen.inputs).abs().mean((0, 2)).float()
         scores = self.ranking(change, seen.attention, seen.waited).masked_fill(seen.new, torch.inf)
         share = self.shares[place.step if len(self.shares) > 1 else 0]
+        chosen: Tensor
         if isinstance(share, tuple):
             each = len(scores) // len(place.frames)
             wanted = torch.tensor([round(share[frame] * each) for frame in place.frames], device=scores.device)
-            order = scores.unflatten(0, (-1, each)).argsort(1, descending=True).argsort(1)
+            order = scores.view(-1, each).argsort(1, descending=True).argsort(1)
             chosen = ((order < wanted[:, None]).flatten() | seen.new).nonzero()[:, 0]
         else:
             count = max(round(share * len(scores)), int(seen.new.sum()))
             chosen = scores.topk(count).indices.sort().values
-        seen.waited += 1
-        seen.waited[chosen] = 0
+        seen.waited += 1.0
+        seen.waited[chosen] = 0.0
         seen.new[chosen] = False
         seen.inputs[:, chosen] = hidden[:, chosen]
         return chosen

@@ -65,8 +65,8 @@ def searched_on(
     `searched` and `Pipeline.generate`. progress: called with the activity, the budgets tried and the budgets in all.
     """
     geometry = pipe.backbone.geometry
-    settings = pipe.limits.settings(**{key: options.get(key) for key in ("steps", "frames", "size", "guidance")})
-    slots = geometry.latent_frames(settings.frames)
+    chosen: dict[str, Any] = {key: options.get(key) for key in ("steps", "frames", "size", "guidance")}
+    slots = geometry.latent_frames(pipe.limits.settings(**chosen).frames)
     clips = []
     for seed, prompt in enumerate(prompts, len(prompts)):
         own = {**options, "seed": seed}
