@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -81,6 +83,26 @@ def test_the_mass_of_attention_is_the_log_sum_of_the_exponentiated_logits(vector
     assert len(found) == len(vector.blocks)
     for mass, reference in zip(found, expected, strict=True):
         agree(mass, reference)
+
+
+def test_a_compiled_block_is_not_compiled_again(vector: VectorWanTransformer3DModel) -> None:
+    expected = [some for _, some in compared(vector, ROWS)]
+    compiled: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        compiled.append(len(inputs))
+        return graph.forward
+
+    torch.compiler.reset()
+    vector.compile_repeated_blocks(backend=backend)
+    run(vector, ROWS)
+    graphs = len(compiled)
+    pairs = compared(vector, ROWS)
+    assert len(compiled) == graphs > 0
+    for (whole, some), uncompiled in zip(pairs, expected, strict=True):
+        agree(some, whole)
+        agree(some, uncompiled)
+    torch.compiler.reset()
 
 
 def test_outside_the_context_the_blocks_run_by_themselves(vector: VectorWanTransformer3DModel) -> None:
