@@ -55,7 +55,7 @@ Timings = Mapping[str, list[float]]
 def stock_of(network: VectorWanTransformer3DModel, parts: str = "all") -> Any:
     """Return a copy of the network with the classes of diffusers.
 
-    parts: "all", or only "gelu", "norms" or "rotation"; then the copy stays a network of pusa.
+    parts: "all", or only "gelu" or "rotation"; then the copy stays a network of pusa.
     """
     twin = copy.deepcopy(network)
     for block in twin.blocks:
@@ -63,9 +63,6 @@ def stock_of(network: VectorWanTransformer3DModel, parts: str = "all") -> Any:
             block.attn1.processor.__class__ = WanAttnProcessor
         if parts in ("all", "gelu"):
             block.ffn.net[0].__class__ = GELU
-        if parts in ("all", "norms"):
-            for norm in (block.attn1.norm_q, block.attn1.norm_k, block.attn2.norm_q):
-                norm.__class__ = torch.nn.RMSNorm
         if parts == "all":
             block.attn2.processor.__class__ = WanAttnProcessor
             block.__class__ = WanTransformerBlock
@@ -200,7 +197,7 @@ def peaks(case: Case) -> dict[str, int]:
 
 def alone(case: Case, rounds: int) -> dict[str, tuple[float, float, float]]:
     """Return the time without each optimisation, relative to the time with all of them."""
-    without = {part: stock_of(case.network, part) for part in ("gelu", "norms", "rotation")}
+    without = {part: stock_of(case.network, part) for part in ("gelu", "rotation")}
     whole = Text(case.prompt.tokens.clone())
     whole.tokens[:, -1] = 1e-6  # a text that ends with no zeros
 
@@ -213,7 +210,6 @@ def alone(case: Case, rounds: int) -> dict[str, tuple[float, float, float]]:
         "keys and values of the text kept": unkept,
         "zeros of the text as one position": lambda: WanBackbone.velocity(case.network, case.latents, case.rows, whole),
         "GELU in place": lambda: case.ours(case.rows, without["gelu"]),
-        "norms in place": lambda: case.ours(case.rows, without["norms"]),
         "rotation in place": lambda: case.ours(case.rows, without["rotation"]),
     }
     with ExitStack() as walks:

@@ -2,9 +2,9 @@
 
 A call of few tokens does not fill the device: much of its time is the start of operations, and small matrix products.
 With both branches in one batch it has twice the tokens. On one thread of a CPU, the two branches of the embedded model
-(80 tokens of width 256) are 1.3 times as fast in one call. At the width of Wan 1.3B, the factor is 1.06 for 260 tokens
-and 0.99 for 780 (`benchmarks/exact_step.py`). A GPU is filled later. `MOST_TOKENS` also limits the
-memory: a call of so few tokens needs less of it than the decoding of the clip.
+(80 tokens of width 256) are 1.3 times as fast in one call. At the width of Wan 1.3B, the factor is about 1.05 for 260
+tokens and 1.0 for 780 (`benchmarks/exact_step.py`). A GPU is filled later. The limit on tokens is also one on memory: a
+call of so few tokens needs less than the decoding of the clip.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from diffusers.models.activations import GELU
 # All names are those of the stock block; test_inference.py fails when one of them moves.
 from diffusers.models.transformers import transformer_wan
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class InPlaceGELU(GELU):
@@ -30,21 +30,6 @@ class InPlaceGELU(GELU):
             return stock
         activated: Tensor = torch.ops.aten.gelu_.default(self.proj(hidden_states), approximate=self.approximate)
         return activated
-
-
-class InPlaceRMSNorm(nn.RMSNorm):
-    """The stock norm of queries and keys. On a CPU in float32, it overwrites its input, the output of a linear layer.
-
-    PyTorch has no single operation for it there. It computes the same products and means, with three more tensors.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return [B, L, D], for x [B, L, D]."""
-        in_float32 = x.dtype == self.weight.dtype == torch.float32
-        if x.device.type != "cpu" or not in_float32 or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return super().forward(x)
-        scale = torch.rsqrt(x.pow(2).mean(dim=-1, keepdim=True).add_(self.eps))
-        return x.mul_(scale).mul_(self.weight)
 
 
 class SelfAttentionProcessor(WanAttnProcessor):
@@ -83,9 +68,6 @@ class SelfAttentionProcessor(WanAttnProcessor):
 
 def adopt(block: Any) -> None:
     """Replace the operations of a block, unless another program has replaced them."""
-    for norm in (block.attn1.norm_q, block.attn1.norm_k, block.attn2.norm_q):
-        if type(norm) is nn.RMSNorm:
-            norm.__class__ = InPlaceRMSNorm
     if type(block.attn1.processor) is WanAttnProcessor:
         block.attn1.processor.__class__ = SelfAttentionProcessor
     if type(block.ffn.net[0]) is GELU:
