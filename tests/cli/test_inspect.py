@@ -92,6 +92,7 @@ def test_a_table_of_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (("attention", "x", "--steps", "2", "--blocks", "8"), "There is no block 8"),
         (("attention", "x", "--steps", "2", "--blocks", "-1"), "There is no block -1"),
         (("attention", "x", "--frames", "1"), "has no attention between frames"),
+        (("attention", "x", "--accelerate", "steps"), "An acceleration leaves attention out"),
         (("attention", "x", "--noise", "0.3"), "none is given"),
         (("weights", "tiny-base"), "nothing to compare"),
         (("weights", "tiny", "tiny-base"), "tiny is tiny-base with a LoRA"),

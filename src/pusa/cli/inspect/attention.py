@@ -108,6 +108,11 @@ def attention(
         raise InputError(
             f"--noise {noise:g} applies to pictures and clips, and none is given; give one, or leave --noise out."
         )
+    if any(value is not None for value in (sampling.accelerate, sampling.speed, sampling.min_psnr)):
+        raise InputError(
+            "An acceleration leaves attention out, so that it cannot be recorded: leave --accelerate, --speed and "
+            "--min-psnr out."
+        )
     if frames == 1:
         raise InputError("A clip of one frame has no attention between frames; give --frames 5 or more.")
     with terminal.status("Starting"):
