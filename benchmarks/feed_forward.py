@@ -1,0 +1,127 @@
+"""The feed-forward layers of the embedded model, with frames of equal noise level merged, beside the reuse of steps.
+
+It is part of `reduction.py`. The PSNR is that of the frames that the sampler changes, to the plain clip. Methods are
+compared at the same share of the operations of all blocks, by interpolation along the curve of each clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from acceleration import Bench, at_share, psnr
+from torch import Tensor
+
+from pusa.acceleration.merging import Likeness, calibrating, merging
+from pusa.embedded import world
+from pusa.evaluation.intervals import bootstrap
+from pusa.media.images import Frames
+
+Point = tuple[float, float]
+"""share of the operations of all blocks, PSNR in dB"""
+TOLERANCES = (0.4, 0.6, 0.8, 1.2)
+POLICIES = {
+    "uniform reuse of steps": [f"uniform,every=2,first={first}" for first in (0.4, 0.6, 0.8)],
+    "reuse of frames": [f"frames,threshold={threshold}" for threshold in (0.03, 0.06, 0.1)],
+}
+MERGING = ("merged frames", "merged frames, copied")
+SHARES = (0.95, 0.9, 0.85)
+"""of the operations, at which the methods are compared"""
+CALIBRATION = 4
+"""clips, after those that are measured"""
+
+
+class Merging:
+    """Merged frames in the clips of a `Bench` of one case."""
+
+    def __init__(self, bench: Bench, case: str) -> None:
+        self.bench, self.case = bench, case
+        backbone, network = bench.pipe.backbone, bench.pipe.transformer
+        self.layers = [block.ffn for block in network.blocks]
+        tokens = backbone.geometry.latent_frames(world.FRAMES) * (world.SIZE // backbone.geometry.multiple) ** 2
+        products = sum(2 * tokens * p.numel() for p in self.layers[0].parameters() if p.ndim == 2)
+        self.part = products / backbone.block_operations(network, tokens, tokens)
+        self._sigma = torch.zeros(1)
+
+    def sigma(self) -> Tensor:
+        return self._sigma
+
+    def calibrated(self, clips: Sequence[int]) -> list[Likeness]:
+        with self._levels_noted(), calibrating(self.layers, self.sigma) as found:
+            for clip in clips:
+                self._frames(clip)
+        return found()
+
+    def point(self, clip: int, likeness: Sequence[Likeness], tolerance: float) -> Point:
+        with self._levels_noted(), merging(self.layers, likeness, tolerance, self.sigma) as merged:
+            made = self._frames(clip)
+        new = slice(1, None) if self.case == "image to video" else slice(None)
+        error = np.square(made[new].astype(float) - self.bench.plain(self.case, clip)[new]).mean()
+        return 1 - self.part * (1 - merged.fraction), psnr(error)
+
+    def _frames(self, clip: int) -> Frames:
+        options = self.bench.options(self.case, clip)
+        return self.bench.pipe.generate(self.bench.scenes[clip].caption, **options).frames
+
+    @contextmanager
+    def _levels_noted(self) -> Iterator[None]:
+        """Inside the context, `sigma` is that of the present call of the network."""
+        backbone: Any = self.bench.pipe.backbone
+        usual = backbone.velocity
+
+        def velocity(network: Any, latents: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            self._sigma = sigma[0]
+            out: Tensor = usual(network, latents, sigma, *args, **kwargs)
+            return out
+
+        backbone.velocity = velocity
+        try:
+            yield
+        finally:
+            del backbone.velocity
+
+
+def measured(clips: int, steps: int, case: str) -> tuple[dict[str, list[list[Point]]], list[float]]:
+    """Return {method: the points of each clip, without the plain one}, and the error of each layer's `Likeness`."""
+    bench = Bench(clips + CALIBRATION, steps, guidance=3.0)
+    own = Merging(bench, case)
+    learned = own.calibrated(range(clips, clips + CALIBRATION))
+    copied = [Likeness(torch.zeros_like(each.slope), each.error) for each in learned]
+    found: dict[str, list[list[Point]]] = {}
+    for name, likeness in zip(MERGING, (learned, copied), strict=True):
+        found[name] = [[own.point(clip, likeness, each) for each in TOLERANCES] for clip in range(clips)]
+        print(case, name, np.round(np.mean(found[name], 0), 3).tolist(), flush=True)
+    for name, texts in POLICIES.items():
+        found[name] = [[bench.point(case, clip, text)[1:] for text in texts] for clip in range(clips)]
+        print(case, name, np.round(np.mean(found[name], 0), 3).tolist(), flush=True)
+    return found, [each.error for each in learned]
+
+
+def compared(points: Sequence[Sequence[Point]], share: float) -> list[float]:
+    """The PSNR of each clip at a share of the operations; NaN where its curve does not reach it."""
+    return [at_share([(x, x, y) for x, y in clip], share) for clip in points]
+
+
+def table(case: str, found: dict[str, list[list[Point]]], errors: Sequence[float]) -> dict[str, Any]:
+    """A table of the section."""
+    rows = []
+    for name, points in found.items():
+        settings = [f"{100 * share:.0f} %: {value:.1f}" for share, value in np.mean(points, 0)]
+        at = [bootstrap(compared(points, share)).text(1) for share in SHARES]
+        rows.append([name, ", ".join(settings), *at])
+    return {
+        "title": f"Merged frames in the feed-forward layers: {case}",
+        "head": ["method", "operations: PSNR, of each setting", *(f"PSNR at {100 * share:.0f} %" for share in SHARES)],
+        "rows": rows,
+        "text": [
+            "The same idea in the diffusion transformer, without training. In each block, a frame whose input is like "
+            "that of a frame before it, at an equal noise level, takes the output of that frame, with or without a "
+            "factor for each channel. Frames of different noise levels are never merged. The PSNR in dB is that of "
+            "the embedded model's clips to the plain ones; operations are those of all blocks, where the feed-forward "
+            "layers are about a third. A relative change of the input by 1 changes the output of the layers by "
+            f"{min(errors):.1f} to {max(errors):.1f}."
+        ],
+    }
