@@ -56,8 +56,9 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         cells = functional.adaptive_avg_pool3d(x, (x.shape[2], CELLS, CELLS))
-        change = cells.diff(dim=2).abs().mean((2, 3, 4)) if x.shape[2] > 1 else torch.zeros_like(x[:, :, 0, 0, 0])
-        out: Tensor = self.logits(functional.relu(self.hidden(self.norm(torch.cat([cells.mean((2, 3, 4)), change], 1)))))
+        mean = cells.mean((2, 3, 4))
+        change = cells.diff(dim=2).abs().mean((2, 3, 4)) if x.shape[2] > 1 else torch.zeros_like(mean)
+        out: Tensor = self.logits(self.hidden(self.norm(torch.cat([mean, change], 1))).relu())
         return out
 
     def operations(self, frames: int, height: int, width: int) -> int:
