@@ -22,7 +22,7 @@ from pusa.media.images import Frames
 
 Point = tuple[float, float]
 """share of the operations of all blocks, PSNR in dB"""
-TOLERANCES = (0.5, 0.7, 1.0, 2.0)
+TOLERANCES = (0.5, 0.7, 1.0)
 POLICIES = {
     "uniform reuse of steps": [f"uniform,every=2,first={first}" for first in (0.4, 0.6, 0.8)],
     "reuse of frames": [f"frames,threshold={threshold}" for threshold in (0.03, 0.06, 0.1)],

@@ -71,7 +71,7 @@ def changes(frames: Tensor) -> Tensor:
     It is the Euclidean distance over the norm of the first frame, and the largest one of the clips counts.
     """
     flat = frames.flatten(2).float()
-    return (torch.cdist(flat, flat) / flat.norm(dim=2)[:, :, None].clamp(min=1e-12)).amax(0).cpu()
+    return (torch.cdist(flat, flat) / _norms(frames)[:, :, None]).amax(0).cpu()
 
 
 @contextmanager
@@ -90,18 +90,18 @@ def merging(
 
     def run(forward: Callable[[Tensor], Tensor], known: Likeness, x: Tensor) -> Tensor:
         levels = sigma()
-        frames = x.unflatten(1, (len(levels), -1))
+        frames = _by_frame(x, len(levels))
         counts.total += x.shape[0] * x.shape[1]
-        leader = torch.arange(len(levels))
-        if tolerance > 0 and len(levels.unique()) < len(levels):
+        own = leader = torch.arange(len(levels))
+        if tolerance > 0 and bool((levels.diff() == 0).any()):
             leader = leaders(levels, changes(frames), tolerance / known.error)
-        computed, place = leader.unique(return_inverse=True)
-        counts.computed += x.shape[0] * len(computed) * frames.shape[2]
-        if len(computed) == len(levels):
+        leads = leader == own
+        counts.computed += x.shape[0] * int(leads.sum()) * frames.shape[2]
+        if leads.all():
             return forward(x)
-        out = forward(frames[:, computed].flatten(1, 2)).unflatten(1, (len(computed), -1))
+        out = _by_frame(forward(frames[:, leads].flatten(1, 2)), int(leads.sum()))
         differs = (frames - frames[:, leader]) * known.slope.to(x)
-        return (out[:, place] + differs).flatten(1, 2)
+        return (out[:, leads.cumsum(0)[leader] - 1] + differs).flatten(1, 2)
 
     with _running([partial(run, layer.forward, known) for layer, known in zip(layers, likeness, strict=True)], layers):
         yield counts
@@ -119,10 +119,9 @@ def calibrating(layers: Sequence[nn.Module], sigma: Callable[[], Tensor]) -> Ite
         out, levels = forward(x), sigma()
         pairs = (levels.diff() == 0).nonzero()[:, 0]
         if len(pairs):
-            before, after = (each.unflatten(1, (len(levels), -1)) for each in (x, out))
-            dx, dy = (each[:, pairs + 1].float() - each[:, pairs].float() for each in (before, after))
-            inputs = dx.flatten(2).norm(dim=2) / before[:, pairs].float().flatten(2).norm(dim=2).clamp(min=1e-12)
-            outputs = dy.flatten(2).norm(dim=2) / after[:, pairs].float().flatten(2).norm(dim=2).clamp(min=1e-12)
+            before, after = (_by_frame(each.detach(), len(levels)).float() for each in (x, out))
+            dx, dy = (each[:, pairs + 1] - each[:, pairs] for each in (before, after))
+            inputs, outputs = (_norms(change) / _norms(each[:, pairs]) for change, each in ((dx, before), (dy, after)))
             found = ((dx * dy).sum((0, 1, 2)), dx.square().sum((0, 1, 2)), outputs.sum(), inputs.sum())
             mine[:] = [total + more for total, more in zip(mine, found, strict=True)]
         return out
@@ -132,6 +131,17 @@ def calibrating(layers: Sequence[nn.Module], sigma: Callable[[], Tensor]) -> Ite
             Likeness(torch.as_tensor(xy) / torch.as_tensor(xx).clamp(min=1e-12), float(outputs) / float(inputs))
             for xy, xx, outputs, inputs in sums
         ]
+
+
+def _by_frame(tokens: Tensor, frames: int) -> Tensor:
+    """Reshape tokens [B, V · n, D] to [B, V, n, D]."""
+    return tokens.reshape(tokens.shape[0], frames, -1, tokens.shape[2])
+
+
+def _norms(frames: Tensor) -> Tensor:
+    """Return the Euclidean norms [B, V] of frames [B, V, n, D], above 0."""
+    norms: Tensor = torch.linalg.vector_norm(frames.flatten(2).float(), dim=2).clamp(min=1e-12)
+    return norms
 
 
 @contextmanager

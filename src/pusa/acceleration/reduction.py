@@ -121,7 +121,7 @@ class ReducedConv3d(nn.Module):
             return self.mixed(x, *weights)
         chosen = torch.stack([each.argmax(1) for each in logits], 1)
         self._note(x, *(functional.one_hot(c, each.shape[1]).to(x) for c, each in zip(chosen.T, logits, strict=True)))
-        different = chosen.unique(dim=0).tolist()
+        different = sorted({(stride, share) for stride, share in chosen.tolist()})
         if len(different) == 1:
             return self.chosen(x, *different[0])
         out: Tensor | None = None
@@ -145,7 +145,7 @@ class ReducedConv3d(nn.Module):
         bias = None if conv.bias is None else conv.bias[:kept]
         steps = (n, *conv.stride[1:])
         some = functional.conv3d(x, conv.weight[:kept], bias, steps, conv.padding, conv.dilation)  # type: ignore[arg-type]
-        return self._with_frames(self._with_channels(some, share), stride, self._size(x)[0])
+        return self._with_frames(self._with_channels(some, share), stride, self._size_of(_size(x))[0])
 
     def mixed(self, x: Tensor, strides: Tensor, shares: Tensor) -> Tensor:
         """Return the sum of the outputs of all choices, with weights strides [B, strides] and shares [B, shares].
@@ -158,7 +158,7 @@ class ReducedConv3d(nn.Module):
         out = torch.stack([w[:, None, None, None, None] * each for w, each in zip(shares.T, outs, strict=True)]).sum(0)
         table = torch.stack([self._table(stride, frames) for stride in range(len(self.strides))])
         mixture = torch.einsum("bs,sctn->bctn", strides, table)
-        return (mixture @ out.flatten(3)).unflatten(3, out.shape[3:])
+        return (mixture @ out.flatten(3)).reshape(out.shape)
 
     def operations(self, size: tuple[int, int, int], stride: int, share: int) -> int:
         """Return the operations of a choice for one clip of `size` = (T, H, W), without the gate.
@@ -204,24 +204,26 @@ class ReducedConv3d(nn.Module):
         before = at - at % n
         after = (before + n).clamp(max=(frames - 1) // n * n)
         left, right = weights[at % n].permute(1, 2, 0)[..., None]
-        return left * functional.one_hot(before, frames) + right * functional.one_hot(after, frames)
-
-    def _size(self, x: Tensor) -> tuple[int, ...]:
-        return self._size_of((x.shape[2], x.shape[3], x.shape[4]))
+        table: Tensor = left * functional.one_hot(before, frames) + right * functional.one_hot(after, frames)
+        return table
 
     def _size_of(self, size: tuple[int, int, int]) -> tuple[int, ...]:
         """Return (T, H, W) of the output for that of an input."""
-        conv = self.conv
-        rows = zip(size, conv.padding, conv.dilation, conv.kernel_size, conv.stride, strict=True)
-        return tuple((n + 2 * int(pad) - far * (k - 1) - 1) // step + 1 for n, pad, far, k, step in rows)
+        conv, padding = self.conv, [int(number) for number in self.conv.padding]
+        rows = zip(size, padding, conv.dilation, conv.kernel_size, conv.stride, strict=True)
+        return tuple((n + 2 * pad - far * (k - 1) - 1) // step + 1 for n, pad, far, k, step in rows)
 
     def _note(self, x: Tensor, strides: Tensor, shares: Tensor) -> None:
-        size = (x.shape[2], x.shape[3], x.shape[4])
+        size = _size(x)
         table = [[self.operations(size, i, j) for j in range(len(self.shares))] for i in range(len(self.strides))]
         operations = torch.einsum("bi,ij,bj->b", strides, torch.tensor(table).to(strides), shares)
         operations = operations + self.gate.operations(*size)  # type: ignore[operator]
         stride = strides.detach() @ torch.tensor(self.strides).to(strides)
         self.last = Computed(operations, self.operations(size, 0, 0), stride)
+
+
+def _size(x: Tensor) -> tuple[int, int, int]:
+    return x.shape[2], x.shape[3], x.shape[4]
 
 
 def _interpolation(stride: int, channels: int) -> nn.Parameter:
