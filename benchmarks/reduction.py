@@ -234,11 +234,12 @@ def trained(seeds: int, epochs: tuple[int, int], clips: tuple[int, int], price: 
                 model = base.reduced(fixed(strides))
             else:
                 model = base.reduced(constant)
-            train(model, training, epochs[1], RATES[1], price if arm in ("gated", "gate without input") else 0.0, seed)
+            learns = arm in ("gated", "gate without input")
+            train(model, training, epochs[1], RATES[1], price if learns else 0.0, seed)
             result = tested(model, heldout)
             found[arm].append(result)
-            said = {name: [round(float(each[i::3].mean()), 3) for i in range(3)] for name, each in result.items()}
-            print(seed, arm, said, flush=True)
+            by_speed = {name: [round(float(each[i::3].mean()), 3) for i in range(3)] for name, each in result.items()}
+            print(seed, arm, by_speed, flush=True)
     return found
 
 
