@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -213,6 +215,28 @@ def nearest_strides(model: Encoder, share: float) -> tuple[int, ...]:
     return min(itertools.product(STRIDES, repeat=len(layers)), key=distance)
 
 
+def times(channels: int, turns: int) -> tuple[float, list[float]]:
+    """The share of the operations of a reduced layer at stride 2 and half the channels, and ratios of its time.
+
+    Each ratio is that of two neighbouring runs, reduced to plain, with the gate and the restoring.
+    """
+    layer = ReducedConv3d(nn.Conv3d(channels, channels, 3, padding=1)).eval()
+    logits = layer.gate.logits
+    nn.init.zeros_(logits.weight)
+    with torch.inference_mode():
+        logits.bias.copy_(torch.tensor([0, 1, 0, 0, 1]))
+        x = torch.rand(2, channels, FRAMES, 16, 16)
+        layer(x), layer.conv(x)
+        ratios = [_seconds(layer, x) / _seconds(layer.conv, x) for _ in range(turns)]
+    return float(computed_share([layer])[0]), ratios
+
+
+def _seconds(layer: nn.Module, x: Tensor) -> float:
+    started = time.perf_counter()
+    layer(x)
+    return time.perf_counter() - started
+
+
 Results = dict[str, list[dict[str, np.ndarray]]]
 """{arm: what `tested` returned, for each training}"""
 
@@ -263,8 +287,8 @@ def report(found: Results, merged: dict[str, Any], args: argparse.Namespace) -> 
     of = intervals["gated"]
     text = [
         "VA-RED² (arXiv 2102.07887): a gate at each convolution of a small video encoder chooses, for each clip, which "
-        "frames and channels are computed. The encoder tells the motion of shape clips of the synthetic world: still "
-        f"ones, slow ones ({SPEEDS['slow']:g} times the speed of the world) and fast ones ({SPEEDS['fast']:g} times). "
+        "frames and channels are computed. The encoder tells the motion of shape clips of the synthetic world: static "
+        f"ones, slow ones at its own speed, and fast ones at {SPEEDS['fast']:g} times this speed. "
         f"It is trained plainly for {args.epochs[0]} epochs. Then each row of the table tunes it for {args.epochs[1]} "
         f"more, {args.seeds} times with other random numbers. The fixed strides are those, one for each layer, whose "
         "operations are nearest to those of the gates. A gate without input learns one choice for all clips. "
@@ -293,6 +317,18 @@ def report(found: Results, merged: dict[str, Any], args: argparse.Namespace) -> 
         {"title": "By the speed of the clips", "rows": second, "text": [],
          "head": ["", *(f"stride, {kind}" for kind in SPEEDS), *(f"right, {kind} (%)" for kind in SPEEDS)]},
     ]  # fmt: skip
+    rows_of_times = []
+    for channels in (16, 32, 64, 128):
+        share, ratios = times(channels, turns=3 if args.smoke else 25)
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        rows_of_times.append([f"{channels} channels", f"{100 * share:.0f}", spread])
+    tables.append(
+        {"title": "The time of a reduced layer", "rows": rows_of_times,
+         "head": ["3 x 3 x 3 convolution, 8 frames, 16 x 16", "operations (%)", "time, reduced to plain"],
+         "text": ["Every second frame and half of the channels are computed. Gate and restoring move as many numbers "
+                  "as the plain layer, so fewer operations save time only in wide layers. The encoder above is too "
+                  "narrow for that: its operations fall, and its time does not. Medians and ranges of pairs."]}
+    )  # fmt: skip
     for case, (methods, errors) in merged.items():
         tables.append(feed_forward.table(case, methods, errors))
     numbers = {arm: {key: each.record() for key, each in of.items()} for arm, of in intervals.items()}
