@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from acceleration import Bench, at_share, psnr
 from torch import Tensor
 
 from pusa.acceleration.merging import Likeness, calibrating, merging
 from pusa.embedded import world
+from pusa.evaluation.acceleration.tasks import psnr
 from pusa.evaluation.intervals import bootstrap
+from pusa.generation.clip import GeneratedClip
+from pusa.generation.given import Image
+from pusa.generation.pipeline import load
 from pusa.media.images import Frames
 
 Point = tuple[float, float]
@@ -35,11 +38,16 @@ CALIBRATION = 3
 
 
 class Merging:
-    """Merged frames in the clips of a `Bench` of one case."""
+    """Held-out clips of the embedded model, plain, with an acceleration, and with merged frames."""
 
-    def __init__(self, bench: Bench, case: str) -> None:
-        self.bench, self.case = bench, case
-        backbone, network = bench.pipe.backbone, bench.pipe.transformer
+    def __init__(self, clips: int, steps: int, case: str) -> None:
+        self.pipe = load("tiny", device="cpu")
+        self.steps, self.case = steps, case
+        scenes = [world.sample(seed, "heldout", "camera" if seed % 2 else "shape") for seed in range(clips)]
+        self.prompts = [scene.caption for scene in scenes]
+        self.pictures = [Image(world.render(scene, 1)[0]) for scene in scenes]
+        self._plain: dict[int, Frames] = {}
+        backbone, network = self.pipe.backbone, self.pipe.transformer
         self.layers = [block.ffn for block in network.blocks]
         tokens = backbone.geometry.latent_frames(world.FRAMES) * (world.SIZE // backbone.geometry.multiple) ** 2
         products = sum(2 * tokens * p.numel() for p in self.layers[0].parameters() if p.ndim == 2)
@@ -52,24 +60,32 @@ class Merging:
     def calibrated(self, clips: Sequence[int]) -> list[Likeness]:
         with self._levels_noted(), calibrating(self.layers, self.sigma) as found:
             for clip in clips:
-                self._frames(clip)
+                self._made(clip)
         return found()
 
-    def point(self, clip: int, likeness: Sequence[Likeness], tolerance: float) -> Point:
+    def merged(self, clip: int, likeness: Sequence[Likeness], tolerance: float) -> Point:
         with self._levels_noted(), merging(self.layers, likeness, tolerance, self.sigma) as merged:
-            made = self._frames(clip)
-        new = slice(1, None) if self.case == "image to video" else slice(None)
-        error = np.square(made[new].astype(float) - self.bench.plain(self.case, clip)[new]).mean()
-        return 1 - self.part * (1 - merged.fraction), psnr(error)
+            made = self._made(clip)
+        return 1 - self.part * (1 - merged.fraction), self._psnr(clip, made.frames)
 
-    def _frames(self, clip: int) -> Frames:
-        options = self.bench.options(self.case, clip)
-        return self.bench.pipe.generate(self.bench.scenes[clip].caption, **options).frames
+    def accelerated(self, clip: int, acceleration: str) -> Point:
+        made = self._made(clip, acceleration)
+        return made.recipe["acceleration"]["operations"], self._psnr(clip, made.frames)
+
+    def _psnr(self, clip: int, frames: Frames) -> float:
+        if clip not in self._plain:
+            self._plain[clip] = self._made(clip).frames
+        return psnr(frames, self._plain[clip], slice(1 if self.case == "image to video" else 0, None))
+
+    def _made(self, clip: int, acceleration: str | None = None) -> GeneratedClip:
+        conditions = [self.pictures[clip]] if self.case == "image to video" else []
+        options: dict[str, Any] = {"steps": self.steps, "guidance": 3.0, "seed": clip, "guidance_batch": "off"}
+        return self.pipe.generate(self.prompts[clip], conditions, accelerate=acceleration, **options)
 
     @contextmanager
     def _levels_noted(self) -> Iterator[None]:
         """Inside the context, `sigma` is that of the present call of the network."""
-        backbone: Any = self.bench.pipe.backbone
+        backbone: Any = self.pipe.backbone
         usual = backbone.velocity
 
         def velocity(network: Any, latents: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -86,16 +102,15 @@ class Merging:
 
 def measured(clips: int, steps: int, case: str) -> tuple[dict[str, list[list[Point]]], list[float]]:
     """Return {method: the points of each clip, without the plain one}, and the error of each layer's `Likeness`."""
-    bench = Bench(clips + CALIBRATION, steps, guidance=3.0)
-    own = Merging(bench, case)
+    own = Merging(clips + CALIBRATION, steps, case)
     learned = own.calibrated(range(clips, clips + CALIBRATION))
     copied = [Likeness(torch.zeros_like(each.slope), each.error) for each in learned]
     found: dict[str, list[list[Point]]] = {}
     for name, likeness in zip(MERGING, (learned, copied), strict=True):
-        found[name] = [[own.point(clip, likeness, each) for each in TOLERANCES] for clip in range(clips)]
+        found[name] = [[own.merged(clip, likeness, each) for each in TOLERANCES] for clip in range(clips)]
         print(case, name, np.round(np.mean(found[name], 0), 3).tolist(), flush=True)
     for name, texts in POLICIES.items():
-        found[name] = [[bench.point(case, clip, text)[1:] for text in texts] for clip in range(clips)]
+        found[name] = [[own.accelerated(clip, text) for text in texts] for clip in range(clips)]
         print(case, name, np.round(np.mean(found[name], 0), 3).tolist(), flush=True)
     return found, [each.error for each in learned]
 
@@ -105,9 +120,9 @@ def compared(points: Sequence[Sequence[Point]], share: float) -> list[float]:
 
     Settings that left nothing out are no part of a curve.
     """
-    curves = [[(x, x, y) for x, y in clip if x < 1] for clip in points]
-    found = [at_share(curve, share) for curve in curves if curve]
-    return [value for value in found if not np.isnan(value)]
+    curves = [sorted((x, y) for x, y in clip if x < 1) for clip in points]
+    reaching = [curve for curve in curves if curve and curve[0][0] <= share <= curve[-1][0]]
+    return [float(np.interp(share, *zip(*curve, strict=True))) for curve in reaching]
 
 
 def table(case: str, found: dict[str, list[list[Point]]], errors: Sequence[float]) -> dict[str, Any]:

@@ -377,7 +377,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, nargs=2, default=(1536, 768), help="for training, and held out")
     parser.add_argument("--made", type=int, default=8, help="clips of the embedded model")
     parser.add_argument("--steps", type=int, default=10, help="of the embedded model")
-    parser.add_argument("--cases", nargs="*", default=["text to video"])
+    parser.add_argument("--cases", nargs="*", default=["text to video"], help="also: image to video")
     parser.add_argument("--price", type=float, default=2.0, help="of all operations, in units of the loss")
     parser.add_argument("--smoke", action="store_true", help="run everything in seconds; the numbers mean nothing")
     parser.add_argument("--threads", type=int, default=1)

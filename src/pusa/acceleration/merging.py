@@ -1,8 +1,8 @@
 """Feed-forward layers that compute one of several neighbouring frames that are alike (after VA-RED², arXiv 2102.07887).
 
 Only frames of equal noise level are merged: the weights of a diffusion transformer answer to the noise level, and an
-error at one level would be taken into another. So the frames of a staircase are never merged. The layers must act on
-each token alone.
+error at one level would be taken into another. So frames on different steps of a staircase are never merged. The layers
+must act on each token alone.
 
 Frames are merged with the first of their group, the *leader*, while their inputs differ little from its input. How much
 that is follows from a calibration: it tells for each layer how far outputs differ for a difference of the inputs, and
