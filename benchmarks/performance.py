@@ -14,7 +14,7 @@ from pathlib import Path
 from section import Section
 
 FOLDER = Path("docs/results/performance")
-ORDER = ("budget", "exact_step", "acceleration", "scaling", "gpu_step", "gpu_attention", "gpu_compile", "gpu_fp8",
+ORDER = ("budget", "exact_step", "acceleration", "tokens", "scaling", "gpu_step", "gpu_attention", "gpu_compile", "gpu_fp8",
          "gpu_acceleration", "gpu_lora", "gpu_tests", "compare")  # fmt: skip
 INTRODUCTION = """# Performance
 
