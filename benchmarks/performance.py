@@ -14,8 +14,8 @@ from pathlib import Path
 from section import Section
 
 FOLDER = Path("docs/results/performance")
-ORDER = ("budget", "exact_step", "acceleration", "tokens", "scaling", "gpu_step", "gpu_attention", "gpu_compile", "gpu_fp8",
-         "gpu_acceleration", "gpu_lora", "gpu_tests", "compare")  # fmt: skip
+ORDER = ("budget", "exact_step", "acceleration", "tokens", "scaling", "gpu_step", "gpu_attention", "gpu_compile",
+         "gpu_fp8", "gpu_acceleration", "gpu_lora", "gpu_tests", "compare")  # fmt: skip
 INTRODUCTION = """# Performance
 
 How fast pusa is, how far that is from what the machine allows, and how it grows. Each section has the command that
