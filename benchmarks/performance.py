@@ -14,9 +14,8 @@ from pathlib import Path
 from section import Section
 
 FOLDER = Path("docs/results/performance")
-ORDER = ("budget", "exact_step", "decode", "startup", "acceleration", "acceleration_time", "tokens", "reduction",
-         "scaling",
-         "gpu_step", "gpu_attention", "gpu_compile", "gpu_fp8", "gpu_acceleration", "gpu_lora", "gpu_tests",
+ORDER = ("budget", "exact_step", "acceleration", "acceleration_time", "tokens", "reduction", "scaling", "gpu_step",
+         "gpu_attention", "gpu_compile", "gpu_fp8", "gpu_acceleration", "gpu_lora", "gpu_tests",
          "compare")  # fmt: skip
 INTRODUCTION = """# Performance
 

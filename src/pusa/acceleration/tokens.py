@@ -4,8 +4,9 @@ The score of a token is the log-sum-exp of its attention logits when it was last
 since then, plus a penalty that grows with the steps in which it was left out. The tokens with the highest scores are
 computed. Attention of these tokens sees the keys and values of all tokens.
 
-The first block of the first guidance branch decides for all blocks and branches. Then what is kept of a token is from
-one step, and guidance does not multiply a difference between steps. It also costs one selection for each step.
+The first block decides for all blocks. Then all that is kept of a token is from one step, and there is one selection in
+each step. Its input does not depend on the text, so the first guidance branch decides for the other one. If the
+branches kept values of different steps, guidance would multiply the difference.
 
 A frame that is held does not change, so its score is small, and the budget goes to the frames that move.
 """
