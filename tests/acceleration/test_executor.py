@@ -152,7 +152,7 @@ def test_without_guidance_and_with_loras(tiny_folder: Path, tmp_path: Path) -> N
 
 def test_two_experts_have_a_memory_each(experts_folder: Path) -> None:
     pipe = load(experts_folder, device="cpu")
-    options: dict[str, Any] = {"steps": 8, "guidance": 2.0, "boundary": 0.9}
+    options: dict[str, Any] = {"steps": 8, "guidance": 2.0, "boundary": 0.9, "guidance_batch": "off"}
     plain = pipe.generate(PROMPT, **options)
     for name in ("steps,threshold=100,first=0", "frames,threshold=100,first=0"):
         calls: list[Any] = []

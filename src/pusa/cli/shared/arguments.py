@@ -100,7 +100,7 @@ def whole(_: object, tokens: Sequence[Token]) -> int:
 
 def factor(_: object, tokens: Sequence[Token]) -> float:
     """Convert the value of an option that takes a factor: 2 or 2x."""
-    return number(tokens[0].value.lower().removesuffix("x"), f"--{tokens[0].keyword.lstrip('-')}", "factor")
+    return number(tokens[0].value.lower().removesuffix("x"), f"--{(tokens[0].keyword or '').lstrip('-')}", "factor")
 
 
 def path(_: object, tokens: Sequence[Token]) -> Path:

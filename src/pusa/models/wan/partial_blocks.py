@@ -56,7 +56,8 @@ class BlockCall:
 @contextmanager
 def blocks_run_by(network: nn.Module, run: Run) -> Iterator[None]:
     """Call `run` instead of each block of a Wan transformer inside the context, see `pusa.models.backbone.Backbone`."""
-    blocks: list[Any] = list(getattr(network, "module", network).blocks)
+    wan: Any = getattr(network, "module", network)
+    blocks = list(wan.blocks)
 
     def interceptor(index: int) -> Callable[..., Tensor]:
         def intercept(forward: Callable[..., Any], hidden: Tensor, *arguments: Any) -> Tensor:
