@@ -70,6 +70,13 @@ def test_accelerations_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert all(float(row[3]) > 1 for row in table["rows"])
 
 
+def test_the_step_is_compared_with_stock_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, "exact_step", "--smoke", "--json", tmp_path / "exact_step.json")
+    numbers = json.loads((tmp_path / "exact_step.json").read_text())["numbers"]
+    assert all(row["difference"] < 1e-5 for row in numbers["steps"])
+    assert numbers["clip"]["difference"] < 1e-4
+
+
 def test_an_exponent_and_its_error() -> None:
     from scaling import exponent
 
