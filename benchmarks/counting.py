@@ -194,7 +194,7 @@ def kind_in_wan(modules: Sequence[tuple[str, nn.Module]], operation: str) -> str
         return "linear layers"
     if block and "attn" in name.rsplit(".", 1)[-1]:
         return "rotary embedding" if name.endswith("attn1") else "attention"
-    if block and type(module).__name__ == "GELU":
+    if block and type(module).__name__.endswith("GELU"):
         return "GELU"
     return "norms and modulation" if block or "norm_out" in name else "the rest"
 

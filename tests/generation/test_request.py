@@ -99,8 +99,10 @@ def test_a_field_of_sampling_is_a_flag_a_key_and_an_entry_of_the_sidecar(tiny_pi
     names = {one.name for one in dataclasses.fields(Sampling)}  # type: ignore[arg-type]
     assert names <= {one.name for one in dataclasses.fields(SamplingFlags)}
     assert names <= set(KEYS)
-    recipe = tiny_pipe.generate("a", schedule="staircase", steps=1, guidance_interval="0,1").recipe
-    assert names - {"guidance_2", "boundary"} <= recipe.keys()  # those two are for models with two experts
+    options = {"schedule": "staircase", "guidance_interval": "0,1", "accelerate": "steps"}
+    recipe = tiny_pipe.generate("a", steps=1, **options).recipe
+    # Two are for models with two experts, and two choose the acceleration, which the recipe names.
+    assert names - {"guidance_2", "boundary", "speed", "min_psnr"} <= recipe.keys()
 
 
 def test_an_option_is_defined_in_one_file() -> None:

@@ -127,7 +127,7 @@ def test_one_process_says_that_its_remake_may_differ(
 def test_process_0_alone_speaks_and_all_exit_alike(folder: Path, together: Any) -> None:
     clips = [f"together/{name}.mp4" for name in [*worker.COMMANDS, "again"]]
     assert together["out"].splitlines() == clips
-    assert together["err"].count("17 frames of 64x64 at 8 fps") == 2
+    assert together["err"].count("17 frames of 64x64 at 8 fps") == 3
     codes = dict.fromkeys([*worker.COMMANDS, "again"], 0) | {"refused": 2}
     assert [report["codes"] for report in together["reports"]] == [codes] * 2
     assert (
