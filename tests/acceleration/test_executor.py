@@ -19,6 +19,7 @@ from pusa.core import Call, schedules, sigmas
 from pusa.errors import Cancelled, InputError
 from pusa.generation.given import Image
 from pusa.generation.pipeline import Pipeline, load
+from pusa.generation.provenance import regenerate
 from pusa.processes import ProcessGroup
 from tests.models.lora_files import truth, written
 
@@ -189,6 +190,18 @@ def test_shares_for_each_step_must_fit(pipe: Pipeline) -> None:
     with pytest.raises(InputError, match=r"3 shares of tokens, and the matrix has 6 steps"):
         latents(pipe, accelerate="tokens,share=1/0.5/0.5")
     assert not torch.equal(latents(pipe, accelerate="tokens,share=1/1/0.5/0.5/0.5/0.5"), latents(pipe))
+
+
+def test_an_accelerated_clip_is_made_again_and_varied(pipe: Pipeline, tmp_path: Path) -> None:
+    clip = pipe.generate(PROMPT, steps=STEPS, guidance=2.0, accelerate="frames,threshold=0.5")
+    clip.save(tmp_path / "clip.mp4")
+    again = regenerate(tmp_path / "clip.json", pipe)
+    assert torch.equal(again.latents, clip.latents)
+    assert again.recipe["acceleration"] == clip.recipe["acceleration"]
+    plain = regenerate(tmp_path / "clip.json", pipe, changes={"accelerate": "none"})
+    assert torch.equal(plain.latents, pipe.generate(PROMPT, steps=STEPS, guidance=2.0).latents)
+    other = regenerate(tmp_path / "clip.json", pipe, changes={"accelerate": "held,every=2", "seed": 3})
+    assert other.recipe["accelerate"] == "held,every=2"
 
 
 def test_memory_is_counted(pipe: Pipeline) -> None:

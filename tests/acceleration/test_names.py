@@ -21,6 +21,7 @@ def test_a_name_alone_has_its_defaults_and_reads_itself_again(name: str) -> None
 def test_spaces_several_policies_and_shares() -> None:
     joined = Acceleration.parse(" steps , threshold = 0.2 + held,every=3")
     assert str(joined) == "steps,threshold=0.2,first=0.2+held,every=3"
+    assert Acceleration.parse(str(Acceleration.parse("uniform,every=1000000"))).parts[0][1]["every"] == 1000000
     assert Acceleration.parse("tokens,share=1/0.5/0.25").parts[0][1] == {"share": (1.0, 0.5, 0.25)}
     by_frame = Acceleration.parse("tokens,share=1/0:0.5:0.25")
     assert by_frame.parts[0][1] == {"share": (1.0, (0.0, 0.5, 0.25))}
@@ -31,9 +32,10 @@ def test_spaces_several_policies_and_shares() -> None:
     ("text", "sentence"),
     [
         ("step", "'step' is unknown: did you mean 'steps'"),
-        ("", "choose steps, frames"),
+        ("", "has an empty part: choose steps, frames"),
+        ("steps+", "'steps+' has an empty part"),
         ("steps,limit=1", "unknown part 'limit=1': steps takes threshold=…, first=…"),
-        ("steps,threshold", "unknown part 'threshold'"),
+        ("steps,threshold", "has threshold without a value: write threshold=, a number from 0"),
         ("steps,threshold=-1", "threshold=-1: give a number from 0"),
         ("steps,threshold=nan", "threshold=nan: give a number"),
         ("held,every=0", "every=0: give a number of steps, at least 1"),

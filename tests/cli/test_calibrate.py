@@ -47,6 +47,7 @@ def test_a_budget_that_was_searched_is_measured_too(monkeypatch: pytest.MonkeyPa
     ("flags", "sentence"),
     [
         (["tiny", "--model", "tiny"], "The model is given twice"),
+        (["tiny", "--preset", "pusa-wan22"], "--preset pusa-wan22 names a model, too: leave tiny out"),
         (["--steps", "3"], "with fewer than 4 steps there is nothing to leave out"),
         (["--search", "40"], "--search 40: give a mean share of the tokens between 0 and 1"),
         (["--plot", "plot.jpg"], "written as .png or .svg; use plot.png"),

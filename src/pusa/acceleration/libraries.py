@@ -1,8 +1,8 @@
 """The caches of diffusers behind the same names, as alternatives and to compare with.
 
 They decide for a clip as a whole, by one noise level. If the moving frames of a step have different levels, they would
-decide by a mean of changes that have little to do with each other, so this is refused. Each guidance branch decides for
-itself. Frames that are given count like all others.
+decide by a mean of changes that have little to do with each other, so `Acceleration.check` refuses this. Each guidance
+branch decides for itself. Frames that are given count like all others.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from torch import nn
 from pusa.acceleration.accounting import Accounting
 from pusa.acceleration.names import Acceleration
 from pusa.core.sampler import Call
-from pusa.core.timesteps import TimestepMatrix
-from pusa.errors import InputError
 from pusa.models.backbone import Backbone
 
 
@@ -27,23 +25,13 @@ class LibraryCache:
 
     It counts a block as computed if its first linear layer runs. (TaylorSeer computes the feed-forward layers of every
     block, and leaves out attention.)
-
-    Raises InputError if the moving frames of a step have different noise levels.
     """
 
-    def __init__(
-        self, acceleration: Acceleration, matrix: TimestepMatrix, backbone: Backbone, networks: Sequence[Any]
-    ) -> None:
+    def __init__(self, acceleration: Acceleration, backbone: Backbone, networks: Sequence[Any]) -> None:
         ((self.name, self.values),) = acceleration.parts
         self.backbone, self.networks = backbone, networks
         self.accounting = Accounting()
         self._stack = ExitStack()
-        for step, (row, moves) in enumerate(zip(matrix.model_sigma, matrix.moves, strict=True)):
-            if len(set(row[moves].tolist())) > 1:
-                raise InputError(
-                    f"The acceleration {self.name} has one noise level for the clip, and step {step + 1} moves frames "
-                    "at different levels: use frames, steps or tokens."
-                )
 
     def __enter__(self) -> Self:
         for network in self.networks:

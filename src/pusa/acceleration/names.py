@@ -9,9 +9,12 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pusa.errors import InputError
+
+if TYPE_CHECKING:
+    from pusa.core.timesteps import TimestepMatrix
 
 Shares = tuple[float | tuple[float, ...], ...]
 """of the tokens: one for all steps, or one for each step. A tuple stands for a step with one for each latent frame."""
@@ -85,6 +88,23 @@ class Acceleration:
 
     parts: tuple[tuple[str, Mapping[str, Value]], ...]
 
+    def check(self, steps: int, frames: int, matrix: TimestepMatrix | None = None) -> None:
+        """Raise InputError if it cannot run on a clip of so many steps and latent frames.
+
+        matrix: of the clip, unless all of its frames descend together.
+        """
+        for name, values in self.parts:
+            if name == "tokens":
+                _check_shares(values["share"], steps, frames)
+        if not self.library or matrix is None:
+            return
+        for step, (row, moves) in enumerate(zip(matrix.model_sigma, matrix.moves, strict=True), 1):
+            if len(set(row[moves].tolist())) > 1:
+                raise InputError(
+                    f"The acceleration {self.parts[0][0]} has one noise level for the clip, and step {step} moves "
+                    "frames at different levels: use frames, steps or tokens."
+                )
+
     @classmethod
     def parse(cls, text: str) -> Acceleration:
         """Read `NAME[,key=value ...][+NAME ...]`. Raises InputError for an unknown name, key or value."""
@@ -106,8 +126,24 @@ class Acceleration:
         return "+".join(map(",".join, texts))
 
 
+def _check_shares(shares: Any, steps: int, frames: int) -> None:
+    if len(shares) not in (1, steps):
+        raise InputError(
+            f"The acceleration has {len(shares)} shares of tokens, and the matrix has {steps} steps: give one share, "
+            "or one for each step."
+        )
+    for step, share in enumerate(shares, 1):
+        if isinstance(share, tuple) and len(share) != frames:
+            raise InputError(
+                f"The acceleration has {len(share)} shares of tokens in step {step}, and the clip has {frames} latent "
+                "frames: give one share for the step, or one for each latent frame."
+            )
+
+
 def _part(text: str, part: str) -> tuple[str, Mapping[str, Value]]:
     name, *extras = (piece.strip() for piece in part.split(","))
+    if not name:
+        raise InputError(f"The acceleration {text!r} has an empty part: choose {', '.join(POLICIES)}.")
     if name not in POLICIES:
         near = difflib.get_close_matches(name, POLICIES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose {', '.join(POLICIES)}."
@@ -117,7 +153,9 @@ def _part(text: str, part: str) -> tuple[str, Mapping[str, Value]]:
     given: set[str] = set()
     for extra in extras:
         key, equals, written = (piece.strip() for piece in extra.partition("="))
-        if key not in known or not equals:
+        if key in known and not equals:
+            raise InputError(f"The acceleration {text!r} has {key} without a value: write {key}=, {known[key].form}.")
+        if key not in known:
             takes = ", ".join(f"{each}=…" for each in known)
             raise InputError(f"The acceleration {text!r} has the unknown part {extra!r}: {name} takes {takes}.")
         if key in given:
@@ -131,4 +169,4 @@ def _part(text: str, part: str) -> tuple[str, Mapping[str, Value]]:
 
 
 def _written(value: Any, between: str = "/") -> str:
-    return between.join(_written(each, ":") for each in value) if isinstance(value, tuple) else f"{value:g}"
+    return between.join(_written(each, ":") for each in value) if isinstance(value, tuple) else f"{value:.12g}"

@@ -21,7 +21,7 @@ from pusa.processes import ProcessGroup
 
 
 def policy_of(acceleration: Acceleration, matrix: TimestepMatrix) -> Policy:
-    """Return the policy of one clip. Raises InputError if it does not fit the matrix."""
+    """Return the policy of one clip."""
     policies = [_policy(name, values, matrix) for name, values in acceleration.parts]
     return policies[0] if len(policies) == 1 else Together(policies)
 
@@ -33,19 +33,7 @@ def _policy(name: str, values: Mapping[str, Value], matrix: TimestepMatrix) -> P
     if name == "uniform":
         return Uniform(chosen["every"], matrix.moves, chosen["first"])
     if name == "tokens":
-        shares = chosen["share"]
-        if len(shares) not in (1, matrix.steps):
-            raise InputError(
-                f"The acceleration has {len(shares)} shares of tokens, and the matrix has {matrix.steps} steps: give "
-                "one share, or one for each step."
-            )
-        for step, share in enumerate(shares, 1):
-            if isinstance(share, tuple) and len(share) != matrix.frames:
-                raise InputError(
-                    f"The acceleration has {len(share)} shares of tokens in step {step}, and the clip has "
-                    f"{matrix.frames} latent frames: give one share for the step, or one for each latent frame."
-                )
-        return TokenReuse(shares)
+        return TokenReuse(chosen["share"])
     return Reuse(chosen["threshold"], matrix.moves, chosen["first"], "clip" if name == "steps" else "frames")
 
 
@@ -62,8 +50,9 @@ def running(
 
     Raises InputError if the acceleration does not fit the matrix, or the processes that share the clip.
     """
+    acceleration.check(matrix.steps, matrix.frames, matrix)
     if acceleration.library:
-        return LibraryCache(acceleration, matrix, backbone, networks)
+        return LibraryCache(acceleration, backbone, networks)
     policy = policy_of(acceleration, matrix)
     if group.size > 1 and policy.keeps is Keeps.BLOCKS:
         raise InputError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,9 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any, Self
 
+from pusa.acceleration.names import Acceleration
 from pusa.errors import InputError
-from pusa.files import write_json
+from pusa.files import check_writable, write_json
 
 VERSION = 1
 
@@ -51,6 +53,10 @@ class Setting:
     computed: float
 
 
+PLAIN = Setting("none", 1.0, math.inf, 1.0)
+"""the clip without acceleration"""
+
+
 @dataclass(frozen=True)
 class Calibration:
     """The measurements of a model at a number of steps.
@@ -81,29 +87,30 @@ class Calibration:
             )
         return sorted(found, key=lambda one: -one.speed)
 
-    def choose(self, speed: float | None, min_psnr: float | None) -> str:
+    def choose(self, speed: float | None, min_psnr: float | None) -> str | None:
         """Return the closest acceleration that is fast enough, or the fastest one that is close enough.
 
-        speed: at least so many times as fast. min_psnr: at least so close, in dB. Raises InputError if none is.
+        It is None if the plain clip is. speed: at least so many times as fast. min_psnr: at least so close, in dB.
+        Raises InputError if none is.
         """
-        settings = self.settings()
+        settings = sorted([*self.settings(), PLAIN], key=lambda one: -one.speed)
         close = [one for one in settings if min_psnr is None or one.psnr >= min_psnr]
         fast = [one for one in close if speed is None or one.speed >= speed]
         if fast:
-            return (fast[0] if speed is None else max(fast, key=lambda one: one.psnr)).accelerate
-        best = close[0] if close else max(settings, key=lambda one: one.psnr)
+            best = fast[0] if speed is None else max(fast, key=lambda one: one.psnr)
+            return None if best is PLAIN else best.accelerate
+        best = close[0]
         wanted = " and ".join(
             [*([f"{speed:g} times as fast"] if speed else []), *([f"{min_psnr:g} dB"] if min_psnr else [])]
         )
         raise InputError(
             f"No acceleration of {self.source} with {self.steps} steps reaches {wanted}, by its calibration: the "
-            f"nearest is {best.accelerate}, {best.speed:.2g} times as fast at {best.psnr:.1f} dB; ask for less."
+            f"nearest is {_told(best)}; ask for less."
         )
 
     def save(self) -> Path:
         """Write the file and return its path."""
-        path = _path(self.source, self.steps)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = place(self.source, self.steps)
         write_json(path, {"version": VERSION, **asdict(self)})
         return path
 
@@ -129,6 +136,54 @@ class Calibration:
             raise InputError(
                 f"{path} is damaged: delete it, and run pusa calibrate {source} --steps {steps}."
             ) from error
+
+
+def place(source: str, steps: int) -> Path:
+    """Return the file of a calibration, in a folder that exists. Raises InputError if it cannot be written there."""
+    path = _path(source, steps)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(path)
+    except (OSError, InputError) as error:
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise InputError(
+            f"The calibration cannot be kept in {path.parent} ({reason}): name another folder in PUSA_CACHE."
+        ) from error
+    return path
+
+
+def chosen(request: Any, settings: Any, source: str) -> list[str]:
+    """Return what --speed or --min-psnr chose for a request, and where the clip differs from those measured.
+
+    settings: of the request.
+    """
+    if request.speed is None and request.min_psnr is None:
+        return []
+    known = Calibration.find(source, settings.steps)
+    name = settings.accelerate or PLAIN.accelerate
+    best = next((one for one in known.settings() if str(Acceleration.parse(one.accelerate)) == name), PLAIN)
+    notes = [f"The acceleration is {_told(best)}, by the calibration of {source}."]
+    measured = {
+        "size": tuple(known.about["size"]),
+        "frames": known.about["frames"],
+        "guidance": known.about["guidance"],
+    }
+    now = {"size": settings.size, "frames": settings.frames, "guidance": settings.guidance}
+    if other := [
+        f"{key} {_short(measured[key])} instead of {_short(now[key])}" for key in now if measured[key] != now[key]
+    ]:
+        notes.append(f"The calibration has {', '.join(other)}, so that speed and closeness can differ.")
+    return notes
+
+
+def _told(setting: Setting) -> str:
+    if setting is PLAIN:
+        return "none, the plain clip"
+    return f"{setting.accelerate}, {setting.speed:.2g} times as fast at {setting.psnr:.1f} dB"
+
+
+def _short(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}"
 
 
 def _path(source: str, steps: int) -> Path:

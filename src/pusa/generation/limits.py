@@ -12,6 +12,7 @@ from math import lcm
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
+from pusa.acceleration.names import Acceleration
 from pusa.errors import InputError
 from pusa.generation.calibration import Calibration
 from pusa.generation.options import options_of
@@ -119,11 +120,14 @@ class Limits:
             values[name] = float(values[name])
         frames = self._frames(frames, matrix)
         settings = Settings(frames=frames, size=self.check_size(size), strength=float(strength), **values)
+        slots, walked = self.geometry.latent_frames(frames), matrix
         if matrix is None and sampling.schedule is not None:
             from pusa.core import sigmas
 
             grid = sigmas.grid(settings.steps, settings.shift, settings.strength)
-            Schedule.parse(sampling.schedule).matrix(grid, self.geometry.latent_frames(frames))
+            walked = Schedule.parse(sampling.schedule).matrix(grid, slots)
+        if settings.accelerate is not None:
+            Acceleration.parse(settings.accelerate).check(settings.steps, slots, walked)
         return settings
 
     def _frames(self, frames: int | None, matrix: TimestepMatrix | None) -> int:

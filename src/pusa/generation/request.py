@@ -20,6 +20,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pusa.errors import InputError
 from pusa.files import existing_file
 from pusa.generation import options
+from pusa.generation.calibration import chosen
 from pusa.generation.footage import changes, crop_of_picture, footage, joined_changes, joined_size, strain
 from pusa.generation.given import Clip, Image, Noise, claim, conditions, edited, frame_index, listed
 from pusa.generation.options import Option, python_number, strict_dataclass
@@ -184,7 +185,7 @@ class Request(Sampling):
         return TASKS[task](**values)
 
 
-RECORDED = ("model", "loras", "versions", "processes", "result", "request", "own_matrix", "variant_of")
+RECORDED = ("model", "loras", "versions", "processes", "result", "request", "own_matrix", "variant_of", "acceleration")
 """Entries of a sidecar that say what made the clip and what came out; they are not part of the request."""
 
 
@@ -274,7 +275,7 @@ class Generate(Request):
 
     def notes(self, limits: _Limits[Decided]) -> list[str]:
         settings: Any = self.check(limits)
-        found, fps = [], limits.defaults.fps
+        found, fps = chosen(self, settings, limits.source), limits.defaults.fps
         for one in (*self.conditions, self.init):
             if isinstance(one, Clip):
                 found += changes(footage(one.src, one.fps(fps)), settings.size, self.fit, fps)
@@ -350,7 +351,7 @@ class Extend(Request):
         settings: Any = self.check(limits)
         clips = [(self.clip, "start" if self.direction == "forward" else "end")]
         lost = joined_changes(clips, settings.size, self.fit, limits)
-        return lost + strain(settings.size, settings.frames, limits)
+        return lost + strain(settings.size, settings.frames, limits) + chosen(self, settings, limits.source)
 
     def files(self) -> list[Path]:
         return _paths([self.clip])
@@ -395,7 +396,7 @@ class Transition(Request):
     def notes(self, limits: _Limits[Decided]) -> list[str]:
         settings: Any = self.check(limits)
         lost = joined_changes([(self.a, "start"), (self.b, "end")], settings.size, self.fit, limits)
-        return lost + strain(settings.size, settings.frames, limits)
+        return lost + strain(settings.size, settings.frames, limits) + chosen(self, settings, limits.source)
 
     def files(self) -> list[Path]:
         return _paths([self.a, self.b])

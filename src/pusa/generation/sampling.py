@@ -34,6 +34,8 @@ def _factor(value: Any) -> Any:
 
 
 def _acceleration(value: Any) -> Any:
+    if isinstance(value, str) and value.strip().lower() == "none":
+        return None
     return str(Acceleration.parse(value)) if isinstance(value, str) else value
 
 
@@ -161,6 +163,11 @@ class Sampling:
     ] = None
 
     def __post_init__(self) -> None:
+        if self.guidance_batch == "on" and self.accelerate and Acceleration.parse(self.accelerate).library:
+            raise InputError(
+                f"guidance_batch is on, and accelerate is {self.accelerate}, a cache of diffusers that needs one call "
+                "for each branch: leave one of them out."
+            )
         if self.accelerate is not None and (self.speed is not None or self.min_psnr is not None):
             raise InputError(
                 f"accelerate is {self.accelerate}, and speed and min_psnr choose one: leave accelerate out, or both of "

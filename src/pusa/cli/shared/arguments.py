@@ -100,7 +100,14 @@ def whole(_: object, tokens: Sequence[Token]) -> int:
 
 def factor(_: object, tokens: Sequence[Token]) -> float:
     """Convert the value of an option that takes a factor: 2 or 2x."""
-    return number(tokens[0].value.lower().removesuffix("x"), f"--{(tokens[0].keyword or '').lstrip('-')}", "factor")
+    text = tokens[0].value
+    try:
+        value = float(text.lower().removesuffix("x"))
+    except ValueError:
+        value = float("nan")
+    if not abs(value) < float("inf"):
+        raise InputError(f"{text!r} is not a factor; write for example 2.")
+    return value
 
 
 def path(_: object, tokens: Sequence[Token]) -> Path:

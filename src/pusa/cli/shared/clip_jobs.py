@@ -192,12 +192,20 @@ def make(
         clips.append(clip)
         records.append(record(clip, path, seconds))
         count, height, width, _ = clip.frames.shape
-        terminal.note(f"{count} frames of {width}x{height} at {clip.fps:g} fps in {seconds:.1f} s")
+        terminal.note(f"{count} frames of {width}x{height} at {clip.fps:g} fps in {seconds:.1f} s{_computed(clip)}")
     said: dict[str, Any] = {"clips": records} | ({"failed": failed} if failed else {})
     said |= {"notes": list(notes)} if notes else {}
     if records and group.is_rank_zero:
         said |= _show(records, clips, output, terminal)
     return Report(said, "\n".join(record["path"] for record in records), clips, exit_code=int(bool(failed)))
+
+
+def _computed(clip: GeneratedClip) -> str:
+    """Return how much of an accelerated clip was computed, for the note about it."""
+    if "acceleration" not in clip.recipe:
+        return ""
+    share = clip.recipe["acceleration"]["computed"]
+    return f", {share:.0%} of the blocks computed" if share < 1 else "; the acceleration left nothing out"
 
 
 def _show(
@@ -308,4 +316,5 @@ def record(clip: GeneratedClip, path: Path, seconds: float) -> dict[str, Any]:
         "size": [width, height],
         "fps": clip.fps,
         "seconds": round(seconds, 3),
+        **{name: clip.recipe[name] for name in ("accelerate", "acceleration") if name in clip.recipe},
     }

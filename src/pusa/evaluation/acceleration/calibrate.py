@@ -29,8 +29,6 @@ PROMPTS = (
     "a blue square moves down on a black background",
 )
 """The default prompts. The embedded model knows them, and so does every other model."""
-GAIN = 1.3
-"""a speed below which a setting hardly pays"""
 
 
 def calibrate(
