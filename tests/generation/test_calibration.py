@@ -38,8 +38,6 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (None, 20.0, "tokens"),
         (1.0, None, None),  # the plain clip is as fast as itself
         (None, 50.0, None),
-        (1.0, None, None),  # the plain clip is as fast as itself
-        (None, 50.0, None),
         (1.5, 30.0, "frames"),
     ],
 )
