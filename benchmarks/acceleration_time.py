@@ -90,6 +90,7 @@ def main() -> None:
     about = facts("cpu")
     walk = Walk(dims, tuple(args.shape), args.steps)
     names = (None, *ACCELERATIONS)
+    walk.run()  # the first run in a process is slower
     taken = in_turns({str(name): lambda name=name: walk.run(name) for name in names}, args.turns, warm_up=False)  # type: ignore[misc]
     rows = []
     for name in ACCELERATIONS:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 # private, as is _overloadpacket below; tests/benchmarks/test_counting.py fails when they move
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 PartOf = Callable[[Sequence[tuple[str, nn.Module]], str], str]
 """part_of(modules, operation): the part of a model to which an operation belongs.
@@ -139,13 +139,16 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
-    """Return the operations of a call. Those of attention on a CPU are not in the registry of torch."""
+    """Return the operations of a call. Those of attention and of oneDNN on a CPU are not in the registry of torch."""
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     if func._overloadpacket in (attention, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward):
         backward = func._overloadpacket is not attention
         query, key, value = args[1:4] if backward else args[:3]
         scores = query[..., 0].numel() * key.shape[-2]
         return int((5 if backward else 2) * scores * (query.shape[-1] + value.shape[-1]))
+    if func._overloadpacket is torch.ops.aten.mkldnn_convolution:
+        x, weight = args[:2]
+        return conv_flop_count(x.shape, weight.shape, out.shape)
     formula = flop_registry.get(func._overloadpacket)
     return int(formula(*args, **kwargs, out_val=out)) if formula else 0
 

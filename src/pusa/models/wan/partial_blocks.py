@@ -93,12 +93,12 @@ def forward_some(
     """
     rows = block.scale_shift_table + temb.float() if temb.ndim == 3 else block.scale_shift_table[None] + temb.float()
     rows = rows[:, None] if temb.ndim == 3 else rows
-    of_all = rows.repeat_interleave(hidden.shape[1] // rows.shape[1], 1) if rows.shape[1] > 1 else rows
-    shift, scale, _, _, _, _ = of_all.unbind(2)
-    of_some = of_all[:, tokens] if rows.shape[1] > 1 else of_all
-    _, _, gate, ffn_shift, ffn_scale, ffn_gate = of_some.unbind(2)
+    shift, scale, *others = rows.unbind(2)
+    each = hidden.shape[1] // rows.shape[1]
+    gate, ffn_shift, ffn_scale, ffn_gate = (row[:, tokens // each] for row in others)
 
-    x = (block.norm1(hidden.float()) * (1 + scale) + shift).type_as(hidden)
+    x = block.norm1(hidden.float()).unflatten(1, (-1, each))
+    x = (x * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)).flatten(1, 2).type_as(hidden)
     attended, mass = _self_attention(block.attn1, x, rotary, tokens, attention_mass)
     chosen = hidden[:, tokens]
     chosen = (chosen.float() + attended * gate).type_as(hidden)
