@@ -88,7 +88,8 @@ def test_an_exponent_and_its_error() -> None:
 def test_two_commits_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not in a git repository")
-    run(monkeypatch, "compare", "HEAD", "--smoke", "--json", tmp_path / "compare.json")
+    monkeypatch.setattr(sys, "argv", ["compare", "HEAD", "--smoke", "--json", str(tmp_path / "compare.json")])
+    assert import_module("compare").main() in (0, 1)  # two pairs on a busy machine may look like a loss
     numbers = json.loads((tmp_path / "compare.json").read_text())["numbers"]
     assert [len(seconds) for seconds in numbers["pusa --help"]["seconds"]] == [2, 2]
     listed = subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
