@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from merging import Likeness, calibrating, merging
 from torch import Tensor
 
-from pusa.acceleration.merging import Likeness, calibrating, merging
 from pusa.embedded import world
 from pusa.evaluation.acceleration.tasks import psnr
 from pusa.evaluation.intervals import bootstrap

@@ -14,5 +14,4 @@ all, and the frames of a staircase are at different levels. So a policy decides 
     executor    carries the decisions out on the blocks of a network, and counts what was computed
     libraries   the caches of diffusers, which decide for a clip as a whole
     reduction   convolutions of a video encoder that compute fewer frames and channels where a clip allows it
-    merging     feed-forward layers that compute one of several neighbouring frames that are alike; it has no name
 """

@@ -38,3 +38,10 @@ class Held(Policy):
                     waited.pop(frame, None)
             self._chosen = None if chosen.all() else chosen
         return self._chosen
+
+    def refused(self, place: Place, frames: Tensor) -> None:
+        """Let the frames be computed in the next step instead."""
+        waited = self._waited.get((place.network, place.branch), {})
+        for at, frame in enumerate(place.frames):
+            if frames[at] and frame in waited:
+                waited[frame] = self.every - 1

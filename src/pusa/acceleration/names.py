@@ -79,7 +79,17 @@ LIBRARY = ("first-block", "taylorseer")
 """those of diffusers"""
 ALONE = ("tokens", *LIBRARY)
 """those that cannot be joined with others"""
-LOSSLESS = "threshold=0, every=1 and share=1 compute everything, bit for bit"
+_KEPT = {
+    "steps": (2, 0),
+    "frames": (1, 1),
+    "uniform": (1, 0),
+    "held": (0, 1),
+    "tokens": (1, 1),
+    "first-block": (2, 0),
+    "taylorseer": (0, 4),
+}
+"""Hidden states that are kept for each guidance branch, and how many more for each block. TaylorSeer keeps the value
+and the change of two layers."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +130,12 @@ class Acceleration:
     def library(self) -> bool:
         """Whether it is a cache of diffusers."""
         return self.parts[0][0] in LIBRARY
+
+    @property
+    def kept_states(self) -> tuple[int, int]:
+        """How many hidden states [n, D] are kept for each guidance branch, and how many more for each block."""
+        fixed, for_each_block = zip(*(_KEPT[name] for name, _ in self.parts), strict=True)
+        return sum(fixed), max(for_each_block)
 
     def __str__(self) -> str:
         texts = [[name, *(f"{key}={_written(value)}" for key, value in values.items())] for name, values in self.parts]

@@ -87,6 +87,10 @@ class Policy(ABC):
         """Is told what `BlockCall.some_with_attention` found for the tokens `chosen`, int64 [m]; attention: [m]."""
         raise NotImplementedError
 
+    def refused(self, place: Place, frames: Tensor) -> None:
+        """Is told which frames that it chose, bool [V], another policy leaves out in this call."""
+        return
+
 
 class Together(Policy):
     """Several policies that decide for frames. A frame is computed if all of them choose it."""
@@ -97,5 +101,8 @@ class Together(Policy):
 
     def choose(self, place: Place, index: int, hidden: Tensor, tokens: Tokens) -> Tensor | None:
         answers = [policy.choose(place, index, hidden, tokens) for policy in self.policies]
-        masks = [answer for answer in answers if answer is not None]
-        return torch.stack(masks).all(0) if masks else None
+        masks = [torch.ones(tokens.count, dtype=torch.bool) if answer is None else answer for answer in answers]
+        chosen = torch.stack(masks).all(0)
+        for policy, mask in zip(self.policies, masks, strict=True):
+            policy.refused(place, mask & ~chosen)
+        return None if chosen.all() else chosen

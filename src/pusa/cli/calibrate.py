@@ -97,7 +97,9 @@ def calibrate(
     if settings.steps < 4:
         raise InputError(f"--steps {settings.steps}: with fewer than 4 steps there is nothing to leave out; give more.")
     place(model.source, settings.steps)
-    pipe = open_pipeline(model, terminal, size=settings.size, frames=settings.frames, guidance=settings.guidance)
+    pipe = open_pipeline(
+        model, terminal, size=settings.size, frames=settings.frames, sampling=replace(settings, accelerate="tokens")
+    )  # of the accelerations that are measured, it needs the most memory
     from pusa.evaluation.acceleration.budgets import searched_on
     from pusa.evaluation.acceleration.calibrate import CANDIDATES, PROMPTS
     from pusa.evaluation.acceleration.calibrate import calibrate as measure

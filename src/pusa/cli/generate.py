@@ -215,8 +215,7 @@ def generate(
         terminal,
         size=request.size,
         frames=request.frames,
-        guidance=request.guidance,
-        guidance_batch=request.guidance_batch,
+        sampling=settings,
     )
     request = pipe.opened(request)
     wanted = paths(request.check(pipe.limits))

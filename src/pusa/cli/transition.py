@@ -90,7 +90,6 @@ def transition(
         terminal,
         size=settings.size,
         frames=settings.frames,
-        guidance=request.guidance,
-        guidance_batch=request.guidance_batch,
+        sampling=settings,
     )
     return make({path: partial(request.run, pipe)}, output, terminal, notes=notes)

@@ -12,6 +12,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 
+from pusa.acceleration.names import POLICIES, Acceleration
 from pusa.cli import main
 from pusa.cli.shared.memory_report import profile_for
 from pusa.cli.shared.options import Model
@@ -168,19 +169,19 @@ def test_a_clip_that_will_not_fit_is_refused_before_loading(
 def test_a_huge_clip_of_a_small_model_is_weighed(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "free_memory", lambda device: (None, 1e9))
     model = Model(model=str(tiny_folder))
-    assert profile_for(model, None, None, None) is None
+    assert profile_for(model, None, None) is None
     with pytest.raises(InputError, match="not enough memory"):
-        profile_for(model, (1024, 1024), 253, None)
+        profile_for(model, (1024, 1024), 253)
 
 
 def test_processes_on_one_machine_divide_its_memory(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "SMALL", 0)
     monkeypatch.setattr(estimate, "free_memory", lambda device: (None, 5e9))
     model = Model(model=str(tiny_folder))
-    assert profile_for(model, None, None, None)
+    assert profile_for(model, None, None)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "10")
     with pytest.raises(InputError, match="not enough memory"):
-        profile_for(model, None, None, None)
+        profile_for(model, None, None)
 
 
 @pytest.mark.parametrize(
@@ -214,3 +215,16 @@ def test_predictions_hold_within_15_percent() -> None:
     done = subprocess.run([sys.executable, script, *sizes, "--json"], capture_output=True, text=True, check=True)
     for row in json.loads(done.stdout.splitlines()[-1]):
         assert row["share"] == pytest.approx(1, abs=0.15)
+
+
+def test_what_an_acceleration_keeps_is_counted(tiny_folder: Path) -> None:
+    """The random model has two blocks of width 32; a clip of 9 frames of 64x64 has three latent frames of 16 tokens."""
+    options = {"size": (64, 64), "frames": 9, "guidance": 2.0}
+    plain = Rehearsal.of("tiny", tiny_folder, **options)
+    state = 3 * (64 // 8 // 2) ** 2 * 32 * 4
+    blocks = int(json.loads((tiny_folder / "transformer" / "config.json").read_text())["num_layers"])
+    for name in POLICIES:
+        fixed, for_each_block = Acceleration.parse(name).kept_states
+        kept = Rehearsal.of("tiny", tiny_folder, **options, kept_states=(fixed, for_each_block))
+        assert kept.kept - plain.kept == 2 * (fixed + for_each_block * blocks) * state
+        assert kept.needs(PLAIN).host["sample"] > plain.needs(PLAIN).host["sample"]

@@ -130,8 +130,7 @@ def attention(
         terminal,
         size=request.size,
         frames=frames,
-        guidance=request.guidance,
-        guidance_batch=request.guidance_batch,
+        sampling=settings,
     )
     steps = _steps(at_steps, settings.steps)
     chosen = tuple(dict.fromkeys(blocks)) or (len(pipe.backbone.blocks(pipe.transformer)) - 1,)

@@ -71,7 +71,7 @@ def generate(
     if dry_run:
         return Report(record, f"All input files for {count(len(chosen_scenes), 'video')} exist.")
     keep_settings(out, {"track": track, "seed": seed, **chosen, **model_identity(model)})
-    pipe = open_pipeline(model, terminal, guidance=sampling.guidance, guidance_batch=sampling.guidance_batch)
+    pipe = open_pipeline(model, terminal, sampling=sampling)
     maker = VideoMaker(pipe, dataset, chosen_scenes, out, track, seed, chosen)
     with terminal.counting() as progress:
         make_missing(maker.units(), out, "Videos", progress)

@@ -346,8 +346,7 @@ def _make_in_this_process(
         terminal,
         size=largest.size,
         frames=largest.frames,
-        guidance=largest.guidance,
-        guidance_batch=largest.guidance_batch,
+        sampling=largest,
     )
 
     def make(line: Line) -> None:

@@ -21,6 +21,7 @@ from pusa.cli.shared.terminal import Report, Terminal
 from pusa.errors import STOPS, InputError, sentence
 from pusa.generation.outputs import media_path, shortened, sidecar_path
 from pusa.generation.request import Request
+from pusa.generation.sampling import Sampling
 from pusa.models import kernels
 
 if TYPE_CHECKING:
@@ -45,13 +46,12 @@ def open_pipeline(
     *,
     size: tuple[int, int] | None = None,
     frames: int | None = None,
-    guidance: float | None = None,
-    guidance_batch: str = "auto",
+    sampling: Sampling = Sampling(),
 ) -> Pipeline:
     """Load the model. A later call in the same process with the same options returns the same pipeline.
 
-    size (width, height), frames, guidance, guidance_batch: of the clip, to choose or check the memory profile; None is
-    the model's default. Raises InputError if the model cannot be loaded or the clip does not fit into memory.
+    size (width, height), frames, sampling: of the clip, to choose or check the memory profile; None is the model's
+    default. Raises InputError if the model cannot be loaded or the clip does not fit into memory.
     """
     kernels.check(model.attention)
     if model.compile:
@@ -68,8 +68,7 @@ def open_pipeline(
         from pusa.processes import current_group, from_rank_zero
 
         group = current_group()
-        in_one_call = guidance_batch == "on"
-        memory = from_rank_zero(group, lambda: profile_for(model, size, frames, guidance, in_one_call=in_one_call))
+        memory = from_rank_zero(group, lambda: profile_for(model, size, frames, sampling))
         return _open(
             model.source,
             tuple(model.separate_parts().items()),

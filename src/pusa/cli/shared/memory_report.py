@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pusa.acceleration.names import Acceleration
 from pusa.cli.shared.options import Model
 from pusa.cli.shared.terminal import Report, duration
 from pusa.errors import InputError
+from pusa.generation.sampling import Sampling
 
 if TYPE_CHECKING:
     import torch
@@ -31,14 +33,11 @@ def profile_for(
     model: Model,
     size: tuple[int, int] | None,
     frames: int | None,
-    guidance: float | None,
-    *,
-    in_one_call: bool = False,
+    sampling: Sampling = Sampling(),
 ) -> str | None:
     """Return the name of the memory profile that `--memory` selects, or None if no profile is needed.
 
-    size (width, height), frames, guidance: of the clip; None is the model's default. in_one_call: with both branches of
-    guidance. A model below 100 MB is not
+    size (width, height), frames, sampling: of the clip; None is the model's default. A model below 100 MB is not
     estimated unless the clip is large (see `LARGE_CLIP`). Raises InputError, before anything is loaded, if the clip
     does not fit into memory with the given profile, or with `auto` under every profile.
     """
@@ -53,7 +52,7 @@ def profile_for(
     on_disk = estimate.bytes_on_disk(folder, model.separate_parts())
     if 0 < on_disk < estimate.SMALL and relative_size(configurations.defaults_of(folder), size, frames) <= LARGE_CLIP:
         return None if chosen is None else chosen.name
-    rehearsal = _rehearse(model, size, frames, guidance, device.type == "cpu", in_one_call)
+    rehearsal = _rehearse(model, size, frames, sampling, device.type == "cpu")
     on_device, on_host = estimate.free_memory(device)
     free = on_device, on_host / int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # each process of torchrun loads the model
     if chosen is None:
@@ -84,7 +83,7 @@ def time_of(model: Model, size: tuple[int, int], frames: int, guidance: float, s
 
     device = _device()
     on_cpu = device.type == "cpu"
-    rehearsal = _rehearse(model, size, frames, guidance, on_cpu)
+    rehearsal = _rehearse(model, size, frames, Sampling(guidance=guidance), on_cpu)
     kind = ("float32" if on_cpu else "bfloat16") if model.dtype == "auto" else model.dtype
     rate = _measured_rate(matmul_rate, str(device), getattr(torch, kind))
     profile = profiles.named("cpu" if on_cpu else "80gb")
@@ -127,7 +126,7 @@ def memory_report(
     for candidate in chosen:
         on_cpu = candidate.gigabytes is None
         if on_cpu not in rehearsals:
-            rehearsals[on_cpu] = _rehearse(model, size, frames, guidance, on_cpu)
+            rehearsals[on_cpu] = _rehearse(model, size, frames, Sampling(guidance=guidance), on_cpu)
         needs = rehearsals[on_cpu].needs(candidate)
         runs_here = on_cpu or device.type != "cpu"
         speed = rate * 1e12 if rate else None
@@ -190,9 +189,8 @@ def _rehearse(
     model: Model,
     size: tuple[int, int] | None,
     frames: int | None,
-    guidance: float | None,
+    sampling: Sampling,
     on_cpu: bool,
-    in_one_call: bool = False,
 ) -> Rehearsal:
     import torch
 
@@ -202,14 +200,18 @@ def _rehearse(
 
     name, folder = _found(model.source)
     sources.check_transformer(name, folder)
-    settings = Limits.of(name, folder, model.separate_parts()).settings(frames=frames, size=size, guidance=guidance)
+    settings = Limits.of(name, folder, model.separate_parts()).settings(
+        frames=frames, size=size, guidance=sampling.guidance
+    )
+    accelerate = sampling.accelerate
     return estimate.Rehearsal.of(
         name,
         folder,
         size=settings.size,
         frames=settings.frames,
         guidance=settings.guidance,
-        in_one_call=in_one_call,
+        in_one_call=sampling.guidance_batch == "on",
+        kept_states=(0, 0) if accelerate is None else Acceleration.parse(accelerate).kept_states,
         dtype=None if model.dtype == "auto" else getattr(torch, model.dtype),
         on_cpu=on_cpu,
         beside=model.separate_parts(),

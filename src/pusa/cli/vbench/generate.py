@@ -15,6 +15,7 @@ from pusa.cli.shared.options import (
     MANY,
     OUTPUT,
     SAMPLING,
+    SAMPLING_FIELDS,
     File,
     Model,
     SeedlessSampling,
@@ -143,6 +144,7 @@ def _video_maker(
     from pusa.cli.shared.clip_jobs import open_pipeline
     from pusa.evaluation.vbench import manifest as manifests
     from pusa.evaluation.vbench.maker import VideoMaker
+    from pusa.generation.sampling import Sampling
 
     plan = manifests.read(manifest)
     pipe = open_pipeline(
@@ -150,8 +152,7 @@ def _video_maker(
         terminal,
         size=plan.size,
         frames=plan.frames,
-        guidance=chosen.get("guidance"),
-        guidance_batch=chosen.get("guidance_batch", "auto"),
+        sampling=Sampling(**{name: value for name, value in chosen.items() if name in SAMPLING_FIELDS}),
     )
     return VideoMaker(pipe, plan, images, out, noise, chosen, negative_of(model))
 

@@ -6,7 +6,8 @@ the decoding of three slots (further slots need no more memory). `tensor_tracker
 peak, and counts operations. Attention is assumed to be fused, so that its scores are not stored.
 
 The rehearsal does not include some memory, which is added: the weights as a profile places them, the runtime, and the
-copies that convolutions make on a CPU, and the keys and values of the text that are kept for all steps (`per_clip`).
+copies that convolutions make on a CPU, the keys and values of the text that are kept for all steps (`per_clip`), and
+what an acceleration keeps.
 Guidance calls the transformer twice, one call after the other, and so needs no more memory for activations. With both
 branches in one call, it needs about twice as much.
 """
@@ -93,8 +94,8 @@ class Rehearsal:
 
     networks: by kind. Each of two experts is assumed to have all LoRAs. text, sample: a pass of the text encoder and
     of the transformer. plain, tiled: decoding whole frames, and decoding tiles. passes: calls of the transformer per
-    step. kept: bytes that the transformers keep of the texts. assumed: the parts that the source does not have, and
-    that are assumed to be Wan's own.
+    step. kept: bytes that are kept between steps, of the texts and by an acceleration. assumed: the parts that the
+    source does not have, and that are assumed to be Wan's own.
     """
 
     networks: Mapping[str, meta_networks.Network]
@@ -119,6 +120,7 @@ class Rehearsal:
         frames: int,
         guidance: float = 1.0,
         in_one_call: bool = False,
+        kept_states: tuple[int, int] = (0, 0),
         dtype: torch.dtype | None = None,
         on_cpu: bool = True,
         beside: Beside | None = None,
@@ -127,9 +129,10 @@ class Rehearsal:
         """Rehearse a clip of the model at `folder`, without reading weights.
 
         name: the model's, for messages. size: (width, height). guidance: with 1, a step calls the transformer once,
-        otherwise twice. in_one_call: both calls are one, of both guidance branches. dtype: as for `checkpoints.load`.
-        beside: {part: source} of parts from elsewhere. Raises InputError if there is no such model, or if it cannot
-        make such a clip.
+        otherwise twice. in_one_call: both calls are one, of both guidance branches. kept_states: how many hidden states
+        an acceleration keeps between steps for each branch, and how many more for each block. dtype: as for
+        `checkpoints.load`. beside: {part: source} of parts from elsewhere. Raises InputError if there is no such model,
+        or if it cannot make such a clip.
         """
         dtype = dtype or (torch.float32 if on_cpu else torch.bfloat16)
         configs, assumed = meta_networks.configs(name, folder, beside or {})
@@ -173,7 +176,13 @@ class Rehearsal:
         vae.use_tiling = False
         one = plain if tile.shape == z.shape else _decoding(vae, tile, slots, on_cpu)
         tiled = one if tile.shape == z.shape else Pass(one.peak, one.flops * tiles)
-        kept = per_clip.kept_bytes(transformer.config, PROMPT, texts * (len(networks) - 2), dtype.itemsize)
+        branches = texts * (len(networks) - 2)
+        kept = per_clip.kept_bytes(transformer.config, PROMPT, branches, dtype.itemsize)
+        config = transformer.config
+        fixed, for_each_block = kept_states
+        tokens = slots * height * width // prod(config.patch_size)
+        state = tokens * config.num_attention_heads * config.attention_head_dim * dtype.itemsize
+        kept += branches * (fixed + for_each_block * config.num_layers) * state
         return cls(networks, text, sample, plain, tiled, size, frames, texts // batch, on_cpu, kept, tuple(assumed))
 
     def needs(self, profile: Profile) -> Needs:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pusa.acceleration.merging import Likeness, Merged, calibrating, changes, leaders, merging
+from benchmarks.merging import Likeness, Merged, calibrating, changes, leaders, merging
 from pusa.generation.pipeline import Pipeline
 
 PROMPT = "a red circle moves left on a black background"
