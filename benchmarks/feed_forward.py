@@ -118,7 +118,7 @@ def measured(clips: int, steps: int, case: str) -> tuple[dict[str, list[list[Poi
 def compared(points: Sequence[Sequence[Point]], share: float) -> list[float]:
     """The PSNR of each clip at a share of the operations, of those whose curve reaches it.
 
-    Settings that left nothing out are no part of a curve.
+    A curve has only the settings that left something out.
     """
     curves = [sorted((x, y) for x, y in clip if x < 1) for clip in points]
     reaching = [curve for curve in curves if curve and curve[0][0] <= share <= curve[-1][0]]
