@@ -163,7 +163,7 @@ def gaps(one: dict[str, Any]) -> str:
     large = [row for row in one["parts"] if row["seconds"] - row["floor"] >= 0.05 * total][:4]
     named = ", ".join(f"{row['part']} ({(row['seconds'] - row['floor']) / total:.0%})" for row in large)
     text = next((row["seconds"] / total for row in one["parts"] if row["part"] == "text"), 0.0)
-    again = f". The text takes {text:.0%}, and its input is the same in every step" if text >= 0.05 else ""
+    again = f". The text takes {text:.0%}; while a clip is sampled, it is computed once" if text >= 0.05 else ""
     return f"* {one['name']}: {named or 'none above 5 %'}{again}."
 
 

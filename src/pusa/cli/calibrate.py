@@ -48,7 +48,7 @@ def calibrate(
     """Measure how fast and how close to the plain clip each acceleration is, and keep the result.
 
     Afterwards pusa generate --speed 2 chooses the acceleration that stays closest among those that are twice as fast,
-    and --min-psnr 30 the fastest one that stays within 30 dB. The pictures that image to video and extension need come
+    and --min-psnr 30 the fastest one with at least 30 dB. The pictures that image to video and extension need come
     from the model's own clips. With smaller clips or fewer steps it takes less time; --speed then applies to clips of
     as many steps.
 
