@@ -25,6 +25,8 @@ VERBS = {
     "generate": "Make a clip from a prompt and from pictures or clips at any frames.",
     "extend": "Continue a clip forwards or backwards.",
     "transition": "Join two clips with new frames between them.",
+    "serve": "Answer requests for clips over HTTP, with a queue that survives restarts.",
+    "ui": "Open the page on which clips are made, with the server behind it.",
     "calibrate": "Measure the accelerations on a model and this machine.",
     "demo": "Run every task on real input and write an HTML page with the results.",
     "check": "Check the clips of a folder and estimate the memory and time of a training.",

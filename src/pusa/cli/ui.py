@@ -1,0 +1,5 @@
+"""`pusa ui`; see `serve`."""
+
+from pusa.cli.serve import ui
+
+__all__ = ["ui"]

@@ -1,0 +1,115 @@
+"""Where the files of the videos are.
+
+    FOLDER/videos/<id>/sources/source_0.png …     what a video is made from; clips with their latents
+    FOLDER/videos/<id>/<attempt>/clip.mp4 …       what an attempt made: the clip, its sidecar, its latents, two pictures
+    FOLDER/incoming/<token>/                      what is being received
+    FOLDER/locks/, FOLDER/pusa.sqlite             of processes of this machine; the database, unless it is PostgreSQL
+
+Servers on several machines share the folder. An id is checked before it becomes a part of a path.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Container
+from dataclasses import dataclass
+from pathlib import Path
+
+from pusa.files import make_folder
+
+CLIP, THUMBNAIL, SPRITESHEET = "clip.mp4", "thumbnail.webp", "spritesheet.jpg"
+ABANDONED = 3600.0
+"""seconds after which received files without a video are removed"""
+_ID = re.compile(r"video_[0-9a-f]{32}")
+_NAME = re.compile(r"source_\d{1,3}")
+
+
+def new_id() -> str:
+    """An id that cannot be guessed."""
+    return f"video_{secrets.token_hex(16)}"
+
+
+def is_id(text: str) -> bool:
+    """Whether a text has the form of an id."""
+    return _ID.fullmatch(text) is not None
+
+
+def is_source(text: str) -> bool:
+    """Whether a text has the form of a source's name."""
+    return _NAME.fullmatch(text) is not None
+
+
+@dataclass(frozen=True)
+class Folders:
+    """The files below `root`."""
+
+    root: Path
+
+    def make(self) -> None:
+        """Make the folders. Raises InputError if they cannot be made."""
+        for folder in (self.videos, self.incoming, self.locks):
+            make_folder(folder, "the server's files")
+
+    @property
+    def videos(self) -> Path:
+        return self.root / "videos"
+
+    @property
+    def incoming(self) -> Path:
+        return self.root / "incoming"
+
+    @property
+    def locks(self) -> Path:
+        return self.root / "locks"
+
+    @property
+    def database(self) -> str:
+        """The address of the database of a server on one machine."""
+        return f"sqlite:///{(self.root / 'pusa.sqlite').absolute()}"
+
+    def of(self, video: str) -> Path:
+        """The folder of a video."""
+        assert is_id(video)
+        return self.videos / video
+
+    def sources(self, video: str) -> Path:
+        return self.of(video) / "sources"
+
+    def receive(self) -> Path:
+        """A new folder for what is being received."""
+        folder = self.incoming / secrets.token_hex(8)
+        (folder / "sources").mkdir(parents=True)
+        return folder
+
+    def accept(self, received: Path, video: str) -> None:
+        """Make received sources those of a video."""
+        self.of(video).mkdir(parents=True)
+        (received / "sources").rename(self.sources(video))
+
+    def keep_only(self, video: str, attempt: str) -> None:
+        """Remove what other attempts left."""
+        for folder in self.of(video).iterdir():
+            if folder.name not in ("sources", attempt):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def remove(self, video: str) -> None:
+        """Remove all files of a video. A file that is being sent stays readable for its reader."""
+        shutil.rmtree(self.of(video), ignore_errors=True)
+
+    def sweep(self, known: Container[str]) -> None:
+        """Remove what was received and never became a video, and videos without a record. known: ids with a record."""
+        now = time.time()
+        for folder in (*self.incoming.iterdir(), *(each for each in self.videos.iterdir() if each.name not in known)):
+            try:
+                if abs(now - folder.stat().st_mtime) > ABANDONED:
+                    shutil.rmtree(folder, ignore_errors=True)
+            except FileNotFoundError:
+                continue
+
+
+def size_of(folder: Path) -> int:
+    """The bytes of the files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

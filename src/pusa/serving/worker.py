@@ -1,0 +1,241 @@
+"""A worker: a process with the loaded model that takes videos from the queue and makes them, one at a time.
+
+It is a process of its own, so that a request that kills it (out of memory, a broken driver) ends nothing else. It ends
+with its server, however that ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from pusa.errors import Cancelled, InputError, sentence
+from pusa.serving import queue
+from pusa.serving.folders import CLIP, SPRITESHEET, THUMBNAIL, Folders, size_of
+from pusa.serving.liveness import PACE, Observer, Presence
+from pusa.serving.orders import with_sources
+from pusa.serving.served_model import ServedModel
+from pusa.serving.store import Store, Video
+from pusa.serving.tables import open_database
+
+if TYPE_CHECKING:
+    from pusa.core.sampler import Step
+    from pusa.generation.pipeline import Pipeline
+
+log = logging.getLogger("pusa.serving.worker")
+PREVIEW = 1.0
+"""seconds between two previews"""
+RECORD = 0.2
+"""seconds between two records of the progress"""
+_SAMPLING = 0.9
+"""the share of the sampling in the progress; the rest is decoding and saving"""
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """What a worker needs to know; it is sent to a new process.
+
+    Attributes:
+        server: the id of its server.
+        store: the address of the database.
+        files: the folder of the files.
+        model: the model.
+        number, workers: which of how many workers it is: each has a GPU in turn, or its share of the cores of a CPU.
+        cores: of the machine.
+        expires: seconds after which a finished video is removed; None keeps it.
+    """
+
+    server: str
+    store: str
+    files: Path
+    model: ServedModel
+    number: int
+    workers: int
+    cores: int
+    expires: float | None
+
+
+def run(options: WorkerOptions) -> None:
+    """Work until the server ends or says to stop (SIGTERM). The body of the process."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    logging.basicConfig(level=logging.INFO, format="pusa: %(message)s", stream=sys.stderr)
+    for chatty in ("dbos", "httpx", "diffusers", "transformers"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    worker = Worker(options)
+    signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides what it means
+    worker.work()
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent ends, even of SIGKILL: a pipe to the parent then breaks."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
+
+
+class Worker:
+    """A worker; see `WorkerOptions`."""
+
+    def __init__(self, options: WorkerOptions) -> None:
+        import torch
+
+        gpus, device = torch.cuda.device_count(), None
+        if gpus:
+            device = f"cuda:{options.number % gpus}"
+        elif options.workers > 1:
+            torch.set_num_threads(max(1, options.cores // options.workers))
+        self.options = options
+        self.engine = open_database(options.store)
+        self.store, self.folders = Store(self.engine), Folders(options.files)
+        self.pipe: Pipeline = options.model.load(device)
+        from pusa.serving.previews import LatentColours
+
+        self.colours = LatentColours(self.pipe.backbone)
+        self.presence = Presence(self.engine, self.folders.locks, "worker", options.server)
+        self.observer = Observer(self.engine)
+        self.stopping = threading.Event()
+
+    def work(self) -> None:
+        """Take videos until `stop` is called. The process then ends."""
+        queue.work(self.engine, self.presence.id, self.make)
+        log.info("worker %s is ready", self.presence.id)
+        while not self.stopping.wait(PACE):
+            try:
+                if not self.presence.beat():
+                    log.error("worker %s was thought dead, so it ends", self.presence.id)
+                    break
+                self._recover()
+            except sa.exc.SQLAlchemyError as error:
+                log.warning("the database does not answer: %s", type(error).__name__)
+        queue.rest()
+        self.presence.leave()
+        os._exit(0)  # the thread of a video may still compute
+
+    def stop(self) -> None:
+        """End after this step. The video in progress waits again, for another worker or the next start."""
+        self.stopping.set()
+
+    def _recover(self) -> None:
+        if dead := self.observer.dead():
+            self.store.release(dead)
+            queue.recover(list(dead))
+            self.observer.forget(dead)
+            log.info("%d dead workers: their videos wait again", len(dead))
+
+    # ---------------------------------------------------------------------------------------------------- one video
+
+    def make(self, video: str) -> None:
+        """Make a video of the queue, or record why it cannot be made."""
+        row = self.store.begin(video, self.presence.id)
+        if row is None:
+            return
+        try:
+            self._make(row)
+        except Cancelled:
+            self.store.drop(video, self.presence.id)
+        except InputError as error:
+            self.store.fail(video, self.presence.id, "invalid_request", self._public(str(error), row))
+        except (MemoryError, RuntimeError) as error:
+            traceback.print_exc()
+            text = (
+                sentence(error) if _is_memory(error) else "The model failed on this video; the server's log says why."
+            )
+            self.store.fail(video, self.presence.id, "out_of_memory" if _is_memory(error) else "server_error", text)
+        except Exception as error:
+            traceback.print_exc()
+            full = isinstance(error, OSError) and error.errno == 28
+            text = "The server's disk is full: ask its operator." if full else _UNEXPECTED
+            self.store.fail(video, self.presence.id, "disk_full" if full else "server_error", text)
+
+    def _make(self, row: Video) -> None:
+        from pusa.generation.request import Request
+
+        sources = self.folders.sources(row.id)
+        request = Request.from_dict(with_sources(row.request, lambda name: str(sources / row.sources[name]["file"])))
+        progress = _Progress(self, row)
+        names = []
+        try:
+            for name, scale in row.lora:
+                names.append(self.pipe.load_lora(self.options.model.offered[name], scale).name)
+            clip = request.run(self.pipe, progress)
+        finally:
+            for name in names:
+                self.pipe.remove_lora(name)
+        attempt = f"attempt-{row.attempts}-{self.presence.id[-8:]}"
+        folder = self.folders.of(row.id) / attempt
+        path = clip.save(folder / CLIP)
+        from pusa.serving.previews import write_spritesheet, write_thumbnail
+
+        write_thumbnail(path.with_name(THUMBNAIL), clip.frames)
+        write_spritesheet(path.with_name(SPRITESHEET), clip.frames)
+        size = size_of(self.folders.of(row.id))
+        done = self.store.complete(
+            row.id, self.presence.id, result=attempt, frames=len(clip.frames), size=size, expires=self.options.expires
+        )
+        if done:
+            self.folders.keep_only(row.id, attempt)
+        else:
+            raise Cancelled(f"{row.id} is not wanted any more")
+
+    def _public(self, text: str, row: Video) -> str:
+        """A message without the paths of this machine."""
+        for about in row.sources.values():
+            text = text.replace(str(self.folders.sources(row.id) / about["file"]), str(about["filename"]))
+        return text.replace(str(self.options.files), "…")
+
+
+class _Progress:
+    """The sampler's callback: records the progress and a preview, and stops a video that is not wanted any more."""
+
+    def __init__(self, worker: Worker, row: Video) -> None:
+        self.worker, self.row = worker, row
+        self.begun = time.monotonic()
+        self.recorded = self.shown = 0.0
+
+    def __call__(self, step: Step) -> bool:
+        worker, video, mine = self.worker, self.row.id, self.worker.presence.id
+        if worker.stopping.is_set():
+            return False
+        done, now = step.index + 1, time.monotonic()
+        try:
+            if now - self.recorded < RECORD and done < step.steps:
+                return worker.store.wanted(video, mine)
+            self.recorded = now
+            eta = (now - self.begun) / done * (step.steps - done)
+            percent = int(100 * _SAMPLING * done / step.steps)
+            if not worker.store.advance(video, mine, progress=percent, step=done, eta=eta):
+                return False
+            if now - self.shown >= PREVIEW or done == 1:
+                self.shown = now
+                self._show(step)
+        except sa.exc.SQLAlchemyError as error:  # the video goes on while the database is away
+            log.warning("the progress of %s is not recorded: %s", video, type(error).__name__)
+        return True
+
+    def _show(self, step: Step) -> None:
+        from pusa.serving.previews import animated
+
+        pipe = self.worker.pipe
+        milliseconds = 1000 * pipe.backbone.geometry.frames_per_slot / pipe.defaults.fps
+        picture = animated(self.worker.colours(step.denoised), milliseconds)
+        self.worker.store.show(self.row.id, step.index + 1, picture)
+
+
+_UNEXPECTED = "The server failed on this video; its log says why."
+
+
+def _is_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text
