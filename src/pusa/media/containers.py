@@ -5,7 +5,7 @@ Tags (title, artist, chapters) are not read, so their encoding does not matter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -25,14 +25,28 @@ _PICTURE_BRANDS = frozenset(
 
 
 MOTION_JPEG = (".mjpeg", ".mjpg")
+_rules = {"protocol_whitelist": "file"}
+"""options of FFmpeg for every file: a file can make it open other files, but no address"""
+
+
+def accept_only(formats: Sequence[str], codecs: Sequence[str]) -> None:
+    """From now on, let FFmpeg open only files of these formats, and find out about tracks of these codecs only.
+
+    It holds for this process, and cannot be taken back. Use it in a process that opens files of strangers.
+
+    Args:
+        formats: names of demuxers, as `ffmpeg -demuxers` prints them.
+        codecs: names of decoders, as `ffmpeg -decoders` prints them.
+    """
+    _rules.update(format_whitelist=",".join(formats), codec_whitelist=",".join(codecs))
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[InputContainer]:
     """Open a file with FFmpeg. Raises the errors of PyAV: FFmpegError, LookupError, ValueError."""
     motion_jpeg = "mjpeg" if path.suffix.lower() in MOTION_JPEG else None  # its content is that of a picture
-    with av.open(plain_name(path), format=motion_jpeg, metadata_errors="replace") as container:
-        yield container
+    with av.open(plain_name(path), format=motion_jpeg, metadata_errors="replace", container_options=_rules) as opened:
+        yield opened
 
 
 def plain_name(path: Path) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -63,10 +63,23 @@ def read_every_frame(path: str | Path) -> Frames:
     return _stored(existing_file(path))[0]
 
 
-def _stored(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
-    """Return the frames of a file, their times in seconds, and its stated rate, with one sentence for what is wrong."""
+def check_every_frame(path: str | Path) -> int:
+    """Decode a video as `read_every_frame` does without keeping it, and return the number of its frames.
+
+    Raises the error that `read_every_frame` would raise. Animated pictures are kept in memory while they are decoded.
+    """
+    return len(_stored(existing_file(path), lambda picture: picture[:1, :1].copy())[0])
+
+
+def _stored(
+    path: Path, kept: Callable[[Image], Image] = lambda picture: picture
+) -> tuple[Frames, NDArray[np.float64], float]:
+    """Return the frames of a file, their times in seconds, and its stated rate, with one sentence for what is wrong.
+
+    kept: what is kept of each frame.
+    """
     try:
-        return _decode(path)
+        return _decode(path, kept)
     except PusaError:
         raise
     except (av.FFmpegError, OSError, LookupError, ValueError) as error:
@@ -130,7 +143,7 @@ def nearest(times: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[
     return np.where(wanted - times[after - 1] <= times[after] - wanted + 1e-6, after - 1, after)
 
 
-def _decode(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
+def _decode(path: Path, kept: Callable[[Image], Image]) -> tuple[Frames, NDArray[np.float64], float]:
     """All frames, their times in seconds (ascending), and the rate that the file states (0 if none)."""
     if not picture_files.is_for_ffmpeg(path):
         return decode_animation(path)
@@ -143,19 +156,19 @@ def _decode(path: Path) -> tuple[Frames, NDArray[np.float64], float]:
         squeeze = float(stream.sample_aspect_ratio or 1)
         frames: list[Image] = []
         stamps: list[float | None] = []
-        size, end = 0, 0.0
+        size, end, shape = 0, 0.0, None
         for frame in decoding.frames(container, stream):
             if frame.is_corrupt:
                 raise InputError(f"{path} is damaged at frame {len(frames)}; export it again")
             if not frames:
                 decoding.check_colours(path, stream, frame)
             picture = decoding.upright(frame, squeeze)
-            if frames and picture.shape != frames[0].shape:
+            if picture.shape != (shape := shape or picture.shape):
                 raise InputError(f"{path} changes its size at frame {len(frames)}; export it at one size")
             size += picture.nbytes
             if size > MAX_CLIP_BYTES:
                 raise too_large(path)
-            frames.append(picture)
+            frames.append(kept(picture))
             stamps.append(None if frame.pts is None else float(frame.time))
             end = max(end, (stamps[-1] or 0.0) + float((frame.duration or 0) * (frame.time_base or 0)))
         if not frames:
