@@ -153,11 +153,11 @@ def _idempotency_key(request: Request) -> str | None:
 
 
 def _add_videos(app: FastAPI, server: Server) -> None:
-    def create(task: str, renamed: dict[str, str]) -> Callable[[Request], Awaitable[JSONResponse]]:
+    def create(task: str, *, edit: bool = False) -> Callable[[Request], Awaitable[JSONResponse]]:
         async def answer(request: Request) -> JSONResponse:
             def work(body: Body, owner: str, received: Path) -> Video:
-                _rename(body, renamed)
-                return server.add(body, owner, received, task=task, idempotency_key=_idempotency_key(request))
+                key = _idempotency_key(request)
+                return server.add(body, owner, received, task=task, edit=edit, idempotency_key=key)
 
             row = await _with_body(server, request, work)
             return await run_in_threadpool(_answer, server, row)
@@ -165,13 +165,13 @@ def _add_videos(app: FastAPI, server: Server) -> None:
         return answer
 
     post: dict[str, Any] = {"response_model": VideoObject, "openapi_extra": _BODY, "methods": ["POST"]}
-    app.add_api_route("/v1/videos", create("generate", {}), summary="Make a video", operation_id="create_video", **post)
+    app.add_api_route("/v1/videos", create("generate"), summary="Make a video", operation_id="create_video", **post)
     app.add_api_route(
-        "/v1/videos/extensions", create("extend", {}), summary="Continue a clip", operation_id="extend_video", **post
+        "/v1/videos/extensions", create("extend"), summary="Continue a clip", operation_id="extend_video", **post
     )
     app.add_api_route(
         "/v1/videos/edits",
-        create("generate", {"video": "init"}),
+        create("generate", edit=True),
         summary="Edit a clip",
         operation_id="edit_video",
         **post,
@@ -266,15 +266,6 @@ def _add_videos(app: FastAPI, server: Server) -> None:
 
         row = await _with_body(server, request, work)
         return await run_in_threadpool(_answer, server, row)
-
-
-def _rename(body: Body, renamed: dict[str, str]) -> None:
-    """Let /edits call the clip to edit `video`, as OpenAI does."""
-    for old, new in renamed.items():
-        if old in body.parts:
-            body.fields[new] = {"type": "clip", "src": {"part": old}}
-        elif old in body.fields:
-            body.fields[new] = {"type": "clip", "src": body.fields.pop(old)}
 
 
 def _add_files(app: FastAPI, server: Server) -> None:

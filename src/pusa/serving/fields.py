@@ -104,10 +104,12 @@ def replaced(value: Any, change: Callable[[Source], Any]) -> Any:
     return value
 
 
-def read(given: Mapping[str, Any], parts: Collection[str], task: str = "generate") -> Asked:
+def read(given: Mapping[str, Any], parts: Collection[str], task: str = "generate", *, edit: bool = False) -> Asked:
     """Read the fields of a body.
 
     given: JSON values, or texts of a form, without its files. parts: the names of its files. task: if no field says it.
+    edit: whether `video` is a clip to edit, and not one to continue.
+
     Raises FieldError for an unknown field and for one that cannot be read.
     """
     given = _flat(given)
@@ -124,14 +126,14 @@ def read(given: Mapping[str, Any], parts: Collection[str], task: str = "generate
             raise FieldError(_unknown(name), str(name))
     values = {name: _value(name, value) for name, value in given.items()}
     values = {name: value for name, value in values.items() if value is not None}
-    return _Reader(values, parts).read(task)
+    return _Reader(values, parts).read(task, edit)
 
 
 class _Reader:
     def __init__(self, values: dict[str, Any], parts: Collection[str]) -> None:
         self.values, self.parts = values, parts
 
-    def read(self, task: str) -> Asked:
+    def read(self, task: str, edit: bool) -> Asked:
         take = self.values.pop
         asked = Asked(str(take("task", task)))
         if asked.task not in TASKS:
@@ -154,11 +156,13 @@ class _Reader:
             asked.options["conditions"] = pictures
         for name in ("clip", "a", "b", "video"):
             if (source := self.source(name, "video")) is not None:
-                option = "clip" if name == "video" else name
+                option = name if name != "video" else "init" if edit else "clip"
                 if option in asked.options:
-                    raise FieldError("clip and video are the same field: leave one out.", "video")
-                asked.options[option] = source
+                    raise FieldError(f"{option} and video are the same field: leave one out.", "video")
+                asked.options[option] = {"type": "clip", "src": source} if option == "init" else source
                 asked.names[option] = name
+        if edit and "init" not in asked.options and "init" not in self.values:
+            raise FieldError("video is missing: give the clip to edit.", "video")
         if (init := take("init", None)) is not None:
             asked.options["init"] = self._condition(init, "init", None)
         if (matrix := take("matrix", None)) is not None:

@@ -112,9 +112,11 @@ def order(asked: Asked, opened: Mapping[Source, Opened], limits: Limits, offered
     if isinstance(request, Generate) and request.init is not None and request.frames is None:
         request = replace(request, frames=settings.frames)
     notes = [_renamed(note, opened) for note in notes]
-    if asked.seconds is not None and abs(asked.seconds - (seconds := frames / limits.defaults.fps)) > 1e-6:
+    new = frames if isinstance(request, Generate) else request.frames
+    if asked.seconds is not None and new is not None and abs(asked.seconds - new / limits.defaults.fps) > 1e-6:
+        what = "the video has" if isinstance(request, Generate) else "it gets"
         notes.append(
-            f"{asked.seconds:g} seconds were asked for, and the video has {frames} frames, {seconds:.4g} seconds."
+            f"{asked.seconds:g} seconds were asked for, and {what} {new} frames, {new / limits.defaults.fps:.4g} seconds."
         )
     return Order(request, opened, settings, frames, limits.defaults.fps, notes, asked.lora)
 

@@ -145,10 +145,10 @@ class Server:
 
     # ------------------------------------------------------------------------------------------------- new videos
 
-    def plan(self, body: Body, owner: str, received: Path, task: str = "generate") -> Order:
+    def plan(self, body: Body, owner: str, received: Path, task: str = "generate", *, edit: bool = False) -> Order:
         """Check a request, and receive its sources. Raises ApiError."""
         try:
-            asked = read(body.fields, body.parts, task)
+            asked = read(body.fields, body.parts, task, edit=edit)
             if asked.model not in ("", self.options.model.name):
                 raise FieldError(
                     f"There is no model {asked.model[:60]!r}: this server has {self.options.model.name}.", "model"
@@ -159,12 +159,19 @@ class Server:
             raise _refused(error) from error
 
     def add(
-        self, body: Body, owner: str, received: Path, *, task: str = "generate", idempotency_key: str | None = None
+        self,
+        body: Body,
+        owner: str,
+        received: Path,
+        *,
+        task: str = "generate",
+        edit: bool = False,
+        idempotency_key: str | None = None,
     ) -> Video:
         """Make a video wait in the queue. Raises ApiError."""
         if idempotency_key is not None and (earlier := self._earlier(owner, idempotency_key, body.digest)) is not None:
             return earlier
-        planned = self.plan(body, owner, received, task)
+        planned = self.plan(body, owner, received, task, edit=edit)
         key = (idempotency_key, body.digest) if idempotency_key is not None else (None, None)
         return self._queue(planned.stored, planned.shown, planned.sources, planned.lora, owner, received, key)
 
