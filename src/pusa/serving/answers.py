@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from pusa.serving.orders import with_sources
+from pusa.serving.orders import seconds, with_sources
 from pusa.serving.store import Video
 
 
@@ -184,8 +184,3 @@ def video_object(row: Video, model: str, waiting: Sequence[int]) -> VideoObject:
         request=with_sources(row.request, lambda name: {"source": name}),
         sources=row.sources,
     )
-
-
-def seconds(frames: int, fps: float) -> str:
-    """The length of a clip in seconds, as a text, as the API writes it."""
-    return f"{frames / fps:.4g}"

@@ -8,9 +8,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
@@ -33,12 +35,12 @@ from pusa.serving.answers import (
     ModelObject,
     VideoList,
     VideoObject,
-    seconds,
     video_object,
 )
 from pusa.serving.bodies import Body, receive
 from pusa.serving.folders import CLIP, SPRITESHEET, THUMBNAIL, is_source
 from pusa.serving.metrics import Metrics
+from pusa.serving.orders import seconds
 from pusa.serving.protection import COOKIE, SecurityHeaders, check_origin, owner_of
 from pusa.serving.recipes import matrix_of, public_recipe
 from pusa.serving.server import Server
@@ -53,6 +55,7 @@ _FILES = {
 }
 _MOST_UPLOADED = 4
 """times the size of one file that a form may have"""
+_OPENED_AT_ONCE = 4
 _KEY = 200
 """characters of an idempotency key"""
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -140,9 +143,15 @@ async def _with_body(server: Server, request: Request, work: Callable[[Body, str
     received = await run_in_threadpool(server.folders.receive)
     try:
         body = await receive(request, received, _MOST_UPLOADED * server.options.uploads.bytes)
-        return await run_in_threadpool(work, body, owner, received)
+        return await to_thread.run_sync(work, body, owner, received, limiter=_opening())
     finally:
         await run_in_threadpool(shutil.rmtree, received, True)
+
+
+@cache
+def _opening() -> CapacityLimiter:
+    """Lets few threads open uploads at once, since each may need much memory. The others answer meanwhile."""
+    return CapacityLimiter(_OPENED_AT_ONCE)
 
 
 def _idempotency_key(request: Request) -> str | None:
@@ -462,6 +471,8 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(SQLAlchemyError)
     async def database(_: Request, error: SQLAlchemyError) -> JSONResponse:
+        if "disk is full" in str(error):
+            return said(ApiError(507, "The server's disk is full: ask its operator.", "disk_full"))
         return said(
             ApiError(
                 503, "The database does not answer: try again in a moment.", "no_database", headers={"retry-after": "5"}

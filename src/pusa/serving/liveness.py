@@ -47,6 +47,12 @@ class Presence:
         with self.engine.begin() as connection:
             return connection.execute(sa.update(PROCESSES).where(mine).values(beat=PROCESSES.c.beat + 1)).rowcount == 1
 
+    def children(self) -> int:
+        """How many workers of this server have loaded the model and live."""
+        mine = (PROCESSES.c.parent == self.id) & PROCESSES.c.ended.is_(None)
+        with self.engine.connect() as connection:
+            return connection.execute(sa.select(sa.func.count()).select_from(PROCESSES).where(mine)).scalar_one()
+
     def leave(self) -> None:
         """Say that the process ends as it should, and free the lock."""
         with suppress(sa.exc.SQLAlchemyError), self.engine.begin() as connection:
@@ -65,8 +71,8 @@ class Observer:
         self._moved: dict[str, tuple[int, float]] = {}  # {id: (beat, when it was first seen)}
         self._looked = clock()
 
-    def dead(self) -> dict[str, bool]:
-        """The workers that have ended: {id: whether it died alone, while its server lived}.
+    def dead(self) -> dict[str, str]:
+        """The workers that have ended: {id: how}, which is "stopped", "alone" or "with its server".
 
         Many processes may ask at once. Raises the error of a database that does not answer; the silence that an
         observer could not hear then counts for nobody.
@@ -87,7 +93,7 @@ class Observer:
                     connection.execute(sa.update(PROCESSES).where(unmarked).values(ended=word))
         with self.engine.connect() as connection:  # what the first observer to mark it said
             said = dict(connection.execute(sa.select(PROCESSES.c.id, PROCESSES.c.ended)).all())
-        return {row.id: said.get(row.id) == "alone" for row in rows if row.id in gone and row.parent is not None}
+        return {row.id: said[row.id] for row in rows if row.id in gone and row.parent is not None and said.get(row.id)}
 
     def forget(self, workers: Iterable[str]) -> None:
         """Remove the rows of workers whose work is back in the queue, and of servers that have ended and have none."""

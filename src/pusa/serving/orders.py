@@ -116,9 +116,15 @@ def order(asked: Asked, opened: Mapping[Source, Opened], limits: Limits, offered
     if asked.seconds is not None and new is not None and abs(asked.seconds - new / limits.defaults.fps) > 1e-6:
         what = "the video has" if isinstance(request, Generate) else "it gets"
         notes.append(
-            f"{asked.seconds:g} seconds were asked for, and {what} {new} frames, {new / limits.defaults.fps:.4g} seconds."
+            f"{asked.seconds:g} seconds were asked for, and {what} {new} frames, "
+            f"{seconds(new, limits.defaults.fps)} seconds."
         )
     return Order(request, opened, settings, frames, limits.defaults.fps, notes, asked.lora)
+
+
+def seconds(frames: int, fps: float) -> str:
+    """The length of a clip in seconds, as a text, as the API writes it."""
+    return f"{frames / fps:.4g}"
 
 
 def _request(asked: Asked, opened: Mapping[Source, Opened], limits: Limits) -> Request:

@@ -33,7 +33,7 @@ class Queue:
     """The queue, for processes that add videos and take them out. The tables exist."""
 
     def __init__(self, engine: sa.Engine) -> None:
-        self._client = DBOSClient(system_database_engine=engine, application_name=NAME)
+        self._client = DBOSClient(system_database_engine=engine, application_name=NAME, retry_connection_errors=False)
 
     def add(self, connection: sa.Connection, video: str) -> None:
         """Append a video, in the transaction that makes its record."""

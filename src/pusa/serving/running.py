@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import uvicorn
 
@@ -43,8 +43,8 @@ def run(options: ServerOptions, ready: Callable[[str], None]) -> None:
         timeout_keep_alive=30,
     )
     ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
-    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn puts its own handler in its place
-    uvicorn.Server(config).run([listening])
+    with suppress(KeyboardInterrupt):  # uvicorn stops in order, and then raises it
+        uvicorn.Server(config).run([listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:

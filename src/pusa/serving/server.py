@@ -251,7 +251,7 @@ class Server:
 
     def ready(self) -> bool:
         """Whether requests can be taken and, by some server, be worked on."""
-        return self.store.answers() and (self.options.workers == 0 or self.supervisor.living() > 0)
+        return self.store.answers() and (self.options.workers == 0 or self.presence.children() > 0)
 
 
 READ_AGAIN = 30.0

@@ -22,8 +22,8 @@ Video = sa.Row[Any]
 """a row of `tables.VIDEOS`"""
 DEATHS = 2
 """A video fails when this many workers have died alone while they made it."""
-BEGINNINGS = 8
-"""A video fails when it was begun so often and never ended, whatever ended its workers."""
+FALLS = 8
+"""A video fails when so many servers died with the worker that made it, since it may bring the machine down."""
 ENDED = ("completed", "failed")
 
 
@@ -165,8 +165,8 @@ class Store:
                 return None
             change: dict[str, Any] = {"worker": worker, "attempts": row.attempts + 1, "progress": 0, "step": 0}
             change |= {"status": "in_progress", "started_at": time.time(), "eta": None}
-            if row.deaths >= DEATHS or row.attempts >= BEGINNINGS:
-                change = _failed("worker_died", _DIED if row.deaths >= DEATHS else _NEVER_ENDED)
+            if row.deaths >= DEATHS or row.falls >= FALLS:
+                change = _failed("worker_died", _DIED if row.deaths >= DEATHS else _FELL)
             connection.execute(sa.update(VIDEOS).where(VIDEOS.c.id == video).values(**change))
             begun = connection.execute(sa.select(VIDEOS).where(VIDEOS.c.id == video)).one()
         return begun if begun.status == "in_progress" else None
@@ -213,13 +213,17 @@ class Store:
             connection.execute(sa.delete(PREVIEWS).where(PREVIEWS.c.video == video))
         return ended
 
-    def release(self, workers: Mapping[str, bool]) -> None:
-        """Let the videos of dead workers wait again. workers: {id: whether its death counts against its video}."""
-        for worker, counts in workers.items():
+    def release(self, workers: Mapping[str, str]) -> None:
+        """Let the videos of ended workers wait again. workers: what `liveness.Observer.dead` found."""
+        for worker, how in workers.items():
+            held = (VIDEOS.c.worker == worker) & (VIDEOS.c.status == "in_progress")
+            values: dict[str, Any] = {"status": "queued", "worker": None, "eta": None, "progress": 0, "step": 0}
+            if how == "alone":
+                values["deaths"] = VIDEOS.c.deaths + 1
+            elif how == "with its server":
+                values["falls"] = VIDEOS.c.falls + 1
             with self.engine.begin() as connection:
-                held = (VIDEOS.c.worker == worker) & (VIDEOS.c.status == "in_progress")
-                values = {"status": "queued", "worker": None, "deaths": VIDEOS.c.deaths + int(counts), "eta": None}
-                connection.execute(sa.update(VIDEOS).where(held).values(**values, progress=0, step=0))
+                connection.execute(sa.update(VIDEOS).where(held).values(**values))
 
     # -------------------------------------------------------------------------------------------------- housekeeping
 
@@ -270,7 +274,10 @@ _DIED = (
     f"{DEATHS} workers died while they made this video, so it was given up: it may need more memory than there is; "
     "ask for a smaller size or fewer frames."
 )
-_NEVER_ENDED = f"This video was begun {BEGINNINGS} times and never ended, so it was given up: ask for it again."
+_FELL = (
+    f"The server died {FALLS} times while it made this video, so it was given up: ask for a smaller size or fewer "
+    "frames."
+)
 
 
 def _held(video: str, worker: str) -> sa.ColumnElement[bool]:

@@ -36,6 +36,7 @@ VIDEOS = sa.Table(
     sa.Column("worker", sa.Text),  # the process that makes it, or made it last
     sa.Column("attempts", sa.Integer, nullable=False, default=0),  # how often a worker began it
     sa.Column("deaths", sa.Integer, nullable=False, default=0),  # how often a worker died alone while it made it
+    sa.Column("falls", sa.Integer, nullable=False, default=0),  # how often a worker died with its server meanwhile
     sa.Column("error", sa.JSON),  # {"code", "message"}
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("started_at", sa.Float),
@@ -93,7 +94,14 @@ def open_database(url: str) -> sa.Engine:
     kind = parsed.get_backend_name()
     if kind == "postgresql":
         wanted = parsed.set(drivername="postgresql+psycopg")
-        return sa.create_engine(wanted, pool_size=10, max_overflow=10, pool_pre_ping=True, pool_timeout=30)
+        return sa.create_engine(
+            wanted,
+            pool_size=10,
+            max_overflow=10,
+            pool_pre_ping=True,
+            pool_timeout=30,
+            connect_args={"connect_timeout": 5},
+        )
     if kind != "sqlite":
         raise InputError(f"--store names a database of {kind}: give postgresql://USER:PASSWORD@HOST/DATABASE.")
     engine = sa.create_engine(parsed, pool_size=10, max_overflow=10, pool_timeout=30)

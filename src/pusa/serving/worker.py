@@ -6,6 +6,7 @@ with its server, however that ends.
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -14,13 +15,14 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import sqlalchemy as sa
 
-from pusa.errors import Cancelled, InputError, sentence
+from pusa.errors import Cancelled, InputError
 from pusa.serving import queue
 from pusa.serving.folders import CLIP, SPRITESHEET, THUMBNAIL, Folders, size_of
 from pusa.serving.liveness import PACE, Observer, Presence
@@ -31,8 +33,10 @@ from pusa.serving.tables import open_database
 
 if TYPE_CHECKING:
     from pusa.core.sampler import Step
+    from pusa.generation.clip import GeneratedClip
     from pusa.generation.pipeline import Pipeline
 
+T = TypeVar("T")
 log = logging.getLogger("pusa.serving.worker")
 PREVIEW = 1.0
 """seconds between two previews"""
@@ -109,7 +113,7 @@ class Worker:
 
     def work(self) -> None:
         """Take videos until `stop` is called. The process then ends."""
-        queue.work(self.engine, self.presence.id, self.make)
+        queue.work(self.engine, self.presence.id, self._work_on)
         log.info("worker %s is ready", self.presence.id)
         while not self.stopping.wait(PACE):
             try:
@@ -136,58 +140,86 @@ class Worker:
 
     # ---------------------------------------------------------------------------------------------------- one video
 
+    def _work_on(self, video: str) -> None:
+        self.make(video)
+        if self.stopping.is_set():  # returning would tell the queue that the video is done; the process ends instead
+            threading.Event().wait()
+
     def make(self, video: str) -> None:
-        """Make a video of the queue, or record why it cannot be made."""
-        row = self.store.begin(video, self.presence.id)
+        """Make a video of the queue, or record why it cannot be made. It raises no error, which would end the video."""
+        row = self._insist(lambda: self.store.begin(video, self.presence.id))
         if row is None:
             return
         try:
-            self._make(row)
+            self._finish(row, self._sample(row))
         except Cancelled:
-            self.store.drop(video, self.presence.id)
-        except InputError as error:
-            self.store.fail(video, self.presence.id, "invalid_request", self._public(str(error), row))
-        except (MemoryError, RuntimeError) as error:
-            traceback.print_exc()
-            text = (
-                sentence(error) if _is_memory(error) else "The model failed on this video; the server's log says why."
-            )
-            self.store.fail(video, self.presence.id, "out_of_memory" if _is_memory(error) else "server_error", text)
+            self._insist(lambda: self.store.drop(video, self.presence.id))
         except Exception as error:
-            traceback.print_exc()
-            full = isinstance(error, OSError) and error.errno == 28
-            text = "The server's disk is full: ask its operator." if full else _UNEXPECTED
-            self.store.fail(video, self.presence.id, "disk_full" if full else "server_error", text)
+            code, text = self._explained(error, row)
+            if code != "invalid_request":
+                traceback.print_exception(error)
+            self._insist(lambda: self.store.fail(video, self.presence.id, code, text))
 
-    def _make(self, row: Video) -> None:
+    def _insist(self, call: Callable[[], T]) -> T | None:
+        """Call until the database answers. None if this worker is told to stop; the video then waits again."""
+        while True:
+            try:
+                return call()
+            except sa.exc.SQLAlchemyError as error:
+                log.warning("the database does not answer: %s", type(error).__name__)
+            if self.stopping.wait(PACE):
+                return None
+
+    def _sample(self, row: Video) -> GeneratedClip:
         from pusa.generation.request import Request
 
         sources = self.folders.sources(row.id)
         request = Request.from_dict(with_sources(row.request, lambda name: str(sources / row.sources[name]["file"])))
-        progress = _Progress(self, row)
-        names = []
+        names: list[str] = []
         try:
             for name, scale in row.lora:
                 names.append(self.pipe.load_lora(self.options.model.offered[name], scale).name)
-            clip = request.run(self.pipe, progress)
+            return request.run(self.pipe, _Progress(self, row))
         finally:
             for name in names:
                 self.pipe.remove_lora(name)
-        attempt = f"attempt-{row.attempts}-{self.presence.id[-8:]}"
-        folder = self.folders.of(row.id) / attempt
-        path = clip.save(folder / CLIP)
+
+    def _finish(self, row: Video, clip: GeneratedClip) -> None:
         from pusa.serving.previews import write_spritesheet, write_thumbnail
 
-        write_thumbnail(path.with_name(THUMBNAIL), clip.frames)
-        write_spritesheet(path.with_name(SPRITESHEET), clip.frames)
+        attempt = f"attempt-{row.attempts}-{self.presence.id[-8:]}"
+        folder = self.folders.of(row.id) / attempt
+        try:
+            path = clip.save(folder / CLIP)
+            write_thumbnail(path.with_name(THUMBNAIL), clip.frames)
+            write_spritesheet(path.with_name(SPRITESHEET), clip.frames)
+        except InputError as error:  # not of the client's input
+            raise OSError(errno.ENOSPC if "disk is full" in str(error) else errno.EIO, str(error)) from error
         size = size_of(self.folders.of(row.id))
-        done = self.store.complete(
-            row.id, self.presence.id, result=attempt, frames=len(clip.frames), size=size, expires=self.options.expires
+        done = self._insist(
+            lambda: self.store.complete(
+                row.id,
+                self.presence.id,
+                result=attempt,
+                frames=len(clip.frames),
+                size=size,
+                expires=self.options.expires,
+            )
         )
         if done:
             self.folders.keep_only(row.id, attempt)
         else:
             raise Cancelled(f"{row.id} is not wanted any more")
+
+    def _explained(self, error: Exception, row: Video) -> tuple[str, str]:
+        """(code, sentence) of an error, for the client."""
+        if isinstance(error, InputError):
+            return "invalid_request", self._public(str(error), row)
+        if _is_memory(error):
+            return "out_of_memory", "There is not enough memory for this video: ask for a smaller size or fewer frames."
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "disk_full", "The server's disk is full: ask its operator."
+        return "server_error", "The server failed on this video; its log says why."
 
     def _public(self, text: str, row: Video) -> str:
         """A message without the paths of this machine."""
@@ -231,9 +263,6 @@ class _Progress:
         milliseconds = 1000 * pipe.backbone.geometry.frames_per_slot / pipe.defaults.fps
         picture = animated(self.worker.colours(step.denoised), milliseconds)
         self.worker.store.show(self.row.id, step.index + 1, picture)
-
-
-_UNEXPECTED = "The server failed on this video; its log says why."
 
 
 def _is_memory(error: BaseException) -> bool:
