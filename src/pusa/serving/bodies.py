@@ -118,8 +118,17 @@ def _json(raw: bytes) -> Body:
     return Body(value, digest=hashlib.sha256(raw).hexdigest())
 
 
+class _Parser(MultiPartParser):
+    """Refuses text that is not UTF-8, which Starlette reads as Latin-1."""
+
+    def on_part_end(self) -> None:
+        if self._current_part.file is None:
+            bytes(self._current_part.data).decode("utf-8")  # a UnicodeDecodeError ends the parsing
+        super().on_part_end()
+
+
 async def _form(request: Request, folder: Path, most: int) -> Body:
-    parser = MultiPartParser(
+    parser = _Parser(
         request.headers, _limited(request, most), max_files=MOST_FILES, max_fields=MOST_FIELDS, max_part_size=MOST_FIELD
     )
     try:

@@ -5,6 +5,7 @@ The model's configuration is enough for this, so that a client learns of a mista
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -101,9 +102,8 @@ def order(asked: Asked, opened: Mapping[Source, Opened], limits: Limits, offered
         )
     try:
         request = _request(asked, opened, limits)
-        request.check_files()
         settings: Any = request.check(limits)
-        notes = request.notes(limits)
+        notes = request.opened().notes(limits)  # a picture that is cropped counts once it is opened
         frames = _frames(request, settings, opened, limits)
     except FieldError:
         raise
@@ -111,7 +111,7 @@ def order(asked: Asked, opened: Mapping[Source, Opened], limits: Limits, offered
         raise _in_the_words_of_the_client(str(error), asked, opened) from error
     if isinstance(request, Generate) and request.init is not None and request.frames is None:
         request = replace(request, frames=settings.frames)
-    notes = [_renamed(note, opened) for note in notes]
+    notes = [note for one in opened.values() for note in one.notes] + [_renamed(note, opened) for note in notes]
     new = frames if isinstance(request, Generate) else request.frames
     if asked.seconds is not None and new is not None and abs(asked.seconds - new / limits.defaults.fps) > 1e-6:
         what = "the video has" if isinstance(request, Generate) else "it gets"
@@ -223,9 +223,10 @@ def _frames(request: Request, settings: Any, opened: Mapping[Source, Opened], li
 
 
 def _renamed(text: str, opened: Mapping[Source, Opened]) -> str:
+    """A message with the client's names of files, and with names of fields in place of flags."""
     for one in opened.values():
         text = text.replace(str(one.path), one.label)
-    return text
+    return re.sub(r"--([a-z]+(?:-[a-z]+)*)", lambda flag: flag[1].replace("-", "_"), text)
 
 
 def _in_the_words_of_the_client(text: str, asked: Asked, opened: Mapping[Source, Opened]) -> FieldError:

@@ -35,12 +35,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Opened:
-    """A source as a file of the new video. name: its name there. label: what messages call it. about: for the API."""
+    """A source as a file of the new video.
+
+    name: its name there. label: what messages call it. about: for the API. notes: what its reading has changed.
+    """
 
     name: str
     path: Path
     label: str
     about: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -97,8 +101,8 @@ class Receiver:
         file = received / "sources" / f"{name}{_SUFFIXES[found.kind]}"
         found.path.rename(file)
         about = {"kind": found.kind, "filename": label, "width": found.width, "height": found.height}
-        about |= {"frames": found.frames, "fps": found.fps}
-        return Opened(name, file, label, about | {"file": file.name})
+        about |= {"frames": found.frames, "fps": found.fps, "file": file.name}
+        return Opened(name, file, label, about, found.notes)
 
     def _again(self, source: Source, owner: str, received: Path, name: str) -> Opened:
         """A source of another video."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -27,11 +26,12 @@ FALLS = 8
 ENDED = ("completed", "failed")
 
 
-@dataclass(frozen=True)
 class Full(Exception):
     """The queue has no room. seconds: when to try again."""
 
-    seconds: float
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
 
 
 class Conflict(Exception):
@@ -139,7 +139,7 @@ class Store:
         """How many videos have each status."""
         counted = sa.select(VIDEOS.c.status, sa.func.count()).where(_SHOWN).group_by(VIDEOS.c.status)
         with self.engine.connect() as connection:
-            return dict(connection.execute(counted).tuples().all())
+            return dict(row._tuple() for row in connection.execute(counted))
 
     def pace(self) -> float:
         """Seconds that a video has taken, the median of the last ones; 1 if there is none."""

@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, TypeVar
 import sqlalchemy as sa
 
 from pusa.errors import Cancelled, InputError
+from pusa.media.containers import accept_only
 from pusa.serving import queue
 from pusa.serving.folders import CLIP, SPRITESHEET, THUMBNAIL, Folders, size_of
+from pusa.serving.inspection_process import CODECS, FORMATS
 from pusa.serving.liveness import PACE, Observer, Presence
 from pusa.serving.orders import with_sources
 from pusa.serving.served_model import ServedModel
@@ -73,6 +75,7 @@ class WorkerOptions:
 def run(options: WorkerOptions) -> None:
     """Work until the server ends or says to stop (SIGTERM). The body of the process."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    accept_only(FORMATS, CODECS)  # it opens clips of strangers
     logging.basicConfig(level=logging.INFO, format="pusa: %(message)s", stream=sys.stderr)
     for chatty in ("dbos", "httpx", "diffusers", "transformers"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
@@ -266,5 +269,6 @@ class _Progress:
 
 
 def _is_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text
+    from pusa.models.memory.profiles import is_out_of_memory
+
+    return any(is_out_of_memory(each) for each in (error, error.__cause__) if isinstance(each, Exception))

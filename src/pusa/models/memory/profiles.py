@@ -137,7 +137,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether the error means that the device or the machine ran out of memory."""
     text = str(error)
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and ("not enough memory" in text or "out of memory" in text.lower())
+        isinstance(error, RuntimeError)
+        and any(words in text.lower() for words in ("not enough memory", "out of memory", "can't allocate memory"))
     )
 
 
