@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import socketserver
 import struct
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ import av
 import numpy as np
 import pytest
 
-from pusa.errors import InputError
 from pusa.media import images, video_probe, videos
 from tests.footage import clip, encode, numbers
 
@@ -198,22 +195,3 @@ def test_a_palette_at_the_beginning_is_used_for_later_frames(tmp_path: Path) -> 
     frames, fps = videos.read_video(tmp_path / "a.avi")
     part = video_probe.read(tmp_path / "a.avi", np.arange(5, 9) / fps, (48, 32))
     np.testing.assert_array_equal(part, frames[5:])
-
-
-def test_a_file_cannot_make_ffmpeg_open_an_address(tmp_path: Path) -> None:
-    visitors: list[str] = []
-
-    class Door(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            visitors.append(self.client_address[0])
-
-    with socketserver.TCPServer(("127.0.0.1", 0), Door) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        lines = "#EXTM3U", "#EXT-X-TARGETDURATION:1", "#EXTINF:1,", f"http://127.0.0.1:{server.server_address[1]}/a.ts"
-        (tmp_path / "a.m3u8").write_text("\n".join([*lines, "#EXT-X-ENDLIST", ""]))
-        with pytest.raises(InputError):
-            videos.read_video(tmp_path / "a.m3u8")
-        server.shutdown()
-        thread.join()
-    assert not visitors
