@@ -83,9 +83,9 @@ def measure(quick: bool) -> Section:
     head = ["", "servers + workers killed", "videos", "made", "given up", "lost", "doubled", "different"]
     text = (
         f"{found[0].jobs} clients ask for a video each and wait, while {found[0].servers + found[0].workers} times a "
-        "server or a worker is killed (SIGKILL), most often while a video is made. With SQLite, one server with two workers is "
-        "started again after each kill; with PostgreSQL, there are two servers with a worker each. A client that gets "
-        f"no answer asks again. Of the clips, {_CHECKED} are made again without a kill and compared byte for byte. "
+        "server or a worker is killed (SIGKILL), most often while a video is made. With SQLite, a server with two "
+        "workers is started again after each kill; with PostgreSQL, there are two servers with a worker each. A client "
+        f"that gets no answer asks again. {_CHECKED} clips are made again without kills and compared byte by byte. "
         '"Given up" are videos whose worker died twice.'
     )
     return Section(
