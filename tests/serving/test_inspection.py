@@ -245,11 +245,14 @@ def test_waiting_ends(tmp_path: Path) -> None:
 def test_a_crash_costs_the_process_only_and_it_knows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PUSA_TEST_SECRET", "open sesame")
     said: list[str] = []
-    thread = threading.Thread(target=lambda: said.append(refused(slow(tmp_path / "a.png", 60))))
+    path = slow(tmp_path / "a.png", 50)
+    thread = threading.Thread(target=lambda: said.append(refused(path)))
     thread.start()
     process = child()
     assert b"PYTHONPATH" in process.joinpath("environ").read_bytes()
     assert b"open sesame" not in process.joinpath("environ").read_bytes()
+    while "NoNewPrivs:\t1" not in process.joinpath("status").read_text():
+        time.sleep(0.01)
     os.kill(int(process.name), signal.SIGSEGV)
     thread.join()
     assert "Segmentation fault" in said[0]

@@ -25,8 +25,8 @@ _PICTURE_BRANDS = frozenset(
 
 
 MOTION_JPEG = (".mjpeg", ".mjpg")
-_rules = {"protocol_whitelist": "file"}
-"""options of FFmpeg for every file: a file can make it open other files, but no address"""
+_rules: dict[str, str] = {}
+"""options of FFmpeg for every file, see `accept_only`"""
 
 
 def accept_only(formats: Sequence[str], codecs: Sequence[str]) -> None:
@@ -38,7 +38,7 @@ def accept_only(formats: Sequence[str], codecs: Sequence[str]) -> None:
         formats: names of demuxers, as `ffmpeg -demuxers` prints them.
         codecs: names of decoders, as `ffmpeg -decoders` prints them.
     """
-    _rules.update(format_whitelist=",".join(formats), codec_whitelist=",".join(codecs))
+    _rules.update(format_whitelist=",".join(formats), codec_whitelist=",".join(codecs), protocol_whitelist="file")
 
 
 @contextmanager

@@ -7,19 +7,20 @@ of a picture. LIMITS are the fields of `UploadLimits` as JSON.
 from __future__ import annotations
 
 import json
-import os
-import resource
-import signal
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import av
+import numpy
+import PIL
+import pillow_heif
 
 from pusa.errors import InputError, PusaError
 from pusa.files import existing_file
 from pusa.media import containers, images, picture_files, video_probe, videos
+from pusa.serving import confinement
 from pusa.serving.inspection import ANSWER, PICTURE, TAKEN, UploadLimits
 
 FORMATS = ("mov", "matroska", "avi", "mpegts", "gif")
@@ -30,12 +31,21 @@ CODECS = (
     *("ffvhuff", "utvideo", "qtrle", "rawvideo", "v210", "theora"),
 )
 """decoders of FFmpeg that are in wide use, and so are well tested"""
-_PROCESSORS = 2
+_SYSTEM = (
+    sys.prefix,
+    sys.base_prefix,
+    "/usr",
+    "/lib",
+    "/lib64",
+    "/etc/ld.so.cache",
+    "/proc",
+    "/sys/devices/system/cpu",
+)
 
 
 def main() -> None:
     path, limits = Path(sys.argv[1]), UploadLimits(**json.loads(sys.argv[2]))
-    confine(limits)
+    confine(path, limits)
     containers.accept_only(FORMATS, CODECS)
     try:
         with warnings.catch_warnings(record=True) as told:
@@ -48,17 +58,17 @@ def main() -> None:
     Path(ANSWER).write_text(json.dumps(answer), encoding="utf-8")
 
 
-def confine(limits: UploadLimits) -> None:
-    """Limit what this process can use. It ends by itself, even if the server that started it is gone."""
-    signal.alarm(limits.wall_seconds)
-    resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_seconds, limits.cpu_seconds + 1))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4 * limits.pixels + 2**20,) * 2)
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + limits.memory,) * 2)
-    own = sorted(os.sched_getaffinity(0))
-    start = os.getpid() % len(own)  # several such processes do not all take the same ones
-    os.sched_setaffinity(0, (own + own)[start : start + _PROCESSORS])  # the decoders start a thread for each
+def confine(path: Path, limits: UploadLimits) -> None:
+    """Limit this process to one file, its own folder, and the libraries."""
+    confinement.use_at_most(
+        memory=limits.memory,
+        written=4 * limits.pixels + 2**20,
+        cpu_seconds=limits.cpu_seconds,
+        wall_seconds=limits.wall_seconds,
+        processors=2,
+    )
+    libraries = {Path(module.__file__).parents[1] for module in (av, numpy, PIL, pillow_heif)}
+    confinement.reach_only([path, Path(__file__).parents[1], *libraries, *_SYSTEM], [Path.cwd()])
 
 
 def opened(path: Path, limits: UploadLimits) -> dict[str, Any]:

@@ -1,0 +1,44 @@
+"""What `pusa serve` does under load, when it is killed, and when its clients are careless.
+
+    python benchmarks/serving.py kills
+    python benchmarks/serving.py requests preview workers memory clients
+
+Each measurement starts the server as a user would, and writes a section to docs/results/serving (`--out`). `--quick`
+makes small versions of all of them, which show that they work and measure nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import serving_clients
+import serving_kills
+import serving_load
+from section import Section
+
+MEASUREMENTS: dict[str, Callable[[bool], Section]] = {
+    "kills": serving_kills.measure,
+    "requests": serving_load.requests,
+    "preview": serving_load.preview,
+    "workers": serving_load.workers,
+    "memory": serving_load.memory,
+    "clients": serving_clients.measure,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("measurements", nargs="+", choices=MEASUREMENTS)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/serving"))
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    for name in options.measurements:
+        section = MEASUREMENTS[name](options.quick)
+        section.command = f"python benchmarks/serving.py {name}"
+        section.write(options.out / f"{name}.json")
+
+
+if __name__ == "__main__":
+    main()
