@@ -96,9 +96,8 @@ def _options(model: Model, serving: Serving) -> ServerOptions:
     from pusa.serving.server import ServerOptions
 
     if model.preset is not None:
-        raise InputError(
-            f"--preset {model.preset}: {named(model.preset).name} sets options of clips; give --model and --lora."
-        )
+        named(model.preset)
+        raise InputError(f"--preset {model.preset} sets options of clips, which requests say: give --model and --lora.")
     for name, value in (("--keep-hours", serving.keep_hours), ("--quota-gb", serving.quota_gb)):
         if value is not None and not 0 < value < float("inf"):
             raise InputError(f"{name} {value:g}: give a number above 0.")

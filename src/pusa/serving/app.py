@@ -246,8 +246,8 @@ def _add_videos(app: FastAPI, server: Server) -> None:
         rows, more = server.store.page(owner, behind, limit, order)
         waiting = server.store.waiting() if any(row.status == "queued" for row in rows) else []
         data = [video_object(row, server.options.model.name, waiting) for row in rows]
-        ids = [one.id for one in data] or [None]
-        return VideoList(data=data, first_id=ids[0], last_id=ids[-1], has_more=more)
+        first, last = (data[0].id, data[-1].id) if data else (None, None)
+        return VideoList(data=data, first_id=first, last_id=last, has_more=more)
 
     @app.get("/v1/videos/{id}", response_model=VideoObject, operation_id="retrieve_video")
     def retrieve(request: Request, id: str) -> JSONResponse:

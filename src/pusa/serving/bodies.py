@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ async def receive(request: Request, folder: Path, most: int) -> Body:
     )
 
 
-async def _limited(request: Request, most: int) -> AsyncIterator[bytes]:
+async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
     """The chunks of the body. Raises ApiError as soon as it is too large or too slow."""
     loop = asyncio.get_running_loop()
     begun, size = loop.time(), 0

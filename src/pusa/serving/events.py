@@ -125,8 +125,8 @@ class Events:
         for id in set(seen) - set(active):
             del seen[id]
             self._shown.pop(id, None)
-            row = self.store.get(id, owner)
-            name, told = ("deleted", {"id": id}) if row is None else ("status", self._object(row))
+            ended = self.store.get(id, owner)
+            name, told = ("deleted", {"id": id}) if ended is None else ("status", self._object(ended))
             calls.append(self._teller(owner, id, name, told, last=True))
         return calls
 

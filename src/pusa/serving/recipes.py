@@ -11,7 +11,7 @@ from pusa.generation.given import Clip, Image, frame_index
 from pusa.generation.limits import Limits
 from pusa.generation.outputs import sidecar_path
 from pusa.generation.placement import Span, place_clip
-from pusa.generation.request import Extend, Generate
+from pusa.generation.request import Extend, Generate, Transition
 from pusa.generation.schedule import DEFAULT, Schedule
 from pusa.serving.orders import Order
 from pusa.serving.store import Video
@@ -61,6 +61,7 @@ def _levels(order: Order, limits: Limits, slots: int) -> dict[int, float]:
                 place = place_clip(one, about["filename"], count, span)
                 found |= dict(zip(place.slots, place.noise, strict=True))
         return found
+    assert isinstance(request, Extend | Transition)
     clips = 1 if isinstance(request, Extend) else 2
     overlap, _ = limits.window(request.frames, request.overlap, clips=clips)
     given = geometry.latent_frames(overlap)

@@ -242,7 +242,7 @@ class Server:
             raise ApiError(
                 409, f"This video is {row.status} ({row.progress} %): ask again when it is completed.", "not_ready"
             )
-        path = self.folders.of(row.id) / row.result / name
+        path: Path = self.folders.of(row.id) / row.result / name
         if not path.is_file():
             raise ApiError(404, "The file of this video is gone: make it again.", "not_found")
         if row.read_at is None or abs(time.time() - row.read_at) > READ_AGAIN:

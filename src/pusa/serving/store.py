@@ -152,7 +152,7 @@ class Store:
     def answers(self) -> bool:
         """Whether the database answers."""
         with suppress(sa.exc.SQLAlchemyError), self.engine.connect() as connection:
-            return connection.execute(sa.select(1)).scalar_one() == 1
+            return bool(connection.execute(sa.select(1)).scalar_one() == 1)
         return False
 
     # -------------------------------------------------------------------------------------------------- the workers

@@ -186,7 +186,12 @@ def test_processes_on_one_machine_divide_its_memory(tiny_folder: Path, monkeypat
 
 @pytest.mark.parametrize(
     "error",
-    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("[...] not enough memory: you tried")],
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("[...] not enough memory: you tried"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
 )
 def test_running_out_names_the_next_three_switches(error: BaseException) -> None:
     with (
