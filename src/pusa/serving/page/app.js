@@ -69,6 +69,9 @@ class Page {
     }
     const select = id('model');
     select.replaceChildren(...this.models.map((one) => el('option', { value: one.id, textContent: one.id })));
+    const only = this.models.length === 1;
+    Object.assign(select.nextElementSibling, { hidden: !only, textContent: this.models[0].id });
+    select.hidden = only;
     this.composer.model = this.models[0];
     return this.clips.start();
   }
@@ -132,7 +135,7 @@ class Page {
 
   async #make(order) {
     const video = await api.create(order);
-    this.clips.put(video);
+    this.clips.enter(video);
     this.select(video.id, narrow());
     return video;
   }
@@ -141,7 +144,7 @@ class Page {
     this.problems.clear();
     const { composer } = this;
     const missing = composer.refusedLength ? { param: 'frames', message: composer.refusedLength } : composer.missing();
-    if (missing) return this.problems.show(missing);
+    if (missing) return this.problems.insist(missing);
     id('make').disabled = true;
     await this.#try(() => this.#make(composer.order()));
     id('make').disabled = false;
@@ -152,7 +155,7 @@ class Page {
     if (!axes) return;
     const missing = this.composer.missing();
     if (missing) {
-      this.problems.show(missing);
+      this.problems.insist(missing);
       return;
     }
     const base = this.composer.order();
@@ -163,7 +166,7 @@ class Page {
         cells.push([]);
         for (const order of row) {
           const video = await api.create(order);
-          this.clips.put(video);
+          this.clips.enter(video);
           cells.at(-1).push(video.id);
         }
       }
@@ -190,8 +193,7 @@ class Page {
       const model = this.models.find((one) => one.id === order.model);
       if (model) id('model').value = model.id;
       if (model) this.composer.model = model;
-      const missing = await this.composer.load(order);
-      if (missing.length) this.problems.show({ param: '', message: `This needs files that are not here: add ${missing.join(', ')} again.` });
+      await this.composer.load(order);
       this.#reveal(id('composer'));
       id('prompt').focus({ preventScroll: true });
     });

@@ -49,8 +49,12 @@ export class Clips extends EventTarget {
     this.#tell('list');
   }
 
-  /** Enter a clip that the server has just answered with. */
-  put(video) {
+  /** Enter a new clip, unless an event about it came before the answer to its order. */
+  enter(video) {
+    if (!this.#videos.has(video.id)) this.#put(video);
+  }
+
+  #put(video) {
     this.#videos.set(video.id, video);
     if (!active(video)) this.previews.delete(video.id);
     this.#tell('change', video);
@@ -71,7 +75,7 @@ export class Clips extends EventTarget {
   }
 
   #event(event, data) {
-    if (event === 'status') this.put(data);
+    if (event === 'status') this.#put(data);
     else if (event === 'deleted') this.#drop(data.id);
     else this.#stepped(event, data);
   }

@@ -8,6 +8,7 @@ import { button, debounced, el } from './dom.js';
 import { LengthControl } from './length.js';
 import { icon, PRESETS, presetOf } from './presets.js';
 import { SAMPLES, sampleFile } from './sources.js';
+import { Grid } from './timeline/grid.js';
 import { firmness, Refusal } from './timeline/items.js';
 
 const id = (name) => document.getElementById(name);
@@ -18,6 +19,8 @@ const SETTLED = 150; // milliseconds without a change
 
 export class Composer extends EventTarget {
   extra = {};
+  needed = [];
+  otherLoras = [];
 
   /** @param {{open, describe, pick}} sources what was dropped as sources; the source of an order; choose a clip */
   constructor({ open, describe, pick }) {
@@ -78,6 +81,8 @@ export class Composer extends EventTarget {
 
   /** What is still missing, as {param, message}; null when the order is complete. */
   missing() {
+    const file = this.needed.find((one) => (one.place ? !one.place.value : this.timeline.value.length < this.expected));
+    if (file) return { param: file.param, message: `Add ${file.name} again: a recipe names its files and does not hold them.`, urgent: true };
     const lacking = (name, message) => (this.places[name].value ? null : { param: name, message });
     switch (this.presetId) {
       case 'image':
@@ -114,10 +119,10 @@ export class Composer extends EventTarget {
     return order;
   }
 
-  /** Fill the form with an order. Returns the names of the files that the order needs and that are not here. */
+  /** Fill the form with an order. Files that it needs and that are not here are asked for at their places. */
   async load(order) {
     const conditions = order.conditions ?? [];
-    const named = [...conditions.map((one) => one.src), order.clip, order.a, order.b, order.init?.src].filter(Boolean);
+    this.needed = [];
     for (const name of [...TEXTS, ...NUMBERS]) id(name).value = order[name] ?? '';
     id('fit').value = order.fit ?? 'crop';
     this.#setSize(order.size ?? '');
@@ -133,13 +138,23 @@ export class Composer extends EventTarget {
     this.length.value = order.frames ?? this.length.value;
     this.#lengthen();
     await this.timeline.load(conditions.filter((one) => !one.src.missing));
+    this.#ask(conditions.filter((one) => one.src.missing));
     for (const [name, place] of Object.entries(this.places)) {
       const src = name === 'init' ? order.init?.src : order[name];
       place.set(src && !src.missing ? await this.describe(src, 'clip') : null);
+      if (src?.missing) this.needed.push({ param: name, name: src.missing, place });
     }
     this.#ranges();
     this.#changed();
-    return named.filter((src) => src.missing).map((src) => src.missing);
+  }
+
+  /** Ask for the files of conditions at their places on the timeline. */
+  #ask(conditions) {
+    const grid = new Grid(this.timeline);
+    const frame = (one) => grid.frameOf(one.frame ?? one.at ?? 0) ?? 0;
+    this.expected = conditions.length + this.timeline.value.length;
+    this.needed.push(...conditions.map((one) => ({ param: 'conditions', name: one.src.missing })));
+    if (conditions.length) this.timeline.ghosts = conditions.map((one) => ({ slot: grid.slotOf(frame(one)), label: one.src.missing, noise: one.noise ?? 0 }));
   }
 
   /** Put sources where the chosen task takes them; from text, they become a start picture or keyframes. */

@@ -81,7 +81,7 @@ export class PusaPlayer extends HTMLElement {
   #tell() {
     const { frame } = this;
     this.range.value = frame;
-    this.readout.textContent = `frame ${frame} of 0–${this.clip.frames - 1} · ${(frame / this.clip.fps).toFixed(2)} s`;
+    this.readout.textContent = `Frame ${frame} · ${(frame / this.clip.fps).toFixed(2)} s`;
     this.range.setAttribute('aria-valuetext', this.readout.textContent);
   }
 

@@ -31,7 +31,9 @@ export class Problems {
     this.#stop = new AbortController();
     const { composer } = this;
     if (composer.refusedLength) return this.show({ param: 'frames', message: composer.refusedLength });
-    if (composer.missing() || bytes(composer.order()) > LARGE) return this.clear();
+    const missing = composer.missing();
+    if (missing?.urgent || (missing && this.insists === composer.presetId)) return this.show(missing);
+    if (missing || bytes(composer.order()) > LARGE) return this.clear();
     try {
       const answer = await api.check(composer.order(), this.#stop.signal);
       this.clear();
@@ -42,6 +44,12 @@ export class Problems {
       else this.clear();
     }
     return undefined;
+  }
+
+  /** Say what is missing; say it again after every change, until it is there or another task is chosen. */
+  insist(missing) {
+    this.insists = this.composer.presetId;
+    this.show(missing);
   }
 
   clear() {

@@ -55,7 +55,8 @@ export class Inspector {
       this.start = slider('Which part is used', 0, 0, 1, actions.start);
       rows.push(this.length.row, this.start.row);
     }
-    this.element.replaceChildren(this.summary, ...rows, button('Remove', actions.remove, { className: 'plain' }));
+    const head = el('div', { className: 'head' }, this.summary, button('Remove', actions.remove, { className: 'plain' }));
+    this.element.replaceChildren(head, ...rows);
   }
 }
 

@@ -23,10 +23,19 @@ export function holder(items, slot, count, except = null) {
   );
 }
 
-/** The first free slot from `from` on, then before it; null if there is none. */
-export function freeSlot(items, grid, from = 0) {
-  const order = [...Array(grid.slots).keys()].sort((a, b) => (a < from) - (b < from) || a - b);
-  return order.find((slot) => !holder(items, slot, 1)) ?? null;
+/** Where something new goes: the first slot, then the last one, then the middle of the longest gap; null if all is full. */
+export function freeSlot(items, grid) {
+  const free = (slot) => !holder(items, slot, 1);
+  if (free(0)) return 0;
+  if (free(grid.last)) return grid.last;
+  const gaps = [];
+  for (let slot = 0; slot < grid.slots; slot += 1) {
+    if (!free(slot)) continue;
+    if (slot > 0 && free(slot - 1)) gaps.at(-1).length += 1;
+    else gaps.push({ slot, length: 1 });
+  }
+  gaps.sort((a, b) => b.length - a.length || a.slot - b.slot);
+  return gaps.length ? gaps[0].slot + Math.floor((gaps[0].length - 1) / 2) : null;
 }
 
 /** How many slots a clip can fill at `slot`: limited by its frames, the end of the clip, and the next item. */

@@ -8,10 +8,10 @@ const RULES = `
 :focus-visible { outline: 2px solid var(--_accent); outline-offset: 2px }
 .frame { display: flex; border: 1px solid var(--_line); border-radius: .6rem; background: var(--_card); overflow: hidden }
 .frame.over { border-color: var(--_accent); box-shadow: 0 0 0 1px var(--_accent) }
-.gutter { flex: none; width: 3.1rem; padding-top: calc(var(--head) + var(--track)); border-right: 1px solid var(--_line);
-  color: var(--_soft); font-size: .75rem }
-.gutter div { height: var(--lane); display: flex; flex-direction: column; justify-content: space-between; align-items: flex-end;
-  padding: .35rem .4rem .35rem 0 }
+.gutter { flex: none; width: 3.1rem; border-right: 1px solid var(--_line); color: var(--_soft); font-size: .75rem }
+.gutter div { display: flex; flex-direction: column; align-items: flex-end; padding-right: .4rem }
+.gutter .head { height: var(--head); padding-top: .15rem; font-size: .6875rem; line-height: 1.15 }
+.gutter .scale { height: var(--lane); margin-top: var(--track); padding-block: .35rem; justify-content: space-between }
 .scroll { flex: 1; min-width: 0; overflow-x: auto; overflow-y: hidden }
 .canvas { position: relative; min-width: calc(var(--cell) * var(--slots)); height: calc(var(--head) + var(--track) + var(--lane)) }
 .cells { display: grid; grid-template-columns: repeat(var(--slots), 1fr); height: 100% }
@@ -54,7 +54,7 @@ const RULES = `
 .clip .remove { right: .8rem }
 .bar { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; margin-top: .6rem }
 .bar .length { margin-left: auto; color: var(--_soft); font-variant-numeric: tabular-nums }
-button.plain { font: inherit; min-height: 2.25rem; padding: .3rem .8rem; color: inherit; background: var(--_card); border: 1px solid var(--_line);
+button.plain { font: inherit; font-size: .9375rem; line-height: 1.2; min-height: 2.25rem; padding: .3rem .8rem; color: inherit; background: var(--_card); border: 1px solid var(--_line);
   border-radius: .5rem; cursor: pointer }
 button.plain:hover { border-color: var(--_soft) }
 .said { margin: .5rem 0 0; min-height: 1.4em; color: var(--_soft) }
@@ -66,7 +66,7 @@ button.plain:hover { border-color: var(--_soft) }
 .row[hidden] { display: none }
 .row input { width: 100%; min-height: 1.5rem; accent-color: var(--_accent) }
 .row output { color: var(--_soft); font-variant-numeric: tabular-nums }
-.inspector button { justify-self: start }
+.inspector .head { display: flex; gap: .75rem; justify-content: space-between; align-items: center }
 @media (max-width: 30rem) { .row { grid-template-columns: 1fr auto } .row input { grid-column: 1 / -1; grid-row: 2 }
   .gutter { width: 2.6rem } }
 @media (prefers-reduced-motion: no-preference) { .item:not(.dragging) { transition: left .15s, width .15s } }

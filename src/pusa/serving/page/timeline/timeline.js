@@ -2,8 +2,8 @@
  * <pusa-timeline>: the pictures and clips that are given for some frames of a clip, put in place by hand.
  *
  * Properties: `frames`, `fps` and `group` describe the clip (group: frames per latent frame). `value` is the list of
- * conditions, as a request to `POST /v1/videos` takes them. `ghosts` is a list of {slot, label}: places that ask to be
- * filled (slot −1 is the last). `open` turns what was dropped, chosen or pasted into sources; see files.js. `describe`
+ * conditions, as a request to `POST /v1/videos` takes them. `ghosts` is a list of {slot, label, noise}: places that
+ * ask to be filled (slot −1 is the last); what fills one is held with its noise. `open` turns what was dropped, chosen or pasted into sources; see files.js. `describe`
  * turns the source of a condition that is set as `value` into one.
  * Events: "change" when the value changed; "refused" with a sentence as detail when something did not fit.
  */
@@ -94,7 +94,7 @@ export class PusaTimeline extends HTMLElement {
   /** Add sources, the first one at `slot` or the first free place. Returns whether all found a place. */
   add(sources, slot = null) {
     return sources.every((source, i) => this.#try(() => {
-      const item = rules.placed(this.#items, this.#grid, source, i === 0 ? slot : rules.freeSlot(this.#items, this.#grid, slot ?? 0));
+      const item = this.#asAsked(rules.placed(this.#items, this.#grid, source, i === 0 ? slot : null));
       this.#items = [...this.#items, item];
       this.#selected = item.key;
       return `Added ${this.#inWords(item)}`;
@@ -118,7 +118,8 @@ export class PusaTimeline extends HTMLElement {
     this.cells = el('div', { className: 'cells', 'aria-hidden': 'true' });
     this.canvas = el('div', { className: 'canvas' }, this.cells);
     this.scroller = el('div', { className: 'scroll', tabIndex: 0, role: 'group', 'aria-label': 'Frames of the clip' }, this.canvas);
-    const gutter = el('div', { className: 'gutter', 'aria-hidden': 'true' }, el('div', {}, el('span', { textContent: 'exact' }), el('span', { textContent: 'close' }), el('span', { textContent: 'loose' })));
+    const words = (className, ...all) => el('div', { className }, ...all.map((textContent) => el('span', { textContent })));
+    const gutter = el('div', { className: 'gutter', 'aria-hidden': 'true' }, words('head', 'frame', 'time'), words('scale', 'exact', 'close', 'loose'));
     this.frame = el('div', { className: 'frame', part: 'frame' }, gutter, this.scroller);
     this.chooser = el('input', { type: 'file', accept: 'image/*,video/*', multiple: true, className: 'hidden', tabIndex: -1, 'aria-label': 'Pictures and clips' });
     this.chooser.addEventListener('change', () => {
@@ -126,7 +127,7 @@ export class PusaTimeline extends HTMLElement {
       this.chooser.value = '';
     });
     this.adder = button('Add pictures or clips', () => this.#choose(null), { className: 'plain' });
-    this.length = el('span', { className: 'length' });
+    this.length = el('span', { className: 'length', part: 'length' });
     this.inspector = new Inspector({
       hold: (noise, end) => this.#hold(this.#selected, noise, end),
       length: (count) => this.#update(this.#selected, (item) => rules.resized(item, count)),
@@ -202,10 +203,10 @@ export class PusaTimeline extends HTMLElement {
 
   #showGhosts() {
     this.canvas.querySelectorAll('.ghost').forEach((one) => one.remove());
-    for (const { slot, label } of this.#ghosts) {
-      const at = slot < 0 ? slot + this.#grid.slots : slot;
-      if (rules.holder(this.#items, at, 1)) continue;
-      const ghost = button(label, () => this.#choose(at), { className: 'ghost' });
+    for (const one of this.#ghosts) {
+      const at = this.#place(one);
+      if (at >= this.#grid.slots || rules.holder(this.#items, at, 1)) continue;
+      const ghost = button(one.label, () => this.#choose(at), { className: 'ghost' });
       ghost.style.left = `${(100 * at) / this.#grid.slots}%`;
       ghost.style.width = `calc(${100 / this.#grid.slots}% - .4rem)`;
       this.canvas.append(ghost);
@@ -290,6 +291,16 @@ export class PusaTimeline extends HTMLElement {
       if (item.count + by > most) throw new rules.Refusal(`${item.source.name} cannot fill more: its frames or the free place end here.`);
       return rules.resized(item, Math.max(1, item.count + by));
     });
+  }
+
+  /** A new item, with the firmness that a ghost at its place asks for. */
+  #asAsked(item) {
+    const ghost = this.#ghosts.find((one) => this.#place(one) === item.slot && one.noise !== undefined);
+    return ghost ? rules.held(item, [ghost.noise].flat()[0]) : item;
+  }
+
+  #place({ slot }) {
+    return slot < 0 ? slot + this.#grid.slots : slot;
   }
 
   #remove(key) {
