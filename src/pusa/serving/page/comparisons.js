@@ -49,18 +49,19 @@ export class ComparisonView {
   constructor(element, clips, comparison, actions) {
     Object.assign(this, { element, clips, comparison, actions });
     const head = comparison.columns.map((text) => el('th', { scope: 'col', textContent: text }));
+    const named = comparison.rows.some(Boolean);
     const rows = comparison.cells.map((ids, i) => {
       const cells = ids.map((id) => {
         const cell = el('td');
         this.#cells.set(id, { cell, shown: null });
         return cell;
       });
-      return el('tr', {}, el('th', { scope: 'row', textContent: comparison.rows[i] }), ...cells);
+      return el('tr', {}, ...(named ? [el('th', { scope: 'row', textContent: comparison.rows[i] })] : []), ...cells);
     });
     this.playButton = button('Pause', () => this.#toggle(), { className: 'plain' });
     this.range = el('input', { type: 'range', min: 0, max: 1000, value: 0, 'aria-label': 'Place in the clips', oninput: () => this.#seek(this.range.value / 1000) });
     const controls = el('div', { className: 'controls' }, this.playButton, this.range, button('Forget this comparison', actions.drop, { className: 'link' }));
-    const table = el('table', { className: 'comparison' }, el('thead', {}, el('tr', {}, el('td'), ...head)), el('tbody', {}, ...rows));
+    const table = el('table', { className: 'comparison' }, el('thead', {}, el('tr', {}, ...(named ? [el('td')] : []), ...head)), el('tbody', {}, ...rows));
     element.replaceChildren(el('h2', { textContent: comparison.title }), el('div', { className: 'scroll', tabIndex: 0, role: 'group', 'aria-label': 'The clips' }, table), controls);
     this.playing = !still();
     this.show();

@@ -278,6 +278,7 @@ export class Composer extends EventTarget {
   }
 
   #ranges() {
+    document.querySelector('#extend-area .joined').classList.toggle('before', this.#direction() === 'backward');
     const strength = Number(id('strength').value);
     id('strength').nextElementSibling.textContent = `${Math.round(100 * strength)} %${strength >= 0.95 ? ', everything' : strength <= 0.3 ? ', a little' : ''}`;
     const noise = 1 - id('hold').value / 100;

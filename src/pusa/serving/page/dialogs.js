@@ -52,7 +52,8 @@ export function askGrid(axes, [rows, columns]) {
     select.value = chosen;
     select.addEventListener('change', usual);
     usual();
-    const error = el('p', { className: 'error', hidden: true });
+    const error = el('p', { className: 'error', hidden: true, role: 'alert' });
+    values.addEventListener('input', () => (error.hidden = true));
     return { element: el('fieldset', {}, el('legend', { textContent: legend }), select, values, error), select, values, error };
   };
   const fields = [field('Rows', rows), field('Columns', columns)];

@@ -30,7 +30,7 @@ export class Gallery {
     this.queue.hidden = !waiting.length;
     reuse(this.queue.querySelector('ol'), waiting, this.#rows, (video) => this.#row(video), (row, video) => this.#showRow(row, video, selected));
     reuse(this.cards, done, this.#cards, (video) => this.#card(video), (card, video) => this.#showCard(card, video, selected));
-    document.getElementById('none').hidden = all.length > 0;
+    document.getElementById('none').hidden = done.length > 0;
     document.getElementById('older').hidden = !this.clips.more;
     this.#chosen = new Set([...this.#chosen].filter((id) => this.clips.get(id)));
     this.#showBar();
@@ -41,7 +41,7 @@ export class Gallery {
     const words = el('span', { className: 'words soft' });
     const bar = el('progress', { max: 100, 'aria-label': 'Progress' });
     const cancel = button('Cancel', () => this.actions.cancel(this.clips.get(video.id)), { className: 'plain small', 'aria-label': `Cancel “${label(video)}”` });
-    return Object.assign(el('li', {}, name, words, bar, cancel), { parts: { name, words, bar } });
+    return Object.assign(el('li', {}, name, words, cancel, bar), { parts: { name, words, bar } });
   }
 
   #showRow({ parts }, video, selected) {

@@ -1,5 +1,5 @@
 /** The length of a clip on a slider that stops only at lengths that the model can make. */
-const REACH = 4; // the slider goes to so many times the model's own length, unless the model says what is longest
+const REACH = 4; // the slider goes to so many times the model's own length; a model makes longer clips worse
 
 export class LengthControl {
   /** @param {HTMLInputElement} input a range with an output after it */
@@ -13,7 +13,7 @@ export class LengthControl {
     this.group = group;
     this.fps = defaults.fps;
     this.added = kind !== 'generate';
-    const most = longest ?? REACH * (defaults.num_frames - 1) + 1;
+    const most = Math.min(longest ?? Infinity, REACH * (defaults.num_frames - 1) + 1);
     const overlap = Math.min(3 * group + 1, Math.floor(defaults.num_frames / (4 * group)) * group + 1);
     const clips = { extend: 1, transition: 2 }[kind];
     const usual = this.added ? Math.max(group, defaults.num_frames - clips * overlap + clips - 1) : defaults.num_frames;
