@@ -1,0 +1,101 @@
+/**
+ * All clips of this key: those that wait, those that are being made, and those that are finished.
+ *
+ * The list comes from the server and is kept up to date by its events, so a restart of the page or of the server loses
+ * nothing. Events: "change" {detail: video}, "removed" {detail: id}, "list" after the whole list was read again,
+ * "connection" {detail: null | sentence}, "locked" when the server asks for a key.
+ */
+import * as api from './api.js';
+
+const RETRY = 2000; // milliseconds
+
+export const active = (video) => video.status === 'queued' || video.status === 'in_progress';
+
+export class Clips extends EventTarget {
+  #videos = new Map();
+  previews = new Map();
+  more = false;
+
+  /** All clips, newest first. */
+  get all() {
+    return [...this.#videos.values()].sort((a, b) => b.created_at - a.created_at || (a.id < b.id ? 1 : -1));
+  }
+
+  get(id) {
+    return this.#videos.get(id) ?? null;
+  }
+
+  /** Follow the events for as long as the page lives. The list is read after they begin, so that none is missed. */
+  async start() {
+    for (;;) {
+      try {
+        await api.events('/v1/events', (event, data) => this.#event(event, data), () => this.#read());
+      } catch (error) {
+        if (error.status === 401) {
+          this.#tell('locked');
+          return;
+        }
+        if (!(error instanceof TypeError)) this.#tell('connection', error.message);
+      }
+      await new Promise((resolve) => setTimeout(resolve, RETRY));
+    }
+  }
+
+  /** Read the page of older clips. */
+  async older() {
+    const page = await api.list(this.all.at(-1)?.id);
+    page.data.forEach((video) => this.#videos.set(video.id, video));
+    this.more = page.has_more;
+    this.#tell('list');
+  }
+
+  /** Enter a new clip, unless an event about it came before the answer to its order. */
+  enter(video) {
+    if (!this.#videos.has(video.id)) this.#put(video);
+  }
+
+  #put(video) {
+    this.#videos.set(video.id, video);
+    if (!active(video)) this.previews.delete(video.id);
+    this.#tell('change', video);
+  }
+
+  async remove(id) {
+    await api.remove(id);
+    this.#drop(id);
+  }
+
+  async #read() {
+    const page = await api.list();
+    const kept = page.has_more ? this.all.filter((one) => one.created_at < page.data.at(-1).created_at) : [];
+    this.#videos = new Map([...page.data, ...kept].map((video) => [video.id, video]));
+    if (!kept.length) this.more = page.has_more;
+    this.#tell('connection', null);
+    this.#tell('list');
+  }
+
+  #event(event, data) {
+    if (event === 'status') this.#put(data);
+    else if (event === 'deleted') this.#drop(data.id);
+    else this.#stepped(event, data);
+  }
+
+  #drop(id) {
+    this.#videos.delete(id);
+    this.previews.delete(id);
+    this.#tell('removed', id);
+  }
+
+  /** A step or a preview of a clip that is being made. */
+  #stepped(event, { id, image, ...data }) {
+    const video = this.get(id);
+    if (!video) return;
+    if (event === 'preview') this.previews.set(id, image);
+    if (event === 'progress') this.#videos.set(id, { ...video, step: data.step, progress: data.progress, eta_seconds: data.eta_seconds });
+    this.#tell('change', this.get(id));
+  }
+
+  #tell(type, detail = null) {
+    this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+}

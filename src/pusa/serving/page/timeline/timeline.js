@@ -1,0 +1,415 @@
+/**
+ * <pusa-timeline>: the pictures and clips that are given for some frames of a clip, put in place by hand.
+ *
+ * Properties: `frames`, `fps` and `group` describe the clip (group: frames per latent frame). `value` is the list of
+ * conditions, as a request to `POST /v1/videos` takes them. `ghosts` is a list of {slot, label, noise}: places that
+ * ask to be filled (slot −1 is the last); what fills one is held with its noise. `open` turns what was dropped, chosen or pasted into sources; see files.js. `describe`
+ * turns the source of a condition that is set as `value` into one.
+ * Events: "change" when the value changed; "refused" with a sentence as detail when something did not fit.
+ */
+import { button, el } from '../dom.js';
+import { fileSource } from './files.js';
+import { Grid } from './grid.js';
+import { Inspector } from './inspector.js';
+import * as rules from './items.js';
+import { follow, scrollNear, slotAt } from './pointer.js';
+import { style } from './style.js';
+import { ItemView } from './view.js';
+
+const EMPTY = 'Drop, paste or add pictures and clips. The model makes the frames that you leave empty.';
+const FIRMNESS_STEP = 0.1;
+
+export class PusaTimeline extends HTMLElement {
+  #items = [];
+  #views = new Map();
+  #grid = new Grid({ frames: 17, fps: 8, group: 4 });
+  #ghosts = [];
+  #selected = null;
+
+  open = (transfer) => Promise.all([...transfer.files].map((file) => fileSource(file, this.fps)));
+  describe = async (src, kind) => ({ name: String(src), kind, src, frames: null, thumbs: [] });
+
+  constructor() {
+    super();
+    this.attachShadow({ mode: 'open' }).adoptedStyleSheets = [style];
+    this.#build();
+  }
+
+  get frames() {
+    return this.#grid.frames;
+  }
+
+  /** Change the length. Throws `Refusal` with a sentence, and changes nothing, if an item would be outside. */
+  set frames(frames) {
+    this.#resize({ frames });
+  }
+
+  get fps() {
+    return this.#grid.fps;
+  }
+
+  set fps(fps) {
+    this.#resize({ fps });
+  }
+
+  get group() {
+    return this.#grid.group;
+  }
+
+  set group(group) {
+    this.#resize({ group });
+  }
+
+  get value() {
+    return this.#sorted().map((item) => rules.toCondition(item, this.#grid));
+  }
+
+  get ghosts() {
+    return this.#ghosts;
+  }
+
+  set ghosts(ghosts) {
+    this.#ghosts = ghosts;
+    this.#show();
+  }
+
+  get empty() {
+    return this.#items.length === 0;
+  }
+
+  /** Replace all items. Resolves when the sources are described; rejects with `Refusal` if a condition does not fit. */
+  async load(conditions) {
+    const sources = await Promise.all(conditions.map((one) => this.describe(one.src, one.type)));
+    const items = [];
+    conditions.forEach((one, i) => items.push(rules.fromCondition(items, this.#grid, one, sources[i])));
+    this.#items = items;
+    this.#selected = null;
+    this.#changed('');
+  }
+
+  set value(conditions) {
+    this.load(conditions).catch((error) => this.#refuse(error));
+  }
+
+  /** Add sources, the first one at `slot` or the first free place. Returns whether all found a place. */
+  add(sources, slot = null) {
+    return sources.every((source, i) => this.#try(() => {
+      const item = this.#asAsked(rules.placed(this.#items, this.#grid, source, i === 0 ? slot : null));
+      this.#items = [...this.#items, item];
+      this.#selected = item.key;
+      return `Added ${this.#inWords(item)}`;
+    }));
+  }
+
+  async addFiles(files, slot = null) {
+    return this.add(await this.open({ files }), slot);
+  }
+
+  /** Say a sentence below the timeline. */
+  say(text, refused = false) {
+    this.said.textContent = text;
+    this.said.classList.toggle('refused', refused);
+  }
+
+  // Building
+
+  #build() {
+    this.said = el('p', { className: 'said', role: 'status', textContent: EMPTY });
+    this.cells = el('div', { className: 'cells', 'aria-hidden': 'true' });
+    this.canvas = el('div', { className: 'canvas' }, this.cells);
+    this.scroller = el('div', { className: 'scroll', tabIndex: 0, role: 'group', 'aria-label': 'Frames of the clip' }, this.canvas);
+    const words = (className, ...all) => el('div', { className }, ...all.map((textContent) => el('span', { textContent })));
+    const gutter = el('div', { className: 'gutter', 'aria-hidden': 'true' }, words('head', 'frame', 'time'), words('scale', 'exact', 'close', 'loose'));
+    this.frame = el('div', { className: 'frame', part: 'frame' }, gutter, this.scroller);
+    this.chooser = el('input', { type: 'file', accept: 'image/*,video/*', multiple: true, className: 'hidden', tabIndex: -1, 'aria-label': 'Pictures and clips' });
+    this.chooser.addEventListener('change', () => {
+      this.addFiles([...this.chooser.files], this.chosenSlot);
+      this.chooser.value = '';
+    });
+    this.adder = button('Add pictures or clips', () => this.#choose(null), { className: 'plain' });
+    this.length = el('span', { className: 'length', part: 'length' });
+    this.inspector = new Inspector({
+      hold: (noise, end) => this.#hold(this.#selected, noise, end),
+      length: (count) => this.#update(this.#selected, (item) => rules.resized(item, count)),
+      start: (start) => this.#update(this.#selected, (item) => ({ ...item, start })),
+      remove: () => this.#remove(this.#selected),
+    });
+    const bar = el('div', { className: 'bar' }, this.adder, el('slot'), this.length);
+    this.shadowRoot.append(this.frame, this.said, this.inspector.element, bar, this.chooser);
+    this.#listen();
+    this.#show();
+  }
+
+  #listen() {
+    this.cells.addEventListener('click', (event) => this.#choose(slotAt(this.canvas, this.#grid, event.clientX)));
+    this.canvas.addEventListener('pointerdown', (event) => event.button === 0 && this.#press(event));
+    this.canvas.addEventListener('keydown', (event) => this.#key(event));
+    this.canvas.addEventListener('focusin', (event) => this.#select(keyOf(event.target)));
+    this.frame.addEventListener('dragover', (event) => {
+      event.preventDefault();
+      this.frame.classList.add('over');
+      this.#mark(slotAt(this.canvas, this.#grid, event.clientX), 1);
+    });
+    this.frame.addEventListener('dragleave', () => this.#dragEnd());
+    this.frame.addEventListener('drop', async (event) => {
+      event.preventDefault();
+      event.stopPropagation();
+      this.#dragEnd();
+      const slot = slotAt(this.canvas, this.#grid, event.clientX);
+      this.add(await this.open(event.dataTransfer), slot);
+    });
+  }
+
+  // Showing
+
+  #resize(change) {
+    const { frames, fps, group } = this.#grid;
+    const grid = new Grid({ frames, fps, group, ...change });
+    this.#items = rules.inGrid(this.#items, grid);
+    this.#grid = grid;
+    this.#show();
+  }
+
+  #show() {
+    const grid = this.#grid;
+    this.canvas.style.setProperty('--slots', grid.slots);
+    const head = (slot) => (slot === 0 ? '0' : `${grid.first(slot)}–${grid.pictureFrame(slot)}`);
+    if (this.drawn !== `${grid.frames} ${grid.fps} ${grid.group}`) {
+      this.drawn = `${grid.frames} ${grid.fps} ${grid.group}`;
+      this.cells.replaceChildren(...[...Array(grid.slots).keys()].map((slot) => el('div', { className: 'cell' },
+        el('span', { className: 'tick' }, el('b', { textContent: head(slot) }), grid.seconds(grid.first(slot))), el('span', { className: 'plus', textContent: '+' }))));
+    }
+    this.length.textContent = `${grid.frames} frames · ${(grid.frames / grid.fps).toFixed(1)} s`;
+    this.#showItems();
+    this.#showGhosts();
+    const item = this.#item(this.#selected);
+    this.inspector.show(item, grid, item ? rules.room(this.#items, grid, item, item.slot) : 0);
+  }
+
+  #showItems() {
+    for (const [key, view] of this.#views) {
+      if (!this.#item(key)) view.element.remove();
+      if (!this.#item(key)) this.#views.delete(key);
+    }
+    for (const item of this.#sorted()) {
+      if (!this.#views.has(item.key)) {
+        const view = new ItemView(item, { onremove: () => this.#remove(item.key) });
+        this.#views.set(item.key, view);
+        this.canvas.append(view.element);
+      }
+      this.#views.get(item.key).show(item, this.#grid, item.key === this.#selected);
+    }
+  }
+
+  #showGhosts() {
+    this.canvas.querySelectorAll('.ghost').forEach((one) => one.remove());
+    for (const one of this.#ghosts) {
+      const at = this.#place(one);
+      if (at >= this.#grid.slots || rules.holder(this.#items, at, 1)) continue;
+      const ghost = button(one.label, () => this.#choose(at), { className: 'ghost' });
+      ghost.style.left = `${(100 * at) / this.#grid.slots}%`;
+      ghost.style.width = `calc(${100 / this.#grid.slots}% - .4rem)`;
+      this.canvas.append(ghost);
+    }
+  }
+
+  #mark(slot, count, except = null) {
+    const taken = slot !== null && rules.holder(this.#items, slot, count, except);
+    [...this.cells.children].forEach((cell, i) => {
+      const inside = slot !== null && i >= slot && i < slot + count;
+      cell.classList.toggle('target', Boolean(inside && !taken));
+      cell.classList.toggle('taken', Boolean(inside && taken));
+    });
+  }
+
+  #dragEnd() {
+    this.frame.classList.remove('over');
+    this.#mark(null, 0);
+  }
+
+  // Changing
+
+  #item(key) {
+    return this.#items.find((one) => one.key === key) ?? null;
+  }
+
+  #sorted() {
+    return [...this.#items].sort((a, b) => a.slot - b.slot);
+  }
+
+  #inWords(item) {
+    const words = `${item.source.name}: ${rules.description(item, this.#grid)}.`;
+    const [all, used] = [item.source.frames, this.#grid.framesIn(item.slot, item.count)];
+    return item.kind === 'clip' && all !== null && used < all ? `${words} ${used} of its ${all} frames are used.` : words;
+  }
+
+  #try(work) {
+    try {
+      const said = work();
+      this.#changed(said);
+      return true;
+    } catch (error) {
+      this.#refuse(error);
+      return false;
+    }
+  }
+
+  #refuse(error) {
+    if (!(error instanceof rules.Refusal)) throw error;
+    this.say(error.message, true);
+    this.#show();
+    this.dispatchEvent(new CustomEvent('refused', { detail: error.message, bubbles: true, composed: true }));
+  }
+
+  #changed(said) {
+    this.#show();
+    this.say(said || (this.empty ? EMPTY : ''));
+    this.dispatchEvent(new Event('change', { bubbles: true, composed: true }));
+  }
+
+  #update(key, change) {
+    const item = this.#item(key);
+    if (!item) return false;
+    return this.#try(() => {
+      const next = change(item);
+      this.#items = this.#items.map((one) => (one.key === key ? next : one));
+      return this.#inWords(next);
+    });
+  }
+
+  #move(key, slot, exact) {
+    return this.#update(key, (item) => rules.moved(this.#items, this.#grid, item, slot, exact));
+  }
+
+  #hold(key, noise, end) {
+    return this.#update(key, (item) => rules.held(item, noise, end));
+  }
+
+  #longer(key, by) {
+    return this.#update(key, (item) => {
+      const most = rules.room(this.#items, this.#grid, item, item.slot);
+      if (item.count + by > most) throw new rules.Refusal(`${item.source.name} cannot fill more: its frames or the free place end here.`);
+      return rules.resized(item, Math.max(1, item.count + by));
+    });
+  }
+
+  /** A new item, with the firmness that a ghost at its place asks for. */
+  #asAsked(item) {
+    const ghost = this.#ghosts.find((one) => this.#place(one) === item.slot && one.noise !== undefined);
+    return ghost ? rules.held(item, [ghost.noise].flat()[0]) : item;
+  }
+
+  #place({ slot }) {
+    return slot < 0 ? slot + this.#grid.slots : slot;
+  }
+
+  #remove(key) {
+    const order = this.#sorted();
+    const at = order.findIndex((one) => one.key === key);
+    if (at < 0) return;
+    this.#items = this.#items.filter((one) => one.key !== key);
+    const next = order[at + 1] ?? order[at - 1] ?? null;
+    this.#selected = next?.key ?? null;
+    this.#changed(`Removed ${order[at].source.name}.`);
+    (next ? this.#views.get(next.key).place : this.adder).focus();
+  }
+
+  #select(key) {
+    if (!key || key === this.#selected) return;
+    this.#selected = key;
+    this.#show();
+  }
+
+  #choose(slot) {
+    this.chosenSlot = slot;
+    this.chooser.click();
+  }
+
+  // Pointer and keyboard
+
+  #press(event) {
+    const key = keyOf(event.target);
+    if (!key || event.target.closest('.remove')) return;
+    this.#select(key);
+    if (event.target.matches('.handle')) this.#dragHandle(event, key);
+    else if (event.target.matches('.edge')) this.#dragEdge(event, key);
+    else if (event.target.closest('.place')) this.#dragItem(event, key);
+  }
+
+  #dragItem(press, key) {
+    const { element } = this.#views.get(key);
+    const item = this.#item(key);
+    const grabbed = slotAt(this.canvas, this.#grid, press.clientX) - item.slot;
+    const target = (event) => Math.max(0, Math.min(this.#grid.slots - item.count, slotAt(this.canvas, this.#grid, event.clientX) - grabbed));
+    follow(press.target, press, {
+      move: (dx, _, event) => {
+        element.classList.add('dragging');
+        element.style.transform = `translateX(${dx}px)`;
+        this.#mark(target(event), item.count, key);
+        scrollNear(this.scroller, event.clientX);
+      },
+      done: (moved, event) => {
+        element.classList.remove('dragging');
+        element.style.transform = '';
+        this.#mark(null, 0);
+        if (moved && target(event) !== item.slot) this.#move(key, target(event), true);
+      },
+    });
+  }
+
+  #dragHandle(press, key) {
+    const { end } = press.target.dataset;
+    const before = this.#item(key);
+    follow(press.target, press, {
+      move: (_, __, event) => {
+        const box = press.target.parentElement.getBoundingClientRect();
+        this.#hold(key, Math.round((20 * (event.clientY - box.top)) / box.height) / 20, end);
+      },
+      done: (moved) => moved === null && this.#update(key, () => before),
+    });
+  }
+
+  #dragEdge(press, key) {
+    const before = this.#item(key);
+    follow(press.target, press, {
+      move: (_, __, event) => {
+        const by = slotAt(this.canvas, this.#grid, event.clientX) - before.slot + 1 - this.#item(key).count;
+        if (by) this.#longer(key, by);
+      },
+      done: (moved) => moved === null && this.#update(key, () => before),
+    });
+  }
+
+  #key(event) {
+    const key = keyOf(event.target);
+    const item = this.#item(key);
+    if (!item || event.ctrlKey || event.altKey || event.metaKey) return;
+    const handle = event.target.dataset.end;
+    const noise = handle === 'last' ? item.noise.at(-1) : item.noise[0];
+    const firmer = (by) => () => this.#hold(key, noise - by, handle ?? 'both');
+    const place = (slot) => () => this.#move(key, slot, false);
+    const actions = {
+      ArrowUp: firmer(FIRMNESS_STEP),
+      ArrowDown: firmer(-FIRMNESS_STEP),
+      ArrowLeft: handle ? firmer(-FIRMNESS_STEP) : place(item.slot - 1),
+      ArrowRight: handle ? firmer(FIRMNESS_STEP) : place(item.slot + 1),
+      Home: handle ? firmer(-1) : () => this.#move(key, 0, true),
+      End: handle ? firmer(1) : () => this.#move(key, this.#grid.slots - item.count, true),
+      Delete: () => this.#remove(key),
+      Backspace: () => this.#remove(key),
+    };
+    if (event.shiftKey && item.kind === 'clip' && !handle) {
+      actions.ArrowLeft = () => this.#longer(key, -1);
+      actions.ArrowRight = () => this.#longer(key, 1);
+    }
+    if (!actions[event.key]) return;
+    event.preventDefault();
+    actions[event.key]();
+  }
+}
+
+function keyOf(target) {
+  return target.closest('.item')?.dataset.key ?? null;
+}
+
+customElements.define('pusa-timeline', PusaTimeline);
