@@ -58,7 +58,9 @@ class Service:
         options = self.server.options
         store = options.store or self.server.folders.database
         return Worker(
-            WorkerOptions(self.server.presence.id, store, options.files, options.model, 0, 1, 2, options.expires)
+            WorkerOptions(
+                self.server.presence.id, store, options.files, options.results, options.model, 0, 1, 2, options.expires
+            )
         )
 
     def post(

@@ -36,7 +36,9 @@ class Serving:
     workers: Annotated[int, Whole] = 1
     """Processes that make clips: one for each GPU. 0 only answers, for other servers of the same store."""
     store: Annotated[str | None, Parameter(metavar="postgresql://...")] = None
-    """A PostgreSQL database, which servers on several machines share. They share --data, too."""
+    """A PostgreSQL database, which servers on several machines share. They share --data, too, or --results."""
+    results: Annotated[str | None, Parameter(metavar="URL")] = None
+    """An address of fsspec for the files of clips, such as s3://bucket/pusa, in place of a shared folder."""
     api_keys: Annotated[Path | None, File, Parameter(metavar="FILE")] = None
     """A file with a name and a key on each line. It is read again when it changes."""
     max_queued: Annotated[int, Whole] = 100
@@ -118,6 +120,7 @@ def _options(model: Model, serving: Serving) -> ServerOptions:
         files=serving.data,
         workers=serving.workers,
         store=serving.store,
+        results=serving.results,
         keys=serving.api_keys,
         host=serving.host,
         port=serving.port,

@@ -38,7 +38,7 @@ from pusa.serving.answers import (
     video_object,
 )
 from pusa.serving.bodies import Body, receive
-from pusa.serving.folders import CLIP, SPRITESHEET, THUMBNAIL, is_source
+from pusa.serving.folders import CLIP, SOURCES, SPRITESHEET, THUMBNAIL, is_source
 from pusa.serving.metrics import Metrics
 from pusa.serving.orders import seconds
 from pusa.serving.protection import COOKIE, SecurityHeaders, check_origin, owner_of
@@ -313,7 +313,7 @@ def _add_files(app: FastAPI, server: Server) -> None:
         row = server.video(id, _owner(server, request))
         if not is_source(name) or name not in row.sources:
             raise ApiError(404, "This video has no such source: see its field `sources`.", "not_found")
-        path = server.folders.sources(id) / row.sources[name]["file"]
+        path = server.folders.folder(id, SOURCES) / row.sources[name]["file"]
         return _file(path, "image/png" if row.sources[name]["kind"] == "image" else "video/mp4", path.name)
 
     @app.get(

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pusa.core import schedules, sigmas
 from pusa.generation.given import Clip, Image, frame_index
 from pusa.generation.limits import Limits
 from pusa.generation.outputs import sidecar_path
@@ -35,6 +34,8 @@ def _without_folders(value: Any) -> Any:
 
 def matrix_of(order: Order, limits: Limits) -> list[list[float]]:
     """σ of the sampled window of a checked request: rows are the steps and the result, columns the latent frames."""
+    from pusa.core import schedules, sigmas  # torch, which the server needs for this alone
+
     request, settings, geometry = order.request, order.settings, limits.geometry
     slots = geometry.latent_frames(settings.frames)
     if isinstance(request, Generate) and (own := request.own_matrix()) is not None:

@@ -18,7 +18,7 @@ from pusa.serving.api_keys import ApiKeys
 from pusa.serving.bodies import Body
 from pusa.serving.events import Events
 from pusa.serving.fields import FieldError, read
-from pusa.serving.folders import Folders, is_id, new_id
+from pusa.serving.folders import SOURCES, Folders, is_id, new_id
 from pusa.serving.housekeeping import Housekeeping
 from pusa.serving.inspection import UploadLimits
 from pusa.serving.liveness import Presence
@@ -41,6 +41,7 @@ class ServerOptions:
         files: the folder of the files, and of the database unless `store` names one.
         workers: processes that make videos; 0 is a server that only answers.
         store: the address of a PostgreSQL database that servers share; None is SQLite in `files`.
+        results: an address of fsspec for the files, which servers share in place of a folder.
         keys: the file of API keys; None is a server without keys.
         host, port: where it listens.
         most_waiting: videos in the queue at most; further ones are refused.
@@ -54,6 +55,7 @@ class ServerOptions:
     files: Path
     workers: int = 1
     store: str | None = None
+    results: str | None = None
     keys: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8000
@@ -82,7 +84,7 @@ class Server:
         self.options = options
         self.limits = options.model.limits()
         self.keys = ApiKeys(options.keys)
-        self.folders = Folders(options.files)
+        self.folders = Folders(options.files, options.results)
         self.folders.make()
         address = options.store or self.folders.database
         if options.store is None:
@@ -106,6 +108,7 @@ class Server:
                     self.presence.id,
                     address,
                     options.files,
+                    options.results,
                     options.model,
                     number,
                     options.workers,
@@ -183,9 +186,9 @@ class Server:
             request = Request.from_dict({**old.request, "prompt": prompt})
         except InputError as error:
             raise _refused(error) from error
-        source = self.folders.sources(old.id)
+        source = self.folders.folder(old.id, SOURCES)
         for file in source.iterdir():
-            shutil.copyfile(file, received / "sources" / file.name)
+            shutil.copyfile(file, received / SOURCES / file.name)
         shown = {**old.shown, "prompt": prompt, "remixed_from": old.id}
         return self._queue(request.to_dict(), shown, old.sources, old.lora, owner, received, (None, None))
 
@@ -242,7 +245,7 @@ class Server:
             raise ApiError(
                 409, f"This video is {row.status} ({row.progress} %): ask again when it is completed.", "not_ready"
             )
-        path: Path = self.folders.of(row.id) / row.result / name
+        path = self.folders.folder(row.id, row.result) / name
         if not path.is_file():
             raise ApiError(404, "The file of this video is gone: make it again.", "not_found")
         if row.read_at is None or abs(time.time() - row.read_at) > READ_AGAIN:

@@ -18,7 +18,7 @@ from pusa.errors import InputError
 from pusa.generation.outputs import latents_path
 from pusa.serving.addresses import fetch
 from pusa.serving.fields import FieldError, Source
-from pusa.serving.folders import CLIP, Folders, is_id, is_source
+from pusa.serving.folders import CLIP, SOURCES, Folders, is_id, is_source
 from pusa.serving.inspection import UploadLimits, inspect
 from pusa.serving.store import Store
 
@@ -98,7 +98,7 @@ class Receiver:
     def _inspected(self, path: Path, label: str, name: str, received: Path) -> Opened:
         held = path.rename(path.with_name(name))
         found = inspect(held, received, self.limits, label)
-        file = received / "sources" / f"{name}{_SUFFIXES[found.kind]}"
+        file = received / SOURCES / f"{name}{_SUFFIXES[found.kind]}"
         found.path.rename(file)
         about = {"kind": found.kind, "filename": label, "width": found.width, "height": found.height}
         about |= {"frames": found.frames, "fps": found.fps, "file": file.name}
@@ -113,8 +113,8 @@ class Receiver:
                 source.param,
             )
         about = dict(video.sources[source.name])
-        old = self.folders.sources(source.of) / about["file"]
-        file = received / "sources" / f"{name}{old.suffix}"
+        old = self.folders.folder(source.of, SOURCES) / about["file"]
+        file = received / SOURCES / f"{name}{old.suffix}"
         _link_clip(old, file)
         return Opened(name, file, about["filename"], about | {"file": file.name})
 
@@ -125,11 +125,11 @@ class Receiver:
             raise FieldError(f"{source.param}: there is no video {source.video[:60]!r}: check the id.", source.param)
         if video.status != "completed":
             raise FieldError(f"{source.param}: {video.id} is {video.status}: wait until it is completed.", source.param)
-        clip = self.folders.of(video.id) / video.result / CLIP
+        clip = self.folders.folder(video.id, video.result) / CLIP
         about = {"kind": "video", "filename": video.id, "video": video.id, "width": video.shown["width"]}
         about |= {"height": video.shown["height"], "frames": video.shown["frames"], "fps": video.shown["fps"]}
         if source.frame is None:
-            file = received / "sources" / f"{name}.mp4"
+            file = received / SOURCES / f"{name}.mp4"
             _link_clip(clip, file)
             return Opened(name, file, video.id, about | {"file": file.name})
         if not -about["frames"] <= source.frame < about["frames"]:
@@ -140,7 +140,7 @@ class Receiver:
         from pusa.media.images import write_image
         from pusa.media.videos import read_every_frame
 
-        file = received / "sources" / f"{name}.png"
+        file = received / SOURCES / f"{name}.png"
         write_image(file, read_every_frame(clip)[source.frame])
         about |= {"kind": "image", "frame": source.frame, "file": file.name}
         return Opened(name, file, f"frame {source.frame} of {video.id}", about)

@@ -25,7 +25,7 @@ import sqlalchemy as sa
 from pusa.errors import Cancelled, InputError
 from pusa.media.containers import accept_only
 from pusa.serving import queue
-from pusa.serving.folders import CLIP, SPRITESHEET, THUMBNAIL, Folders, size_of
+from pusa.serving.folders import CLIP, SOURCES, SPRITESHEET, THUMBNAIL, Folders, size_of
 from pusa.serving.inspection_process import CODECS, FORMATS
 from pusa.serving.liveness import PACE, Observer, Presence
 from pusa.serving.orders import with_sources
@@ -55,7 +55,7 @@ class WorkerOptions:
     Attributes:
         server: the id of its server.
         store: the address of the database.
-        files: the folder of the files.
+        files, results: the folder of the files, and the address that servers share in its place, or None.
         model: the model.
         number, workers: which of how many workers it is: each has a GPU in turn, or its share of the cores of a CPU.
         cores: of the machine.
@@ -65,6 +65,7 @@ class WorkerOptions:
     server: str
     store: str
     files: Path
+    results: str | None
     model: ServedModel
     number: int
     workers: int
@@ -105,7 +106,7 @@ class Worker:
             torch.set_num_threads(max(1, options.cores // options.workers))
         self.options = options
         self.engine = open_database(options.store)
-        self.store, self.folders = Store(self.engine), Folders(options.files)
+        self.store, self.folders = Store(self.engine), Folders(options.files, options.results)
         self.pipe: Pipeline = options.model.load(device)
         from pusa.serving.previews import LatentColours
 
@@ -176,7 +177,7 @@ class Worker:
     def _sample(self, row: Video) -> GeneratedClip:
         from pusa.generation.request import Request
 
-        sources = self.folders.sources(row.id)
+        sources = self.folders.folder(row.id, SOURCES)
         request = Request.from_dict(with_sources(row.request, lambda name: str(sources / row.sources[name]["file"])))
         names: list[str] = []
         try:
@@ -198,6 +199,7 @@ class Worker:
             write_spritesheet(path.with_name(SPRITESHEET), clip.frames)
         except InputError as error:  # not of the client's input
             raise OSError(errno.ENOSPC if "disk is full" in str(error) else errno.EIO, str(error)) from error
+        self.folders.publish(row.id, attempt)
         size = size_of(self.folders.of(row.id))
         done = self._insist(
             lambda: self.store.complete(
@@ -227,7 +229,7 @@ class Worker:
     def _public(self, text: str, row: Video) -> str:
         """A message without the paths of this machine."""
         for about in row.sources.values():
-            text = text.replace(str(self.folders.sources(row.id) / about["file"]), str(about["filename"]))
+            text = text.replace(str(self.folders.of(row.id) / SOURCES / about["file"]), str(about["filename"]))
         return text.replace(str(self.options.files), "…")
 
 

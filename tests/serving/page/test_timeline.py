@@ -75,7 +75,9 @@ def cell_width(page: Any) -> float:
     return float(page.locator("pusa-timeline .cell").first.bounding_box()["width"])
 
 
-def test_pictures_take_the_first_and_the_last_place_and_then_the_middle(bare: Callable[..., Any], picture: Write) -> None:
+def test_pictures_take_the_first_and_the_last_place_and_then_the_middle(
+    bare: Callable[..., Any], picture: Write
+) -> None:
     page = bare()
     add(page, picture("a.png", "red"), picture("b.png", "lime"), picture("c.png", "blue"))
     assert [(one["src"], one["frame"], one["noise"]) for one in value(page)] == [
