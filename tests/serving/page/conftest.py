@@ -61,7 +61,8 @@ def open_page(browser: Any, server: FakeServer) -> Iterator[Open]:
         page = context.new_page()
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda message: message.type == "error" and problems.append(message.text))
-        page.problems = problems
+        page.choosers = []
+        page.on("filechooser", page.choosers.append)  # from the start: later, the first chooser may be missed
         page.goto(server.url + path)
         return page
 
@@ -69,6 +70,16 @@ def open_page(browser: Any, server: FakeServer) -> Iterator[Open]:
     for context in contexts:
         context.close()
     assert [one for one in problems if "Failed to load resource" not in one] == []
+
+
+def answer_chooser(page: Any, file: Path) -> None:
+    """Give a file to the file chooser that the page has opened or is about to open."""
+    for _ in range(PATIENCE // 50):
+        if page.choosers:
+            page.choosers.pop(0).set_files(str(file))
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError("the page opened no file chooser")
 
 
 @pytest.fixture

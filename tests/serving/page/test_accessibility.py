@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.serving.page.conftest import DESKTOP, PHONE, Open
+from tests.serving.page.conftest import DESKTOP, PHONE, Open, answer_chooser
 from tests.serving.page.fake_server import FakeServer
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing: pip install pusa[dev]")
@@ -87,9 +87,8 @@ def test_a_clip_is_made_with_the_keyboard_alone(page: Any, server: FakeServer, p
     page.keyboard.press("ArrowRight")
     assert page.get_by_role("radio", name="From a picture").is_checked()
     tab_to("First frame")
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
-    chooser.value.set_files(str(picture("cat.png", "orange")))
+    page.keyboard.press("Enter")
+    answer_chooser(page, picture("cat.png", "orange"))
     page.get_by_role("slider", name="cat.png: place").wait_for()
     page.get_by_role("radio", name="From a picture").focus()
     tab_to("cat.png: place")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.serving.page.conftest import DESKTOP, PHONE, Open
+from tests.serving.page.conftest import DESKTOP, PHONE, Open, answer_chooser
 from tests.serving.page.fake_server import FakeServer
 
 Write = Callable[[str, str], Path]
@@ -105,9 +105,10 @@ def test_a_waiting_clip_shows_its_place_and_can_be_cancelled(page: Any, server: 
 
 
 def test_a_clip_that_fails_says_why(page: Any, server: FakeServer) -> None:
-    server.fail_next = "The device has too little memory for this clip: make it smaller."
+    reason = "The device has too little memory for this clip: make it smaller."
+    server.fail_next = reason
     make(page)
-    page.locator("#stage").get_by_text(server.fail_next).wait_for()
+    page.locator("#stage").get_by_text(reason).wait_for()
     page.locator("#stage").get_by_role("button", name="Try again").click()
     finished(page)
 
@@ -265,9 +266,8 @@ def test_a_recipe_fills_the_form_and_asks_for_its_pictures(
     page.get_by_text("Add start.png again").wait_for()
     shot(page, "desktop-recipe")
     for name in ("start.png", "end.png"):
-        with page.expect_file_chooser() as chooser:
-            page.get_by_role("button", name=name).click()
-        chooser.value.set_files(files[0 if name == "start.png" else 1])
+        page.get_by_role("button", name=name).click()
+        answer_chooser(page, Path(files[0 if name == "start.png" else 1]))
         page.get_by_role("slider", name=f"{name}: place").wait_for()
     make(page)
     page.wait_for_function("() => document.querySelectorAll('#cards li').length === 2")
@@ -310,7 +310,7 @@ def test_seeds_side_by_side_survive_a_reload(page: Any, server: FakeServer, shot
     assert seeds == [seeds[0], seeds[0] + 1, seeds[0] + 2]
     shot(page, "desktop-seeds")
     page.reload()
-    page.get_by_role("button", name=re.compile("^Seed")).click()
+    page.get_by_role("button", name=re.compile("^Compare seed")).click()
     page.wait_for_function("() => document.querySelectorAll('#stage td video').length === 3")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.serving.page.conftest import PHONE, Open
+from tests.serving.page.conftest import PHONE, Open, answer_chooser
 
 BARE = """<!doctype html><html lang="en"><title>Timeline</title><h1>Timeline</h1><pusa-timeline></pusa-timeline>
 <script type="module" src="/static/timeline/timeline.js"></script></html>"""
@@ -190,9 +190,8 @@ def test_a_clip_that_is_too_short_for_a_place_is_refused(bare: Callable[..., Any
     write_video(tmp_path / "blink.mp4", np.zeros((2, 32, 32, 3), np.uint8), 8)
     page = bare()
     page.evaluate("() => document.querySelector('pusa-timeline').ghosts = [{slot: 2, label: 'Here'}]")
-    with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="Here").click()
-    chooser.value.set_files(str(tmp_path / "blink.mp4"))
+    page.get_by_role("button", name="Here").click()
+    answer_chooser(page, tmp_path / "blink.mp4")
     page.locator("pusa-timeline .refused").wait_for()
     assert said(page).startswith("blink.mp4 has 2 frames, and frames 5 to 8 needs 4")
 
@@ -203,9 +202,8 @@ def test_a_place_that_asks_to_be_filled(bare: Callable[..., Any], picture: Write
         """() => { document.querySelector('pusa-timeline').ghosts =
           [{slot: 0, label: 'First'}, {slot: -1, label: 'Last', noise: 0.3}]; }"""
     )
-    with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="Last").click()
-    chooser.value.set_files(str(picture("a.png", "red")))
+    page.get_by_role("button", name="Last").click()
+    answer_chooser(page, picture("a.png", "red"))
     page.wait_for_function("() => document.querySelector('pusa-timeline').value.length === 1")
     assert (value(page)[0]["frame"], value(page)[0]["noise"]) == (16, 0.3)
     assert page.get_by_role("button", name="Last").count() == 0
@@ -215,10 +213,10 @@ def test_a_place_that_asks_to_be_filled(bare: Callable[..., Any], picture: Write
 def test_another_length_moves_the_end_and_loses_nothing(bare: Callable[..., Any], picture: Write) -> None:
     page = bare()
     add(page, picture("a.png", "red"), picture("b.png", "lime"), picture("c.png", "blue"))
-    page.evaluate("() => { document.querySelector('pusa-timeline').frames = 25; }")
+    page.evaluate("() => { document.querySelector('pusa-timeline').clip = {frames: 25}; }")
     assert [one["frame"] for one in value(page)] == [0, 8, 24]
     refused = page.evaluate(
-        """() => { try { document.querySelector('pusa-timeline').frames = 5; } catch (error) { return error.message; } }"""
+        """() => { try { document.querySelector('pusa-timeline').clip = {frames: 5}; } catch (error) { return error.message; } }"""
     )
     assert refused == "c.png would be outside this length: move or remove it, or make the clip longer."
     assert [one["frame"] for one in value(page)] == [0, 8, 24]

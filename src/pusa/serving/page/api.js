@@ -1,6 +1,8 @@
 /** The HTTP interface of the server, as `docs/serving.md` describes it. Nothing else in the page sends requests. */
 
-/** What the server refused. `message` is one sentence for a person; `param` names the field that is wrong, or is null. */
+/**
+ * What the server refused. `message` is one sentence for a person; `param` names the field that is wrong, or is null.
+ */
 export class ApiError extends Error {
   constructor(status, { message, param = null, code = null } = {}) {
     super(message ?? `The server answered with status ${status} and no explanation.`);
@@ -61,8 +63,14 @@ export async function events(path, seen, begun) {
     const blocks = buffer.split('\n\n');
     buffer = blocks.pop();
     for (const block of blocks) {
-      const fields = block.split('\n').map((line) => line.match(/^(\w+): ?(.*)$/)).filter(Boolean);
-      const data = fields.filter(([, name]) => name === 'data').map(([, , text]) => text).join('\n');
+      const fields = block
+        .split('\n')
+        .map((line) => line.match(/^(\w+): ?(.*)$/))
+        .filter(Boolean);
+      const data = fields
+        .filter(([, name]) => name === 'data')
+        .map(([, , text]) => text)
+        .join('\n');
       const name = fields.find(([, field]) => field === 'event')?.[2] ?? 'message';
       if (data) seen(name, JSON.parse(data));
     }
@@ -79,25 +87,33 @@ export function body(request) {
   const named = (value) => {
     if (value instanceof File) return { part: `file_${files.push(value) - 1}` };
     if (Array.isArray(value)) return value.map(named);
-    if (value && typeof value === 'object') return Object.fromEntries(Object.entries(value).map(([key, one]) => [key, named(one)]));
+    if (value && typeof value === 'object')
+      return Object.fromEntries(Object.entries(value).map(([key, one]) => [key, named(one)]));
     return value;
   };
   const plain = named(request);
   if (!files.length) return { body: JSON.stringify(plain), headers: { 'Content-Type': 'application/json' } };
   const form = new FormData();
-  for (const [key, value] of Object.entries(plain)) form.append(key, typeof value === 'object' ? JSON.stringify(value) : value);
+  for (const [key, value] of Object.entries(plain))
+    form.append(key, typeof value === 'object' ? JSON.stringify(value) : value);
   files.forEach((file, i) => form.append(`file_${i}`, file, file.name));
   return { body: form, headers: {} };
 }
 
 async function send(path, request, { headers = {}, signal } = {}) {
   const message = body(request);
-  const response = await answer(path, { method: 'POST', body: message.body, headers: { ...message.headers, ...headers }, signal });
+  const response = await answer(path, {
+    method: 'POST',
+    body: message.body,
+    headers: { ...message.headers, ...headers },
+    signal,
+  });
   return response.json();
 }
 
 async function json(method, path, value) {
-  const content = value === undefined ? {} : { body: JSON.stringify(value), headers: { 'Content-Type': 'application/json' } };
+  const content =
+    value === undefined ? {} : { body: JSON.stringify(value), headers: { 'Content-Type': 'application/json' } };
   return (await answer(path, { method, ...content })).json();
 }
 

@@ -43,7 +43,8 @@ class Page {
       cancel,
       again: (video, seed) => this.#try(() => this.#make({ ...again(video), seed: seed ?? newSeed() })),
       edit: (video) => this.#load(again(video)),
-      extend: (video) => this.#load({ task: 'extend', clip: { video: video.id }, prompt: video.prompt, model: video.model }),
+      extend: (video) =>
+        this.#load({ task: 'extend', clip: { video: video.id }, prompt: video.prompt, model: video.model }),
       use: (video) => this.#use(() => finished(video)),
       useFrame: (video, frame, thumb) => this.#use(async () => frameOf(video, frame, thumb)),
       model: (video) => this.models.find((one) => one.id === video.model),
@@ -52,8 +53,15 @@ class Page {
       select,
       remove,
       cancel,
-      fill: (a, b) => this.#load({ task: 'transition', a: { video: a.id }, b: { video: b.id }, prompt: b.prompt, model: a.model }),
-      compare: (videos) => this.#compare({ title: 'Side by side', rows: [''], columns: videos.map((one) => `${title(one)}, seed ${one.seed}`), cells: [videos.map((one) => one.id)] }),
+      fill: (a, b) =>
+        this.#load({ task: 'transition', a: { video: a.id }, b: { video: b.id }, prompt: b.prompt, model: a.model }),
+      compare: (videos) =>
+        this.#compare({
+          title: 'Side by side',
+          rows: [''],
+          columns: videos.map((one) => `${title(one)}, seed ${one.seed}`),
+          cells: [videos.map((one) => one.id)],
+        }),
     });
     this.#listen();
   }
@@ -145,9 +153,11 @@ class Page {
     const { composer } = this;
     const missing = composer.refusedLength ? { param: 'frames', message: composer.refusedLength } : composer.missing();
     if (missing) return this.problems.insist(missing);
-    id('make').disabled = true;
+    const make = id('make');
+    const { textContent } = make;
+    Object.assign(make, { disabled: true, textContent: 'Sending…' });
     await this.#try(() => this.#make(composer.order()));
-    id('make').disabled = false;
+    Object.assign(make, { disabled: false, textContent });
     return undefined;
   }
 
@@ -170,7 +180,7 @@ class Page {
           cells.at(-1).push(video.id);
         }
       }
-      this.#compare({ ...comparison, title: `${comparison.title}: ${base.prompt || 'no words'}`, cells });
+      this.#compare({ ...comparison, title: `${comparison.title}: ${base.prompt || 'without words'}`, cells });
     });
   }
 
@@ -178,13 +188,31 @@ class Page {
     const { composer } = this;
     const { defaults } = composer.model;
     const level = { min: 0, max: 1 };
-    const given = ['extend', 'transition'].includes(composer.presetId) || (composer.usesTimeline && composer.presetId !== 'text');
+    const given =
+      ['extend', 'transition'].includes(composer.presetId) || (composer.usesTimeline && composer.presetId !== 'text');
     return {
-      ...(given ? { noise: { ...level, label: 'Noise on what is given', values: '0, 0.2, 0.4' } } : {}),
-      ...(composer.presetId === 'edit' ? { strength: { min: 0.05, max: 1, label: 'How much may change', values: '0.4, 0.6, 0.8' } } : {}),
-      ...(composer.order().lora ? { lora: { min: -4, max: 4, label: 'Strength of the LoRA', values: '0.8, 1, 1.2' } } : {}),
-      guidance: { min: 0, max: 100, label: 'Guidance by the words', values: [1, defaults.guidance_scale, 2 * defaults.guidance_scale].join(', ') },
-      steps: { min: 1, max: 1000, whole: true, label: 'Steps', values: [Math.ceil(defaults.num_inference_steps / 2), defaults.num_inference_steps].join(', ') },
+      ...(given ? { noise: { ...level, label: 'Noise on what is given', short: 'noise', values: '0, 0.2, 0.4' } } : {}),
+      ...(composer.presetId === 'edit'
+        ? { strength: { min: 0.05, max: 1, label: 'How much may change', short: 'change', values: '0.4, 0.6, 0.8' } }
+        : {}),
+      ...(composer.order().lora
+        ? { lora: { min: -4, max: 4, label: 'Strength of the LoRA', short: 'LoRA', values: '0.8, 1, 1.2' } }
+        : {}),
+      guidance: {
+        min: 0,
+        max: 100,
+        label: 'Guidance by the words',
+        short: 'guidance',
+        values: [1, defaults.guidance_scale, 2 * defaults.guidance_scale].join(', '),
+      },
+      steps: {
+        min: 1,
+        max: 1000,
+        whole: true,
+        label: 'Steps',
+        short: 'steps',
+        values: [Math.ceil(defaults.num_inference_steps / 2), defaults.num_inference_steps].join(', '),
+      },
     };
   }
 
@@ -216,7 +244,8 @@ class Page {
     await this.#try(async () => {
       const found = await source();
       const { composer } = this;
-      if (!composer.usesTimeline || composer.presetId === 'text') composer.choose(found.kind === 'image' ? 'image' : 'keyframes');
+      if (!composer.usesTimeline || composer.presetId === 'text')
+        composer.choose(found.kind === 'image' ? 'image' : 'keyframes');
       composer.timeline.add([found]);
       this.#reveal(id('composer'));
     });
@@ -245,7 +274,8 @@ class Page {
     try {
       await work();
     } catch (error) {
-      this.problems.show(error);
+      if (error.status === 401) await this.#unlock();
+      else this.problems.show(error);
     }
   }
 
@@ -262,7 +292,10 @@ class Page {
       this.#submit();
     });
     composer.addEventListener('change', () => this.problems.check());
-    id('model').addEventListener('change', () => (composer.model = this.models.find((one) => one.id === id('model').value)));
+    id('model').addEventListener(
+      'change',
+      () => (composer.model = this.models.find((one) => one.id === id('model').value)),
+    );
     id('clear').addEventListener('click', () => composer.clear());
     id('recipe').addEventListener('change', (event) => {
       this.#openRecipe(event.target.files[0]);
@@ -296,7 +329,11 @@ class Page {
     const former = this.#states.get(video.id);
     this.#states.set(video.id, video.status);
     if (former && former !== video.status && !active(video)) {
-      this.#announce(video.status === 'completed' ? `The clip is finished: ${title(video)}` : `The clip failed: ${video.error?.message ?? ''}`);
+      this.#announce(
+        video.status === 'completed'
+          ? `The clip is finished: ${title(video)}`
+          : `The clip failed: ${video.error?.message ?? ''}`,
+      );
     }
     this.#show();
   }
@@ -307,7 +344,7 @@ function newSeed() {
 }
 
 function seedsAxis(number) {
-  return number && [null, { name: 'seed', label: 'Seed', count: number }];
+  return number && [null, { name: 'seed', short: 'seed', count: number }];
 }
 
 new Page().start();

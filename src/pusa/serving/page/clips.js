@@ -18,7 +18,7 @@ export class Clips extends EventTarget {
 
   /** All clips, newest first. */
   get all() {
-    return [...this.#videos.values()].sort((a, b) => b.created_at - a.created_at || (a.id < b.id ? 1 : -1));
+    return [...this.#videos.values()];
   }
 
   get(id) {
@@ -29,7 +29,11 @@ export class Clips extends EventTarget {
   async start() {
     for (;;) {
       try {
-        await api.events('/v1/events', (event, data) => this.#event(event, data), () => this.#read());
+        await api.events(
+          '/v1/events',
+          (event, data) => this.#event(event, data),
+          () => this.#read(),
+        );
       } catch (error) {
         if (error.status === 401) {
           this.#tell('locked');
@@ -55,7 +59,8 @@ export class Clips extends EventTarget {
   }
 
   #put(video) {
-    this.#videos.set(video.id, video);
+    if (this.#videos.has(video.id)) this.#videos.set(video.id, video);
+    else this.#videos = new Map([[video.id, video], ...this.#videos]);
     if (!active(video)) this.previews.delete(video.id);
     this.#tell('change', video);
   }
@@ -67,7 +72,8 @@ export class Clips extends EventTarget {
 
   async #read() {
     const page = await api.list();
-    const kept = page.has_more ? this.all.filter((one) => one.created_at < page.data.at(-1).created_at) : [];
+    const oldest = page.data.at(-1)?.created_at ?? 0;
+    const kept = page.has_more ? this.all.filter((one) => one.created_at < oldest) : [];
     this.#videos = new Map([...page.data, ...kept].map((video) => [video.id, video]));
     if (!kept.length) this.more = page.has_more;
     this.#tell('connection', null);
@@ -91,7 +97,8 @@ export class Clips extends EventTarget {
     const video = this.get(id);
     if (!video) return;
     if (event === 'preview') this.previews.set(id, image);
-    if (event === 'progress') this.#videos.set(id, { ...video, step: data.step, progress: data.progress, eta_seconds: data.eta_seconds });
+    if (event === 'progress')
+      this.#videos.set(id, { ...video, step: data.step, progress: data.progress, eta_seconds: data.eta_seconds });
     this.#tell('change', this.get(id));
   }
 

@@ -1,8 +1,8 @@
 /**
  * Several clips side by side: seeds, grids of two settings, and clips that were chosen in the gallery.
  *
- * A comparison is {id, title, rows: [text], columns: [text], cells: [[id of a clip]]}. The clips live on the server; which
- * of them belong together is kept in this browser.
+ * A comparison is {id, title, rows: [text], columns: [text], cells: [[id of a clip]]}. The clips live on the server;
+ * which of them belong together is kept in this browser.
  */
 import * as api from './api.js';
 import { active } from './clips.js';
@@ -59,10 +59,32 @@ export class ComparisonView {
       return el('tr', {}, ...(named ? [el('th', { scope: 'row', textContent: comparison.rows[i] })] : []), ...cells);
     });
     this.playButton = button('Pause', () => this.#toggle(), { className: 'plain' });
-    this.range = el('input', { type: 'range', min: 0, max: 1000, value: 0, 'aria-label': 'Place in the clips', oninput: () => this.#seek(this.range.value / 1000) });
-    const controls = el('div', { className: 'controls' }, this.playButton, this.range, button('Forget this comparison', actions.drop, { className: 'link' }));
-    const table = el('table', { className: 'comparison' }, el('thead', {}, el('tr', {}, ...(named ? [el('td')] : []), ...head)), el('tbody', {}, ...rows));
-    element.replaceChildren(el('h2', { textContent: comparison.title }), el('div', { className: 'scroll', tabIndex: 0, role: 'group', 'aria-label': 'The clips' }, table), controls);
+    this.range = el('input', {
+      type: 'range',
+      min: 0,
+      max: 1000,
+      value: 0,
+      'aria-label': 'Place in the clips',
+      oninput: () => this.#seek(this.range.value / 1000),
+    });
+    const controls = el(
+      'div',
+      { className: 'controls' },
+      this.playButton,
+      this.range,
+      button('Forget this comparison', actions.drop, { className: 'link' }),
+    );
+    const table = el(
+      'table',
+      { className: 'comparison' },
+      el('thead', {}, el('tr', {}, ...(named ? [el('td')] : []), ...head)),
+      el('tbody', {}, ...rows),
+    );
+    element.replaceChildren(
+      el('h2', { textContent: comparison.title }),
+      el('div', { className: 'scroll', tabIndex: 0, role: 'group', 'aria-label': 'The clips' }, table),
+      controls,
+    );
     this.playing = !still();
     this.show();
   }
@@ -86,7 +108,10 @@ export class ComparisonView {
   #content(id, video) {
     if (!video) return el('p', { className: 'soft', textContent: 'Deleted' });
     if (active(video)) return el('p', { className: 'soft', textContent: inWords(video) });
-    const open = button('', () => this.actions.select(id), { className: 'open', 'aria-label': `Show this clip, seed ${video.seed}` });
+    const open = button('', () => this.actions.select(id), {
+      className: 'open',
+      'aria-label': `Show this clip, seed ${video.seed}`,
+    });
     if (video.status === 'failed') open.textContent = 'Failed';
     else open.append(this.#player(id));
     return open;

@@ -14,7 +14,24 @@ import { firmness, Refusal } from './timeline/items.js';
 const id = (name) => document.getElementById(name);
 const TEXTS = ['prompt', 'negative_prompt'];
 const NUMBERS = ['steps', 'seed', 'guidance'];
-const SHOWN = [...TEXTS, ...NUMBERS, 'task', 'model', 'size', 'fit', 'frames', 'conditions', 'clip', 'a', 'b', 'init', 'direction', 'noise', 'strength', 'lora'];
+const SHOWN = [
+  ...TEXTS,
+  ...NUMBERS,
+  'task',
+  'model',
+  'size',
+  'fit',
+  'frames',
+  'conditions',
+  'clip',
+  'a',
+  'b',
+  'init',
+  'direction',
+  'noise',
+  'strength',
+  'lora',
+];
 const SETTLED = 150; // milliseconds without a change
 
 export class Composer extends EventTarget {
@@ -48,14 +65,17 @@ export class Composer extends EventTarget {
     const first = !this.shownModel;
     this.shownModel = model;
     const { defaults } = model;
-    Object.assign(this.timeline, { fps: defaults.fps, group: model.frames_per_latent });
     id('steps').placeholder = defaults.num_inference_steps;
     id('guidance').placeholder = defaults.guidance_scale;
     this.#sizes(model);
     this.#loras(model.loras ?? []);
-    id('examples').replaceChildren(...model.examples.slice(0, 4).map((text) => button(text, () => this.#fill(text), { className: 'chip' })));
+    id('examples').replaceChildren(
+      ...model.examples.slice(0, 4).map((text) => button(text, () => this.#fill(text), { className: 'chip' })),
+    );
     if (first) this.#presets();
-    this.choose(this.presetId ?? 'text');
+    const preset = this.presetId ?? 'text';
+    this.presetId = null; // so that the length is that of this model
+    this.choose(preset);
   }
 
   get model() {
@@ -82,14 +102,23 @@ export class Composer extends EventTarget {
   /** What is still missing, as {param, message}; null when the order is complete. */
   missing() {
     const file = this.needed.find((one) => (one.place ? !one.place.value : this.timeline.value.length < this.expected));
-    if (file) return { param: file.param, message: `Add ${file.name} again: a recipe names its files and does not hold them.`, urgent: true };
+    if (file)
+      return {
+        param: file.param,
+        message: `Add ${file.name} again: a recipe names its files and does not hold them.`,
+        urgent: true,
+      };
     const lacking = (name, message) => (this.places[name].value ? null : { param: name, message });
     switch (this.presetId) {
       case 'image':
-        return this.timeline.empty ? { param: 'conditions', message: 'Add a picture to start from, or choose “From text”.' } : null;
+        return this.timeline.empty
+          ? { param: 'conditions', message: 'Add a picture to start from, or choose “From text”.' }
+          : null;
       case 'ends':
       case 'keyframes':
-        return this.timeline.empty ? { param: 'conditions', message: 'Add pictures or clips to the timeline, or choose “From text”.' } : null;
+        return this.timeline.empty
+          ? { param: 'conditions', message: 'Add pictures or clips to the timeline, or choose “From text”.' }
+          : null;
       case 'extend':
         return lacking('clip', 'Choose the clip to continue.');
       case 'transition':
@@ -109,12 +138,17 @@ export class Composer extends EventTarget {
     for (const name of NUMBERS) if (id(name).value !== '') order[name] = Number(id(name).value);
     if (id('fit').value !== 'crop') order.fit = id('fit').value;
     if (this.#size()) order.size = this.#size();
-    if (id('lora').value) order.lora = [{ name: id('lora').value, scale: Number(id('scale').value) }, ...this.otherLoras];
+    if (id('lora').value)
+      order.lora = [{ name: id('lora').value, scale: Number(id('scale').value) }, ...this.otherLoras];
     const source = (name) => this.places[name].value?.src;
     const noise = 1 - id('hold').value / 100;
     if (preset.id === 'extend') Object.assign(order, { clip: source('clip'), direction: this.#direction(), noise });
     else if (preset.id === 'transition') Object.assign(order, { a: source('a'), b: source('b'), noise });
-    else if (preset.id === 'edit') Object.assign(order, { init: { ...this.loadedInit, type: 'clip', src: source('init') }, strength: Number(id('strength').value) });
+    else if (preset.id === 'edit')
+      Object.assign(order, {
+        init: { ...this.loadedInit, type: 'clip', src: source('init') },
+        strength: Number(id('strength').value),
+      });
     else if (preset.id !== 'text') order.conditions = this.timeline.value;
     return order;
   }
@@ -128,9 +162,14 @@ export class Composer extends EventTarget {
     this.#setSize(order.size ?? '');
     this.#setLoras(order.lora ?? []);
     id('strength').value = order.strength ?? 0.6;
-    id('hold').value = 100 * (1 - ([order.noise ?? 0].flat()[0]));
-    document.querySelectorAll('[name=direction]').forEach((one) => (one.checked = one.value === (order.direction ?? 'forward')));
-    this.extra = Object.fromEntries(Object.entries(order).filter(([key]) => !SHOWN.includes(key)));
+    id('hold').value = 100 * (1 - [order.noise ?? 0].flat()[0]);
+    document
+      .querySelectorAll('[name=direction]')
+      .forEach((one) => (one.checked = one.value === (order.direction ?? 'forward')));
+    const usual = (key, value) => key === 'shift' && value === this.model.defaults.flow_shift;
+    this.extra = Object.fromEntries(
+      Object.entries(order).filter(([key, value]) => !SHOWN.includes(key) && !usual(key, value)),
+    );
     this.loadedInit = order.init ?? null;
     this.#showExtra();
     this.timeline.value = [];
@@ -150,21 +189,29 @@ export class Composer extends EventTarget {
 
   /** Ask for the files of conditions at their places on the timeline. */
   #ask(conditions) {
-    const grid = new Grid(this.timeline);
+    const grid = new Grid(this.timeline.clip);
     const frame = (one) => grid.frameOf(one.frame ?? one.at ?? 0) ?? 0;
     this.expected = conditions.length + this.timeline.value.length;
     this.needed.push(...conditions.map((one) => ({ param: 'conditions', name: one.src.missing })));
-    if (conditions.length) this.timeline.ghosts = conditions.map((one) => ({ slot: grid.slotOf(frame(one)), label: one.src.missing, noise: one.noise ?? 0 }));
+    if (conditions.length)
+      this.timeline.ghosts = conditions.map((one) => ({
+        slot: grid.slotOf(frame(one)),
+        label: one.src.missing,
+        noise: one.noise ?? 0,
+      }));
   }
 
   /** Put sources where the chosen task takes them; from text, they become a start picture or keyframes. */
   async take(transfer) {
     if (this.usesTimeline) {
       const sources = await this.timeline.open(transfer);
-      if (sources.length && this.presetId === 'text') this.choose(sources.length > 1 || sources[0].kind === 'clip' ? 'keyframes' : 'image');
+      if (sources.length && this.presetId === 'text')
+        this.choose(sources.length > 1 || sources[0].kind === 'clip' ? 'keyframes' : 'image');
       return this.timeline.add(sources);
     }
-    const place = Object.entries(this.places).filter(([name]) => this.#placesInUse().includes(name)).map(([, one]) => one);
+    const place = Object.entries(this.places)
+      .filter(([name]) => this.#placesInUse().includes(name))
+      .map(([, one]) => one);
     return (place.find((one) => !one.value) ?? place[0]).take(transfer);
   }
 
@@ -183,7 +230,9 @@ export class Composer extends EventTarget {
       settle();
     });
     form.addEventListener('change', settle);
-    id('lora').addEventListener('change', () => this.#setLoras(id('lora').value ? [{ name: id('lora').value, scale: 1 }] : []));
+    id('lora').addEventListener('change', () =>
+      this.#setLoras(id('lora').value ? [{ name: id('lora').value, scale: 1 }] : []),
+    );
     id('frames').addEventListener('input', () => this.#lengthen());
     id('size').addEventListener('change', () => (id('own-size').hidden = id('size').value !== 'own'));
     this.timeline.addEventListener('change', () => this.#lengthen());
@@ -193,30 +242,53 @@ export class Composer extends EventTarget {
       if (source) this.timeline.add([source]);
     });
     id('timeline-samples').addEventListener('click', () => this.#sample(open));
-    id('extra').querySelector('button').addEventListener('click', () => {
-      this.extra = {};
-      this.#showExtra();
-      this.#changed();
-    });
+    id('extra')
+      .querySelector('button')
+      .addEventListener('click', () => {
+        this.extra = {};
+        this.#showExtra();
+        this.#changed();
+      });
   }
 
   #presets() {
     const fieldset = id('presets');
-    fieldset.append(...PRESETS.map((preset) => {
-      const input = el('input', { type: 'radio', name: 'preset', value: preset.id, onchange: () => this.choose(preset.id) });
-      return el('label', { className: 'preset' }, input, icon(preset.shape), el('span', { textContent: preset.name }));
-    }));
+    fieldset.append(
+      ...PRESETS.map((preset) => {
+        const input = el('input', {
+          type: 'radio',
+          name: 'preset',
+          value: preset.id,
+          onchange: () => this.choose(preset.id),
+        });
+        return el(
+          'label',
+          { className: 'preset' },
+          input,
+          icon(preset.shape),
+          el('span', { textContent: preset.name }),
+        );
+      }),
+    );
   }
 
   #sizes({ defaults, size_multiple: multiple }) {
     const [width, height] = defaults.size;
     const round = (side) => Math.max(multiple, Math.round(side / multiple) * multiple);
     const square = round(Math.sqrt(width * height));
-    const sizes = [[width, height], [height, width], [square, square], [round(width / 2), round(height / 2)]].map((pair) => pair.join('x'));
+    const sizes = [
+      [width, height],
+      [height, width],
+      [square, square],
+      [round(width / 2), round(height / 2)],
+    ].map((pair) => pair.join('x'));
     const words = (text, i) => `${text.replace('x', ' × ')}${i === 0 ? ' (the model’s own)' : ''}`;
-    const options = [...new Set(sizes)].map((text, i) => el('option', { value: i === 0 ? '' : text, textContent: words(text, i) }));
+    const options = [...new Set(sizes)].map((text, i) =>
+      el('option', { value: i === 0 ? '' : text, textContent: words(text, i) }),
+    );
     id('size').replaceChildren(...options, el('option', { value: 'own', textContent: 'Another size' }));
-    for (const name of ['width', 'height']) Object.assign(id(name), { min: multiple, step: multiple, placeholder: defaults.size[name === 'width' ? 0 : 1] });
+    for (const name of ['width', 'height'])
+      Object.assign(id(name), { min: multiple, step: multiple, placeholder: defaults.size[name === 'width' ? 0 : 1] });
   }
 
   #size() {
@@ -235,7 +307,10 @@ export class Composer extends EventTarget {
   }
 
   #loras(names) {
-    id('lora').replaceChildren(el('option', { value: '', textContent: 'none' }), ...names.map((name) => el('option', { value: name, textContent: name })));
+    id('lora').replaceChildren(
+      el('option', { value: '', textContent: 'none' }),
+      ...names.map((name) => el('option', { value: name, textContent: name })),
+    );
     id('lora-row').hidden = !names.length;
     this.#setLoras([]);
   }
@@ -262,7 +337,8 @@ export class Composer extends EventTarget {
     this.refusedLength = null;
     if (!this.usesTimeline) return;
     try {
-      if (this.timeline.frames !== this.length.value) this.timeline.frames = this.length.value;
+      const { defaults, frames_per_latent: group } = this.model;
+      this.timeline.clip = { frames: this.length.value, fps: defaults.fps, group };
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
       this.refusedLength = error.message;
@@ -280,7 +356,8 @@ export class Composer extends EventTarget {
   #ranges() {
     document.querySelector('#extend-area .joined').classList.toggle('before', this.#direction() === 'backward');
     const strength = Number(id('strength').value);
-    id('strength').nextElementSibling.textContent = `${Math.round(100 * strength)} %${strength >= 0.95 ? ', everything' : strength <= 0.3 ? ', a little' : ''}`;
+    id('strength').nextElementSibling.textContent =
+      `${Math.round(100 * strength)} %${strength >= 0.95 ? ', everything' : strength <= 0.3 ? ', a little' : ''}`;
     const noise = 1 - id('hold').value / 100;
     id('hold').nextElementSibling.textContent = `${firmness(noise)}, ${id('hold').value} %`;
     this.length.show();

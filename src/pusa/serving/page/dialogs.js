@@ -15,10 +15,18 @@ export function confirmDelete(videos) {
 /** A finished clip, chosen from the gallery. */
 export function pickClip(videos) {
   return dialog('Choose one of your clips', (close) => {
-    if (!videos.length) return [el('p', { textContent: 'There is no finished clip yet: make one, or choose a file.' }), closing(close, 'Close')];
+    if (!videos.length)
+      return [
+        el('p', { textContent: 'There is no finished clip yet: make one, or choose a file.' }),
+        closing(close, 'Close'),
+      ];
     const items = videos.map((video) => {
       const pick = button('', () => close(video), { className: 'open' });
-      pick.append(el('img', { src: api.address(video.id, 'content?variant=thumbnail'), alt: '', loading: 'lazy' }), el('span', { className: 'name', textContent: video.prompt || 'a clip without words' }), el('span', { className: 'soft', textContent: `seed ${video.seed}` }));
+      pick.append(
+        el('img', { src: api.address(video.id, 'content?variant=thumbnail'), alt: '', loading: 'lazy' }),
+        el('span', { className: 'name', textContent: video.prompt || 'a clip without words' }),
+        el('span', { className: 'soft', textContent: `seed ${video.seed}` }),
+      );
       return el('li', {}, pick);
     });
     return [el('ul', { className: 'cards' }, ...items), closing(close, 'Close')];
@@ -28,7 +36,10 @@ export function pickClip(videos) {
 /** The key of the server. `wrong` says that the last one was refused. */
 export function askKey(wrong) {
   const input = el('input', { type: 'password', autocomplete: 'current-password', required: true });
-  const parts = [el('p', { textContent: 'This server asks for a key. The person who runs it can give you one.' }), el('label', {}, 'Key ', input)];
+  const parts = [
+    el('p', { textContent: 'This server asks for a key. The person who runs it can give you one.' }),
+    el('label', {}, 'Key ', input),
+  ];
   if (wrong) parts.push(el('p', { className: 'error', role: 'alert', textContent: wrong }));
   return ask('A key is needed', parts, { yes: 'Continue' }, () => input.value);
 }
@@ -37,27 +48,45 @@ export function askKey(wrong) {
 export function askSeeds() {
   const input = el('input', { type: 'number', min: 2, max: 16, value: 4, required: true });
   const text = el('p', { textContent: 'The same settings, with several seeds. The clips are shown side by side.' });
-  return ask('Several seeds', [text, el('label', {}, 'How many clips ', input)], { yes: 'Make them' }, () => Number(input.value));
+  return ask('Several seeds', [text, el('label', {}, 'How many clips ', input)], { yes: 'Make them' }, () =>
+    Number(input.value),
+  );
 }
 
 /**
- * Two settings and their values. axes: {name: {label, values}} to choose from, with usual values as a text.
- * Resolves with [{name, label, values: number[]}, …], the rows first.
+ * Two settings and their values. axes: {name: {label, short, values, min, max, whole}} to choose from, with usual
+ * values as a text. Resolves with [{name, short, values: number[]}, …], the rows first.
  */
 export function askGrid(axes, [rows, columns]) {
   const field = (legend, chosen) => {
-    const select = el('select', { 'aria-label': `${legend}: setting` }, ...Object.entries(axes).map(([name, { label }]) => el('option', { value: name, textContent: label })));
-    const values = el('input', { type: 'text', required: true, inputMode: 'decimal', 'aria-label': `${legend}: values` });
+    const select = el(
+      'select',
+      { 'aria-label': `${legend}: setting` },
+      ...Object.entries(axes).map(([name, { label }]) => el('option', { value: name, textContent: label })),
+    );
+    const values = el('input', {
+      type: 'text',
+      required: true,
+      inputMode: 'decimal',
+      'aria-label': `${legend}: values`,
+    });
     const usual = () => (values.value = axes[select.value].values);
     select.value = chosen;
     select.addEventListener('change', usual);
     usual();
     const error = el('p', { className: 'error', hidden: true, role: 'alert' });
     values.addEventListener('input', () => (error.hidden = true));
-    return { element: el('fieldset', {}, el('legend', { textContent: legend }), select, values, error), select, values, error };
+    return {
+      element: el('fieldset', {}, el('legend', { textContent: legend }), select, values, error),
+      select,
+      values,
+      error,
+    };
   };
   const fields = [field('Rows', rows), field('Columns', columns)];
-  const text = el('p', { textContent: 'One clip for each pair of values. Separate the values with commas. All clips have the same seed.' });
+  const text = el('p', {
+    textContent: 'One clip for each pair of values. Separate the values with commas. All clips have the same seed.',
+  });
   const read = () => {
     fields.forEach((one) => (one.error.hidden = true));
     for (const one of fields) {
@@ -66,16 +95,26 @@ export function askGrid(axes, [rows, columns]) {
       if (problem) return undefined;
     }
     if (fields[0].select.value === fields[1].select.value) {
-      Object.assign(fields[1].error, { textContent: 'Rows and columns change the same setting: choose two.', hidden: false });
+      Object.assign(fields[1].error, {
+        textContent: 'Rows and columns change the same setting: choose two.',
+        hidden: false,
+      });
       return undefined;
     }
-    return fields.map(({ select, values }) => ({ name: select.value, label: axes[select.value].label, values: numbers(values.value) }));
+    return fields.map(({ select, values }) => ({
+      name: select.value,
+      short: axes[select.value].short,
+      values: numbers(values.value),
+    }));
   };
   return ask('Compare settings', [text, ...fields.map((one) => one.element)], { yes: 'Make the clips' }, read);
 }
 
 function numbers(text) {
-  return text.split(/[,;\s]+/).filter(Boolean).map(Number);
+  return text
+    .split(/[,;\s]+/)
+    .filter(Boolean)
+    .map(Number);
 }
 
 function wrongValues(text, { min, max, whole, label }) {
@@ -94,12 +133,28 @@ function ask(heading, parts, { yes, no = 'Cancel', danger = false }, read) {
       if (answer !== undefined) close(answer);
     };
     const confirm = el('button', { type: 'submit', textContent: yes, className: danger ? 'plain danger' : 'primary' });
-    return [el('form', { onsubmit: submit }, ...parts, el('div', { className: 'buttons' }, confirm, button(no, () => close(null), { className: 'plain' })))];
+    return [
+      el(
+        'form',
+        { onsubmit: submit },
+        ...parts,
+        el(
+          'div',
+          { className: 'buttons' },
+          confirm,
+          button(no, () => close(null), { className: 'plain' }),
+        ),
+      ),
+    ];
   });
 }
 
 function closing(close, text) {
-  return el('div', { className: 'buttons' }, button(text, () => close(null), { className: 'plain' }));
+  return el(
+    'div',
+    { className: 'buttons' },
+    button(text, () => close(null), { className: 'plain' }),
+  );
 }
 
 function dialog(heading, build) {

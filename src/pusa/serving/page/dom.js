@@ -1,10 +1,12 @@
-/** Small helpers to build elements. Text is always set as text, so nothing that a file or a server says becomes HTML. */
+/**
+ * Small helpers to build elements. Text is always set as text, so nothing that a file or a server says becomes HTML.
+ */
 
 /**
  * An element with properties, attributes, listeners and children.
  *
- * A key that starts with "on" adds a listener. A key with a dash, "role" and "for" are attributes; null leaves them out.
- * Every other key is a property.
+ * A key that starts with "on" adds a listener. A key with a dash, "role" and "for" are attributes; null leaves them
+ * out. Every other key is a property.
  */
 export function el(tag, options = {}, ...children) {
   const node = document.createElement(tag);

@@ -28,8 +28,20 @@ export class Gallery {
     const waiting = all.filter(active).sort((a, b) => place(a) - place(b));
     const done = all.filter((video) => !active(video));
     this.queue.hidden = !waiting.length;
-    reuse(this.queue.querySelector('ol'), waiting, this.#rows, (video) => this.#row(video), (row, video) => this.#showRow(row, video, selected));
-    reuse(this.cards, done, this.#cards, (video) => this.#card(video), (card, video) => this.#showCard(card, video, selected));
+    reuse(
+      this.queue.querySelector('ol'),
+      waiting,
+      this.#rows,
+      (video) => this.#row(video),
+      (row, video) => this.#showRow(row, video, selected),
+    );
+    reuse(
+      this.cards,
+      done,
+      this.#cards,
+      (video) => this.#card(video),
+      (card, video) => this.#showCard(card, video, selected),
+    );
     document.getElementById('none').hidden = done.length > 0;
     document.getElementById('older').hidden = !this.clips.more;
     this.#chosen = new Set([...this.#chosen].filter((id) => this.clips.get(id)));
@@ -40,7 +52,10 @@ export class Gallery {
     const name = button('', () => this.actions.select(video.id), { className: 'name' });
     const words = el('span', { className: 'words soft' });
     const bar = el('progress', { max: 100, 'aria-label': 'Progress' });
-    const cancel = button('Cancel', () => this.actions.cancel(this.clips.get(video.id)), { className: 'plain small', 'aria-label': `Cancel “${label(video)}”` });
+    const cancel = button('Cancel', () => this.actions.cancel(this.clips.get(video.id)), {
+      className: 'plain small',
+      'aria-label': `Cancel “${label(video)}”`,
+    });
     return Object.assign(el('li', {}, name, words, cancel, bar), { parts: { name, words, bar } });
   }
 
@@ -55,10 +70,23 @@ export class Gallery {
     const failed = video.status !== MADE;
     const picture = failed
       ? el('span', { className: 'failed', textContent: 'Failed' })
-      : el('img', { src: api.address(video.id, 'content?variant=thumbnail'), alt: '', loading: 'lazy', draggable: false });
+      : el('img', {
+          src: api.address(video.id, 'content?variant=thumbnail'),
+          alt: '',
+          loading: 'lazy',
+          draggable: false,
+        });
     const open = button('', () => this.actions.select(video.id), { className: 'open' });
-    open.append(picture, el('span', { className: 'name', textContent: label(video) }), el('span', { className: 'soft', textContent: `seed ${video.seed}` }));
-    const choose = el('input', { type: 'checkbox', 'aria-label': `Choose “${label(video)}”, seed ${video.seed}`, onchange: () => this.#choose(video.id, choose.checked) });
+    open.append(
+      picture,
+      el('span', { className: 'name', textContent: label(video) }),
+      el('span', { className: 'soft', textContent: `seed ${video.seed}` }),
+    );
+    const choose = el('input', {
+      type: 'checkbox',
+      'aria-label': `Choose “${label(video)}”, seed ${video.seed}`,
+      onchange: () => this.#choose(video.id, choose.checked),
+    });
     const card = el('li', { className: 'item', draggable: !failed }, open, choose);
     card.addEventListener('dragstart', (event) => {
       event.dataTransfer.setData(CLIP_TYPE, video.id);
@@ -86,14 +114,22 @@ export class Gallery {
     this.shownChoice = key;
     this.bar.hidden = !videos.length;
     const buttons = [el('span', { textContent: `${videos.length} chosen` })];
-    if (made.length === 2 && videos.length === 2) buttons.push(button('Fill the gap between them', () => this.actions.fill(...made), { className: 'plain' }));
-    if (made.length >= 2) buttons.push(button('Compare side by side', () => this.actions.compare(made), { className: 'plain' }));
+    if (made.length === 2 && videos.length === 2)
+      buttons.push(button('Fill the gap between them', () => this.actions.fill(...made), { className: 'plain' }));
+    if (made.length >= 2)
+      buttons.push(button('Compare side by side', () => this.actions.compare(made), { className: 'plain' }));
     buttons.push(button('Delete', () => this.actions.remove(videos), { className: 'plain danger' }));
-    buttons.push(button('Choose none', () => {
-      this.#chosen.clear();
-      this.#cards.forEach((card) => (card.parts.choose.checked = false));
-      this.#showBar();
-    }, { className: 'link' }));
+    buttons.push(
+      button(
+        'Choose none',
+        () => {
+          this.#chosen.clear();
+          this.#cards.forEach((card) => (card.parts.choose.checked = false));
+          this.#showBar();
+        },
+        { className: 'link' },
+      ),
+    );
     this.bar.replaceChildren(...buttons);
   }
 }
@@ -115,7 +151,7 @@ function reuse(parent, videos, elements, build, show) {
 }
 
 function place(video) {
-  return video.status === 'in_progress' ? -1 : video.queue_position ?? 1e9;
+  return video.status === 'in_progress' ? -1 : (video.queue_position ?? 1e9);
 }
 
 function label(video) {

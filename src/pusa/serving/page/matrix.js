@@ -1,23 +1,56 @@
 /**
  * <pusa-matrix>: a timestep matrix as a heat map, with the same numbers in words and as a table.
  *
- * `show({sigma, fps, group})`: sigma has one row for each step and one column for each latent frame, from 0 (clean) to 1
- * (noise).
+ * `show({sigma, fps, group, part})`: sigma has one row for each step and one column for each latent frame, from 0
+ * (clean) to 1 (noise). part: whether it is about a part of the clip only, of which frames are then counted.
  */
 import { el } from './dom.js';
 import { Grid } from './timeline/grid.js';
 
-const COLOURS = [[252, 242, 212], [237, 120, 92], [43, 25, 87]]; // clean, half, noise
+const COLOURS = [
+  [252, 242, 212],
+  [237, 120, 92],
+  [43, 25, 87],
+]; // clean, half, noise
 
 export class PusaMatrix extends HTMLElement {
-  show({ sigma, fps, group }) {
+  show({ sigma, fps, group, part = false }) {
     const columns = sigma[0].length;
     const grid = new Grid({ frames: group * (columns - 1) + 1, fps, group });
     const canvas = el('canvas', { role: 'img', 'aria-label': inWords(sigma, grid) });
     paint(canvas, sigma);
-    const axis = el('div', { className: 'axis', 'aria-hidden': 'true' }, el('span', { textContent: 'frame 0' }), el('span', { textContent: `frame ${grid.frames - 1}` }));
-    const legend = el('p', { className: 'legend soft' }, 'clean ', scale(), ' noise. Each column is a latent frame, and each row a step, the first at the top.');
-    this.replaceChildren(canvas, axis, legend, el('details', {}, el('summary', { textContent: 'As a table' }), el('div', { className: 'scroll', tabIndex: 0, role: 'group', 'aria-label': 'Table of noise levels' }, table(sigma, grid))));
+    const axis = el(
+      'div',
+      { className: 'axis', 'aria-hidden': 'true' },
+      el('span', { textContent: 'frame 0' }),
+      el('span', { textContent: `frame ${grid.frames - 1}` }),
+    );
+    const legend = el(
+      'p',
+      { className: 'legend soft' },
+      'clean ',
+      scale(),
+      ' noise. Each column is a latent frame, and each row a step, the first at the top.',
+    );
+    if (part)
+      legend.append(
+        ' Frames are counted in the part that the model worked on: the new frames, and the given ones beside them.',
+      );
+    this.replaceChildren(
+      canvas,
+      axis,
+      legend,
+      el(
+        'details',
+        {},
+        el('summary', { textContent: 'As a table' }),
+        el(
+          'div',
+          { className: 'scroll', tabIndex: 0, role: 'group', 'aria-label': 'Table of noise levels' },
+          table(sigma, grid),
+        ),
+      ),
+    );
   }
 }
 
@@ -49,18 +82,36 @@ function inWords(sigma, grid) {
   const start = sigma[0];
   const top = Math.max(...start);
   const given = start.map((level, slot) => [level, slot]).filter(([level]) => level < top);
-  const parts = given.map(([level, slot]) => `${grid.name(slot)} ${level === 0 ? 'clean from the start' : `from ${level.toFixed(2)}`}`);
-  const rest = given.length ? `; the others from ${top.toFixed(2)} to 0` : `; all from ${top.toFixed(2)} to 0`;
-  return `Noise levels of ${columns} latent frames over ${steps} steps: ${parts.join(', ')}${parts.length ? rest : rest.slice(2)}.`;
+  const parts = given.map(([level, slot]) =>
+    level === 0 ? `${grid.name(slot)} clean from the start` : `${grid.name(slot)} from ${level.toFixed(2)}`,
+  );
+  parts.push(`${given.length ? 'the others' : 'all'} from ${top.toFixed(2)} to 0`);
+  return `Noise levels of ${columns} latent frames over ${steps} steps: ${parts.join(', ')}.`;
 }
 
 function table(sigma, grid) {
   const cell = (tag, text, scope) => el(tag, { textContent: text, ...(scope ? { scope } : {}) });
-  const head = el('tr', {}, cell('th', 'Step', 'col'), ...sigma[0].map((_, slot) => cell('th', grid.name(slot), 'col')));
-  const rows = sigma.map((row, step) =>
-    el('tr', {}, cell('th', step === sigma.length - 1 ? 'result' : String(step + 1), 'row'), ...row.map((level) => cell('td', level.toFixed(2)))),
+  const head = el(
+    'tr',
+    {},
+    cell('th', 'Step', 'col'),
+    ...sigma[0].map((_, slot) => cell('th', grid.name(slot), 'col')),
   );
-  return el('table', {}, el('caption', { textContent: 'Noise level of each latent frame before each step' }), el('thead', {}, head), el('tbody', {}, ...rows));
+  const rows = sigma.map((row, step) =>
+    el(
+      'tr',
+      {},
+      cell('th', step === sigma.length - 1 ? 'result' : String(step + 1), 'row'),
+      ...row.map((level) => cell('td', level.toFixed(2))),
+    ),
+  );
+  return el(
+    'table',
+    {},
+    el('caption', { textContent: 'Noise level of each latent frame before each step' }),
+    el('thead', {}, head),
+    el('tbody', {}, ...rows),
+  );
 }
 
 customElements.define('pusa-matrix', PusaMatrix);

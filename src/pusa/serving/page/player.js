@@ -1,8 +1,8 @@
 /**
  * <pusa-player>: a clip with play, loop, and steps of one frame.
  *
- * `show(address, {fps, frames, width, height, label})` loads a clip. `frame` is the frame that is shown. Space plays and
- * pauses, and the arrow keys step, while the picture or a control of the player has the focus.
+ * `show(address, {fps, frames, width, height, label})` loads a clip. `frame` is the frame that is shown. Space plays
+ * and pauses, and the arrow keys step, while the picture or a control of the player has the focus.
  */
 import { button, el } from './dom.js';
 
@@ -14,15 +14,37 @@ export class PusaPlayer extends HTMLElement {
     if (this.video) return;
     this.video = el('video', { muted: true, loop: true, playsInline: true, preload: 'auto', tabIndex: 0 });
     this.playButton = button('Play', () => this.toggle(), { className: 'plain' });
-    this.range = el('input', { type: 'range', min: 0, value: 0, 'aria-label': 'Frame', oninput: () => this.seek(Number(this.range.value)) });
+    this.range = el('input', {
+      type: 'range',
+      min: 0,
+      value: 0,
+      'aria-label': 'Frame',
+      oninput: () => this.seek(Number(this.range.value)),
+    });
     this.readout = el('output', { className: 'soft' });
     const loop = el('input', { type: 'checkbox', checked: true, onchange: () => (this.video.loop = loop.checked) });
     const steps = [
       button('‹', () => this.seek(this.frame - 1), { className: 'plain', 'aria-label': 'One frame back' }),
       button('›', () => this.seek(this.frame + 1), { className: 'plain', 'aria-label': 'One frame on' }),
     ];
-    this.failure = el('p', { className: 'error', hidden: true, textContent: 'The browser cannot play this clip. Download it, and open it in another program.' });
-    this.append(this.video, this.failure, this.range, el('div', { className: 'controls' }, this.playButton, ...steps, this.readout, el('label', { className: 'loop' }, loop, ' Loop')));
+    this.failure = el('p', {
+      className: 'error',
+      hidden: true,
+      textContent: 'The browser cannot play this clip. Download it, and open it in another program.',
+    });
+    this.append(
+      this.video,
+      this.failure,
+      this.range,
+      el(
+        'div',
+        { className: 'controls' },
+        this.playButton,
+        ...steps,
+        this.readout,
+        el('label', { className: 'loop' }, loop, ' Loop'),
+      ),
+    );
     for (const event of ['play', 'pause', 'ended']) this.video.addEventListener(event, () => this.#state());
     for (const event of ['seeked', 'timeupdate', 'loadeddata']) this.video.addEventListener(event, () => this.#tell());
     this.video.addEventListener('error', () => (this.failure.hidden = !this.video.hasAttribute('src')));
@@ -87,7 +109,11 @@ export class PusaPlayer extends HTMLElement {
 
   #key(event) {
     if (event.target !== this.video) return;
-    const actions = { ' ': () => this.toggle(), ArrowLeft: () => this.seek(this.frame - 1), ArrowRight: () => this.seek(this.frame + 1) };
+    const actions = {
+      ' ': () => this.toggle(),
+      ArrowLeft: () => this.seek(this.frame - 1),
+      ArrowRight: () => this.seek(this.frame + 1),
+    };
     if (!actions[event.key]) return;
     event.preventDefault();
     actions[event.key]();

@@ -1,13 +1,19 @@
 /**
  * What a person can ask for, by name: which inputs each task shows, and the picture on its button.
  *
- * shape: five signs, "#" for what is given, "=" for a clip that is changed, "." for what the model makes. ghosts: places
- * on the timeline that ask to be filled; slot −1 is the last.
+ * shape: five signs, "#" for what is given, "=" for a clip that is changed, "." for what the model makes. ghosts:
+ * places on the timeline that ask to be filled; slot −1 is the last.
  */
 import { svg } from './dom.js';
 
 export const PRESETS = [
-  { id: 'text', name: 'From text', shape: '.....', task: 'generate', hint: 'Describe the clip. The model makes every frame.' },
+  {
+    id: 'text',
+    name: 'From text',
+    shape: '.....',
+    task: 'generate',
+    hint: 'Describe the clip. The model makes every frame.',
+  },
   {
     id: 'image',
     name: 'From a picture',
@@ -22,7 +28,10 @@ export const PRESETS = [
     shape: '#...#',
     task: 'generate',
     hint: 'Two pictures are the first and the last frame. The model finds the way between them.',
-    ghosts: [{ slot: 0, label: 'First frame' }, { slot: -1, label: 'Last frame' }],
+    ghosts: [
+      { slot: 0, label: 'First frame' },
+      { slot: -1, label: 'Last frame' },
+    ],
   },
   {
     id: 'keyframes',
@@ -32,9 +41,27 @@ export const PRESETS = [
     hint: 'Put pictures and clips anywhere. The model makes the frames between them.',
     ghosts: [],
   },
-  { id: 'extend', name: 'Continue a clip', shape: '##...', task: 'extend', hint: 'The model makes what comes after your clip, or before it.' },
-  { id: 'transition', name: 'Fill a gap', shape: '##.##', task: 'transition', hint: 'The model makes the frames that lead from one clip to another.' },
-  { id: 'edit', name: 'Restyle a clip', shape: '=====', task: 'generate', hint: 'The motion of your clip stays, and the words change what it shows.' },
+  {
+    id: 'extend',
+    name: 'Continue a clip',
+    shape: '##...',
+    task: 'extend',
+    hint: 'The model makes what comes after your clip, or before it.',
+  },
+  {
+    id: 'transition',
+    name: 'Fill a gap',
+    shape: '##.##',
+    task: 'transition',
+    hint: 'The model makes the frames that lead from one clip to another.',
+  },
+  {
+    id: 'edit',
+    name: 'Restyle a clip',
+    shape: '=====',
+    task: 'generate',
+    hint: 'The motion of your clip stays, and the words change what it shows.',
+  },
 ];
 
 /** The preset that shows a request. */
@@ -52,7 +79,14 @@ export function presetOf(request) {
 /** The small picture of a preset: given frames filled, frames to make outlined. */
 export function icon(shape) {
   const cells = [...shape].map((sign, i) =>
-    svg('rect', { x: i * 9 + 1, y: 1, width: 7, height: 14, rx: 1.5, class: { '#': 'given', '=': 'changed', '.': 'made' }[sign] }),
+    svg('rect', {
+      x: i * 9 + 1,
+      y: 1,
+      width: 7,
+      height: 14,
+      rx: 1.5,
+      class: { '#': 'given', '=': 'changed', '.': 'made' }[sign],
+    }),
   );
   return svg('svg', { viewBox: '0 0 45 16', 'aria-hidden': 'true', class: 'shape' }, ...cells);
 }

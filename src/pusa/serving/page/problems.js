@@ -69,7 +69,9 @@ export class Problems {
       this.composer.places[field].say(message);
       return;
     }
-    const place = this.places.find((one) => one.dataset.for.split(' ').includes(field)) ?? this.places.find((one) => one.dataset.for === '');
+    const place =
+      this.places.find((one) => one.dataset.for.split(' ').includes(field)) ??
+      this.places.find((one) => one.dataset.for === '');
     Object.assign(place, { hidden: false, textContent: message });
     const input = document.getElementById(field);
     if (input?.matches('input, textarea, select')) input.setAttribute('aria-invalid', 'true');
@@ -82,7 +84,12 @@ export class Problems {
     this.plan.hidden = !answer.matrix;
     if (answer.matrix) {
       const { fps } = answer;
-      this.plan.querySelector('pusa-matrix').show({ sigma: answer.matrix.sigma, fps, group: this.composer.model.frames_per_latent });
+      this.plan.querySelector('pusa-matrix').show({
+        sigma: answer.matrix.sigma,
+        fps,
+        group: this.composer.model.frames_per_latent,
+        part: this.composer.preset.task !== 'generate',
+      });
     }
   }
 }

@@ -4,7 +4,18 @@
  * All three use the field names of `pusa.Generate`, `pusa.Extend` and `pusa.Transition`. They differ in how they name
  * sources, and a recipe holds what made the clip besides.
  */
-const RECORDED = ['version', 'model', 'loras', 'versions', 'processes', 'result', 'request', 'own_matrix', 'variant_of', 'acceleration'];
+const RECORDED = [
+  'version',
+  'model',
+  'loras',
+  'versions',
+  'processes',
+  'result',
+  'request',
+  'own_matrix',
+  'variant_of',
+  'acceleration',
+];
 const USUAL = { guidance_batch: 'auto', solver: 'euler', fit: 'crop', negative_prompt: '', direction: 'forward' };
 const CONDITION = ['type', 'src', 'frame', 'noise', 'encoding', 'at', 'frames', 'start', 'rate'];
 
@@ -20,9 +31,17 @@ export function fromRecipe(recipe) {
   if (!recipe || typeof recipe !== 'object' || !('prompt' in recipe)) {
     throw new Error('This file is no recipe of a clip: choose the .json file that was saved with one.');
   }
-  const unused = [...RECORDED, ...(recipe.own_matrix ? ['shift', 'schedule'] : ['matrix']), ...(recipe.init ? [] : ['strength'])];
+  const unused = [
+    ...RECORDED,
+    ...(recipe.own_matrix ? ['shift', 'schedule'] : ['matrix']),
+    ...(recipe.init ? [] : ['strength']),
+  ];
   const said = Object.entries(recipe).filter(([key, value]) => !unused.includes(key) && value !== USUAL[key]);
-  return withSources(Object.fromEntries(said), (src) => ({ missing: String(src.path ?? src.source ?? src.video).split(/[\\/]/).at(-1) }));
+  return withSources(Object.fromEntries(said), (src) => ({
+    missing: String(src.path ?? src.source ?? src.video)
+      .split(/[\\/]/)
+      .at(-1),
+  }));
 }
 
 function withSources(stored, named) {
@@ -31,7 +50,9 @@ function withSources(stored, named) {
     const kept = Object.entries({ ...one, src: source(one.src ?? one) });
     return Object.fromEntries(kept.filter(([key, value]) => CONDITION.includes(key) && value !== null));
   };
-  const order = Object.fromEntries(Object.entries(stored).filter(([key, value]) => key !== 'version' && value !== null));
+  const order = Object.fromEntries(
+    Object.entries(stored).filter(([key, value]) => key !== 'version' && value !== null),
+  );
   if (order.conditions) order.conditions = order.conditions.map(condition);
   if (order.init) order.init = { ...condition({ type: 'clip', ...order.init }), noise: undefined };
   for (const name of ['clip', 'a', 'b']) if (name in order) order[name] = source(order[name]);

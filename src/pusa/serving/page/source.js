@@ -22,18 +22,36 @@ export class PusaSource extends HTMLElement {
     this.film = el('div', { className: 'film' });
     this.name = el('p', { className: 'name soft' });
     this.error = el('p', { className: 'error', hidden: true, role: 'alert' });
-    this.chooser = el('input', { type: 'file', accept: 'video/*,image/gif,image/webp', className: 'hidden', tabIndex: -1, 'aria-label': this.getAttribute('label') });
+    this.chooser = el('input', {
+      type: 'file',
+      accept: 'video/*,image/gif,image/webp',
+      className: 'hidden',
+      tabIndex: -1,
+      'aria-label': this.getAttribute('label'),
+    });
     this.chooser.addEventListener('change', async () => {
       await this.take({ files: [...this.chooser.files] });
       this.chooser.value = '';
     });
     this.remover = button('Remove', () => (this.value = null), { className: 'link' });
     const choose = button('Choose a file', () => this.chooser.click(), { className: 'plain' });
-    const own = button('From your clips', async () => {
-      const source = await this.pick();
-      if (source) this.value = source;
-    }, { className: 'plain' });
-    this.place = el('div', { className: 'place' }, title, this.film, this.name, el('div', { className: 'buttons' }, choose, own, this.remover), this.chooser);
+    const own = button(
+      'From your clips',
+      async () => {
+        const source = await this.pick();
+        if (source) this.value = source;
+      },
+      { className: 'plain' },
+    );
+    this.place = el(
+      'div',
+      { className: 'place' },
+      title,
+      this.film,
+      this.name,
+      el('div', { className: 'buttons' }, choose, own, this.remover),
+      this.chooser,
+    );
     this.append(this.place, this.error);
     this.#listen();
     this.#show();

@@ -1,4 +1,6 @@
-/** Sources of the timeline from the server: finished clips, single frames of them, and what other clips were made from. */
+/**
+ * Sources of the timeline from the server: finished clips, single frames of them, and what other clips were made from.
+ */
 import { address } from './api.js';
 import { fileSource, opened } from './timeline/files.js';
 
@@ -26,7 +28,13 @@ export async function finished(video) {
 
 /** One frame of a finished clip as a picture. thumb: a data address of it. */
 export function frameOf(video, frame, thumb) {
-  return { name: `frame ${frame} of ${title(video)}`, kind: 'image', src: { video: video.id, frame }, frames: null, thumbs: [thumb] };
+  return {
+    name: `frame ${frame} of ${title(video)}`,
+    kind: 'image',
+    src: { video: video.id, frame },
+    frames: null,
+    thumbs: [thumb],
+  };
 }
 
 /** The source that an order names; null if it is a file that is not here. */
@@ -36,11 +44,13 @@ export async function described(src, kind, clips, fps) {
     const video = clips.get(src.video);
     const name = video ? title(video) : 'a clip';
     const clip = video ? await finished(video) : { name, kind: 'clip', frames: null, thumbs: [] };
-    return 'frame' in src ? { ...clip, name: `frame ${src.frame} of ${name}`, kind: 'image', src, thumbs: clip.thumbs.slice(0, 1) } : { ...clip, src };
+    return 'frame' in src
+      ? { ...clip, name: `frame ${src.frame} of ${name}`, kind: 'image', src, thumbs: clip.thumbs.slice(0, 1) }
+      : { ...clip, src };
   }
   const about = clips.get(src.of)?.sources?.[src.source] ?? {};
   const made = clips.get(about.video);
-  const name = made ? title(made) : about.filename ?? `the ${kind === 'image' ? 'picture' : 'clip'} of another clip`;
+  const name = made ? title(made) : (about.filename ?? `the ${kind === 'image' ? 'picture' : 'clip'} of another clip`);
   const file = address(src.of, `sources/${src.source}`);
   if (kind === 'image') return { name, kind, src, frames: null, thumbs: [file] };
   const { frames, thumbs } = await opened(file, fps);

@@ -1,4 +1,6 @@
-/** The selected clip: how far it is while it is made, and the player, the facts and what to do with it when it is done. */
+/**
+ * The selected clip: how far it is while it is made, and the player, the facts and what to do with it when it is done.
+ */
 import * as api from './api.js';
 import { active } from './clips.js';
 import { button, el } from './dom.js';
@@ -28,7 +30,10 @@ export class Stage {
 
   #build(video) {
     const parts = { queued: this.#making, in_progress: this.#making, completed: this.#finished, failed: this.#failed };
-    this.element.replaceChildren(el('h2', { className: 'prompt', textContent: video.prompt || 'A clip without words' }), ...parts[video.status].call(this, video));
+    this.element.replaceChildren(
+      el('h2', { className: 'prompt', textContent: video.prompt || 'A clip without words' }),
+      ...parts[video.status].call(this, video),
+    );
   }
 
   #making(video) {
@@ -39,7 +44,16 @@ export class Stage {
     this.words = el('p', { className: 'soft words' });
     const box = el('div', { className: 'screen' }, this.preview, this.waiting);
     box.style.aspectRatio = `${width} / ${height}`;
-    return [box, this.bar, this.words, el('div', { className: 'buttons' }, button('Cancel', () => this.actions.cancel(video), { className: 'plain' }))];
+    return [
+      box,
+      this.bar,
+      this.words,
+      el(
+        'div',
+        { className: 'buttons' },
+        button('Cancel', () => this.actions.cancel(video), { className: 'plain' }),
+      ),
+    ];
   }
 
   #progress(video) {
@@ -55,18 +69,34 @@ export class Stage {
   #finished(video) {
     const player = el('pusa-player');
     const [width, height] = video.size.split('x').map(Number);
-    queueMicrotask(() => player.show(api.address(video.id), { fps: video.fps, frames: video.num_frames, width, height, label: video.prompt || 'The clip' }));
+    queueMicrotask(() =>
+      player.show(api.address(video.id), {
+        fps: video.fps,
+        frames: video.num_frames,
+        width,
+        height,
+        label: video.prompt || 'The clip',
+      }),
+    );
     const { actions } = this;
     const useFrame = () => {
       const { video: picture, frame } = player;
       return actions.useFrame(video, frame, small(picture, picture.videoWidth, picture.videoHeight));
     };
-    const buttons = el('div', { className: 'buttons' },
+    const buttons = el(
+      'div',
+      { className: 'buttons' },
       link('Download', api.address(video.id), `${video.id}.mp4`, 'primary'),
       button('Continue it', () => actions.extend(video), { className: 'plain' }),
       button('New seed', () => actions.again(video), { className: 'plain', title: 'Make it again with another seed' }),
-      button('Edit and remake', () => actions.edit(video), { className: 'plain', title: 'Put all settings of this clip into the form' }),
-      button('Use as a source', () => actions.use(video), { className: 'plain', title: 'Put this clip on the timeline' }),
+      button('Edit and remake', () => actions.edit(video), {
+        className: 'plain',
+        title: 'Put all settings of this clip into the form',
+      }),
+      button('Use as a source', () => actions.use(video), {
+        className: 'plain',
+        title: 'Put this clip on the timeline',
+      }),
       button('Use this frame', useFrame, { className: 'plain', title: 'Put the frame that is shown on the timeline' }),
       link('Recipe', api.address(video.id, 'recipe'), `${video.id}.json`, 'plain'),
       button('Delete', () => actions.remove([video]), { className: 'plain danger' }),
@@ -77,12 +107,19 @@ export class Stage {
   #failed(video) {
     const { actions } = this;
     return [
-      el('p', { className: 'error', role: 'alert', textContent: video.error?.message ?? 'The clip could not be made.' }),
+      el('p', {
+        className: 'error',
+        role: 'alert',
+        textContent: video.error?.message ?? 'The clip could not be made.',
+      }),
       facts(video),
-      el('div', { className: 'buttons' },
+      el(
+        'div',
+        { className: 'buttons' },
         button('Edit and remake', () => actions.edit(video), { className: 'primary' }),
         button('Try again', () => actions.again(video, video.seed), { className: 'plain' }),
-        button('Delete', () => actions.remove([video]), { className: 'plain danger' })),
+        button('Delete', () => actions.remove([video]), { className: 'plain danger' }),
+      ),
     ];
   }
 
@@ -93,7 +130,7 @@ export class Stage {
       if (!details.open || map.children.length) return;
       try {
         const group = this.actions.model(video)?.frames_per_latent ?? 4;
-        map.show({ ...(await api.matrix(video.id)), fps: video.fps, group });
+        map.show({ ...(await api.matrix(video.id)), fps: video.fps, group, part: video.task !== 'generate' });
       } catch (error) {
         map.replaceChildren(el('p', { className: 'error', textContent: error.message }));
       }
@@ -108,7 +145,8 @@ export function inWords(video) {
     const before = video.queue_position ?? 0;
     return before === 0 ? 'Next in the queue' : `${before} ${before === 1 ? 'clip' : 'clips'} before this one`;
   }
-  const left = video.eta_seconds === null || video.eta_seconds === undefined ? '' : `, about ${duration(video.eta_seconds)} left`;
+  const left =
+    video.eta_seconds === null || video.eta_seconds === undefined ? '' : `, about ${duration(video.eta_seconds)} left`;
   return video.step ? `Step ${video.step} of ${video.num_inference_steps}${left}` : `Starting${left}`;
 }
 
@@ -119,12 +157,21 @@ function duration(seconds) {
 
 function facts(video) {
   const task = { extend: 'continued clip', transition: 'filled gap' }[video.task];
-  const all = [task, `${video.num_frames} frames, ${(video.num_frames / video.fps).toFixed(1)} s`, video.size.replace('x', ' × '), `${video.num_inference_steps} steps`, `seed ${video.seed}`, video.model];
+  const all = [
+    task,
+    `${video.num_frames} frames, ${(video.num_frames / video.fps).toFixed(1)} s`,
+    video.size.replace('x', ' × '),
+    `${video.num_inference_steps} steps`,
+    `seed ${video.seed}`,
+    video.model,
+  ];
   return el('p', { className: 'facts soft', textContent: all.filter(Boolean).join(' · ') });
 }
 
 function noteList(video) {
-  return video.notes?.length ? [el('ul', { className: 'notes' }, ...video.notes.map((text) => el('li', { textContent: text })))] : [];
+  return video.notes?.length
+    ? [el('ul', { className: 'notes' }, ...video.notes.map((text) => el('li', { textContent: text })))]
+    : [];
 }
 
 function link(text, href, download, className) {

@@ -1,5 +1,6 @@
 /**
- * Files as sources of the timeline: whether they are a picture or a clip, how long they are, and small pictures of them.
+ * Files as sources of the timeline: whether they are a picture or a clip, how long they are, and small pictures of
+ * them.
  *
  * The browser may not be able to show a file that the server can read (HEIC, some videos). Such a file is a source all
  * the same, without small pictures and, for a clip, with an unknown length; the server decides.

@@ -1,8 +1,8 @@
 /**
  * The latent frames of a clip, as arithmetic on frame numbers.
  *
- * A slot is a latent frame. Slot 0 holds frame 0. Slot k holds the frames from group·(k−1)+1 to group·k. So a clip of
- * n+1 slots has group·n+1 frames. A frame number counts pictures of the clip from 0.
+ * A slot is a latent frame. Slot 0 holds frame 0. Slot k holds the frames from group·(k−1)+1 to group·k. So a clip
+ * of n+1 slots has group·n+1 frames. A frame number counts pictures of the clip from 0.
  */
 export class Grid {
   /** @param {{frames: number, fps: number, group: number}} clip its length, rate and frames per slot */

@@ -3,10 +3,17 @@ import { button, el } from '../dom.js';
 import { description, firmness } from './items.js';
 
 export class Inspector {
-  /** @param {{hold: (noise, end) => void, length: (count) => void, start: (frame) => void, remove: () => void}} actions */
+  /**
+   * @param {{hold: (noise, end) => void, length: (count) => void, start: (frame) => void, remove: () => void}} actions
+   */
   constructor(actions) {
     this.actions = actions;
-    this.element = el('div', { className: 'inspector', role: 'group', 'aria-label': 'The selected picture or clip', hidden: true });
+    this.element = el('div', {
+      className: 'inspector',
+      role: 'group',
+      'aria-label': 'The selected picture or clip',
+      hidden: true,
+    });
     this.key = null;
   }
 
@@ -45,9 +52,15 @@ export class Inspector {
   #build(item) {
     const { actions } = this;
     this.summary = el('p', { className: 'summary' });
-    const ends = item.kind === 'image' ? { both: 'How firmly it is held' } : { first: 'How firmly at its start', last: 'How firmly at its end' };
+    const ends =
+      item.kind === 'image'
+        ? { both: 'How firmly it is held' }
+        : { first: 'How firmly at its start', last: 'How firmly at its end' };
     this.levels = Object.fromEntries(
-      Object.entries(ends).map(([end, label]) => [end, slider(label, 0, 100, 5, (value) => actions.hold(1 - value / 100, end))]),
+      Object.entries(ends).map(([end, label]) => [
+        end,
+        slider(label, 0, 100, 5, (value) => actions.hold(1 - value / 100, end)),
+      ]),
     );
     const rows = Object.values(this.levels).map((each) => each.row);
     if (item.kind === 'clip') {
@@ -55,7 +68,12 @@ export class Inspector {
       this.start = slider('Which part is used', 0, 0, 1, actions.start);
       rows.push(this.length.row, this.start.row);
     }
-    const head = el('div', { className: 'head' }, this.summary, button('Remove', actions.remove, { className: 'plain' }));
+    const head = el(
+      'div',
+      { className: 'head' },
+      this.summary,
+      button('Remove', actions.remove, { className: 'plain' }),
+    );
     this.element.replaceChildren(head, ...rows);
   }
 }

@@ -1,11 +1,11 @@
 /**
  * What lies on the timeline: pictures and clips at their latent frames, and the rules for their places.
  *
- * An item is {key, source, kind, slot, count, start, noise, atEnd, frame}: `slot` and `count` are latent frames, `start`
- * is the first frame that is used of a clip, and `noise` has one number from 0 (exact) to 1 for each latent frame.
- * An item with `atEnd` keeps to the end of the clip when its length changes. `frame` is the exact frame of a picture
- * that was loaded from elsewhere; moving the picture forgets it. `loaded` is the condition that an item was made
- * from, if it was; its fields that the timeline does not show are kept.
+ * An item is {key, source, kind, slot, count, start, noise, atEnd, frame}: `slot` and `count` are latent frames,
+ * `start` is the first frame that is used of a clip, and `noise` has one number from 0 (exact) to 1 for each latent
+ * frame. An item with `atEnd` keeps to the end of the clip when its length changes. `frame` is the exact frame of a
+ * picture that was loaded from elsewhere; moving the picture forgets it. `loaded` is the condition that an item was
+ * made from, if it was; its fields that the timeline does not show are kept.
  *
  * A source is {name, kind, src, frames, thumbs}: `frames` is the length of a clip at the model's rate, or null where it
  * is unknown. `src` is what a request names it by; nothing here looks into it.
@@ -18,12 +18,13 @@ let keys = 0;
 
 /** The item that holds one of `count` slots from `slot` on, other than `except`. */
 export function holder(items, slot, count, except = null) {
-  return items.find(
-    (one) => one.key !== except && one.slot < slot + count && slot < one.slot + one.count,
-  );
+  return items.find((one) => one.key !== except && one.slot < slot + count && slot < one.slot + one.count);
 }
 
-/** Where something new goes: the first slot, then the last one, then the middle of the longest gap; null if all is full. */
+/**
+ * Where something new goes: the first slot, then the last one, then the middle of the longest gap; null if all is
+ * full.
+ */
 export function freeSlot(items, grid) {
   const free = (slot) => !holder(items, slot, 1);
   if (free(0)) return 0;
@@ -50,9 +51,19 @@ export function room(items, grid, item, slot) {
 /** A new item for a source. A clip fills at most half of the timeline, so that something is left to make. */
 export function placed(items, grid, source, slot) {
   const at = slot ?? freeSlot(items, grid);
-  if (at === null) throw new Refusal(`There is no free place for ${source.name}: remove something, or make a longer clip.`);
+  if (at === null)
+    throw new Refusal(`There is no free place for ${source.name}: remove something, or make a longer clip.`);
   refuseTaken(items, grid, source.name, at, 1);
-  const item = { key: `item-${++keys}`, source, kind: source.kind, slot: at, count: 1, start: 0, noise: [0], atEnd: false };
+  const item = {
+    key: `item-${++keys}`,
+    source,
+    kind: source.kind,
+    slot: at,
+    count: 1,
+    start: 0,
+    noise: [0],
+    atEnd: false,
+  };
   item.atEnd = at === grid.last && at > 0;
   const fits = room(items, grid, item, at);
   if (fits < 1) {
@@ -105,7 +116,16 @@ export function inGrid(items, grid) {
   return items.map((item) => {
     const slot = item.atEnd ? grid.slots - item.count : item.slot;
     const kept = { ...item, slot, frame: slot === item.slot ? item.frame : undefined };
-    if (slot < 0 || slot + item.count > grid.slots || holder(items.filter((one) => !one.atEnd), slot, item.count, item.key)) {
+    if (
+      slot < 0 ||
+      slot + item.count > grid.slots ||
+      holder(
+        items.filter((one) => !one.atEnd),
+        slot,
+        item.count,
+        item.key,
+      )
+    ) {
       throw new Refusal(
         `${item.source.name} would be outside this length: move or remove it, or make the clip longer.`,
       );
@@ -117,8 +137,18 @@ export function inGrid(items, grid) {
 /** A condition of a request as an item. */
 export function fromCondition(items, grid, condition, source) {
   const kind = condition.type;
-  const item = { key: `item-${++keys}`, source, kind, slot: 0, count: 1, start: 0, noise: [0], atEnd: false, loaded: condition };
-  const place = kind === 'image' ? condition.frame ?? 0 : condition.at ?? 0;
+  const item = {
+    key: `item-${++keys}`,
+    source,
+    kind,
+    slot: 0,
+    count: 1,
+    start: 0,
+    noise: [0],
+    atEnd: false,
+    loaded: condition,
+  };
+  const place = kind === 'image' ? (condition.frame ?? 0) : (condition.at ?? 0);
   const frame = grid.frameOf(place);
   if (frame === null) throw new Refusal(`${source.name} is at ${place}, outside the clip: make the clip longer.`);
   if (kind === 'image') {
@@ -135,10 +165,24 @@ export function fromCondition(items, grid, condition, source) {
 export function toCondition(item, grid) {
   const noise = item.noise.every((one) => one === item.noise[0]) ? item.noise[0] : item.noise;
   if (item.kind === 'image') {
-    return { ...item.loaded, type: 'image', src: item.source.src, frame: item.frame ?? grid.pictureFrame(item.slot), noise };
+    return {
+      ...item.loaded,
+      type: 'image',
+      src: item.source.src,
+      frame: item.frame ?? grid.pictureFrame(item.slot),
+      noise,
+    };
   }
   const frames = grid.framesIn(item.slot, item.count);
-  return { ...item.loaded, type: 'clip', src: item.source.src, at: grid.first(item.slot), frames, start: item.start, noise };
+  return {
+    ...item.loaded,
+    type: 'clip',
+    src: item.source.src,
+    at: grid.first(item.slot),
+    frames,
+    start: item.start,
+    noise,
+  };
 }
 
 /** A word for how firmly something is held, for its noise. */
@@ -152,7 +196,7 @@ export function firmness(noise) {
 export function description(item, grid) {
   const [first, last] = [firmness(item.noise[0]), firmness(item.noise.at(-1))];
   const held = first === last ? first : `${first} to ${last}`;
-  const frame = item.kind === 'image' ? item.frame ?? grid.pictureFrame(item.slot) : grid.first(item.slot);
+  const frame = item.kind === 'image' ? (item.frame ?? grid.pictureFrame(item.slot)) : grid.first(item.slot);
   const place = item.kind === 'image' ? `frame ${frame}` : grid.name(item.slot, item.count);
   return `${place}, ${grid.seconds(frame)}, ${held}`;
 }
@@ -160,10 +204,15 @@ export function description(item, grid) {
 function clipPlace(grid, condition, source, frame) {
   const start = condition.start ?? 0;
   const length = source.frames;
-  let first = typeof start === 'string' && start.endsWith('s') ? Math.round(parseFloat(start) * grid.fps) : Number(start);
+  let first =
+    typeof start === 'string' && start.endsWith('s') ? Math.round(parseFloat(start) * grid.fps) : Number(start);
   if (first < 0 && length !== null) first += length;
   const frames = condition.frames ?? (length === null ? grid.framesIn(0, 1) : length - first);
-  const at = String(condition.at ?? 0).trim().startsWith('-') ? frame - frames + 1 : frame;
+  const at = String(condition.at ?? 0)
+    .trim()
+    .startsWith('-')
+    ? frame - frames + 1
+    : frame;
   const slot = grid.slotOf(at);
   const count = grid.slotsFilled(slot, frames);
   if (at < 0 || count < 1 || slot + count > grid.slots) {

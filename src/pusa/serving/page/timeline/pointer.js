@@ -18,11 +18,15 @@ export function follow(element, press, { move, done }) {
     done(outcome, event);
   };
   element.setPointerCapture(press.pointerId);
-  element.addEventListener('pointermove', (event) => {
-    if (!moved && Math.hypot(event.clientX - x, event.clientY - y) < THRESHOLD) return;
-    moved = true;
-    move(event.clientX - x, event.clientY - y, event);
-  }, { signal });
+  element.addEventListener(
+    'pointermove',
+    (event) => {
+      if (!moved && Math.hypot(event.clientX - x, event.clientY - y) < THRESHOLD) return;
+      moved = true;
+      move(event.clientX - x, event.clientY - y, event);
+    },
+    { signal },
+  );
   element.addEventListener('pointerup', (event) => end(moved, event), { signal });
   element.addEventListener('pointercancel', (event) => end(null, event), { signal });
   window.addEventListener('keydown', (event) => event.key === 'Escape' && end(null, event), { signal });

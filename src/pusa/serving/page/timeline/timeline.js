@@ -1,23 +1,24 @@
 /**
  * <pusa-timeline>: the pictures and clips that are given for some frames of a clip, put in place by hand.
  *
- * Properties: `frames`, `fps` and `group` describe the clip (group: frames per latent frame). `value` is the list of
- * conditions, as a request to `POST /v1/videos` takes them. `ghosts` is a list of {slot, label, noise}: places that
- * ask to be filled (slot −1 is the last); what fills one is held with its noise. `open` turns what was dropped, chosen or pasted into sources; see files.js. `describe`
- * turns the source of a condition that is set as `value` into one.
+ * Properties: `clip` is {frames, fps, group} (group: frames per latent frame). `value` is the list of conditions, as a
+ * request to `POST /v1/videos` takes them. `ghosts` is a list of {slot, label, noise}: places that ask to be filled
+ * (slot −1 is the last); what fills one is held with its noise. `open` turns what was dropped, chosen or pasted into
+ * sources; see files.js. `describe` turns the source of a condition that is set as `value` into one.
  * Events: "change" when the value changed; "refused" with a sentence as detail when something did not fit.
  */
 import { button, el } from '../dom.js';
+import { Cells } from './cells.js';
 import { fileSource } from './files.js';
 import { Grid } from './grid.js';
 import { Inspector } from './inspector.js';
 import * as rules from './items.js';
+import { keyAction } from './keyboard.js';
 import { follow, scrollNear, slotAt } from './pointer.js';
 import { style } from './style.js';
 import { ItemView } from './view.js';
 
 const EMPTY = 'Drop, paste or add pictures and clips. The model makes the frames that you leave empty.';
-const FIRMNESS_STEP = 0.1;
 
 export class PusaTimeline extends HTMLElement {
   #items = [];
@@ -26,7 +27,7 @@ export class PusaTimeline extends HTMLElement {
   #ghosts = [];
   #selected = null;
 
-  open = (transfer) => Promise.all([...transfer.files].map((file) => fileSource(file, this.fps)));
+  open = (transfer) => Promise.all([...transfer.files].map((file) => fileSource(file, this.#grid.fps)));
   describe = async (src, kind) => ({ name: String(src), kind, src, frames: null, thumbs: [] });
 
   constructor() {
@@ -35,29 +36,17 @@ export class PusaTimeline extends HTMLElement {
     this.#build();
   }
 
-  get frames() {
-    return this.#grid.frames;
+  get clip() {
+    const { frames, fps, group } = this.#grid;
+    return { frames, fps, group };
   }
 
-  /** Change the length. Throws `Refusal` with a sentence, and changes nothing, if an item would be outside. */
-  set frames(frames) {
-    this.#resize({ frames });
-  }
-
-  get fps() {
-    return this.#grid.fps;
-  }
-
-  set fps(fps) {
-    this.#resize({ fps });
-  }
-
-  get group() {
-    return this.#grid.group;
-  }
-
-  set group(group) {
-    this.#resize({ group });
+  /** Some or all of them. Throws `Refusal` with a sentence, and changes nothing, if an item would be outside. */
+  set clip(change) {
+    const grid = new Grid({ ...this.clip, ...change });
+    this.#items = rules.inGrid(this.#items, grid);
+    this.#grid = grid;
+    this.#show();
   }
 
   get value() {
@@ -93,12 +82,18 @@ export class PusaTimeline extends HTMLElement {
 
   /** Add sources, the first one at `slot` or the first free place. Returns whether all found a place. */
   add(sources, slot = null) {
-    return sources.every((source, i) => this.#try(() => {
-      const item = this.#asAsked(rules.placed(this.#items, this.#grid, source, i === 0 ? slot : null));
-      this.#items = [...this.#items, item];
-      this.#selected = item.key;
-      return `Added ${this.#inWords(item)}`;
-    }));
+    const all = sources.every((source, i) =>
+      this.#try(() => {
+        const item = this.#asAsked(rules.placed(this.#items, this.#grid, source, i === 0 ? slot : null));
+        this.#items = [...this.#items, item];
+        this.#selected = item.key;
+        return `Added ${this.#inWords(item)}`;
+      }),
+    );
+    const view = this.#views.get(this.#selected);
+    view?.element.scrollIntoView({ block: 'nearest', inline: 'nearest' });
+    if (all && slot !== null) view?.place.focus({ preventScroll: true });
+    return all;
   }
 
   async addFiles(files, slot = null) {
@@ -115,13 +110,31 @@ export class PusaTimeline extends HTMLElement {
 
   #build() {
     this.said = el('p', { className: 'said', role: 'status', textContent: EMPTY });
-    this.cells = el('div', { className: 'cells', 'aria-hidden': 'true' });
-    this.canvas = el('div', { className: 'canvas' }, this.cells);
-    this.scroller = el('div', { className: 'scroll', tabIndex: 0, role: 'group', 'aria-label': 'Frames of the clip' }, this.canvas);
-    const words = (className, ...all) => el('div', { className }, ...all.map((textContent) => el('span', { textContent })));
-    const gutter = el('div', { className: 'gutter', 'aria-hidden': 'true' }, words('head', 'frame', 'time'), words('scale', 'exact', 'close', 'loose'));
+    this.canvas = el('div', { className: 'canvas' });
+    this.cells = new Cells(this.canvas, (slot) => this.#choose(slot));
+    this.canvas.append(this.cells.element);
+    this.scroller = el(
+      'div',
+      { className: 'scroll', tabIndex: 0, role: 'group', 'aria-label': 'Frames of the clip' },
+      this.canvas,
+    );
+    const words = (className, ...all) =>
+      el('div', { className }, ...all.map((textContent) => el('span', { textContent })));
+    const gutter = el(
+      'div',
+      { className: 'gutter', 'aria-hidden': 'true' },
+      words('head', 'frame', 'time'),
+      words('scale', 'exact', 'close', 'loose'),
+    );
     this.frame = el('div', { className: 'frame', part: 'frame' }, gutter, this.scroller);
-    this.chooser = el('input', { type: 'file', accept: 'image/*,video/*', multiple: true, className: 'hidden', tabIndex: -1, 'aria-label': 'Pictures and clips' });
+    this.chooser = el('input', {
+      type: 'file',
+      accept: 'image/*,video/*',
+      multiple: true,
+      className: 'hidden',
+      tabIndex: -1,
+      'aria-label': 'Pictures and clips',
+    });
     this.chooser.addEventListener('change', () => {
       this.addFiles([...this.chooser.files], this.chosenSlot);
       this.chooser.value = '';
@@ -141,7 +154,6 @@ export class PusaTimeline extends HTMLElement {
   }
 
   #listen() {
-    this.cells.addEventListener('click', (event) => this.#choose(slotAt(this.canvas, this.#grid, event.clientX)));
     this.canvas.addEventListener('pointerdown', (event) => event.button === 0 && this.#press(event));
     this.canvas.addEventListener('keydown', (event) => this.#key(event));
     this.canvas.addEventListener('focusin', (event) => this.#select(keyOf(event.target)));
@@ -162,26 +174,15 @@ export class PusaTimeline extends HTMLElement {
 
   // Showing
 
-  #resize(change) {
-    const { frames, fps, group } = this.#grid;
-    const grid = new Grid({ frames, fps, group, ...change });
-    this.#items = rules.inGrid(this.#items, grid);
-    this.#grid = grid;
-    this.#show();
-  }
-
   #show() {
     const grid = this.#grid;
-    this.canvas.style.setProperty('--slots', grid.slots);
-    const head = (slot) => (slot === 0 ? '0' : `${grid.first(slot)}–${grid.pictureFrame(slot)}`);
-    if (this.drawn !== `${grid.frames} ${grid.fps} ${grid.group}`) {
-      this.drawn = `${grid.frames} ${grid.fps} ${grid.group}`;
-      this.cells.replaceChildren(...[...Array(grid.slots).keys()].map((slot) => el('div', { className: 'cell' },
-        el('span', { className: 'tick' }, el('b', { textContent: head(slot) }), grid.seconds(grid.first(slot))), el('span', { className: 'plus', textContent: '+' }))));
-    }
+    this.cells.show(grid);
     this.length.textContent = `${grid.frames} frames · ${(grid.frames / grid.fps).toFixed(1)} s`;
     this.#showItems();
-    this.#showGhosts();
+    this.cells.showGhosts(
+      this.#ghosts.map((one) => ({ ...one, slot: this.#place(one) })),
+      this.#items,
+    );
     const item = this.#item(this.#selected);
     this.inspector.show(item, grid, item ? rules.room(this.#items, grid, item, item.slot) : 0);
   }
@@ -191,35 +192,23 @@ export class PusaTimeline extends HTMLElement {
       if (!this.#item(key)) view.element.remove();
       if (!this.#item(key)) this.#views.delete(key);
     }
-    for (const item of this.#sorted()) {
+    const elements = this.#sorted().map((item) => {
       if (!this.#views.has(item.key)) {
-        const view = new ItemView(item, { onremove: () => this.#remove(item.key) });
-        this.#views.set(item.key, view);
-        this.canvas.append(view.element);
+        this.#views.set(item.key, new ItemView(item, { onremove: () => this.#remove(item.key) }));
       }
-      this.#views.get(item.key).show(item, this.#grid, item.key === this.#selected);
-    }
-  }
-
-  #showGhosts() {
-    this.canvas.querySelectorAll('.ghost').forEach((one) => one.remove());
-    for (const one of this.#ghosts) {
-      const at = this.#place(one);
-      if (at >= this.#grid.slots || rules.holder(this.#items, at, 1)) continue;
-      const ghost = button(one.label, () => this.#choose(at), { className: 'ghost' });
-      ghost.style.left = `${(100 * at) / this.#grid.slots}%`;
-      ghost.style.width = `calc(${100 / this.#grid.slots}% - .4rem)`;
-      this.canvas.append(ghost);
-    }
+      const view = this.#views.get(item.key);
+      view.show(item, this.#grid, item.key === this.#selected);
+      return view.element;
+    });
+    const inOrder = [...this.canvas.querySelectorAll('.item')].every((one, i) => one === elements[i]);
+    if (inOrder && elements.every((one) => one.isConnected)) return;
+    const focused = this.shadowRoot.activeElement;
+    this.canvas.append(...elements); // so that the Tab key goes from left to right
+    focused?.focus({ preventScroll: true });
   }
 
   #mark(slot, count, except = null) {
-    const taken = slot !== null && rules.holder(this.#items, slot, count, except);
-    [...this.cells.children].forEach((cell, i) => {
-      const inside = slot !== null && i >= slot && i < slot + count;
-      cell.classList.toggle('target', Boolean(inside && !taken));
-      cell.classList.toggle('taken', Boolean(inside && taken));
-    });
+    this.cells.mark(slot, count, slot !== null && Boolean(rules.holder(this.#items, slot, count, except)));
   }
 
   #dragEnd() {
@@ -240,7 +229,9 @@ export class PusaTimeline extends HTMLElement {
   #inWords(item) {
     const words = `${item.source.name}: ${rules.description(item, this.#grid)}.`;
     const [all, used] = [item.source.frames, this.#grid.framesIn(item.slot, item.count)];
-    return item.kind === 'clip' && all !== null && used < all ? `${words} ${used} of its ${all} frames are used.` : words;
+    return item.kind === 'clip' && all !== null && used < all
+      ? `${words} ${used} of its ${all} frames are used.`
+      : words;
   }
 
   #try(work) {
@@ -288,7 +279,8 @@ export class PusaTimeline extends HTMLElement {
   #longer(key, by) {
     return this.#update(key, (item) => {
       const most = rules.room(this.#items, this.#grid, item, item.slot);
-      if (item.count + by > most) throw new rules.Refusal(`${item.source.name} cannot fill more: its frames or the free place end here.`);
+      if (item.count + by > most)
+        throw new rules.Refusal(`${item.source.name} cannot fill more: its frames or the free place end here.`);
       return rules.resized(item, Math.max(1, item.count + by));
     });
   }
@@ -340,7 +332,8 @@ export class PusaTimeline extends HTMLElement {
     const { element } = this.#views.get(key);
     const item = this.#item(key);
     const grabbed = slotAt(this.canvas, this.#grid, press.clientX) - item.slot;
-    const target = (event) => Math.max(0, Math.min(this.#grid.slots - item.count, slotAt(this.canvas, this.#grid, event.clientX) - grabbed));
+    const target = (event) =>
+      Math.max(0, Math.min(this.#grid.slots - item.count, slotAt(this.canvas, this.#grid, event.clientX) - grabbed));
     follow(press.target, press, {
       move: (dx, _, event) => {
         element.classList.add('dragging');
@@ -383,28 +376,17 @@ export class PusaTimeline extends HTMLElement {
   #key(event) {
     const key = keyOf(event.target);
     const item = this.#item(key);
-    if (!item || event.ctrlKey || event.altKey || event.metaKey) return;
-    const handle = event.target.dataset.end;
-    const noise = handle === 'last' ? item.noise.at(-1) : item.noise[0];
-    const firmer = (by) => () => this.#hold(key, noise - by, handle ?? 'both');
-    const place = (slot) => () => this.#move(key, slot, false);
-    const actions = {
-      ArrowUp: firmer(FIRMNESS_STEP),
-      ArrowDown: firmer(-FIRMNESS_STEP),
-      ArrowLeft: handle ? firmer(-FIRMNESS_STEP) : place(item.slot - 1),
-      ArrowRight: handle ? firmer(FIRMNESS_STEP) : place(item.slot + 1),
-      Home: handle ? firmer(-1) : () => this.#move(key, 0, true),
-      End: handle ? firmer(1) : () => this.#move(key, this.#grid.slots - item.count, true),
-      Delete: () => this.#remove(key),
-      Backspace: () => this.#remove(key),
-    };
-    if (event.shiftKey && item.kind === 'clip' && !handle) {
-      actions.ArrowLeft = () => this.#longer(key, -1);
-      actions.ArrowRight = () => this.#longer(key, 1);
-    }
-    if (!actions[event.key]) return;
+    const action =
+      item &&
+      keyAction(event, item, this.#grid, event.target.dataset.end, {
+        hold: (noise, end) => this.#hold(key, noise, end),
+        move: (slot, exact) => this.#move(key, slot, exact),
+        longer: (slots) => this.#longer(key, slots),
+        remove: () => this.#remove(key),
+      });
+    if (!action) return;
     event.preventDefault();
-    actions[event.key]();
+    action();
   }
 }
 

@@ -2,6 +2,7 @@
 import { button, el, setAttribute, svg } from '../dom.js';
 import { description, firmness } from './items.js';
 
+const FLOOR = 150; // below the lane, which cuts it off; 100 is the level of full noise
 const ENDS = { both: 'firmness', first: 'firmness at its start', last: 'firmness at its end' };
 
 export class ItemView {
@@ -22,18 +23,35 @@ export class ItemView {
         'data-end': end,
       }),
     );
-    const level = el('div', { className: 'level' }, svg('svg', { viewBox: '0 0 100 100', preserveAspectRatio: 'none', 'aria-hidden': 'true' }, this.area));
+    const level = el(
+      'div',
+      { className: 'level' },
+      svg('svg', { viewBox: '0 0 100 100', preserveAspectRatio: 'none', 'aria-hidden': 'true' }, this.area),
+    );
     level.append(...this.handles);
-    this.edge = item.kind === 'clip' ? el('div', { className: 'edge', title: 'Drag to use more or fewer frames' }) : null;
-    const remove = button('×', actions.onremove, { className: 'remove', 'aria-label': `Remove ${name}`, tabIndex: -1, title: 'Remove' });
-    this.element = el('div', { className: `item ${item.kind}`, role: 'group', 'aria-label': name, 'data-key': item.key });
+    this.edge =
+      item.kind === 'clip' ? el('div', { className: 'edge', title: 'Drag to use more or fewer frames' }) : null;
+    const remove = button('×', actions.onremove, {
+      className: 'remove',
+      'aria-label': `Remove ${name}`,
+      tabIndex: -1,
+      title: 'Remove',
+    });
+    this.element = el('div', {
+      className: `item ${item.kind}`,
+      role: 'group',
+      'aria-label': name,
+      'data-key': item.key,
+    });
     this.element.append(this.place, level, ...(this.edge ? [this.edge] : []), remove);
     this.#thumbs(item);
   }
 
   #thumbs(item) {
     const pictures = item.source.thumbs.map((src) => el('img', { src, alt: '', draggable: false }));
-    this.place.append(...(pictures.length ? pictures : [el('span', { className: 'untold', textContent: item.source.name })]));
+    this.place.append(
+      ...(pictures.length ? pictures : [el('span', { className: 'untold', textContent: item.source.name })]),
+    );
   }
 
   /** Show the item as it is now. */
@@ -44,7 +62,11 @@ export class ItemView {
     this.element.classList.toggle('selected', selected);
     setAttribute(this.place, 'aria-valuemin', 0);
     setAttribute(this.place, 'aria-valuemax', grid.frames - 1);
-    setAttribute(this.place, 'aria-valuenow', item.frame ?? (item.kind === 'image' ? grid.pictureFrame(item.slot) : grid.first(item.slot)));
+    setAttribute(
+      this.place,
+      'aria-valuenow',
+      item.frame ?? (item.kind === 'image' ? grid.pictureFrame(item.slot) : grid.first(item.slot)),
+    );
     setAttribute(this.place, 'aria-valuetext', description(item, grid));
     this.place.title = `${item.source.name}: ${description(item, grid)}`;
     const levels = { both: item.noise[0], first: item.noise[0], last: item.noise.at(-1) };
@@ -56,7 +78,7 @@ export class ItemView {
       setAttribute(handle, 'aria-valuetext', `${firmness(noise)}, ${Math.round(100 * (1 - noise))} %`);
     }
     const steps = item.noise.map((noise, i) => [(100 * (i + 0.5)) / item.count, 100 * noise]);
-    const outline = [[0, 100], [0, steps[0][1]], ...steps, [100, steps.at(-1)[1]], [100, 100]];
+    const outline = [[0, FLOOR], [0, steps[0][1]], ...steps, [100, steps.at(-1)[1]], [100, FLOOR]];
     this.area.setAttribute('points', outline.map((point) => point.join(',')).join(' '));
   }
 }
