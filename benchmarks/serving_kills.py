@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 from machine import facts
 from section import Section, Table
-from serving_harness import Client, Server, call, database, make, place, stored
+from serving_harness import ENDED, Client, Server, call, database, make, place, stored
 
 STORES = ("sqlite", "postgresql")
 PAUSE = 3.0
@@ -132,10 +132,13 @@ def run(store: str, jobs: int, kills: int, seed: int) -> Outcome:
 
 
 def _until_in_progress(servers: Sequence[Server]) -> None:
-    """Wait until a video is being made, or none waits any more."""
+    """Wait until a video is seen to advance, or none waits any more. The record of a dead worker stands still."""
+    first: dict[str, tuple[int, int]] = {}
     while True:
-        states = {record["status"] for record in stored(servers[0].address)}
-        if "in_progress" in states or "queued" not in states:
+        records = [record for record in stored(servers[0].address) if record["status"] not in ENDED]
+        moving = [record for record in records if record["status"] == "in_progress"]
+        states = {record["id"]: (record["attempts"], record["step"]) for record in moving}
+        if not records or any(first.setdefault(id, state) != state for id, state in states.items()):
             return
         time.sleep(0.2)
 

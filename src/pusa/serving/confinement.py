@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import struct
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -32,20 +33,21 @@ def use_at_most(*, memory: int, written: int, cpu_seconds: int, wall_seconds: in
     """Limit what this process can use. It is ended if it exceeds a time, and gets an error if it exceeds the others.
 
     Args:
-        memory: bytes that it may ask for, besides what it has.
+        memory: bytes that it may ask for, besides what it has. Linux only.
         written: bytes of the longest file that it may write.
         cpu_seconds, wall_seconds: computing time, and time that passes; signals SIGXCPU and SIGALRM end it.
-        processors: how many it may run on; libraries start a thread for each.
+        processors: how many it may run on; libraries start a thread for each. Linux only.
     """
     signal.alarm(wall_seconds)
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (written, written))
-    has = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (has + memory, has + memory))
-    own = sorted(os.sched_getaffinity(0))
-    start = os.getpid() % len(own)  # several such processes do not all take the same ones
-    os.sched_setaffinity(0, (own + own)[start : start + processors])
+    if sys.platform == "linux":
+        has = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (has + memory, has + memory))
+        own = sorted(os.sched_getaffinity(0))
+        start = os.getpid() % len(own)  # several such processes do not all take the same ones
+        os.sched_setaffinity(0, (own + own)[start : start + processors])
 
 
 def reach_only(read: Iterable[str | Path], write: Iterable[str | Path]) -> bool:
@@ -55,8 +57,10 @@ def reach_only(read: Iterable[str | Path], write: Iterable[str | Path]) -> bool:
         read: files, and folders with all that is in them, that may be read. Those that do not exist are left out.
         write: the same, for reading and writing.
 
-    Returns False if the system has no Landlock. Then only new privileges are ruled out.
+    Returns False if the system has no Landlock. Then Linux only rules out new privileges.
     """
+    if sys.platform != "linux":
+        return False
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     version = libc.syscall(_CREATE, None, 0, _GET_VERSION)
