@@ -408,7 +408,7 @@ def test_the_bar_shows_steps_speed_and_time_left_in_a_terminal_only(
         monkeypatch.setenv("FORCE_COLOR" if tty else "NO_COLOR", "1")
         with Terminal(verbose).steps("Sampling") as callback:
             for index in range(3):
-                callback(Step(index, 3, torch.zeros(1, 5), torch.zeros(1), torch.zeros(1)))
+                callback(Step(index, 3, *(torch.zeros(1, 5) for _ in range(4))))
         return capsys.readouterr().err
 
     drawn = draw(True, True)

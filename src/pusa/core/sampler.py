@@ -58,8 +58,10 @@ class Step:
     Attributes:
         index, steps: the step, from 0, and the number of steps.
         sigma: float32 [B, F], the noise levels after the step.
-        latents: [B, C, F, H, W], float32 or float64.
+        latents: [B, C, F, H, W], float32 or float64. A value that is written into this tensor is where the next step
+            starts.
         denoised: the prediction of the clean clip in this step, in the shape and type of `latents`.
+        sigma_before: float32 [B, F], the noise levels before the step.
     """
 
     index: int
@@ -67,6 +69,7 @@ class Step:
     sigma: Tensor
     latents: Tensor
     denoised: Tensor
+    sigma_before: Tensor
 
     def __repr__(self) -> str:
         return f"Step({self.index + 1} of {self.steps})"
@@ -155,7 +158,7 @@ def _steps(
             renoised = wide(1 - after) * denoised + wide(after) * noise(s).to(x)
             moved = torch.where(wide(table.renoise[s]), renoised, moved)
         x, previous = torch.where(moves, moved, x), denoised
-        yield Step(s, table.steps, after.float(), x, denoised)
+        yield Step(s, table.steps, after.float(), x, denoised, now.float())
 
 
 def guided(

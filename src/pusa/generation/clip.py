@@ -31,6 +31,16 @@ LONGEST_PROMPT = 60
 """characters of a prompt in the `repr` of a clip"""
 
 
+@dataclass(frozen=True, eq=False)
+class SampledClip:
+    """A clip before it is decoded. The attributes are those of `GeneratedClip`."""
+
+    latents: Tensor
+    matrix: TimestepMatrix
+    recipe: dict[str, Any]
+    prompt: str
+
+
 @dataclass(eq=False, repr=False)
 class GeneratedClip:
     """What `Pipeline.generate` returns.

@@ -70,6 +70,10 @@ class Model:
         profiles.apply(self.backbone, profile, torch.device(device), self._disk.name if self._disk else None)
         self.profile, self._device = profile, torch.device(device)
 
+    def moved(self, device: str | torch.device) -> None:
+        """State that all networks were moved to a device, after `.to(device)` of each. For a model without profile."""
+        self._device = torch.device(device)
+
     def use(self, attention: Attention = kernels.NATIVE, *, compiled: bool = False) -> None:
         """Choose the kernel of attention, and whether blocks are compiled. Call this once, after `lay_out` and
         `share_tokens`.

@@ -28,7 +28,7 @@ from pusa.core.timesteps import TimestepMatrix
 from pusa.errors import Adjustment, InputError
 from pusa.generation import plans
 from pusa.generation.advice import advice
-from pusa.generation.clip import GeneratedClip
+from pusa.generation.clip import GeneratedClip, SampledClip
 from pusa.generation.conditions import Known
 from pusa.generation.given import Clip, Image, Picture
 from pusa.generation.model import Model
@@ -102,7 +102,7 @@ class Pipeline(Model):
         each clip at once.
         """
         prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
-        made = self._make(*_requests(prompts, conditions, options), callback)
+        made = map(self.decoded, self.sampled_each(_requests(prompts, conditions, options), callback))
         if isinstance(prompt, str):
             return next(made)
         clips: list[GeneratedClip] = []
@@ -130,7 +130,7 @@ class Pipeline(Model):
 
         What is wrong with the options is raised by this call, before the first clip is asked for.
         """
-        return self._make(*_requests(prompts, conditions, options), callback)
+        return map(self.decoded, self.sampled_each(_requests(prompts, conditions, options), callback))
 
     def opened(self, request: Generate) -> Generate:
         """The request with its pictures decoded and its clips read, so that several clips of it read them once.
@@ -142,12 +142,14 @@ class Pipeline(Model):
     def make(self, request: Request, callback: Callback | None = None) -> GeneratedClip:
         """Make the clip of a request of any task; see `Request.run`."""
         assert isinstance(request, AnyRequest)
-        return next(self._make(request, [request], callback))
+        return self.decoded(next(self.sampled_each([request], callback)))
 
-    def _make(
-        self, first: AnyRequest, requests: Sequence[AnyRequest], callback: Callback | None
-    ) -> Iterator[GeneratedClip]:
-        """The clips of requests that differ from the first one by prompt and seed only. All is checked at once."""
+    def sampled_each(self, requests: Sequence[AnyRequest], callback: Callback | None = None) -> Iterator[SampledClip]:
+        """Sample requests that differ by prompt and seed only, one after the other; `decoded` makes the clips.
+
+        What is wrong with the requests is raised by this call, before the first clip is sampled.
+        """
+        first = requests[0]
         plan = PLANS[first.task](self, first)
         for sentence in first.notes(self.limits):
             warnings.warn(sentence, Adjustment, stacklevel=3)
@@ -157,6 +159,11 @@ class Pipeline(Model):
         texts = self.encode_text([*(request.prompt for request in requests), *negative])
         return self._walked(requests, plan, walked, texts, callback)
 
+    def decoded(self, clip: SampledClip) -> GeneratedClip:
+        """Decode a sampled clip."""
+        frames = self.decode(clip.latents)
+        return GeneratedClip(frames, clip.latents, self.defaults.fps, clip.matrix, clip.recipe, clip.prompt)
+
     def _walked(
         self,
         requests: Sequence[AnyRequest],
@@ -164,7 +171,7 @@ class Pipeline(Model):
         walked: TimestepMatrix,
         texts: Text,
         callback: Callback | None,
-    ) -> Iterator[GeneratedClip]:
+    ) -> Iterator[SampledClip]:
         recipes = [self._recipe_of(request, plan, walked) for request in requests]
         for i, (request, recipe) in enumerate(zip(requests, recipes, strict=True)):
             context = texts[i : i + 1], texts[-1:]
@@ -181,8 +188,7 @@ class Pipeline(Model):
                 )
             if accelerated is not None:
                 recipe["acceleration"] = accelerated.accounting.to_dict()
-            z = plan.join(z)
-            yield GeneratedClip(self.decode(z), z, self.defaults.fps, walked, recipe, request.prompt)
+            yield SampledClip(plan.join(z), walked, recipe, request.prompt)
 
     def _recipe_of(self, request: AnyRequest, plan: Plan, matrix: TimestepMatrix) -> dict[str, Any]:
         """The sidecar of a clip without its result. Raises InputError for values that JSON does not have."""
@@ -310,16 +316,14 @@ PLANS: Mapping[str, Callable[[Pipeline, Any], Plan]] = {
 }
 
 
-def _requests(
-    prompts: Sequence[str], conditions: Sequence[Image | Clip], options: Any
-) -> tuple[Generate, list[Generate]]:
-    """The request of the first prompt, and one for each prompt with consecutive seeds."""
+def _requests(prompts: Sequence[str], conditions: Sequence[Image | Clip], options: Any) -> list[Generate]:
+    """One request for each prompt, with consecutive seeds."""
     if isinstance(prompts, str):
         raise InputError("The prompts are one text: give a list of texts.")
     if not prompts:
         raise InputError("The list of prompts is empty: give a list of at least one text.")
     first = Generate(prompts[0], conditions, **options)  # type: ignore[arg-type]
-    return first, [replace(first, prompt=text, seed=first.seed + i) for i, text in enumerate(prompts)]
+    return [replace(first, prompt=text, seed=first.seed + i) for i, text in enumerate(prompts)]
 
 
 def extend(

@@ -14,7 +14,8 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,26 @@ def remove(transformer: WanTransformer3DModel, name: str) -> None:
     if name in getattr(transformer, "peft_config", {}):
         transformer.delete_adapters(name)
     Differences.of(transformer).remove(transformer, name)
+
+
+@contextmanager
+def stock_keys(transformer: WanTransformer3DModel) -> Iterator[None]:
+    """Inside the block, give the weights in the state of the model their stock names, and leave LoRAs out.
+
+    The layers of PEFT stay on the model after the last LoRA was removed.
+    """
+
+    def rename(_: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
+        for key in list(state):
+            value = state.pop(key)
+            if ".lora_" not in key:
+                state[key.replace(".base_layer.", ".")] = value
+
+    hook = transformer.register_state_dict_post_hook(rename)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def names(transformer: WanTransformer3DModel) -> tuple[str, ...]:
