@@ -24,21 +24,9 @@ from .latents import CATEGORY, Latent, multipliers
 from .timesteps import KEY, check_model, per_frame
 
 EXACT = (
-    *(
-        "euler",
-        "euler_cfg_pp",
-        "heun",
-        "heunpp2",
-        "dpm_2",
-        "lms",
-        "dpm_fast",
-        "dpm_adaptive",
-        "ipndm",
-        "ipndm_v",
-        "lcm",
-    ),
-    *("dpmpp_2m", "dpmpp_2m_cfg_pp", "res_multistep", "res_multistep_cfg_pp"),
-    *("gradient_estimation", "gradient_estimation_cfg_pp", "unipc", "unipc_bh2"),
+    *("euler", "heun", "heunpp2", "dpm_2", "dpm_fast", "dpm_adaptive", "dpmpp_2m", "dpmpp_2m_cfg_pp", "lcm", "lms"),
+    *("ipndm", "ipndm_v", "res_multistep", "res_multistep_cfg_pp", "unipc", "unipc_bh2"),
+    *("gradient_estimation", "gradient_estimation_cfg_pp"),
 )
 """ComfyUI's samplers that treat a frame with multiplier m as one at m σ; `tests/comfyui/test_stock_samplers.py`."""
 
