@@ -127,7 +127,7 @@ class Postgres:
         found = shutil.which("initdb") or max(Path("/usr/lib/postgresql").glob("*/bin/initdb"), default=None)
         if found is None:
             raise RuntimeError("PostgreSQL is not installed: install the package postgresql")
-        self._programs = Path(found).parent
+        self._programs = Path(found).resolve().parent
         self.data.mkdir(parents=True)
         if self._user:
             folder.chmod(0o755)
