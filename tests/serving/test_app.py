@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -163,6 +164,17 @@ def test_a_list_goes_on_behind_its_last_video(service: Service) -> None:
     assert [one["queue_position"] for one in pages[0]["data"]] == [4, 3]
     upwards = service.client.get("/v1/videos", params={"order": "asc"}).json()
     assert [one["id"] for one in upwards["data"]] == ids
+
+
+def test_a_clock_that_goes_backwards_changes_no_order(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = itertools.count(2_000_000_000, -3600)
+    monkeypatch.setattr("time.time", lambda: next(now))
+
+    ids = [service.made(prompt=PROMPT, **QUICK)["id"] for _ in range(3)]
+    service.server.housekeeping.round()
+
+    assert [one["id"] for one in service.client.get("/v1/videos").json()["data"]] == ids[::-1]
+    assert service.server.store.pace() >= 0
 
 
 def test_a_deleted_video_is_gone_at_once(service: Service) -> None:
