@@ -51,6 +51,22 @@ def test_nested_names_of_forms() -> None:
     ]
 
 
+def test_numbers_in_nested_names_of_forms() -> None:
+    video = "video_" + "0" * 32
+    asked = read({"last_image[video]": video, "last_image[frame]": "2", "lora[name]": "x", "lora[scale]": "0.5"}, [])
+
+    assert asked.sources() == [Source("last_image", "picture", video=video, frame=2)]
+    assert asked.lora == [("x", 0.5)]
+    assert read({"video_noise_mask[]": ["0", "1"]} | {"source_video[id]": video}, []).options["conditions"][0][
+        "mask"
+    ] == [0, 1]
+
+
+def test_forms_that_lose_what_belongs_together() -> None:
+    with pytest.raises(FieldError, match=r"A form cannot hold keyframes\[\]\[image\]: give keyframes as JSON"):
+        read({"keyframes[][image]": "cat"}, [])
+
+
 @pytest.mark.parametrize(
     ("value", "source"),
     [

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from benchmarks.serving_harness import Postgres, database, place
 
+from benchmarks.serving_harness import Postgres, database, place
 from tests.serving.conftest import Service
 
 QUICK = {"prompt": "a red circle moves left on a black background", "steps": 2}

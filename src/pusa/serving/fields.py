@@ -300,19 +300,32 @@ class _Reader:
 
 
 def _flat(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields; `a[b]` becomes {"a": {"b": …}} and `a[]` a list, as clients write nested fields in forms."""
+    """The fields; `a[b]` becomes {"a": {"b": …}} and `a[]` a list, as clients write nested fields in forms.
+
+    Raises FieldError for deeper nesting, in which a form loses what belongs together.
+    """
     flat: dict[str, Any] = {}
     for name, value in given.items():
-        if not isinstance(name, str) or not (match := re.fullmatch(r"(\w+)\[(\w*)\]", name)):
+        outer, bracket, rest = str(name).partition("[")
+        if not bracket:
             flat[str(name)] = value
-        elif match[2]:
-            inside = flat.setdefault(match[1], {})
+        elif not (match := re.fullmatch(r"(\w*)\]", rest)):
+            raise FieldError(f"A form cannot hold {str(name)[:60]}: give {outer[:60]} as JSON.", outer)
+        elif match[1]:
+            inside = flat.setdefault(outer, {})
             if not isinstance(inside, dict):
-                raise FieldError(f"{match[1]} is given twice: leave one out.", match[1])
-            inside[match[2]] = value
+                raise FieldError(f"{outer} is given twice: leave one out.", outer)
+            inside[match[1]] = _number_of(value)
         else:
-            flat[match[1]] = value if isinstance(value, list) else [value]
+            flat[outer] = [_number_of(each) for each in (value if isinstance(value, list) else [value])]
     return flat
+
+
+def _number_of(value: Any) -> Any:
+    """The number that a text of a nested field means; any other value as it is."""
+    if isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d+)?", value):
+        return json.loads(value) if not re.match(r"-?0\d", value) else value
+    return value
 
 
 def _value(name: str, value: Any) -> Any:
