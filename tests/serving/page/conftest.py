@@ -62,7 +62,9 @@ def open_page(browser: Any, server: FakeServer) -> Iterator[Open]:
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda message: message.type == "error" and problems.append(message.text))
         page.choosers = []
-        page.on("filechooser", page.choosers.append)  # from the start: later, the first chooser may be missed
+        page.on(
+            "filechooser", lambda chooser: page.choosers.append(chooser)
+        )  # from the start: later, the first chooser may be missed
         page.goto(server.url + path)
         return page
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.serving.page.conftest import DESKTOP, PHONE, Open, answer_chooser
+from tests.serving.page.fake_orders import Job
 from tests.serving.page.fake_server import FakeServer
 
 Write = Callable[[str, str], Path]
@@ -368,3 +369,28 @@ def test_text_of_others_stays_text(page: Any, server: FakeServer) -> None:
     stage = finished(page)
     assert stage.get_by_role("heading").inner_text() == "<img src=x onerror=alert(1)><b>bold</b>"
     assert page.locator("#results b, #results img[src=x]").count() == 0
+
+
+def test_older_clips_are_shown_on_request(page: Any, server: FakeServer) -> None:
+    make(page)
+    finished(page)
+    (job,) = server.jobs.values()
+    for number in range(70):
+        id = f"video_{number:032x}"
+        server.jobs[id] = Job({**job.video, "id": id, "created_at": number}, {}, job.sigma, job.folder)
+    server.jobs = dict(sorted(server.jobs.items(), key=lambda item: item[1].video["created_at"]))
+    page.reload()
+    page.wait_for_function("() => document.querySelectorAll('#cards li').length === 60")
+    page.get_by_role("button", name="Show older clips").click()
+    page.wait_for_function("() => document.querySelectorAll('#cards li').length === 71")
+    assert page.get_by_role("button", name="Show older clips").count() == 0
+
+
+def test_a_page_that_is_opened_before_the_server_waits_for_it(open_page: Open, server: FakeServer) -> None:
+    page = open_page()
+    page.route("**/v1/models", lambda route: route.abort())
+    page.reload()
+    page.get_by_text("The server does not answer").wait_for()
+    page.unroute("**/v1/models")
+    page.get_by_role("radio", name="From text").wait_for()
+    page.get_by_text("The server does not answer").wait_for(state="detached")

@@ -216,7 +216,9 @@ def test_another_length_moves_the_end_and_loses_nothing(bare: Callable[..., Any]
     page.evaluate("() => { document.querySelector('pusa-timeline').clip = {frames: 25}; }")
     assert [one["frame"] for one in value(page)] == [0, 8, 24]
     refused = page.evaluate(
-        """() => { try { document.querySelector('pusa-timeline').clip = {frames: 5}; } catch (error) { return error.message; } }"""
+        """() => {
+          try { document.querySelector('pusa-timeline').clip = {frames: 5}; } catch (error) { return error.message; }
+        }"""
     )
     assert refused == "c.png would be outside this length: move or remove it, or make the clip longer."
     assert [one["frame"] for one in value(page)] == [0, 8, 24]
