@@ -394,3 +394,24 @@ def test_a_page_that_is_opened_before_the_server_waits_for_it(open_page: Open, s
     page.unroute("**/v1/models")
     page.get_by_role("radio", name="From text").wait_for()
     page.get_by_text("The server does not answer").wait_for(state="detached")
+
+
+def test_numbers_that_are_none_are_refused_at_once(page: Any) -> None:
+    page.get_by_text("More settings").click()
+    guidance = page.get_by_label("Guidance by the words")
+    guidance.press_sequentially("1e999")
+    page.get_by_text("This is not a number: give one.").wait_for()
+    guidance.fill("")
+    page.get_by_label("Seed").fill("9223372036854775807")
+    page.get_by_text("This page takes numbers up to 9007199254740991").wait_for()
+
+
+def test_a_picture_in_the_place_of_a_clip_is_refused_in_words(page: Any, picture: Write, clip: Path) -> None:
+    choose(page, "Restyle a clip")
+    place = page.locator("#init input[type=file]")
+    place.set_input_files(str(picture("cat.png", "orange")))
+    page.get_by_text("cat.png is a picture: choose a clip here.").wait_for()
+    page.wait_for_timeout(500)  # in which the form is checked
+    assert page.get_by_text("cat.png is a picture: choose a clip here.").is_visible()
+    place.set_input_files(str(clip))
+    page.get_by_text("cat.png is a picture").wait_for(state="hidden")

@@ -250,3 +250,17 @@ def test_a_finger_moves_a_picture(bare: Callable[..., Any], picture: Write) -> N
         send("touchMove", (x + part * width / 4, y))
     send("touchEnd")
     page.wait_for_function("() => document.querySelector('pusa-timeline').value[0].frame === 8")
+
+
+def test_an_animated_picture_is_a_clip_and_an_empty_file_is_refused(bare: Callable[..., Any], tmp_path: Path) -> None:
+    from PIL import Image
+
+    pictures = [Image.new("RGB", (32, 32), (12 * i, 0, 0)) for i in range(17)]
+    pictures[0].save(tmp_path / "walk.webp", save_all=True, append_images=pictures[1:], duration=125)
+    (tmp_path / "empty.png").write_bytes(b"")
+    page = bare()
+    add(page, tmp_path / "walk.webp")
+    assert (value(page)[0]["type"], value(page)[0]["frames"]) == ("clip", 5)
+    assert "5 of its 17 frames are used" in said(page)
+    add(page, tmp_path / "empty.png")
+    assert said(page) == "empty.png is empty: choose another file."
