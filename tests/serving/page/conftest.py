@@ -17,9 +17,13 @@ from tests.serving.page.fake_server import FakeServer  # noqa: E402
 
 ROOT = Path(__file__).parents[3]
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+PROMPT = "a green circle moves right on a white background"
+"""an example of the fake server"""
 PATIENCE = 60_000
 """milliseconds that a test waits for something to appear"""
 Open = Callable[..., Any]
+Write = Callable[[str, str], Path]
+Shot = Callable[[Any, str], None]
 
 
 @pytest.fixture(scope="package")
@@ -62,7 +66,9 @@ def open_page(browser: Any, server: FakeServer) -> Iterator[Open]:
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda message: message.type == "error" and problems.append(message.text))
         page.choosers = []
-        page.on("filechooser", page.choosers.append)  # from the start: later, the first chooser may be missed
+        page.on(
+            "filechooser", lambda chooser: page.choosers.append(chooser)
+        )  # from the start: later, the first chooser may be missed
         page.goto(server.url + path)
         return page
 
@@ -80,6 +86,29 @@ def answer_chooser(page: Any, file: Path) -> None:
             return
         page.wait_for_timeout(50)
     raise AssertionError("the page opened no file chooser")
+
+
+def make(page: Any) -> None:
+    """Order the clip of the form."""
+    page.get_by_role("button", name="Make the clip").click()
+
+
+def choose(page: Any, preset: str) -> None:
+    """Choose what to start from."""
+    page.get_by_role("radio", name=preset).check()
+
+
+def finished(page: Any) -> Any:
+    """The stage, when its clip is finished and its player has loaded it."""
+    page.locator("#stage pusa-player").wait_for()
+    page.wait_for_function("() => document.querySelector('#stage video')?.readyState >= 2")
+    return page.locator("#stage")
+
+
+def put_clip(page: Any, place: str, file: Path) -> None:
+    """Give a file to the place of a whole clip."""
+    page.locator(f"#{place} input[type=file]").set_input_files(str(file))
+    page.locator(f"#{place}").get_by_text(file.name).wait_for()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ tests.serving.page.fake_server` runs it, to work on the page.
 from __future__ import annotations
 
 import base64
-import io
 import json
 import queue
 import threading
@@ -19,11 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import uvicorn
-from PIL import Image
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders, UploadFile
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
@@ -32,57 +29,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import pusa
 from pusa.media.videos import write_video
+from tests.serving.page.fake_orders import FPS, MODEL, Job, Refused, checked, drawn, read_body, stored, thumbnail
 
 PAGE = Path(pusa.__file__).parent / "serving" / "page"
 POLICY = "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; object-src 'none'; base-uri 'none'"
-FPS, GROUP, STEPS, FRAMES, SIZE = 8, 4, 10, 17, (64, 64)
-MODEL = {
-    "id": "tiny",
-    "object": "model",
-    "created": 0,
-    "owned_by": "pusa",
-    "defaults": {
-        "num_frames": FRAMES,
-        "size": SIZE,
-        "fps": FPS,
-        "num_inference_steps": STEPS,
-        "guidance_scale": 2.0,
-        "flow_shift": 3.0,
-    },
-    "frames_per_latent": GROUP,
-    "size_multiple": 16,
-    "longest": 65,
-    "loras": [],
-    "examples": [
-        "a red circle moves left on a black background",
-        "a green circle moves right on a white background",
-        "the camera zooms in over a photograph",
-    ],
-}
-
-
-class Refused(Exception):
-    """A request that the server does not take. param: the field."""
-
-    def __init__(self, message: str, param: str | None, status: int = 400) -> None:
-        super().__init__(message)
-        self.param, self.status = param, status
-
-
-@dataclass
-class Job:
-    """A clip, and what it was made from: {name: (bytes, media type)}."""
-
-    video: dict[str, Any]
-    sources: dict[str, tuple[bytes, str]]
-    sigma: list[list[float]]
-    folder: Path
-    cancelled: bool = False
-    preview: str | None = None
-
-    @property
-    def path(self) -> Path:
-        return self.folder / f"{self.video['id']}.mp4"
 
 
 @dataclass
@@ -196,12 +146,12 @@ class FakeServer:
         return response
 
     async def _create(self, request: Request) -> Response:
-        order, files = await _body(request)
-        shown, sigma = self._checked(order)
+        order, files = await read_body(request)
+        shown, sigma = checked(order)
         with self._lock:
             self.orders.append(order)
             id = f"video_{uuid.uuid4().hex}"
-            stored, sources, about = self._stored(order, files)
+            kept, sources, about = stored(order, files, self.jobs)
             seed = order.get("seed", len(self.orders) * 1000)
             video = {
                 "id": id,
@@ -222,7 +172,7 @@ class FakeServer:
                 "eta_seconds": None,
                 "attempts": 1,
                 "lora": [],
-                "request": {**stored, "seed": seed},
+                "request": {**kept, "seed": seed},
                 "sources": about,
                 **shown,
             }
@@ -232,76 +182,9 @@ class FakeServer:
         return JSONResponse(video)
 
     async def _check(self, request: Request) -> Response:
-        order, _ = await _body(request)
-        shown, sigma = self._checked(order)
+        order, _ = await read_body(request)
+        shown, sigma = checked(order)
         return JSONResponse({"ok": True, **shown, "matrix": {"sigma": sigma}})
-
-    def _checked(self, order: dict[str, Any]) -> tuple[dict[str, Any], list[list[float]]]:
-        """What is said of a clip, and its matrix. Raises Refused."""
-        task, frames, steps = order.get("task", "generate"), order.get("frames"), order.get("steps", STEPS)
-        width, height = map(int, order.get("size", "64x64").split("x"))
-        if width % 16 or height % 16:
-            raise Refused(f"The size {width}x{height} cannot be made: both sides must be multiples of 16.", "size")
-        if not 1 <= steps <= 1000:
-            raise Refused(f"steps is {steps}: give a whole number from 1 to 1000.", "num_inference_steps")
-        frames = frames or (FRAMES if task == "generate" else 12)
-        if task == "generate" and frames % GROUP != 1:
-            raise Refused(f"{frames} frames cannot be made, a clip has 4n+1 of them.", "frames")
-        total = frames if task == "generate" else frames + FRAMES * (1 if task == "extend" else 2)
-        column = [1 - step / steps for step in range(steps + 1)]
-        levels = [1.0] * ((total - 1) // GROUP + 1)
-        for one in order.get("conditions", []):
-            first = one.get("frame", one.get("at", 0))
-            slot = (first + GROUP - 1) // GROUP
-            if slot >= len(levels):
-                raise Refused(f"Frame {first} is outside the clip of {total} frames: use a longer clip.", "conditions")
-            noise = one.get("noise", 0)
-            for i, level in enumerate(noise if isinstance(noise, list) else [noise]):
-                levels[slot + i] = level
-        sigma = [[level * x for level in levels] for x in column]
-        notes = ["The size is far from the model's own, so the result may be poor."] if width * height > 16384 else []
-        shown = {
-            "num_frames": total,
-            "size": f"{width}x{height}",
-            "fps": float(FPS),
-            "seconds": f"{total / FPS:.4g}",
-            "num_inference_steps": steps,
-            "notes": notes,
-        }
-        return shown, sigma
-
-    def _stored(self, order: dict[str, Any], files: dict[str, tuple[bytes, str, str]]) -> tuple[Any, Any, Any]:
-        """The order with its sources by name, their bytes, and what they are."""
-        sources: dict[str, tuple[bytes, str]] = {}
-        about: dict[str, Any] = {}
-
-        def named(value: Any) -> Any:
-            if isinstance(value, list):
-                return [named(one) for one in value]
-            if not isinstance(value, dict):
-                return value
-            if not ({"part", "video", "of"} & set(value)):
-                return {key: named(one) for key, one in value.items()}
-            name = f"source_{len(sources)}"
-            if "part" in value:
-                content, kind, filename = files[value["part"]]
-                about[name] = {"filename": filename, "kind": kind.partition("/")[0]}
-            elif "of" in value:
-                content, kind = self.jobs[value["of"]].sources[value["source"]]
-                about[name] = self.jobs[value["of"]].video["sources"][value["source"]]
-            else:
-                job = self.jobs[value["video"]]
-                content, kind = job.path.read_bytes(), "video/mp4"
-                frames = job.video["num_frames"]
-                made = {"filename": value["video"], "video": value["video"], "frames": frames, "fps": FPS}
-                about[name] = {"kind": "video", **made}
-                if "frame" in value:
-                    content, kind = _thumbnail(job.video), "image/webp"
-            sources[name] = (content, kind)
-            return {"source": name}
-
-        stored = {key: named(value) for key, value in order.items() if key != "model"}
-        return stored, sources, about
 
     # Clips
 
@@ -343,7 +226,7 @@ class FakeServer:
         if job.video["status"] != "completed":
             raise Refused("This video is not finished: ask again later.", None, 409)
         if request.query_params.get("variant") == "thumbnail":
-            return Response(_thumbnail(job.video), media_type="image/webp")
+            return Response(thumbnail(job.video), media_type="image/webp")
         return FileResponse(job.path, media_type="video/mp4")
 
     def _recipe(self, request: Request) -> Response:
@@ -402,7 +285,7 @@ class FakeServer:
                 video.update(step=step, progress=100 * step // steps, eta_seconds=0.5 * (steps - step))
                 told = {"id": video["id"], "step": step, "steps": steps, "progress": video["progress"]}
                 self._tell("progress", {**told, "eta_seconds": video["eta_seconds"]})
-                image = base64.b64encode(_thumbnail(video, noise=1 - step / steps)).decode()
+                image = base64.b64encode(thumbnail(video, noise=1 - step / steps)).decode()
                 self._tell("preview", {"id": video["id"], "step": step, "image": f"data:image/webp;base64,{image}"})
         with self._lock:
             if self.fail_next:
@@ -410,7 +293,7 @@ class FakeServer:
                 video.update(status="failed", error=error, eta_seconds=None)
                 self.fail_next = ""
             else:
-                write_video(job.path, _frames(video), FPS)
+                write_video(job.path, drawn(video), FPS)
                 video.update(status="completed", completed_at=int(time.time()), progress=100, eta_seconds=None)
             if not job.cancelled:
                 self._tell("status", video)
@@ -444,49 +327,10 @@ class FakeServer:
         return StreamingResponse(stream(), media_type="text/event-stream")
 
 
-async def _body(request: Request) -> tuple[dict[str, Any], dict[str, tuple[bytes, str, str]]]:
-    """The fields of a request, and the files of its form: {name: (bytes, media type, file name)}."""
-    if request.headers.get("content-type", "").startswith("application/json"):
-        return await request.json(), {}
-    fields: dict[str, Any] = {}
-    files: dict[str, tuple[bytes, str, str]] = {}
-    async with request.form() as form:
-        for name, value in form.items():
-            if isinstance(value, UploadFile):
-                files[name] = (await value.read(), value.content_type or "", value.filename or name)
-            elif name in ("prompt", "negative_prompt", "model", "task", "size", "fit", "direction"):
-                fields[name] = value
-            else:
-                fields[name] = json.loads(value)
-    return fields, files
-
-
 def _refusal(_: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
     body = {"message": str(error), "type": "invalid_request_error", "param": error.param, "code": "invalid_request"}
     return JSONResponse({"error": body}, status_code=error.status)
-
-
-def _frames(video: dict[str, Any], count: int | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """A disc that moves over a colour of the seed: uint8 [N, H, W, 3]."""
-    width, height = map(int, video["size"].split("x"))
-    number = count or video["num_frames"]
-    colour = np.random.default_rng(video["seed"]).integers(60, 200, 3)
-    y, x = np.mgrid[:height, :width]
-    frames = np.empty((number, height, width, 3), np.uint8)
-    for i in range(number):
-        centre = width * (0.2 + 0.6 * i / max(1, number - 1))
-        disc = (x - centre) ** 2 + (y - height / 2) ** 2 < (height / 5) ** 2
-        frames[i] = np.where(disc[..., None], 245, colour)
-    return frames
-
-
-def _thumbnail(video: dict[str, Any], noise: float = 0) -> bytes:
-    frame = _frames(video, 3)[1].astype(float)
-    noisy = (1 - noise) * frame + noise * np.random.default_rng(0).uniform(0, 255, frame.shape)
-    file = io.BytesIO()
-    Image.fromarray(noisy.astype(np.uint8)).save(file, "webp")
-    return file.getvalue()
 
 
 if __name__ == "__main__":

@@ -216,7 +216,9 @@ def test_another_length_moves_the_end_and_loses_nothing(bare: Callable[..., Any]
     page.evaluate("() => { document.querySelector('pusa-timeline').clip = {frames: 25}; }")
     assert [one["frame"] for one in value(page)] == [0, 8, 24]
     refused = page.evaluate(
-        """() => { try { document.querySelector('pusa-timeline').clip = {frames: 5}; } catch (error) { return error.message; } }"""
+        """() => {
+          try { document.querySelector('pusa-timeline').clip = {frames: 5}; } catch (error) { return error.message; }
+        }"""
     )
     assert refused == "c.png would be outside this length: move or remove it, or make the clip longer."
     assert [one["frame"] for one in value(page)] == [0, 8, 24]
@@ -248,3 +250,17 @@ def test_a_finger_moves_a_picture(bare: Callable[..., Any], picture: Write) -> N
         send("touchMove", (x + part * width / 4, y))
     send("touchEnd")
     page.wait_for_function("() => document.querySelector('pusa-timeline').value[0].frame === 8")
+
+
+def test_an_animated_picture_is_a_clip_and_an_empty_file_is_refused(bare: Callable[..., Any], tmp_path: Path) -> None:
+    from PIL import Image
+
+    pictures = [Image.new("RGB", (32, 32), (12 * i, 0, 0)) for i in range(17)]
+    pictures[0].save(tmp_path / "walk.webp", save_all=True, append_images=pictures[1:], duration=125)
+    (tmp_path / "empty.png").write_bytes(b"")
+    page = bare()
+    add(page, tmp_path / "walk.webp")
+    assert (value(page)[0]["type"], value(page)[0]["frames"]) == ("clip", 5)
+    assert "5 of its 17 frames are used" in said(page)
+    add(page, tmp_path / "empty.png")
+    assert said(page) == "empty.png is empty: choose another file."

@@ -291,6 +291,7 @@ class Page {
       event.preventDefault();
       this.#submit();
     });
+    composer.addEventListener('edit', () => this.problems.edited());
     composer.addEventListener('change', () => this.problems.check());
     id('model').addEventListener(
       'change',

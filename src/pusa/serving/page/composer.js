@@ -1,11 +1,12 @@
 /**
  * The form: from what a person put into it to an order for the server, and back from an order (of a clip, of a recipe).
  *
- * Event "change" after every change. `order()` is the order as it stands; `missing()` says what a person still has to
- * give. `load(order)` fills the form.
+ * Event "edit" at every change, and "change" when no other has followed it. `order()` is the order as it stands;
+ * `missing()` says what a person still has to give. `load(order)` fills the form.
  */
 import { button, debounced, el } from './dom.js';
 import { LengthControl } from './length.js';
+import { missing } from './missing.js';
 import { icon, PRESETS, presetOf } from './presets.js';
 import { SAMPLES, sampleFile } from './sources.js';
 import { Grid } from './timeline/grid.js';
@@ -94,40 +95,17 @@ export class Composer extends EventTarget {
     id('hold-row').hidden = !['extend', 'transition'].includes(presetId);
     this.timeline.ghosts = preset.ghosts ?? [];
     const kind = preset.task === 'generate' ? 'generate' : presetId;
-    if (former !== presetId) this.length.use(this.model, kind);
+    if (former !== presetId) {
+      this.needed = [];
+      this.length.use(this.model, kind);
+    }
     this.#lengthen();
     this.#changed();
   }
 
-  /** What is still missing, as {param, message}; null when the order is complete. */
+  /** What a person still has to give, as {param, message, urgent}; null when the order is complete. See missing.js. */
   missing() {
-    const file = this.needed.find((one) => (one.place ? !one.place.value : this.timeline.value.length < this.expected));
-    if (file)
-      return {
-        param: file.param,
-        message: `Add ${file.name} again: a recipe names its files and does not hold them.`,
-        urgent: true,
-      };
-    const lacking = (name, message) => (this.places[name].value ? null : { param: name, message });
-    switch (this.presetId) {
-      case 'image':
-        return this.timeline.empty
-          ? { param: 'conditions', message: 'Add a picture to start from, or choose “From text”.' }
-          : null;
-      case 'ends':
-      case 'keyframes':
-        return this.timeline.empty
-          ? { param: 'conditions', message: 'Add pictures or clips to the timeline, or choose “From text”.' }
-          : null;
-      case 'extend':
-        return lacking('clip', 'Choose the clip to continue.');
-      case 'transition':
-        return lacking('a', 'Choose the first clip.') ?? lacking('b', 'Choose the second clip.');
-      case 'edit':
-        return lacking('init', 'Choose the clip to restyle.');
-      default:
-        return null;
-    }
+    return missing(this);
   }
 
   /** The order as it stands. Settings that are left alone are left out, so that the model's own apply. */
@@ -222,7 +200,11 @@ export class Composer extends EventTarget {
   // Parts of the form
 
   #listen(pick, open) {
-    const settle = debounced(() => this.dispatchEvent(new Event('change')), SETTLED);
+    const settled = debounced(() => this.dispatchEvent(new Event('change')), SETTLED);
+    const settle = () => {
+      this.dispatchEvent(new Event('edit'));
+      settled();
+    };
     this.settle = settle;
     const form = id('composer');
     form.addEventListener('input', () => {

@@ -52,6 +52,14 @@ export class Problems {
     this.show(missing);
   }
 
+  /** Take back what was missing as soon as it is there. */
+  edited() {
+    if (this.insists && !this.composer.missing()) {
+      this.insists = null;
+      this.clear();
+    }
+  }
+
   clear() {
     for (const place of this.places) Object.assign(place, { hidden: true, textContent: '' });
     Object.values(this.composer.places).forEach((place) => place.say(''));

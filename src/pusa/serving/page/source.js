@@ -2,7 +2,8 @@
  * <pusa-source label="…">: a place for one whole clip: drop it, choose a file, or take one of the finished clips.
  *
  * `value` is a source (see timeline/files.js) or null. `open` turns what was dropped or chosen into sources, and `pick`
- * lets the person choose a finished clip. Event "change" when the value changed. `say` puts a sentence under the place.
+ * lets the person choose a finished clip. Event "change" when the value changed. `say` puts a sentence of the server
+ * under the place.
  */
 import { button, el } from './dom.js';
 
@@ -21,6 +22,7 @@ export class PusaSource extends HTMLElement {
     this.setAttribute('aria-labelledby', title.id);
     this.film = el('div', { className: 'film' });
     this.name = el('p', { className: 'name soft' });
+    this.notice = el('p', { className: 'error', hidden: true, role: 'alert' });
     this.error = el('p', { className: 'error', hidden: true, role: 'alert' });
     this.chooser = el('input', {
       type: 'file',
@@ -52,7 +54,7 @@ export class PusaSource extends HTMLElement {
       el('div', { className: 'buttons' }, choose, own, this.remover),
       this.chooser,
     );
-    this.append(this.place, this.error);
+    this.append(this.place, this.notice, this.error);
     this.#listen();
     this.#show();
   }
@@ -70,6 +72,7 @@ export class PusaSource extends HTMLElement {
   set(source) {
     this.#value = source;
     this.say('');
+    this.#notice('');
     this.#show();
   }
 
@@ -80,11 +83,22 @@ export class PusaSource extends HTMLElement {
 
   /** Take the first clip of what was dropped, chosen or pasted. */
   async take(transfer) {
-    const sources = await this.open(transfer);
+    let sources;
+    try {
+      sources = await this.open(transfer);
+    } catch (error) {
+      this.#notice(error.message);
+      return;
+    }
     const clip = sources.find((one) => one.kind === 'clip');
     if (clip) this.value = clip;
-    else if (sources.length) this.say(`${sources[0].name} is a picture: choose a clip here.`);
-    if (clip && sources.length > 1) this.say(`Only ${clip.name} was taken: this place holds one clip.`);
+    else if (sources.length) this.#notice(`${sources[0].name} is a picture: choose a clip here.`);
+    if (clip && sources.length > 1) this.#notice(`Only ${clip.name} was taken: this place holds one clip.`);
+  }
+
+  /** What became of what was dropped or chosen, until the next time. */
+  #notice(text) {
+    Object.assign(this.notice, { hidden: !text, textContent: text });
   }
 
   #listen() {

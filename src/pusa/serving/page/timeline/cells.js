@@ -57,3 +57,11 @@ export class Cells {
     });
   }
 }
+
+/** The words at the left of the rows. */
+export function gutter() {
+  const words = (className, ...all) =>
+    el('div', { className }, ...all.map((textContent) => el('span', { textContent })));
+  const rows = [words('head', 'frame', 'time'), words('scale', 'exact', 'close', 'loose')];
+  return el('div', { className: 'gutter', 'aria-hidden': 'true' }, ...rows);
+}

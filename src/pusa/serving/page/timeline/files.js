@@ -5,12 +5,18 @@
  * The browser may not be able to show a file that the server can read (HEIC, some videos). Such a file is a source all
  * the same, without small pictures and, for a clip, with an unknown length; the server decides.
  */
+import { Refusal } from './items.js';
+
 const SIDE = 160; // pixels of the longer side of a small picture
 const CLIP = /\.(mp4|m4v|mov|mkv|webm|avi|gif|mts|m2ts|ts)$/i;
 const PATIENCE = 8000; // milliseconds after which a clip that the browser does not open counts as unknown
 
-/** @returns {Promise<{name, kind, src: File, frames: number|null, thumbs: string[]}>} */
+/**
+ * Rejects with `Refusal` for an empty file.
+ * @returns {Promise<{name, kind, src: File, frames: number|null, thumbs: string[]}>}
+ */
 export async function fileSource(file, fps) {
+  if (!file.size) throw new Refusal(`${file.name} is empty: choose another file.`);
   const moving = file.type.startsWith('video/') || CLIP.test(file.name) ? null : await animation(file, fps);
   if (moving) return { name: file.name, kind: 'clip', src: file, ...moving };
   if (file.type.startsWith('video/') || CLIP.test(file.name)) {
@@ -68,7 +74,7 @@ async function animation(file, fps) {
   if (!(await ImageDecoder.isTypeSupported(file.type))) return null;
   const decoder = new ImageDecoder({ data: await file.arrayBuffer(), type: file.type });
   try {
-    await decoder.completed;
+    await decoder.tracks.ready;
     const count = decoder.tracks.selectedTrack.frameCount;
     if (count < 2) return null;
     const first = await decoder.decode({ frameIndex: 0 });

@@ -8,7 +8,7 @@
  * Events: "change" when the value changed; "refused" with a sentence as detail when something did not fit.
  */
 import { button, el } from '../dom.js';
-import { Cells } from './cells.js';
+import { Cells, gutter } from './cells.js';
 import { fileSource } from './files.js';
 import { Grid } from './grid.js';
 import { Inspector } from './inspector.js';
@@ -96,8 +96,16 @@ export class PusaTimeline extends HTMLElement {
     return all;
   }
 
-  async addFiles(files, slot = null) {
-    return this.add(await this.open({ files }), slot);
+  addFiles(files, slot = null) {
+    return this.#take({ files }, slot);
+  }
+
+  async #take(transfer, slot) {
+    try {
+      return this.add(await this.open(transfer), slot);
+    } catch (error) {
+      return this.#refuse(error);
+    }
   }
 
   /** Say a sentence below the timeline. */
@@ -118,15 +126,7 @@ export class PusaTimeline extends HTMLElement {
       { className: 'scroll', tabIndex: 0, role: 'group', 'aria-label': 'Frames of the clip' },
       this.canvas,
     );
-    const words = (className, ...all) =>
-      el('div', { className }, ...all.map((textContent) => el('span', { textContent })));
-    const gutter = el(
-      'div',
-      { className: 'gutter', 'aria-hidden': 'true' },
-      words('head', 'frame', 'time'),
-      words('scale', 'exact', 'close', 'loose'),
-    );
-    this.frame = el('div', { className: 'frame', part: 'frame' }, gutter, this.scroller);
+    this.frame = el('div', { className: 'frame', part: 'frame' }, gutter(), this.scroller);
     this.chooser = el('input', {
       type: 'file',
       accept: 'image/*,video/*',
@@ -163,12 +163,11 @@ export class PusaTimeline extends HTMLElement {
       this.#mark(slotAt(this.canvas, this.#grid, event.clientX), 1);
     });
     this.frame.addEventListener('dragleave', () => this.#dragEnd());
-    this.frame.addEventListener('drop', async (event) => {
+    this.frame.addEventListener('drop', (event) => {
       event.preventDefault();
       event.stopPropagation();
       this.#dragEnd();
-      const slot = slotAt(this.canvas, this.#grid, event.clientX);
-      this.add(await this.open(event.dataTransfer), slot);
+      this.#take(event.dataTransfer, slotAt(this.canvas, this.#grid, event.clientX));
     });
   }
 
