@@ -25,7 +25,7 @@ from .timesteps import KEY, check_model, per_frame
 
 EXACT = (
     *("euler", "heun", "heunpp2", "dpm_2", "dpm_fast", "dpm_adaptive", "dpmpp_2m", "dpmpp_2m_cfg_pp", "lcm", "lms"),
-    *("ipndm", "ipndm_v", "res_multistep", "res_multistep_cfg_pp", "unipc", "unipc_bh2"),
+    *("ipndm", "ipndm_v", "res_multistep", "res_multistep_cfg_pp", "uni_pc", "uni_pc_bh2"),
     *("gradient_estimation", "gradient_estimation_cfg_pp"),
 )
 """ComfyUI's samplers that treat a frame with multiplier m as one at m σ; `tests/comfyui/test_stock_samplers.py`."""
@@ -87,6 +87,12 @@ def per_frame_sampling(sampling: Any, levels: Tensor) -> Any:
     return own
 
 
+def name_of(sampler: Any) -> str:
+    """Return ComfyUI's name of a sampler object, by the name of its function."""
+    function = getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)
+    return function.removeprefix("sample_").removesuffix("_function").replace("unipc", "uni_pc")
+
+
 def _checked(
     executor: Any,
     model_wrap: Any,
@@ -111,12 +117,7 @@ def _checked(
             f"The model has noise levels for {len(sampling.frame_multipliers)} latent frames and the latent has "
             f"{noise.shape[2]}: connect the latent of '{PusaStockSamplers.TITLE}'."
         )
-    function = getattr(executor.class_obj, "sampler_function", None)
-    name = (
-        getattr(function, "__name__", type(executor.class_obj).__name__)
-        .removeprefix("sample_")
-        .removesuffix("_function")
-    )
+    name = name_of(executor.class_obj)
     if name not in EXACT:
         raise InputError(
             f"The sampler {name} does not keep the noise levels of given frames: use {', '.join(EXACT)}, or "

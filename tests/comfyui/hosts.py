@@ -70,10 +70,3 @@ def model(network: Any) -> Any:
 def conditioning(tokens: Tensor) -> list[Any]:
     """A CONDITIONING of an encoded prompt [1, L, D]."""
     return [[tokens, {}]]
-
-
-def sampler_function(name: str) -> Any:
-    """The function of one of ComfyUI's samplers."""
-    import comfy.samplers
-
-    return comfy.samplers.sampler_object(name).sampler_function

@@ -129,10 +129,10 @@ class LatentFormat:
     latent_channels = CHANNELS
 
     def process_in(self, latent: Tensor) -> Tensor:
-        return (latent - 0.25) / 2
+        return (latent - 0.3) / 1.7
 
     def process_out(self, latent: Tensor) -> Tensor:
-        return latent * 2 + 0.25
+        return latent * 1.7 + 0.3
 
 
 class BaseModel:

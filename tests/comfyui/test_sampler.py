@@ -54,7 +54,10 @@ def made(twins: Twins, conditions: list[Any], **options: Any) -> GeneratedClip:
 
 
 def difference(twins: Twins, latent: Latent, clip: GeneratedClip) -> float:
-    return float((twins.inside(latent) - clip.latents).abs().max())
+    """The largest difference at the scale of the network; with `-s` it is printed."""
+    largest = float((twins.inside(latent) - clip.latents).abs().max())
+    print(f"{largest:.1e}")
+    return largest
 
 
 def test_text_to_video(twins: Twins) -> None:

@@ -12,7 +12,7 @@ from pusa.core import sigmas
 from pusa.errors import InputError
 from tests.comfyui import hosts
 from tests.comfyui.conftest import SLOTS, Twins
-from tests.comfyui.test_sampler import matrix, picture, sampled
+from tests.comfyui.test_sampler import TOLERANCE, matrix, picture, sampled
 
 STEPS, FRACTION = 8, 0.3
 GRID = sigmas.grid(STEPS, 5.0).float()
@@ -37,6 +37,13 @@ def applied(twins: Twins, latent: Any, model: Any = None) -> tuple[Any, Any]:
     return PusaStockSamplers().apply(twins.model if model is None else model, latent)
 
 
+def far(one: Tensor, other: Tensor) -> float:
+    """The largest difference of two samples; with `-s` it is printed."""
+    largest = float((one - other).abs().max())
+    print(f"{largest:.1e}")
+    return largest
+
+
 def masked(levels: list[float]) -> dict[str, Tensor]:
     from comfyui.latents import mask_of
 
@@ -47,14 +54,27 @@ def test_euler_makes_the_clip_of_the_pusa_sampler(twins: Twins, noise_frames: An
     latent = picture(twins, twins.empty(), noise_frames(1, 0), 0)
     latent = picture(twins, latent, noise_frames(1, 1), -1, 0.4)
     ours = sampled(twins, latent, matrix(latent, STEPS))["samples"]
-    stock = run(twins, *applied(twins, latent))
-    torch.testing.assert_close(stock, ours, rtol=0, atol=1e-4)
+    assert far(run(twins, *applied(twins, latent)), ours) < TOLERANCE
 
 
 def test_the_control_the_noise_mask_alone_is_far_away(twins: Twins, noise_frames: Any) -> None:
     latent = picture(twins, twins.empty(), noise_frames(1, 0), 0, 0.4)
     ours = sampled(twins, latent, matrix(latent, STEPS))["samples"]
-    assert float((run(twins, twins.model, latent) - ours).abs().max()) > 1e-1
+    assert far(run(twins, twins.model, latent), ours) > 1e-1
+
+
+def test_the_control_a_clean_clip_of_one_noise_level_is_far_away(
+    twins: Twins, noise_frames: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network gets the timesteps of all frames, but the model answers x − σ v with one σ for the clip."""
+    from comfyui.stock_samplers import PerFrameSampling
+
+    latent = picture(twins, twins.empty(), noise_frames(1, 0), 0, 0.4)
+    ours = sampled(twins, latent, matrix(latent, STEPS))["samples"]
+    model, free = applied(twins, latent)
+    plain = type(twins.model.get_model_object("model_sampling")).calculate_denoised
+    monkeypatch.setattr(PerFrameSampling, "calculate_denoised", plain)
+    assert far(run(twins, model, free), ours) > 1e-1
 
 
 def test_two_experts_one_after_the_other(twins: Twins, noise_frames: Any) -> None:
@@ -67,7 +87,7 @@ def test_two_experts_one_after_the_other(twins: Twins, noise_frames: Any) -> Non
     low, _ = applied(twins, latent, twins.low)
     noisy = run(twins, high, free, grid=GRID[: at + 1])
     stock = run(twins, low, {"samples": noisy}, grid=GRID[at:], noise=torch.zeros_like(noisy))
-    torch.testing.assert_close(stock, ours, rtol=0, atol=1e-4)
+    assert far(stock, ours) < TOLERANCE
 
 
 def names() -> list[str]:
@@ -84,17 +104,18 @@ def test_which_samplers_are_exact(twins: Twins, name: str, monkeypatch: pytest.M
 
     A frame without noise keeps its latent. The list of the node has the samplers for which both hold.
     """
+    import comfy.samplers
+
     from comfyui import stock_samplers
 
-    function = getattr(hosts.sampler_function(name), "__name__", "").removeprefix("sample_").removesuffix("_function")
+    function = stock_samplers.name_of(comfy.samplers.sampler_object(name))
     listed = function in stock_samplers.EXACT
     monkeypatch.setattr(stock_samplers, "EXACT", (function,))
     scaled = run(twins, *applied(twins, masked([FRACTION] * SLOTS)), name)
     plain = run(twins, twins.model, {"samples": LATENT}, name, FRACTION * GRID)
-    fraction = float((scaled - plain).abs().max())
+    fraction = far(scaled, plain)
     mixed = run(twins, *applied(twins, masked([0, FRACTION, 1, 1, 1])), name)
-    held = float((mixed - LATENT)[:, :, 0].abs().max())
-    print(f"{name}: m = {FRACTION:g} {fraction:.1e}, m = 0 {held:.1e}")
+    held = far(mixed[:, :, 0], LATENT[:, :, 0])
     assert listed == (fraction < 1e-3 and held < 1e-5), (fraction, held)
 
 
