@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pusa.serving.answers import ApiError
@@ -42,14 +43,14 @@ class SecurityHeaders:
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
 
 
-def owner_of(server: Server, headers: Headers, cookies: dict[str, str], method: str) -> str:
+def owner_of(server: Server, request: Request) -> str:
     """The owner of a request's key.
 
     Raises ApiError if the key is missing or wrong, or if the page of another site sent the request.
     """
-    check_origin(server, headers, method)
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    given = key.strip() if scheme.lower() == "bearer" else cookies.get(COOKIE)
+    check_origin(server, request)
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    given = key.strip() if scheme.lower() == "bearer" else request.cookies.get(COOKIE)
     owner = server.keys.owner(given)
     if owner is None:
         what = "is not valid" if given else "is missing"
@@ -62,11 +63,12 @@ def owner_of(server: Server, headers: Headers, cookies: dict[str, str], method: 
     return owner
 
 
-def check_origin(server: Server, headers: Headers, method: str) -> None:
+def check_origin(server: Server, request: Request) -> None:
     """Raise ApiError for a request that a page of another site made a browser send.
 
     A page can send forms to 127.0.0.1 without asking, and can give its own name the address 127.0.0.1.
     """
+    headers, method = request.headers, request.method
     host = headers.get("host", "")
     if server.options.host in LOOPBACK and _name(host) not in LOOPBACK:
         raise ApiError(403, "This server answers to 127.0.0.1 and localhost only.", "wrong_host")
