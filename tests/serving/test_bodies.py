@@ -77,3 +77,23 @@ def test_a_client_that_drips_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_client_that_goes_away_leaves_nothing(tmp_path: Path) -> None:
     assert refusal(request([HEAD, b"0", b""]), tmp_path).code == "disconnected"
     assert not any(tmp_path.iterdir())
+
+
+def test_a_body_says_whether_it_brings_files(tmp_path: Path) -> None:
+    def brings(content: bytes, kind: str = "application/json") -> bool:
+        sent = Request(
+            {"type": "http", "method": "POST", "headers": [(b"content-type", kind.encode())]},
+            _once(content),
+        )
+        return asyncio.run(bodies.receive(sent, tmp_path, 1_000_000)).brings_files
+
+    assert not brings(b'{"prompt": "a cat"}')
+    assert brings(b'{"image": "data:image/png;base64,AAAA"}')
+    assert brings(HEAD + b"0\r\n--x--\r\n", FORM)
+
+
+def _once(content: bytes) -> Callable[[], Any]:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    return receive

@@ -33,11 +33,16 @@ SLOWEST = 4096
 
 @dataclass
 class Body:
-    """A received body. fields: values or texts by name. parts: files by name. digest: of all its content."""
+    """A received body.
+
+    fields: values or texts by name. parts: files by name. digest: of all its content. brings_files: whether it has files
+    or may name addresses, so that working on it can take long.
+    """
 
     fields: dict[str, Any]
     parts: dict[str, Part] = field(default_factory=dict)
     digest: str = ""
+    brings_files: bool = False
 
 
 async def receive(request: Request, folder: Path, most: int) -> Body:
@@ -115,7 +120,8 @@ def _json(raw: bytes) -> Body:
         raise ApiError(400, "The body is not valid JSON: mend it.", "invalid_json") from None
     if not isinstance(value, dict):
         raise ApiError(400, "The body is no JSON object: send an object with the fields of a request.", "invalid_json")
-    return Body(value, digest=hashlib.sha256(raw).hexdigest())
+    named = b"data:" in raw.lower() or b"http" in raw.lower()
+    return Body(value, digest=hashlib.sha256(raw).hexdigest(), brings_files=named)
 
 
 class _Parser(MultiPartParser):
@@ -164,4 +170,6 @@ def _kept(items: list[tuple[str, UploadFile | str]], folder: Path) -> Body:
             body.parts[name] = Part(path, value.filename or name)
             digest.update(f"{name}\0{sha256(path)}\0".encode("utf-8", "surrogatepass"))
     body.digest = digest.hexdigest()
+    named = any(word in str(value).lower() for value in body.fields.values() for word in ("data:", "http"))
+    body.brings_files = bool(body.parts) or named
     return body

@@ -193,7 +193,8 @@ async def _with_body(server: Server, request: Request, work: Callable[[Body, str
     received = await run_in_threadpool(server.folders.receive)
     try:
         body = await receive(request, received, _MOST_UPLOADED * server.options.uploads.bytes)
-        return await to_thread.run_sync(work, body, owner, received, limiter=_opening())
+        limiter = _opening() if body.brings_files else None
+        return await to_thread.run_sync(work, body, owner, received, limiter=limiter)
     finally:
         await run_in_threadpool(shutil.rmtree, received, True)
 
