@@ -127,14 +127,18 @@ class Postgres:
         found = shutil.which("initdb") or max(Path("/usr/lib/postgresql").glob("*/bin/initdb"), default=None)
         if found is None:
             raise RuntimeError("PostgreSQL is not installed: install the package postgresql")
-        self._programs = Path(found).parent
+        self._programs = Path(found).resolve().parent
         self.data.mkdir(parents=True)
         if self._user:
             folder.chmod(0o755)
             shutil.chown(self.data, self._user)
         self._run("initdb", "--auth=trust", "--username=pusa", "--no-sync", "--encoding=UTF8", "--locale=C")
         self.start()
-        self._run("createdb", "--username=pusa", "--host=127.0.0.1", f"--port={self.port}", "pusa", data=False)
+        try:
+            self._run("createdb", "--username=pusa", "--host=127.0.0.1", f"--port={self.port}", "pusa", data=False)
+        except BaseException:
+            self.stop("immediate")
+            raise
 
     @property
     def address(self) -> str:
