@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import serving_clients
@@ -33,10 +34,13 @@ def main() -> None:
     parser.add_argument("measurements", nargs="+", choices=MEASUREMENTS)
     parser.add_argument("--out", type=Path, default=Path("docs/results/serving"))
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--videos", type=int, default=1000, help="of the measurement of memory (default: 1000)")
     options = parser.parse_args()
+    measurements = MEASUREMENTS | {"memory": partial(serving_load.memory, many=options.videos)}
     for name in options.measurements:
-        section = MEASUREMENTS[name](options.quick)
-        section.command = f"python benchmarks/serving.py {name}"
+        section = measurements[name](options.quick)
+        asked = f" --videos {options.videos}" if name == "memory" else ""
+        section.command = f"python benchmarks/serving.py {name}{asked}"
         section.write(options.out / f"{name}.json")
 
 

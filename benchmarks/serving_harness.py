@@ -134,7 +134,11 @@ class Postgres:
             shutil.chown(self.data, self._user)
         self._run("initdb", "--auth=trust", "--username=pusa", "--no-sync", "--encoding=UTF8", "--locale=C")
         self.start()
-        self._run("createdb", "--username=pusa", "--host=127.0.0.1", f"--port={self.port}", "pusa", data=False)
+        try:
+            self._run("createdb", "--username=pusa", "--host=127.0.0.1", f"--port={self.port}", "pusa", data=False)
+        except BaseException:
+            self.stop("immediate")
+            raise
 
     @property
     def address(self) -> str:

@@ -104,9 +104,9 @@ def workers(quick: bool) -> Section:
         "one": taken[1], "two": taken[2], "faster": faster})  # fmt: skip
 
 
-def memory(quick: bool) -> Section:
+def memory(quick: bool, many: int = 1000) -> Section:
     """The memory of the server and of its worker after few and after many videos."""
-    machine, few, many = facts(), *((2, 6) if quick else (10, 1000))
+    machine, few, many = facts(), *((2, 6) if quick else (10, many))
     with place() as folder, running(folder / "data", "--max-queued", str(many)) as server:
         (worker,) = server.workers()
         assert server.process is not None
