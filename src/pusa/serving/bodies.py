@@ -35,8 +35,8 @@ SLOWEST = 4096
 class Body:
     """A received body.
 
-    fields: values or texts by name. parts: files by name. digest: of all its content. brings_files: whether it has files
-    or may name addresses, so that working on it can take long.
+    fields: values or texts by name. parts: files by name. digest: of all its content. brings_files: whether it has
+    files or may name addresses, so that working on it can take long.
     """
 
     fields: dict[str, Any]

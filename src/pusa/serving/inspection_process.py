@@ -67,7 +67,7 @@ def confine(path: Path, limits: UploadLimits) -> None:
         wall_seconds=limits.wall_seconds,
         processors=2,
     )
-    libraries = {Path(module.__file__).parents[1] for module in (av, numpy, PIL, pillow_heif)}
+    libraries = {Path(str(module.__file__)).parents[1] for module in (av, numpy, PIL, pillow_heif)}
     confinement.reach_only([path, Path(__file__).parents[1], *libraries, *_SYSTEM], [Path.cwd()])
 
 
