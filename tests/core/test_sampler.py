@@ -380,6 +380,20 @@ def test_a_walk_can_be_watched_and_left() -> None:
 # ------------------------------------------------------------------------------------------------ what a call knows
 
 
+@pytest.mark.parametrize("solver", ["euler", "dpm++2m"])
+def test_a_walk_goes_on_behind_a_step_with_the_same_bits(solver: Any) -> None:
+    matrix = schedules.conditioned(SYNC, {0: 0.3})
+    whole = list(walk(coupled, latents(), matrix, 0.0, solver=solver))
+
+    rest = list(walk(coupled, torch.zeros_like(latents()), matrix, 0.0, solver=solver, after=whole[5]))
+
+    assert [step.index for step in rest] == [6, 7, 8, 9]
+    assert all(torch.equal(a.latents, b.latents) for a, b in zip(rest, whole[6:], strict=True))
+    assert torch.equal(sample(coupled, latents(), matrix, 0.0, solver=solver, after=whole[-1]), whole[-1].latents)
+    with pytest.raises(InputError, match="cannot go on after Step"):
+        walk(coupled, latents(), schedules.synchronous(sigmas.grid(9), FRAMES), after=whole[5])
+
+
 def test_a_call_knows_its_step_its_frames_and_which_of_them_are_held() -> None:
     matrix = schedules.conditioned(schedules.chunked(sigmas.grid(3), FRAMES, block=2, context=1), {2: 0.0})
     calls: list[Call] = []

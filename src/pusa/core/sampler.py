@@ -84,6 +84,7 @@ def sample(
     solver: Literal["euler", "dpm++2m"] = "euler",
     noise: Callable[[int], Tensor] | None = None,
     callback: Callable[[Step], bool | None] | None = None,
+    after: Step | None = None,
 ) -> Tensor:
     """Take all steps of `walk` and return the last latents, in the dtype of `latents`.
 
@@ -93,8 +94,8 @@ def sample(
         InputError, PusaError: see `walk`.
         Cancelled: the callback returned False.
     """
-    x = latents
-    for step in walk(velocity, latents, matrix, context, solver=solver, noise=noise):
+    x = latents if after is None else after.latents.to(latents.device)
+    for step in walk(velocity, latents, matrix, context, solver=solver, noise=noise, after=after):
         x = step.latents
         if callback and callback(step) is False:
             raise Cancelled(f"stopped after step {step.index + 1} of {step.steps}")
@@ -109,6 +110,7 @@ def walk(
     *,
     solver: Literal["euler", "dpm++2m"] = "euler",
     noise: Callable[[int], Tensor] | None = None,
+    after: Step | None = None,
 ) -> Iterator[Step]:
     """Walk through the matrix; each item is the clip after one step. To stop, leave the loop.
 
@@ -125,6 +127,8 @@ def walk(
             is a tensor, or a tuple, list, dict or dataclass of them.
         solver: "euler", or "dpm++2m", which is of second order and keeps a history for each frame.
         noise: noise(step) -> [B, C, F, H, W], the new noise for a re-noising step.
+        after: a step of an earlier walk with the same arguments. The walk goes on behind it, with the same bits; of
+            `latents`, only the shape, the type and the device are used.
 
     Raises:
         InputError: the arguments do not fit together.
@@ -133,11 +137,21 @@ def walk(
     table = _Table.of(matrix, latents, solver)
     if noise is None and table.renoise.any():
         raise InputError("the matrix has re-noising steps; pass noise, a function from the step to new noise")
-    return _steps(velocity, latents, table, context, noise)
+    if after is not None and (after.steps != table.steps or after.latents.shape != latents.shape):
+        raise InputError(
+            f"the walk has {table.steps} steps of latents {list(latents.shape)}, and cannot go on after {after!r} of "
+            f"latents {list(after.latents.shape)}; give a step of the same walk"
+        )
+    return _steps(velocity, latents, table, context, noise, after)
 
 
 def _steps(
-    velocity: Velocity, latents: Tensor, table: _Table, context: Any, noise: Callable[[int], Tensor] | None
+    velocity: Velocity,
+    latents: Tensor,
+    table: _Table,
+    context: Any,
+    noise: Callable[[int], Tensor] | None,
+    after: Step | None,
 ) -> Iterator[Step]:
     dtype = torch.promote_types(latents.dtype, torch.float32)
 
@@ -145,7 +159,11 @@ def _steps(
         return per_frame(values).to(latents.device, dtype if values.is_floating_point() else None)
 
     x = previous = latents.to(dtype)
-    for s in range(table.steps):
+    first = 0
+    if after is not None:  # what a step depends on: the latents, and for DPM++ 2M the last prediction
+        x, previous = (each.to(latents.device, dtype) for each in (after.latents, after.denoised))
+        first = after.index + 1
+    for s in range(first, table.steps):
         now, after = table.sigma[s], table.sigma[s + 1]
         moves = wide(now != after)
         v = _visible_velocity(velocity, x.to(latents.dtype), table, s, context).to(dtype)

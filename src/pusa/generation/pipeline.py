@@ -139,15 +139,22 @@ class Pipeline(Model):
         """
         return plans.opened(self, request)
 
-    def make(self, request: Request, callback: Callback | None = None) -> GeneratedClip:
-        """Make the clip of a request of any task; see `Request.run`."""
-        assert isinstance(request, AnyRequest)
-        return self.decoded(next(self.sampled_each([request], callback)))
+    def make(self, request: Request, callback: Callback | None = None, *, after: Step | None = None) -> GeneratedClip:
+        """Make the clip of a request of any task; see `Request.run`.
 
-    def sampled_each(self, requests: Sequence[AnyRequest], callback: Callback | None = None) -> Iterator[SampledClip]:
+        after: a step that a callback of the same request got before it was interrupted. Sampling goes on behind it,
+        with the same bits. Raises InputError if the request has an acceleration, which depends on all steps before.
+        """
+        assert isinstance(request, AnyRequest)
+        return self.decoded(next(self.sampled_each([request], callback, after=after)))
+
+    def sampled_each(
+        self, requests: Sequence[AnyRequest], callback: Callback | None = None, *, after: Step | None = None
+    ) -> Iterator[SampledClip]:
         """Sample requests that differ by prompt and seed only, one after the other; `decoded` makes the clips.
 
-        What is wrong with the requests is raised by this call, before the first clip is sampled.
+        after: of the first request, see `make`. What is wrong with the requests is raised by this call, before the
+        first clip is sampled.
         """
         first = requests[0]
         plan = PLANS[first.task](self, first)
@@ -157,7 +164,7 @@ class Pipeline(Model):
         walked = plan.matrix or self.matrix(plan.settings, plan.known)
         negative = [first.negative_prompt] if plan.settings.guidances - {1} else []
         texts = self.encode_text([*(request.prompt for request in requests), *negative])
-        return self._walked(requests, plan, walked, texts, callback)
+        return self._walked(requests, plan, walked, texts, callback, after)
 
     def decoded(self, clip: SampledClip) -> GeneratedClip:
         """Decode a sampled clip."""
@@ -171,6 +178,7 @@ class Pipeline(Model):
         walked: TimestepMatrix,
         texts: Text,
         callback: Callback | None,
+        after: Step | None,
     ) -> Iterator[SampledClip]:
         recipes = [self._recipe_of(request, plan, walked) for request in requests]
         for i, (request, recipe) in enumerate(zip(requests, recipes, strict=True)):
@@ -185,6 +193,7 @@ class Pipeline(Model):
                     seed=request.seed,
                     callback=callback,
                     accelerated=accelerated,
+                    after=after if i == 0 else None,
                 )
             if accelerated is not None:
                 recipe["acceleration"] = accelerated.accounting.to_dict()
@@ -237,6 +246,7 @@ class Pipeline(Model):
         seed: int = 0,
         callback: Callback | None = None,
         accelerated: Accelerated | None = None,
+        after: Step | None = None,
     ) -> Tensor:
         """Walk the matrix from the seed's noise: float32 [1, C, F, h, w] on the CPU.
 
@@ -245,11 +255,14 @@ class Pipeline(Model):
             known: latents at their slots; they start at the matrix's first row.
             init: latents of the whole clip, for the slots that are not known.
             accelerated: what the context of `accelerated` gives.
+            after: a step of the same walk, behind which it goes on.
 
         Raises InputError if a slot starts below σ = 1 and is neither known nor in `init`. If several processes share
         the tokens, all start from the latents of rank 0.
         """
         self._check_shares(matrix, settings)
+        if after is not None and accelerated is not None:
+            raise InputError("An accelerated clip depends on all of its steps: sample it from its start.")
         noise = self.noise(seed, settings)
         clean = torch.zeros_like(noise) if init is None else init.clone()
         for slot, (latent, _) in known.items():
@@ -289,6 +302,7 @@ class Pipeline(Model):
                 solver=settings.solver,
                 noise=renoise,
                 callback=callback,
+                after=after,
             )
         return z.cpu()
 

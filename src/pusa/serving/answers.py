@@ -154,12 +154,12 @@ class ModelList(BaseModel):
     data: list[ModelObject]
 
 
-def video_object(row: Video, model: str, waiting: Sequence[int]) -> VideoObject:
+def video_object(row: Video, waiting: Sequence[int]) -> VideoObject:
     """The record of a video as the API says it. waiting: the numbers of all videos that wait, in order."""
     shown = row.shown
     return VideoObject(
         id=row.id,
-        model=model,
+        model=shown["model"],
         status=row.status,
         progress=row.progress,
         created_at=int(row.created_at),

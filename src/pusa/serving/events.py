@@ -44,10 +44,10 @@ class _Watch:
 
 
 class Events:
-    """The task that looks, and its clients. model: the id of the model."""
+    """The task that looks, and its clients."""
 
-    def __init__(self, store: Store, model: str) -> None:
-        self.store, self.model = store, model
+    def __init__(self, store: Store) -> None:
+        self.store = store
         self._watches: set[_Watch] = set()
         self._seen: dict[str, dict[str, tuple[Any, ...]]] = {}  # {owner: {id: what was told last}}
         self._shown: dict[str, int] = {}  # {id: the step of its last preview}
@@ -110,7 +110,7 @@ class Events:
             changed_status = not seen.get(id) or (seen[id][0], seen[id][3]) != (row.status, position)
             seen[id] = now
             if changed_status:
-                told = video_object(row, self.model, waiting).model_dump()
+                told = video_object(row, waiting).model_dump()
                 calls.append(self._teller(owner, id, "status", told))
             steps = {"id": id, "step": row.step, "steps": row.shown["steps"], "progress": row.progress}
             calls.append(self._teller(owner, id, "progress", {**steps, "eta_seconds": row.eta}))
@@ -131,7 +131,7 @@ class Events:
         return calls
 
     def _object(self, row: Video) -> dict[str, Any]:
-        return video_object(row, self.model, self.store.waiting()).model_dump()
+        return video_object(row, self.store.waiting()).model_dump()
 
     def _teller(self, owner: str, id: str, name: str, data: Any, *, last: bool = False) -> Callable[[], None]:
         def tell() -> None:

@@ -142,9 +142,9 @@ class Folders:
 
     def keep_only(self, video: str, attempt: str) -> None:
         """Remove what other attempts left."""
-        for folder in self.of(video).iterdir():
-            if folder.name not in (SOURCES, attempt):
-                shutil.rmtree(folder, ignore_errors=True)
+        for left in self.of(video).iterdir():
+            if left.name not in (SOURCES, attempt):
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
     def remove(self, video: str) -> None:
         """Remove all files of a video. A file that is being sent stays readable for its reader."""

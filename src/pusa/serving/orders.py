@@ -10,13 +10,13 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from pusa.errors import InputError
 from pusa.generation.limits import Limits
 from pusa.generation.request import SEEDS, TASKS, Extend, Generate, Request, Transition
 from pusa.serving.fields import Asked, FieldError, Source, replaced
+from pusa.serving.served_model import ServedModel
 from pusa.serving.sources import Opened
 from pusa.serving.wire_names import NAMES
 
@@ -35,6 +35,7 @@ class Order:
         frames: of the whole clip; of an extension or transition, with the given clips where they are known.
         notes: sentences about what becomes of the sources.
         lora: (name, scale) of each LoRA.
+        model: the id of the model.
     """
 
     request: Request
@@ -44,6 +45,7 @@ class Order:
     fps: float
     notes: list[str]
     lora: list[tuple[str, float]]
+    model: str
 
     @cached_property
     def stored(self) -> dict[str, Any]:
@@ -56,6 +58,7 @@ class Order:
         """What the API says of the video from its beginning to its end."""
         width, height = self.settings.size
         return {
+            "model": self.model,
             "task": self.request.task,
             "prompt": getattr(self.request, "prompt", ""),
             "width": width,
@@ -86,11 +89,12 @@ def with_sources(request: Mapping[str, Any], change: Callable[[str], Any]) -> di
     return changed
 
 
-def order(asked: Asked, opened: Mapping[Source, Opened], limits: Limits, offered: Mapping[str, Path]) -> Order:
-    """Make and check the request. offered: the LoRAs of the server by name.
+def order(asked: Asked, opened: Mapping[Source, Opened], limits: Limits, model: ServedModel) -> Order:
+    """Make and check the request. limits: of the model.
 
     Raises FieldError for what the model cannot make; sources have the names that the client gave them.
     """
+    offered = model.offered
     for name, _ in asked.lora:
         if name not in offered:
             there = f"choose {', '.join(offered)}" if offered else "this server offers none"
@@ -119,7 +123,7 @@ def order(asked: Asked, opened: Mapping[Source, Opened], limits: Limits, offered
             f"{asked.seconds:g} seconds were asked for, and {what} {new} frames, "
             f"{seconds(new, limits.defaults.fps)} seconds."
         )
-    return Order(request, opened, settings, frames, limits.defaults.fps, notes, asked.lora)
+    return Order(request, opened, settings, frames, limits.defaults.fps, notes, asked.lora, model.name)
 
 
 def seconds(frames: int, fps: float) -> str:

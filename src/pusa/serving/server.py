@@ -22,7 +22,7 @@ from pusa.serving.folders import SOURCES, Folders, is_id, new_id
 from pusa.serving.housekeeping import Housekeeping
 from pusa.serving.inspection import UploadLimits
 from pusa.serving.liveness import Presence
-from pusa.serving.orders import Order, order
+from pusa.serving.orders import Order, order, with_sources
 from pusa.serving.served_model import ServedModel
 from pusa.serving.sources import Receiver
 from pusa.serving.store import Conflict, Full, Store, Video
@@ -99,7 +99,7 @@ class Server:
             ) from None
         self.store = Store(self.engine)
         self.receiver = Receiver(self.store, self.folders, options.uploads, addresses=options.addresses)
-        self.events = Events(self.store, options.model.name)
+        self.events = Events(self.store)
         self.presence = Presence(self.engine, self.folders.locks, "server")
         cores = os.cpu_count() or 1
         self.supervisor = Supervisor(
@@ -157,7 +157,7 @@ class Server:
                     f"There is no model {asked.model[:60]!r}: this server has {self.options.model.name}.", "model"
                 )
             opened = self.receiver.open(asked.sources(), body.parts, owner, received)
-            return order(asked, opened, self.limits, self.options.model.offered)
+            return order(asked, opened, self.limits, self.options.model)
         except InputError as error:
             raise _refused(error) from error
 
@@ -180,17 +180,19 @@ class Server:
 
     def remix(self, old: Video, prompt: Any, owner: str, received: Path) -> Video:
         """The same request with another prompt. Raises ApiError."""
+        for file in self.folders.folder(old.id, SOURCES).iterdir():
+            shutil.copyfile(file, received / SOURCES / file.name)
         try:
             if not isinstance(prompt, str):
                 raise FieldError("prompt is missing: say what the new video shows.", "prompt")
-            request = Request.from_dict({**old.request, "prompt": prompt})
+            changed = {**old.request, "prompt": prompt}
+            Request.from_dict(
+                with_sources(changed, lambda name: str(received / SOURCES / old.sources[name]["file"]))
+            ).check(self.limits)
         except InputError as error:
             raise _refused(error) from error
-        source = self.folders.folder(old.id, SOURCES)
-        for file in source.iterdir():
-            shutil.copyfile(file, received / SOURCES / file.name)
-        shown = {**old.shown, "prompt": prompt, "remixed_from": old.id}
-        return self._queue(request.to_dict(), shown, old.sources, old.lora, owner, received, (None, None))
+        shown = {**old.shown, "model": self.options.model.name, "prompt": prompt, "remixed_from": old.id}
+        return self._queue(changed, shown, old.sources, old.lora, owner, received, (None, None))
 
     def _queue(
         self,

@@ -140,7 +140,7 @@ def add_video_routes(app: FastAPI, server: Server) -> None:
         behind = None if after is None else server.video(after, owner).number
         rows, more = server.store.page(owner, behind, limit, order)
         waiting = server.store.waiting() if any(row.status == "queued" for row in rows) else []
-        data = [video_object(row, server.options.model.name, waiting) for row in rows]
+        data = [video_object(row, waiting) for row in rows]
         first, last = (data[0].id, data[-1].id) if data else (None, None)
         return VideoList(data=data, first_id=first, last_id=last, has_more=more)
 
@@ -174,7 +174,7 @@ def add_video_routes(app: FastAPI, server: Server) -> None:
 
 def _told(server: Server, row: Video) -> VideoObject:
     waiting = server.store.waiting() if row.status == "queued" else []
-    return video_object(row, server.options.model.name, waiting)
+    return video_object(row, waiting)
 
 
 def _answer(server: Server, row: Video) -> JSONResponse:

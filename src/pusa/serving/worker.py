@@ -16,17 +16,19 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import sqlalchemy as sa
 
-from pusa.errors import Cancelled, InputError
+from pusa.errors import Cancelled, InputError, PusaError
 from pusa.media.containers import accept_only
-from pusa.serving import queue
+from pusa.serving import kept_steps, queue
 from pusa.serving.folders import CLIP, SOURCES, SPRITESHEET, THUMBNAIL, Folders, size_of
 from pusa.serving.inspection_process import CODECS, FORMATS
+from pusa.serving.kept_steps import made_by
 from pusa.serving.liveness import PACE, Observer, Presence
 from pusa.serving.orders import with_sources
 from pusa.serving.served_model import ServedModel
@@ -44,6 +46,8 @@ PREVIEW = 1.0
 """seconds between two previews"""
 RECORD = 0.2
 """seconds between two records of the progress"""
+KEEP = 20.0
+"""seconds between two kept steps, which a dead worker's video goes on from"""
 _SAMPLING = 0.9
 """the share of the sampling in the progress; the rest is decoding and saving"""
 
@@ -177,16 +181,27 @@ class Worker:
     def _sample(self, row: Video) -> GeneratedClip:
         from pusa.generation.request import Request
 
+        if (asked := row.shown["model"]) != (here := self.options.model.name):
+            raise InputError(f"This video was asked of the model {asked}, and the server now has {here}: ask again.")
         sources = self.folders.folder(row.id, SOURCES)
         request = Request.from_dict(with_sources(row.request, lambda name: str(sources / row.sources[name]["file"])))
         names: list[str] = []
         try:
             for name, scale in row.lora:
-                names.append(self.pipe.load_lora(self.options.model.offered[name], scale).name)
-            return request.run(self.pipe, _Progress(self, row))
+                names.append(self.pipe.load_lora(self._offered(name), scale).name)
+            maker = made_by(self.pipe.recipe())
+            accelerated = any(getattr(request, name) is not None for name in ("accelerate", "speed", "min_psnr"))
+            file = None if accelerated else self.folders.of(row.id) / kept_steps.NAME
+            progress = _Progress(self, row, file, maker)
+            return self.pipe.make(request, progress, after=None if file is None else kept_steps.kept(file, maker))
         finally:
             for name in names:
                 self.pipe.remove_lora(name)
+
+    def _offered(self, name: str) -> Path:
+        if name not in self.options.model.offered:
+            raise InputError(f"The server no longer offers the LoRA {name}: ask without it.")
+        return self.options.model.offered[name]
 
     def _finish(self, row: Video, clip: GeneratedClip) -> None:
         from pusa.serving.previews import write_spritesheet, write_thumbnail
@@ -234,23 +249,33 @@ class Worker:
 
 
 class _Progress:
-    """The sampler's callback: records the progress and a preview, and stops a video that is not wanted any more."""
+    """The sampler's callback: records the progress and a preview, and stops a video that is not wanted any more.
 
-    def __init__(self, worker: Worker, row: Video) -> None:
-        self.worker, self.row = worker, row
-        self.begun = time.monotonic()
+    file: where a step is kept now and then, for the case that this worker dies; None keeps none.
+    """
+
+    def __init__(self, worker: Worker, row: Video, file: Path | None, maker: str) -> None:
+        self.worker, self.row, self.file, self.maker = worker, row, file, maker
+        self.begun = self.kept = time.monotonic()
         self.recorded = self.shown = 0.0
+        self.first: int | None = None
 
     def __call__(self, step: Step) -> bool:
         worker, video, mine = self.worker, self.row.id, self.worker.presence.id
         if worker.stopping.is_set():
             return False
         done, now = step.index + 1, time.monotonic()
+        if self.first is None:
+            self.first = step.index
+        if self.file is not None and now - self.kept >= KEEP and done < step.steps:
+            self.kept = now
+            with suppress(OSError, PusaError):  # a full disk costs the kept step and not the video
+                kept_steps.keep(self.file, step, self.maker)
         try:
             if now - self.recorded < RECORD and done < step.steps:
                 return worker.store.wanted(video, mine)
             self.recorded = now
-            eta = (now - self.begun) / done * (step.steps - done)
+            eta = (now - self.begun) / (done - self.first) * (step.steps - done)
             percent = int(100 * _SAMPLING * done / step.steps)
             if not worker.store.advance(video, mine, progress=percent, step=done, eta=eta):
                 return False
