@@ -27,6 +27,8 @@ export class Clips extends EventTarget {
 
   /** Follow the events for as long as the page lives. The list is read after they begin, so that none is missed. */
   async start() {
+    if (this.started) return;
+    this.started = true;
     for (;;) {
       try {
         await api.events(
@@ -36,6 +38,7 @@ export class Clips extends EventTarget {
         );
       } catch (error) {
         if (error.status === 401) {
+          this.started = false;
           this.#tell('locked');
           return;
         }
