@@ -280,6 +280,7 @@ class Page {
     clips.addEventListener('change', ({ detail }) => this.#changed(detail));
     clips.addEventListener('connection', ({ detail }) => this.#connection(detail));
     clips.addEventListener('locked', () => this.#unlock());
+    document.addEventListener('visibilitychange', () => document.hidden || clips.refresh());
     window.addEventListener('dragover', (event) => event.preventDefault());
     window.addEventListener('drop', (event) => {
       event.preventDefault();

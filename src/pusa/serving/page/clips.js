@@ -48,6 +48,15 @@ export class Clips extends EventTarget {
     }
   }
 
+  /** Read the list again, for a page that was out of sight. What the events have told meanwhile is in it, too. */
+  async refresh() {
+    try {
+      if (this.started) await this.#read();
+    } catch {
+      // The loop of `start` says what is wrong.
+    }
+  }
+
   /** Read the page of older clips. */
   async older() {
     const page = await api.list(this.all.at(-1)?.id);
