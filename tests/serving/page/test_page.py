@@ -197,3 +197,14 @@ def test_a_picture_in_the_place_of_a_clip_is_refused_in_words(page: Any, picture
     assert page.get_by_text("cat.png is a picture: choose a clip here.").is_visible()
     place.set_input_files(str(clip))
     page.get_by_text("cat.png is a picture").wait_for(state="hidden")
+
+
+def test_another_start_keeps_the_length(page: Any, server: FakeServer) -> None:
+    length = page.get_by_role("slider", name="Length", exact=True)
+    length.fill("33")
+    choose(page, "Keyframes")
+    assert length.input_value() == "33"
+    choose(page, "Continue a clip")
+    assert length.get_attribute("aria-valuetext") == "12 frames are added, 1.5 s"
+    page.get_by_role("button", name="Clear").click()
+    page.wait_for_function("() => document.querySelector('#frames').value === '17'")

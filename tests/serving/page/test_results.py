@@ -11,6 +11,7 @@ import pytest
 
 from tests.serving.page.conftest import (
     PROMPT,
+    Open,
     Shot,
     Write,
     answer_chooser,
@@ -222,3 +223,22 @@ def test_older_clips_are_shown_on_request(page: Any, server: FakeServer) -> None
     page.get_by_role("button", name="Show older clips").click()
     page.wait_for_function("() => document.querySelectorAll('#cards li').length === 71")
     assert page.get_by_role("button", name="Show older clips").count() == 0
+
+
+def test_a_clip_that_is_deleted_elsewhere_goes(open_page: Open, page: Any, server: FakeServer) -> None:
+    make(page)
+    finished(page)
+    other = open_page()
+    other.locator("#cards .open").click()
+    other.locator("#stage").get_by_role("button", name="Delete").click()
+    other.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    page.locator("#stage").wait_for(state="hidden")
+    page.get_by_text("Clips that you make appear here").wait_for()
+
+
+def test_a_page_that_was_out_of_sight_reads_the_list_again(page: Any, server: FakeServer) -> None:
+    make(page)
+    finished(page)
+    server.jobs.clear()  # without an event
+    page.evaluate("() => document.dispatchEvent(new Event('visibilitychange'))")
+    page.locator("#stage").wait_for(state="hidden")

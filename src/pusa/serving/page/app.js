@@ -14,7 +14,7 @@ import './source.js';
 import { described, finished, frameOf, fromTransfer, title } from './sources.js';
 import { Stage } from './stage.js';
 import './timeline/timeline.js';
-import { variants } from './variants.js';
+import { axes, variants } from './variants.js';
 
 const id = (name) => document.getElementById(name);
 const narrow = () => matchMedia('(max-width: 60rem)').matches;
@@ -85,12 +85,12 @@ class Page {
   }
 
   /** Show a clip on the stage. */
-  select(chosen, focus = true) {
+  select(chosen, reveal = true) {
     this.selected = chosen;
     this.comparison = null;
     this.stage.video = null;
     this.#show();
-    if (focus) this.#reveal(id('stage'));
+    if (reveal) this.#reveal(id('stage'));
   }
 
   // Showing
@@ -161,8 +161,8 @@ class Page {
     return undefined;
   }
 
-  async #several(axes) {
-    if (!axes) return;
+  async #several(chosen) {
+    if (!chosen) return;
     const missing = this.composer.missing();
     if (missing) {
       this.problems.insist(missing);
@@ -170,7 +170,7 @@ class Page {
     }
     const base = this.composer.order();
     await this.#try(async () => {
-      const { orders, ...comparison } = variants({ seed: newSeed(), ...base }, axes);
+      const { orders, ...comparison } = variants({ seed: newSeed(), ...base }, chosen);
       const cells = [];
       for (const row of orders) {
         cells.push([]);
@@ -182,38 +182,6 @@ class Page {
       }
       this.#compare({ ...comparison, title: `${comparison.title}: ${base.prompt || 'without words'}`, cells });
     });
-  }
-
-  #axes() {
-    const { composer } = this;
-    const { defaults } = composer.model;
-    const level = { min: 0, max: 1 };
-    const given =
-      ['extend', 'transition'].includes(composer.presetId) || (composer.usesTimeline && composer.presetId !== 'text');
-    return {
-      ...(given ? { noise: { ...level, label: 'Noise on what is given', short: 'noise', values: '0, 0.2, 0.4' } } : {}),
-      ...(composer.presetId === 'edit'
-        ? { strength: { min: 0.05, max: 1, label: 'How much may change', short: 'change', values: '0.4, 0.6, 0.8' } }
-        : {}),
-      ...(composer.order().lora
-        ? { lora: { min: -4, max: 4, label: 'Strength of the LoRA', short: 'LoRA', values: '0.8, 1, 1.2' } }
-        : {}),
-      guidance: {
-        min: 0,
-        max: 100,
-        label: 'Guidance by the words',
-        short: 'guidance',
-        values: [1, defaults.guidance_scale, 2 * defaults.guidance_scale].join(', '),
-      },
-      steps: {
-        min: 1,
-        max: 1000,
-        whole: true,
-        label: 'Steps',
-        short: 'steps',
-        values: [Math.ceil(defaults.num_inference_steps / 2), defaults.num_inference_steps].join(', '),
-      },
-    };
   }
 
   async #load(order) {
@@ -304,14 +272,15 @@ class Page {
     });
     id('seeds').addEventListener('click', async () => this.#several(seedsAxis(await dialogs.askSeeds())));
     id('grid').addEventListener('click', async () => {
-      const axes = this.#axes();
-      this.#several(await dialogs.askGrid(axes, Object.keys(axes)));
+      const settings = axes(composer);
+      this.#several(await dialogs.askGrid(settings, Object.keys(settings)));
     });
     clips.addEventListener('list', () => this.#show());
     clips.addEventListener('removed', () => this.#show());
     clips.addEventListener('change', ({ detail }) => this.#changed(detail));
     clips.addEventListener('connection', ({ detail }) => this.#connection(detail));
     clips.addEventListener('locked', () => this.#unlock());
+    document.addEventListener('visibilitychange', () => document.hidden || clips.refresh());
     window.addEventListener('dragover', (event) => event.preventDefault());
     window.addEventListener('drop', (event) => {
       event.preventDefault();

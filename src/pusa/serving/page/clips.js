@@ -27,6 +27,8 @@ export class Clips extends EventTarget {
 
   /** Follow the events for as long as the page lives. The list is read after they begin, so that none is missed. */
   async start() {
+    if (this.started) return;
+    this.started = true;
     for (;;) {
       try {
         await api.events(
@@ -36,12 +38,22 @@ export class Clips extends EventTarget {
         );
       } catch (error) {
         if (error.status === 401) {
+          this.started = false;
           this.#tell('locked');
           return;
         }
         if (!(error instanceof TypeError)) this.#tell('connection', error.message);
       }
       await new Promise((resolve) => setTimeout(resolve, RETRY));
+    }
+  }
+
+  /** Read the list again, for a page that was out of sight. What the events have told meanwhile is in it, too. */
+  async refresh() {
+    try {
+      if (this.started) await this.#read();
+    } catch {
+      // The loop of `start` says what is wrong.
     }
   }
 

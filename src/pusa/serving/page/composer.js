@@ -74,9 +74,8 @@ export class Composer extends EventTarget {
       ...model.examples.slice(0, 4).map((text) => button(text, () => this.#fill(text), { className: 'chip' })),
     );
     if (first) this.#presets();
-    const preset = this.presetId ?? 'text';
-    this.presetId = null; // so that the length is that of this model
-    this.choose(preset);
+    this.kind = null; // so that the length is that of this model
+    this.choose(this.presetId ?? 'text');
   }
 
   get model() {
@@ -95,10 +94,9 @@ export class Composer extends EventTarget {
     id('hold-row').hidden = !['extend', 'transition'].includes(presetId);
     this.timeline.ghosts = preset.ghosts ?? [];
     const kind = preset.task === 'generate' ? 'generate' : presetId;
-    if (former !== presetId) {
-      this.needed = [];
-      this.length.use(this.model, kind);
-    }
+    if (former !== presetId) this.needed = [];
+    if (this.kind !== kind) this.length.use(this.model, kind);
+    this.kind = kind;
     this.#lengthen();
     this.#changed();
   }
@@ -117,9 +115,9 @@ export class Composer extends EventTarget {
     if (id('fit').value !== 'crop') order.fit = id('fit').value;
     if (this.#size()) order.size = this.#size();
     if (id('lora').value)
-      order.lora = [{ name: id('lora').value, scale: Number(id('scale').value) }, ...this.otherLoras];
+      order.lora = [{ name: id('lora').value, scale: Number(id('scale').value || 1) }, ...this.otherLoras];
     const source = (name) => this.places[name].value?.src;
-    const noise = 1 - id('hold').value / 100;
+    const noise = this.extra.noise ?? 1 - id('hold').value / 100;
     if (preset.id === 'extend') Object.assign(order, { clip: source('clip'), direction: this.#direction(), noise });
     else if (preset.id === 'transition') Object.assign(order, { a: source('a'), b: source('b'), noise });
     else if (preset.id === 'edit')
@@ -144,15 +142,17 @@ export class Composer extends EventTarget {
     document
       .querySelectorAll('[name=direction]')
       .forEach((one) => (one.checked = one.value === (order.direction ?? 'forward')));
-    const usual = (key, value) => key === 'shift' && value === this.model.defaults.flow_shift;
+    const isShown = (key, value) => SHOWN.includes(key) && !(key === 'noise' && Array.isArray(value));
+    const isUsual = (key, value) => key === 'shift' && value === this.model.defaults.flow_shift;
     this.extra = Object.fromEntries(
-      Object.entries(order).filter(([key, value]) => !SHOWN.includes(key) && !usual(key, value)),
+      Object.entries(order).filter(([key, value]) => !isShown(key, value) && !isUsual(key, value)),
     );
     this.loadedInit = order.init ?? null;
     this.#showExtra();
     this.timeline.value = [];
+    this.kind = null;
     this.choose(presetOf(order));
-    this.length.value = order.frames ?? this.length.value;
+    if (order.frames) this.length.value = order.frames;
     this.#lengthen();
     await this.timeline.load(conditions.filter((one) => !one.src.missing));
     this.#ask(conditions.filter((one) => one.src.missing));
@@ -275,8 +275,7 @@ export class Composer extends EventTarget {
 
   #size() {
     if (id('size').value !== 'own') return id('size').value;
-    const [width, height] = [id('width').value, id('height').value];
-    return width && height ? `${width}x${height}` : '';
+    return ['width', 'height'].map((name) => id(name).value || id(name).placeholder).join('x');
   }
 
   #setSize(size) {
