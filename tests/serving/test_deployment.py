@@ -107,8 +107,8 @@ def test_the_gpu_file_changes_services_that_exist() -> None:
 
 def test_the_health_check_asks_the_server() -> None:
     (path,) = re.findall(r"http://127\.0\.0\.1:8000(/\w+)", DOCKERFILE)
-    source = (ROOT / "src" / "pusa" / "serving" / "app.py").read_text(encoding="utf-8")
-    assert f'@app.get("{path}"' in source
+    sources = (ROOT / "src" / "pusa" / "serving").glob("*.py")
+    assert any(f'@app.get("{path}"' in source.read_text(encoding="utf-8") for source in sources)
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
