@@ -11,7 +11,6 @@ from torch import Tensor
 from pusa.errors import InputError
 
 from .latents import (
-    CATEGORY,
     PIXEL_FRAMES,
     Latent,
     frame_in,
@@ -21,16 +20,7 @@ from .latents import (
     pixel_frames,
     samples_of,
 )
-
-FIT = (
-    ["crop", "stretch"],
-    {"tooltip": "How pictures of another shape are brought to the size of the clip: cut at two sides, or distorted."},
-)
-NOISE = {
-    "default": "0",
-    "tooltip": "The noise multiplier: 0 keeps the frames exactly, 1 ignores them. One number, or one for each latent "
-    "frame with commas between them.",
-}
+from .widgets import CATEGORY, FIT, NOISE, widget
 
 
 class PusaPicture:
@@ -44,19 +34,17 @@ class PusaPicture:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802, ComfyUI calls it
-        frame = {"default": 0, "min": -9999, "max": 9999, "tooltip": "The pixel frame; -1 is the last one."}
-        noise = {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.05}
-        noise["tooltip"] = "The noise multiplier: 0 keeps the picture exactly, 1 ignores it."
-        encoding = {
-            "tooltip": "How a picture after frame 0 fills a latent frame of four pixel frames. repeat: as a still "
-            "clip. single: as one frame, as the official code does."
-        }
+        encoding = widget(
+            "How a picture after frame 0 fills a latent frame of four pixel frames. repeat: as a still clip. single: "
+            "as one frame, as in the official code."
+        )
+        noise = widget("0 keeps the picture exactly, 1 ignores it.", default=0.0, min=0.0, max=1.0, step=0.05)
         return {
             "required": {
                 "latent": ("LATENT",),
                 "vae": ("VAE",),
                 "image": ("IMAGE",),
-                "frame": ("INT", frame),
+                "frame": ("INT", widget("The pixel frame; -1 is the last one.", default=0, min=-9999, max=9999)),
                 "noise": ("FLOAT", noise),
                 "encoding": (["repeat", "single"], encoding),
                 "fit": FIT,
@@ -90,10 +78,12 @@ class PusaClip:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
-        frame = {"default": 0, "min": -9999, "max": 9999}
-        frame["tooltip"] = (
+        frame = widget(
             "The pixel frame at which the clip begins: 0 (with 4n+1 frames), or 4k-3 (with 4n frames). A negative "
-            "number is the frame at which it ends: -1 is the last one."
+            "number is the frame at which it ends: -1 is the last one.",
+            default=0,
+            min=-9999,
+            max=9999,
         )
         return {
             "required": {
@@ -101,7 +91,7 @@ class PusaClip:
                 "vae": ("VAE",),
                 "images": ("IMAGE",),
                 "frame": ("INT", frame),
-                "noise": ("STRING", NOISE),
+                "noise": NOISE,
                 "fit": FIT,
             }
         }
@@ -140,4 +130,5 @@ def fitted(images: Tensor, samples: Tensor, vae: Any, fit: str) -> Tensor:
     if images.shape[1:3] == (height, width):
         return images
     crop = "center" if fit == "crop" else "disabled"
-    return comfy.utils.common_upscale(images.movedim(-1, 1), width, height, "lanczos", crop).movedim(1, -1)
+    resized: Tensor = comfy.utils.common_upscale(images.movedim(-1, 1), width, height, "lanczos", crop)
+    return resized.movedim(1, -1)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pusa.errors import InputError
 
-from .conditions import NOISE
-from .latents import CATEGORY, PIXEL_FRAMES, Latent, given, latent_frames, noise_levels, pixel_frames, samples_of
+from .latents import PIXEL_FRAMES, Latent, given, latent_frames, noise_levels, pixel_frames, samples_of
+from .widgets import CATEGORY, NOISE, widget
 
 OVERLAP = "pusa_overlap"
 """The key of a window's LATENT for the number of its first latent frames that the clip has, too. Samplers keep it."""
@@ -33,18 +33,24 @@ class PusaExtend:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
-        overlap = {"default": 13, "min": 5, "max": 9999, "step": 4}
-        overlap["tooltip"] = "Pixel frames of the clip that the window sees: 4m+1, at least 5."
-        frames = {"default": 68, "min": 4, "max": 9996, "step": 4}
-        frames["tooltip"] = "Pixel frames that are added: a multiple of 4. The window has overlap + frames of them."
-        images = {"tooltip": "The decoded frames of the clip. Without them, its beginning is decoded again."}
+        overlap = widget(
+            "Pixel frames of the clip that the window sees: 4m+1, at least 5.", default=13, min=5, max=9997, step=4
+        )
+        frames = widget(
+            "Pixel frames that are added: a multiple of 4. The window has overlap + frames of them.",
+            default=68,
+            min=4,
+            max=9996,
+            step=4,
+        )
+        images = widget("The decoded frames of the clip. Without them, its beginning is decoded again.")
         return {
             "required": {
                 "clip": ("LATENT",),
                 "vae": ("VAE",),
                 "overlap": ("INT", overlap),
                 "frames": ("INT", frames),
-                "noise": ("STRING", NOISE),
+                "noise": NOISE,
             },
             "optional": {"images": ("IMAGE", images)},
         }
@@ -59,6 +65,8 @@ class PusaExtend:
             raise InputError(f"The overlap is {overlap} frames of a clip of {most}: give 4m+1, from 5 to {most}.")
         if frames < PIXEL_FRAMES or frames % PIXEL_FRAMES:
             raise InputError(f"{frames} frames cannot be added: give a multiple of {PIXEL_FRAMES}.")
+        if not samples[:, :, -shared:].any():
+            raise InputError("The end of the clip is empty: connect the latent that a sampler made.")
         levels = noise_levels(noise, shared)
         first = samples.shape[2] - shared
         head = samples[:, :, :1] if first == 0 else vae.encode(_picture(samples, first, vae, images))
@@ -79,7 +87,7 @@ class PusaJoin:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
-        window = {"tooltip": "What the sampler made of the latent of the node that extends the clip."}
+        window = widget("What the sampler made of the latent of the node that extends the clip.")
         return {"required": {"clip": ("LATENT",), "window": ("LATENT", window)}}
 
     def join(self, clip: Latent, window: Latent) -> tuple[Latent]:
@@ -106,7 +114,7 @@ def _picture(samples: Tensor, slot: int, vae: Any, images: Tensor | None) -> Ten
     """Return the last pixel frame of a latent frame of the clip, [1, H, W, 3]."""
     frame = pixel_frames(slot + 1) - 1
     if images is None:
-        decoded = vae.decode(samples[:, :, : slot + 1])
+        decoded: Tensor = vae.decode(samples[:, :, : slot + 1])
         return decoded.reshape(-1, *decoded.shape[-3:])[frame : frame + 1]
     if len(images) != (needed := pixel_frames(samples.shape[2])):
         raise InputError(f"There are {len(images)} images for a clip of {needed} frames: connect its decoded frames.")

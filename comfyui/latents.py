@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pusa.errors import InputError
 
-CATEGORY = "Pusa"
 PIXEL_FRAMES = 4
 """Pixel frames of every latent frame after the first."""
 Latent = dict[str, Any]

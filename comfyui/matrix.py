@@ -11,7 +11,8 @@ from pusa.errors import InputError
 from pusa.generation.schedule import Schedule
 
 from .drawing import drawn
-from .latents import CATEGORY, Latent, multipliers
+from .latents import Latent, multipliers
+from .widgets import CATEGORY, widget
 
 MATRIX = "PUSA_MATRIX"
 """ComfyUI's name of the type. The value is a `TimestepMatrix`."""
@@ -29,15 +30,25 @@ class PusaMatrix:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
-        shift = {"default": 5.0, "min": 0.1, "max": 100.0, "step": 0.1}
-        shift["tooltip"] = "Moves the noise levels towards noise; 1 leaves them evenly spaced. Pusa uses 5."
-        schedule = {"default": "synchronous"}
-        schedule["tooltip"] = (
-            "synchronous: all frames have the same noise level. staircase,block=3,delay=2: each block of 3 latent "
-            "frames starts 2 steps after the block before it."
+        shift = widget(
+            "Moves the noise levels towards noise; 1 leaves them evenly spaced. Pusa uses 5.",
+            default=5.0,
+            min=0.1,
+            max=100.0,
+            step=0.1,
         )
-        strength = {"default": 1.0, "min": 0.05, "max": 1.0, "step": 0.05}
-        strength["tooltip"] = "Below 1, the clip in the latent is edited: it is mixed with less noise."
+        schedule = widget(
+            "synchronous: all frames have the same noise level. staircase,block=3,delay=2: each block of 3 latent "
+            "frames starts 2 steps after the block before it.",
+            default="synchronous",
+        )
+        strength = widget(
+            "Below 1, the clip in the latent is edited: it is mixed with less noise.",
+            default=1.0,
+            min=0.05,
+            max=1.0,
+            step=0.05,
+        )
         return {
             "required": {
                 "latent": ("LATENT",),

@@ -25,9 +25,10 @@ from torch import Tensor
 from pusa.core import Call, Step, TimestepMatrix, add_noise, walk
 from pusa.errors import InputError
 
-from .latents import CATEGORY, Latent, multipliers, samples_of
+from .latents import Latent, multipliers, samples_of
 from .matrix import MATRIX
 from .timesteps import KEY, check_model, per_frame
+from .widgets import CATEGORY, widget
 
 
 class PusaSampler:
@@ -41,26 +42,33 @@ class PusaSampler:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
-        seed = {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True}
-        cfg = {"default": 3.0, "min": 0.0, "max": 100.0, "step": 0.1}
-        low = {"tooltip": "Wan2.2 A14B: the low-noise expert. `model` is then the high-noise expert."}
-        boundary = {"default": 0.875, "min": 0.0, "max": 1.0, "step": 0.005}
-        boundary["tooltip"] = "The high-noise expert computes the steps whose noisiest frame is at this level or above."
-        solver = {"tooltip": "euler: first order, as in the official code. dpm++2m: second order, a history per frame."}
+        scale: dict[str, Any] = {"default": 3.0, "min": 0.0, "max": 100.0, "step": 0.1}
+        seed = widget("The seed of the noise.", default=0, min=0, max=2**64 - 1, control_after_generate=True)
+        solver = widget("euler: first order, as in the official code. dpm++2m: second order, a history per frame.")
+        boundary = widget(
+            "The high-noise expert computes the steps whose noisiest frame is at this level or above.",
+            default=0.875,
+            min=0.0,
+            max=1.0,
+            step=0.005,
+        )
         return {
             "required": {
                 "model": ("MODEL",),
                 "matrix": (MATRIX,),
                 "positive": ("CONDITIONING",),
                 "negative": ("CONDITIONING",),
-                "latent": ("LATENT", {"tooltip": "The latent for which the matrix was built."}),
+                "latent": ("LATENT", widget("The latent for which the matrix was built.")),
                 "seed": ("INT", seed),
-                "cfg": ("FLOAT", {**cfg, "tooltip": "The scale of guidance; 1 is none."}),
+                "cfg": ("FLOAT", widget("The scale of guidance; 1 is none.", **scale)),
                 "solver": (["euler", "dpm++2m"], solver),
             },
             "optional": {
-                "low_noise_model": ("MODEL", low),
-                "low_noise_cfg": ("FLOAT", {**cfg, "tooltip": "The scale of guidance of the low-noise expert."}),
+                "low_noise_model": (
+                    "MODEL",
+                    widget("Wan2.2 A14B: the low-noise expert. `model` is then the high-noise expert."),
+                ),
+                "low_noise_cfg": ("FLOAT", widget("The scale of guidance of the low-noise expert.", **scale)),
                 "boundary": ("FLOAT", boundary),
             },
         }
@@ -80,15 +88,15 @@ class PusaSampler:
         boundary: float = 0.875,
     ) -> tuple[Latent]:
         samples = samples_of(latent).float()
-        experts = {True: (model, cfg), False: (low_noise_model or model, low_noise_cfg if low_noise_model else cfg)}
+        experts = {True: (model, cfg)} | ({False: (low_noise_model, low_noise_cfg)} if low_noise_model else {})
         for one, _ in experts.values():
             check_model(one)
         check_latent(latent, matrix, model)
         noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
         callback = latent_preview.prepare_callback(model, matrix.steps)
         steps = MatrixWalk(matrix, solver)
-        is_high = (matrix.model_sigma.amax(dim=1) >= boundary).tolist()
-        for high, group in groupby(is_high):
+        noisiest = matrix.model_sigma.amax(dim=1).tolist()
+        for high, group in groupby(low_noise_model is None or level >= boundary for level in noisiest):
             expert, scale = experts[high]
             samples = _guided(expert, positive, negative, scale).sample(
                 noise,
@@ -182,7 +190,8 @@ class _Steps(comfy.samplers.Sampler):
         levels = noise.new_zeros(0)
 
         def rows(scalar: Tensor) -> Tensor:
-            return timesteps(levels).repeat(len(scalar) // len(levels), 1)  # the branches of guidance are a batch
+            clips: Tensor = timesteps(levels)
+            return clips.repeat(len(scalar) // len(levels), 1)  # the branches of guidance are a batch
 
         kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
         comfy.patcher_extension.add_wrapper_with_key(kind, KEY, per_frame(rows), options, is_model_options=True)
@@ -190,7 +199,7 @@ class _Steps(comfy.samplers.Sampler):
         def velocity(x: Tensor, sigma: Tensor) -> Tensor:
             nonlocal levels
             levels, noisiest = sigma, sigma.amax(dim=1)
-            clean = model_wrap(x, noisiest, model_options=options, seed=extra_args["seed"])
+            clean: Tensor = model_wrap(x, noisiest, model_options=options, seed=extra_args["seed"])
             return (x - clean) / noisiest[:, None, None, None, None]
 
         self._walk.begin(latent_image, noise)

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from pusa.errors import InputError
 
-from .latents import CATEGORY, Latent, multipliers
+from .latents import Latent, multipliers
 from .timesteps import KEY, check_model, per_frame
+from .widgets import CATEGORY
 
 EXACT = (
     *("euler", "heun", "heunpp2", "dpm_2", "dpm_fast", "dpm_adaptive", "dpmpp_2m", "dpmpp_2m_cfg_pp", "lcm", "lms"),
@@ -89,7 +90,7 @@ def per_frame_sampling(sampling: Any, levels: Tensor) -> Any:
 
 def name_of(sampler: Any) -> str:
     """Return ComfyUI's name of a sampler object, by the name of its function."""
-    function = getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)
+    function: str = getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__)
     return function.removeprefix("sample_").removesuffix("_function").replace("unipc", "uni_pc")
 
 

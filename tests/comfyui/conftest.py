@@ -29,7 +29,7 @@ class Vae:
         self.pipe, self.latent_format = pipe, latent_format
 
     def spacial_compression_encode(self) -> int:
-        return 8
+        return self.pipe.backbone.geometry.spatial
 
     def encode(self, pixels: Tensor) -> Tensor:
         frames = (pixels * 255).round().to(torch.uint8).numpy()

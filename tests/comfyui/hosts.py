@@ -53,6 +53,7 @@ def model(network: Any) -> Any:
             "freq_dim": config.freq_dim,
             "text_dim": config.text_dim,
             "num_layers": config.num_layers,
+            "patch_size": tuple(config.patch_size),
             "in_dim": config.in_channels,
             "out_dim": config.out_channels,
         }

@@ -65,6 +65,8 @@ def test_what_does_not_fit_is_refused(twins: Twins, clip: Any) -> None:
         window(twins, clip, frames=6)
     with pytest.raises(InputError, match="2 numbers for 3 latent frames"):
         window(twins, clip, noise="0, 0.2")
+    with pytest.raises(InputError, match="end of the clip is empty"):
+        window(twins, twins.empty())
     with pytest.raises(InputError, match="latent has 2 clips"):
         window(twins, twins.empty(2))
     with pytest.raises(InputError, match="4 images for a clip of 17"):
