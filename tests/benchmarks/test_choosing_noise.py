@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.choosing_noise import CASES, Case, gain, made, seam, summary, tables
 from pusa.generation.pipeline import load
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_the_tables_of_the_page_are_those_of_the_record() -> None:
+    from choosing_noise import CASES, tables
+
     record = json.loads((DOCS / "results" / "choosing_noise.json").read_text(encoding="utf-8"))
     page = (DOCS / "choosing_noise.md").read_text(encoding="utf-8")
     for table in tables(record).split("\n\n"):
@@ -24,10 +25,11 @@ def test_the_tables_of_the_page_are_those_of_the_record() -> None:
 
 def test_rows_are_made_once_and_a_cut_line_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "rows.jsonl"
-    case = Case("image to video", "shape", (0.0,))
-    import benchmarks.choosing_noise as module
+    import noise_cases
+    from noise_cases import Case, made, summary
 
-    monkeypatch.setattr(module, "CASES", [case])
+    case = Case("image to video", "shape", (0.0,))
+    monkeypatch.setattr(noise_cases, "CASES", [case])
     pipe = load("tiny", device="cpu")
     (row,) = made(pipe, range(1), file)
     whole = file.read_text()
@@ -40,6 +42,8 @@ def test_rows_are_made_once_and_a_cut_line_again(tmp_path: Path, monkeypatch: py
 
 
 def test_a_cut_stands_out_and_a_pair_is_compared_by_scene() -> None:
+    from noise_cases import gain, seam
+
     rng = np.random.default_rng(0)
     steady = np.repeat(rng.integers(0, 256, (1, 8, 8, 3)), 12, axis=0).astype(np.uint8)
     cut = steady.copy()

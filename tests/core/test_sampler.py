@@ -478,3 +478,16 @@ def test_condition_noise_matches_the_column_it_is_for() -> None:
     assert torch.equal(start[:, :, 0], z0[:, :, 0])
     assert torch.equal(start[:, :, 1], eps[:, :, 1])
     assert torch.allclose(start[:, :, 3], 0.75 * z0[:, :, 3] + 0.25 * eps[:, :, 3])
+
+
+def test_a_step_has_the_levels_before_and_after_it_and_what_is_written_into_it_counts() -> None:
+    steps = list(walk(alone, latents(), IMAGE))
+    for index, step in enumerate(steps):
+        assert torch.equal(step.sigma_before, IMAGE.sigma[index].float().expand(2, -1))
+        assert torch.equal(step.sigma, IMAGE.sigma[index + 1].float().expand(2, -1))
+    plain = steps[-1].latents
+    for step in walk(alone, latents(), IMAGE):
+        if step.index == 4:
+            step.latents.mul_(0.5)
+    assert not torch.equal(step.latents, plain)
+    assert torch.equal(step.latents[:, :, 0], 0.5 * plain[:, :, 0])

@@ -19,6 +19,7 @@ import pusa
 from pusa.diffusers import PusaPipeline
 from pusa.errors import InputError
 from pusa.generation.pipeline import Pipeline
+from pusa.generation.provenance import regenerate
 
 PROMPT = "a red circle moves left on a black background"
 SETTINGS = {"num_frames": 5, "num_inference_steps": 2}
@@ -113,6 +114,13 @@ def test_a_picture_may_have_every_form(pipe: PusaPipeline, noise_frames: Callabl
     batch = torch.from_numpy(video / 255).permute(0, 3, 1, 2)
     films = [video, video / 255, batch, batch[None], list(video), [list(map(PILImage.fromarray, video))]]
     assert len({latents_of(pipe, PROMPT, video=film, num_frames=9).numpy().tobytes() for film in films}) == 1
+
+
+def test_the_sidecar_of_a_clip_makes_it_again(tmp_path: Path, noise_frames: Callable[..., Any]) -> None:
+    PILImage.fromarray(noise_frames(1)[0]).save(tmp_path / "first.png")
+    made = quiet(PusaPipeline.from_pretrained("tiny"))(PROMPT, image=tmp_path / "first.png", noise=0.2, **SETTINGS)
+    path = made.clips[0].save(tmp_path / "clip.mp4")
+    assert torch.equal(regenerate(path).latents, made.clips[0].latents)
 
 
 def test_several_clips_have_consecutive_seeds_or_a_generator_each(pipe: PusaPipeline) -> None:
@@ -228,7 +236,10 @@ def test_the_progress_bar_counts_the_steps_of_all_clips(pipe: PusaPipeline, caps
         ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "latents, denoised"),
         ({"callback_on_step_end": lambda *_: {"prompt_embeds": 1}}, "no effect"),
         ({"callback_on_step_end": lambda *_: {"latents": torch.zeros(1)}}, "shape"),
+        ({"callback_on_step_end": lambda *_: {"latents": None}}, "of type NoneType"),
+        ({"callback_on_step_end_tensor_inputs": "latents"}, "give a list"),
         ({"conditions": "a.png"}, "give a list"),
+        ({"conditions": [pusa.Image("a.png")], "noise": 0.2}, "noise of its own"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -245,6 +256,8 @@ def test_guidance_below_one_is_none_as_in_diffusers(pipe: PusaPipeline) -> None:
 def test_parts_cannot_be_exchanged_in_silence(pipe: PusaPipeline) -> None:
     with pytest.raises(InputError, match="shift and solver"):
         pipe.scheduler = UniPCMultistepScheduler()
+    with pytest.raises(InputError, match="shift and solver"):
+        PusaPipeline.from_pretrained("tiny", scheduler=UniPCMultistepScheduler())
     with pytest.raises(InputError, match="from_pretrained"):
         pipe.vae = pipe.vae
     if not torch.accelerator.is_available():

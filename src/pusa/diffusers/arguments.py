@@ -88,6 +88,8 @@ def requests(
     edited = given.video is not None and given.strength is not None
     if given.strength is not None and not edited:
         raise InputError("A strength needs a video to edit: give one, or leave the strength out.")
+    if given.conditions and given.noise != 0 and given.image is given.last_image is given.video is None:
+        raise InputError("noise is for image, last_image and video: give each of the conditions a noise of its own.")
     known = inputs.conditions(given.image, given.last_image, None if edited else given.video, given.noise)
     first = Generate(
         prompts[0],

@@ -25,6 +25,7 @@ def conditions(image: Any, last_image: Any, video: Any, noise: Noise) -> list[Im
     image, last_image: see `picture`. They become the first and the last frame. video: see `frames`. It becomes the
     first frames. noise: one multiplier for all; with pictures alone, one for each; with a video alone, one for each of
     its latent frames. Raises InputError for several multipliers that do not say which of them is for what.
+    A number without pictures and video has no effect.
     """
     pictures = [(value, frame) for value, frame in ((image, 0), (last_image, -1)) if value is not None]
     several = isinstance(noise, (list, tuple))

@@ -32,6 +32,9 @@ from pusa.media.images import Frames
 from pusa.models.loading import components
 from pusa.models.memory import profiles
 
+_NO_SCHEDULER = (
+    "A PusaPipeline samples without the scheduler, so another one has no effect: give shift and solver in the call."
+)
 NETWORKS = ("tokenizer", "text_encoder", "vae", "transformer", "transformer_2")
 
 
@@ -93,9 +96,11 @@ class PusaPipeline(LoraMethods, DiffusionPipeline):  # type: ignore[misc]
             options: the keywords of `pusa.load`; `torch_dtype` is its `dtype`. Or those of `from_pretrained` of
                 diffusers, among them loaded components such as `vae=`. The autoencoder is float32 unless it is given.
 
-        Raises InputError as `pusa.load` does, and for keywords of both kinds.
+        Raises InputError as `pusa.load` does, for keywords of both kinds, and for another scheduler.
         """
         source = pretrained_model_name_or_path
+        if "scheduler" in options:
+            raise InputError(_NO_SCHEDULER)
         if "torch_dtype" in options:
             options["dtype"] = options.pop("torch_dtype")
         own = inspect.signature(load).parameters
@@ -127,6 +132,8 @@ class PusaPipeline(LoraMethods, DiffusionPipeline):  # type: ignore[misc]
         diffusers has loaded, and where `__init__` does.
         """
         dtype = changes.pop("torch_dtype", None)
+        if "scheduler" in changes:
+            raise InputError(_NO_SCHEDULER)
         if not isinstance(pipeline, DiffusionPipeline):
             raise InputError(f"from_pipe got a {type(pipeline).__name__}: give a WanPipeline.")
         parts = {**pipeline.components, **pipeline.parameters, **changes}
@@ -176,10 +183,7 @@ class PusaPipeline(LoraMethods, DiffusionPipeline):  # type: ignore[misc]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "scheduler" and "_complete" in self.__dict__:
-            raise InputError(
-                "A PusaPipeline samples without the scheduler, so another one has no effect: give shift and solver in "
-                "the call."
-            )
+            raise InputError(_NO_SCHEDULER)
         if name in NETWORKS and "_complete" in self.__dict__:
             raise InputError(f"The {name} of a PusaPipeline cannot change: give it to from_pretrained or from_pipe.")
         super().__setattr__(name, value)

@@ -51,15 +51,20 @@ class Steps:
         returned = callback(self._pipe, step.index, 1000 * step.sigma_before.max(), tensors) or {}
         if unused := [name for name in returned if name not in TENSORS]:
             raise InputError(f"callback_on_step_end returned {unused[0]!r}, which has no effect: return latents only.")
-        changed = returned.get("latents", step.latents)
-        if changed.shape != step.latents.shape:
-            was, needed = list(changed.shape), list(step.latents.shape)
-            raise InputError(f"callback_on_step_end returned latents of shape {was}: return {needed}.")
+        changed, needed = returned.get("latents", step.latents), list(step.latents.shape)
+        if not isinstance(changed, Tensor):
+            raise InputError(
+                f"callback_on_step_end returned latents of type {type(changed).__name__}: return a tensor {needed}."
+            )
+        if list(changed.shape) != needed:
+            raise InputError(f"callback_on_step_end returned latents of shape {list(changed.shape)}: return {needed}.")
         if changed is not step.latents:
             step.latents.copy_(changed)
 
 
-def check_names(names: Sequence[str]) -> None:
+def check_names(names: Any) -> None:
     """Raise InputError for a tensor that a callback cannot have."""
+    if not isinstance(names, (list, tuple)):
+        raise InputError(f"callback_on_step_end_tensor_inputs is {names!r}: give a list, such as ['latents'].")
     if wrong := [name for name in names if name not in TENSORS]:
         raise InputError(f"callback_on_step_end_tensor_inputs has {wrong[0]!r}: choose {', '.join(TENSORS)}.")
