@@ -6,14 +6,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install pusa[dev]")
-pytest.importorskip("uvicorn", reason="the server is not installed: pip install pusa[serve]")
-
-from tests.serving.page.fake_server import FakeServer  # noqa: E402
+if TYPE_CHECKING:
+    from tests.serving.page.fake_server import FakeServer
 
 ROOT = Path(__file__).parents[3]
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
@@ -29,7 +27,8 @@ Shot = Callable[[Any, str], None]
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
     """One headless Chromium. It ends with the folder, because its event loop runs in this thread until then."""
-    with playwright_api.sync_playwright() as playwright:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install pusa[dev]")
+    with api.sync_playwright() as playwright:
         own = Path(playwright.chromium.executable_path)
         found = shutil.which("chromium") or (str(own) if own.exists() else None)
         if found is None:
@@ -41,6 +40,9 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="package")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
+    pytest.importorskip("uvicorn", reason="the server is not installed: pip install pusa[serve]")
+    from tests.serving.page.fake_server import FakeServer
+
     with FakeServer(tmp_path_factory.mktemp("clips")) as server:
         yield server
 

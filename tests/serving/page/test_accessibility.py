@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.serving.page.conftest import DESKTOP, PHONE, Open, answer_chooser
-from tests.serving.page.fake_server import FakeServer
+
+if TYPE_CHECKING:
+    from tests.serving.page.fake_server import FakeServer
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing: pip install pusa[dev]")
 Write = Callable[[str, str], Path]

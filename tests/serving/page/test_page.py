@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,7 +20,9 @@ from tests.serving.page.conftest import (
     make,
     put_clip,
 )
-from tests.serving.page.fake_server import FakeServer
+
+if TYPE_CHECKING:
+    from tests.serving.page.fake_server import FakeServer
 
 
 @pytest.mark.parametrize(("viewport", "name"), [(DESKTOP, "desktop"), (PHONE, "phone")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,8 +19,9 @@ from tests.serving.page.conftest import (
     finished,
     make,
 )
-from tests.serving.page.fake_orders import Job
-from tests.serving.page.fake_server import FakeServer
+
+if TYPE_CHECKING:
+    from tests.serving.page.fake_server import FakeServer
 
 
 def test_the_gallery_survives_a_restart_of_the_server(page: Any, server: FakeServer) -> None:
@@ -211,6 +212,8 @@ def test_clips_are_deleted_after_a_question(page: Any, server: FakeServer) -> No
 
 
 def test_older_clips_are_shown_on_request(page: Any, server: FakeServer) -> None:
+    from tests.serving.page.fake_orders import Job
+
     make(page)
     finished(page)
     (job,) = server.jobs.values()
