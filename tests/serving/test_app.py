@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import itertools
@@ -268,6 +269,21 @@ def test_every_answer_speaks_without_paths(service: Service) -> None:
     assert wrong.json()["error"]["param"] == "image"
 
 
+def test_a_recipe_has_the_names_of_the_client(service: Service) -> None:
+    files = [("image", ("../a\0b/cat.png", png())), ("last_image", ("dog.png", png(1)))]
+    pair = [("image", ("cat.png", png())), ("last_image", ("cat.png", png(1)))]
+
+    names = [
+        [
+            one["path"]
+            for one in service.get(service.made(files=some, prompt=PROMPT, steps="2")["id"], "/recipe")["conditions"]
+        ]
+        for some in (files, pair)
+    ]
+
+    assert names == [["cat.png", "dog.png"], ["source_0-cat.png", "source_1-cat.png"]]
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
@@ -369,6 +385,24 @@ def test_events_tell_status_progress_and_previews(service: Service) -> None:
     assert (names[-1], events[-1][1]["status"]) == ("status", "completed")
     image = next(data["image"] for name, data in events if name == "preview")
     assert Image.open(io.BytesIO(base64.b64decode(image.split(",")[1]))).n_frames == 5
+
+
+def test_events_tell_of_a_clip_that_another_client_deletes(service: Service) -> None:
+    video = service.made(prompt=PROMPT, **QUICK)["id"]
+    told = []
+
+    async def watch() -> None:
+        async for event in service.server.events.of_owner("everyone"):
+            told.append(event)
+            if len(told) == 1:
+                answer = await asyncio.to_thread(service.client.delete, f"/v1/videos/{video}")
+                assert answer.status_code == 200
+            else:
+                return
+
+    asyncio.run(asyncio.wait_for(watch(), 60))
+
+    assert told[1] == f'event: deleted\ndata: {{"id": "{video}"}}\n\n'
 
 
 def test_models_health_and_numbers(service: Service) -> None:

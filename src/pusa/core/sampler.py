@@ -151,7 +151,7 @@ def _steps(
     table: _Table,
     context: Any,
     noise: Callable[[int], Tensor] | None,
-    after: Step | None,
+    last: Step | None,
 ) -> Iterator[Step]:
     dtype = torch.promote_types(latents.dtype, torch.float32)
 
@@ -160,9 +160,9 @@ def _steps(
 
     x = previous = latents.to(dtype)
     first = 0
-    if after is not None:  # what a step depends on: the latents, and for DPM++ 2M the last prediction
-        x, previous = (each.to(latents.device, dtype) for each in (after.latents, after.denoised))
-        first = after.index + 1
+    if last is not None:  # what a step depends on: the latents, and for DPM++ 2M the last prediction
+        x, previous = (each.to(latents.device, dtype) for each in (last.latents, last.denoised))
+        first = last.index + 1
     for s in range(first, table.steps):
         now, after = table.sigma[s], table.sigma[s + 1]
         moves = wide(now != after)

@@ -52,6 +52,7 @@ class Events:
         self._seen: dict[str, dict[str, tuple[Any, ...]]] = {}  # {owner: {id: what was told last}}
         self._shown: dict[str, int] = {}  # {id: the step of its last preview}
         self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def of_video(self, row: Video) -> AsyncIterator[str]:
         """The events of one video, from now to its end."""
@@ -63,11 +64,16 @@ class Events:
 
     async def of_owner(self, owner: str) -> AsyncIterator[str]:
         """The events of all videos of a key."""
-        yield ": watching\n\n"
         async for event in self._listen(_Watch(owner, None)):
             yield event
 
+    def deleted(self, row: Video) -> None:
+        """Tell the clients of this process that a video that had ended is gone. Any thread may call it."""
+        if self._loop is not None and row.status in ENDED:
+            self._loop.call_soon_threadsafe(self._teller(row.owner, row.id, "deleted", {"id": row.id}))
+
     async def _listen(self, watch: _Watch) -> AsyncIterator[str]:
+        self._loop = asyncio.get_running_loop()
         self._watches.add(watch)
         self._seen.setdefault(watch.owner, {})
         if watch.video is not None:
@@ -75,6 +81,7 @@ class Events:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._look())
         try:
+            yield ": watching\n\n"
             while True:
                 try:
                     event = await asyncio.wait_for(watch.events.get(), QUIET)

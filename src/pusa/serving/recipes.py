@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,32 @@ from pusa.serving.store import Video
 
 
 def public_recipe(row: Video, clip: Path) -> dict[str, Any]:
-    """The sidecar of a completed video. Each path in it is the name of a file alone."""
+    """The sidecar of a completed video. Each path in it is the name of a file alone, for sources the client's name."""
     recipe: dict[str, Any] = json.loads(sidecar_path(clip).read_text(encoding="utf-8"))
-    named: dict[str, Any] = _without_folders(recipe)
-    return named
+    names = {about["file"]: _client_name(about) for about in row.sources.values()}
+    several = [name for name in names.values() if list(names.values()).count(name) > 1]
+    names = {file: f"{Path(file).stem}-{name}" if name in several else name for file, name in names.items()}
+    told: dict[str, Any] = _without_folders(recipe, names)
+    return told
 
 
-def _without_folders(value: Any) -> Any:
+def _client_name(about: Mapping[str, Any]) -> str:
+    """The name of a source's file as the client has it, or would have it."""
+    if "video" in about and "frame" not in about:
+        return f"{about['video']}.mp4"
+    name = re.sub(r"[\x00-\x1f/\\\\:]", "_", str(about["filename"]).replace("\\", "/").rpartition("/")[2])
+    return name if name.strip(". ") else str(about["file"])
+
+
+def _without_folders(value: Any, names: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
         return {
-            key: Path(each).name if key == "path" and isinstance(each, str) else _without_folders(each)
+            key: names.get(Path(each).name, Path(each).name)
+            if key == "path" and isinstance(each, str)
+            else _without_folders(each, names)
             for key, each in value.items()
         }
-    return [_without_folders(each) for each in value] if isinstance(value, list) else value
+    return [_without_folders(each, names) for each in value] if isinstance(value, list) else value
 
 
 def matrix_of(order: Order, limits: Limits) -> list[list[float]]:

@@ -152,7 +152,9 @@ def add_video_routes(app: FastAPI, server: Server) -> None:
     @app.delete("/v1/videos/{id}", response_model=DeletedVideo, operation_id="delete_video")
     def delete(request: Request, id: str) -> DeletedVideo:
         """Delete a video. One that waits leaves the queue; one in progress stops after its step."""
-        server.store.delete(server.video(id, owner_of(server, request)))
+        row = server.video(id, owner_of(server, request))
+        server.store.delete(row)
+        server.events.deleted(row)
         return DeletedVideo(id=id)
 
     @app.post("/v1/videos/{id}/remix", response_model=VideoObject, openapi_extra=_PROMPT, operation_id="remix_video")
