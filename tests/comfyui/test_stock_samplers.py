@@ -109,8 +109,8 @@ def test_which_samplers_are_exact(twins: Twins, name: str, monkeypatch: pytest.M
     from comfyui import stock_samplers
 
     function = stock_samplers.name_of(comfy.samplers.sampler_object(name))
-    listed = function in stock_samplers.EXACT
-    monkeypatch.setattr(stock_samplers, "EXACT", (function,))
+    listed = function in stock_samplers.ACCEPTED
+    monkeypatch.setattr(stock_samplers, "ACCEPTED", (function,))
     scaled = run(twins, *applied(twins, masked([FRACTION] * SLOTS)), name)
     plain = run(twins, twins.model, {"samples": LATENT}, name, FRACTION * GRID)
     fraction = far(scaled, plain)
