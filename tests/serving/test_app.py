@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,50 @@ def test_files_come_in_ranges_and_are_not_sent_again(service: Service) -> None:
 
     assert (part.status_code, part.content) == (206, whole.content[10:20])
     assert whole.headers["etag"]
+
+
+@pytest.mark.parametrize("wrong", ["bytes=9-2", "items=0-1", "bytes=a-b", "bytes=-", "bytes=0-1,5-6"])
+def test_a_range_that_is_none_is_ignored(service: Service, wrong: str) -> None:
+    address = f"/v1/videos/{service.made(prompt=PROMPT, **QUICK)['id']}/content"
+
+    assert service.client.get(address, headers={"range": wrong}).status_code == 200
+
+
+def test_ranges_tags_and_heads(service: Service) -> None:
+    address = f"/v1/videos/{service.made(prompt=PROMPT, **QUICK)['id']}/content"
+    whole = service.client.get(address)
+
+    beyond = service.client.get(address, headers={"range": "bytes=99999999-"})
+    known = service.client.get(address, headers={"if-none-match": whole.headers["etag"]})
+    heads = [service.client.head(path) for path in (address, "/health", "/v1/videos", "/")]
+
+    assert (beyond.status_code, beyond.json()["error"]["code"]) == (416, "invalid_range")
+    assert beyond.headers["content-range"] == f"bytes */{len(whole.content)}"
+    assert (known.status_code, known.content) == (304, b"")
+    assert [(one.status_code, one.content) for one in heads] == [(200, b"")] * 4
+    assert heads[0].headers["content-length"] == str(len(whole.content))
+
+
+def test_addresses_and_methods_that_there_are_not(service: Service) -> None:
+    wrong = service.client.put("/v1/videos")
+    none = service.client.get("/v1/videos/", headers={"host": "evil.example"}, follow_redirects=False)
+    query = service.client.get("/v1/videos", params={"limit": "x"})
+    order = service.client.get("/v1/videos", params={"order": "up"})
+
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET, POST")
+    assert wrong.json()["error"]["code"] == "method_not_allowed"
+    assert none.status_code == 404
+    assert query.json()["error"]["message"] == "limit is 'x': give a whole number from 1 to 100."
+    assert order.json()["error"]["message"] == "order is 'up': give asc or desc."
+
+
+def test_numbers_that_overflow_the_model_are_explained(service: Service) -> None:
+    video = service.post(prompt=PROMPT, steps=2, guidance_scale=1e30)["id"]
+    service.worker.make(video)
+
+    error = service.get(video)["error"]
+    assert error["code"] == "overflow"
+    assert "use a smaller guidance_scale" in error["message"]
 
 
 def test_a_picture_of_a_form_is_the_first_frame(service: Service) -> None:
@@ -211,6 +256,37 @@ def test_the_same_idempotency_key_makes_one_video(service: Service) -> None:
     assert len(service.client.get("/v1/videos").json()["data"]) == 1
 
 
+def test_every_post_that_makes_a_video_takes_an_idempotency_key(service: Service) -> None:
+    first = service.made(prompt=PROMPT, **QUICK)["id"]
+    clip = {"id": first}
+    bodies = {
+        "": {"prompt": "a"},
+        "/extensions": {"video": clip, "num_frames": 4},
+        "/edits": {"video": clip, "prompt": "x"},
+        f"/{first}/remix": {"prompt": "x"},
+    }
+
+    for path, body in bodies.items():
+        headers = {"idempotency-key": f"key of {path}"}
+        answers = [service.client.post(f"/v1/videos{path}", json=body, headers=headers) for _ in range(2)]
+        assert answers[0].json()["id"] == answers[1].json()["id"], path
+    with service.working():
+        clips = [
+            service.client.post("/v1/videos/sync", json={"prompt": "s"} | QUICK, headers={"idempotency-key": "sync"})
+            for _ in range(2)
+        ]
+    assert clips[0].headers["x-video-id"] == clips[1].headers["x-video-id"]
+
+
+def test_many_posts_at_once_do_not_exceed_the_queue(make_service: Callable[..., Service]) -> None:
+    service = make_service(most_waiting=3)
+
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda i: service.client.post("/v1/videos", json={"prompt": str(i)}), range(12)))
+
+    assert sorted(one.status_code for one in answers) == [200] * 3 + [429] * 9
+
+
 def test_a_full_queue_says_when_to_come_back(make_service: Callable[..., Service]) -> None:
     service = make_service(most_waiting=2)
     for _ in range(2):
@@ -224,7 +300,9 @@ def test_a_full_queue_says_when_to_come_back(make_service: Callable[..., Service
     assert len(list(service.server.folders.videos.iterdir())) == 2
 
 
-def test_nobody_sees_the_videos_of_another_key(make_service: Callable[..., Service], tmp_path: Path) -> None:
+def test_nobody_sees_the_videos_of_another_key(
+    make_service: Callable[..., Service], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     keys = tmp_path / "keys"
     keys.write_text("ann 0123456789abcdef\nbob fedcba9876543210\n")
     service = make_service(keys=keys)
@@ -245,6 +323,12 @@ def test_nobody_sees_the_videos_of_another_key(make_service: Callable[..., Servi
     assert service.client.get(f"/v1/videos/{video}", headers=ann).status_code == 401
     renewed = {"authorization": "Bearer a-new-key-of-ann-1"}
     assert service.client.get(f"/v1/videos/{video}", headers=renewed).status_code == 200
+    keys.write_text("garbage")
+    assert service.client.get(f"/v1/videos/{video}", headers=renewed).status_code == 200
+    assert "the former API keys stay" in caplog.text
+    keys.unlink()
+    assert service.client.get(f"/v1/videos/{video}", headers=renewed).status_code == 401
+    assert "no API key is valid" in caplog.text
 
 
 def test_a_page_of_another_site_cannot_use_the_server(service: Service) -> None:
@@ -294,11 +378,18 @@ def test_a_recipe_has_the_names_of_the_client(service: Service) -> None:
             "num_inference_steps",
             "num_inference_steps is 0: give a whole number from 1 to 1000.",
         ),
-        ({"num_frames": 18}, None, "18 frames cannot be made, a clip has 4n+1 of them: use 17 or 21."),
-        ({"size": "65x64"}, None, "The size 65x64 cannot be made: both sides must be multiples of 16, as in 64x64."),
+        ({"num_frames": 18}, "num_frames", "18 frames cannot be made, a clip has 4n+1 of them: use 17 or 21."),
+        ({"size": "65x64"}, "size", "The size 65x64 cannot be made: both sides must be multiples of 16, as in 64x64."),
         ({"fps": 24}, "fps", "fps is 24: tiny makes 8 frames per second; leave fps out."),
         ({"model": "sora-2"}, "model", "There is no model 'sora-2': this server has tiny."),
-        ({"seconds": "-1"}, "seconds", "seconds is -1: give a number above 0."),
+        ({"num_frames": -5}, "num_frames", "-5 frames cannot be made, a clip has 4n+1 of them: use 1."),
+        (
+            {"size": "512x512", "num_frames": 49},
+            "size",
+            "49 frames of 512x512 are 184 times the clip that tiny makes by itself, and this server makes at most 16 "
+            "times as much: ask for a smaller size or fewer frames.",
+        ),
+        ({"seconds": "-1"}, "seconds", "seconds is '-1': give a number above 0 and below 100,000."),
         ({"lora": {"name": "x"}}, "lora", "There is no LoRA 'x': this server offers none."),
         (
             {"matrix": "/etc/passwd"},
@@ -322,7 +413,7 @@ def test_a_recipe_has_the_names_of_the_client(service: Service) -> None:
         ({"prompt": 5}, "prompt", "prompt is 5: give a text, which may be empty."),
         ({"conditions": [{"type": "image"}]}, "conditions", None),
         ({"steps": 2, "num_inference_steps": 3}, "num_inference_steps", None),
-        ({"extra_params": {"solver": "magic"}}, None, "The solver 'magic' is unknown: choose euler or dpm++2m."),
+        ({"extra_params": {"solver": "magic"}}, "solver", "The solver 'magic' is unknown: choose euler or dpm++2m."),
     ],
 )
 def test_mistakes_are_one_sentence(
@@ -347,6 +438,7 @@ PART = b"--x\r\nContent-Disposition: form-data"
         (b"{", "application/json", 400),
         (b'{"noise": NaN}', "application/json", 400),
         (b"[" * 100_000, "application/json", 400),
+        (b'{"seed": 1, "seed": 2}', "application/json", 400),
         (b"a=1", "application/x-www-form-urlencoded", 415),
         (b"nothing", FORM, 400),
         (PART + b"\r\n\r\n1\r\n--x--\r\n", FORM, 400),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from pusa.generation.options import options_of
 from pusa.generation.request import TASKS
 from pusa.serving.fields import Asked, FieldError, Source, read
-from pusa.serving.wire_names import NAMES
+from pusa.serving.wire_names import NAMES, OPENAI, OPTIONS, OTHERS, OWN, table
 
 PICTURE = "data:image/png;base64,AAAA"
 
@@ -108,3 +109,39 @@ def test_a_source_that_is_named_twice_is_one() -> None:
 
     assert len({source.part for source in asked.sources()}) == 1
     assert isinstance(asked, Asked)
+
+
+def test_the_page_has_the_names_and_their_meanings() -> None:
+    page = Path("docs/serving.md").read_text(encoding="utf-8")
+
+    assert all(table(names) in page for names in (OPENAI, OTHERS, OWN, OPTIONS))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"width": 1.5, "height": 64}, "width is '1.5': give a whole number of pixels."),
+        ({"seconds": 1e9}, "seconds is '1000000000.0': give a number above 0 and below 100,000."),
+        ({"matrix": [["a", 1], [0, 0]]}, "matrix: row 0 has 'a': give noise levels from 0 to 1."),
+        ({"matrix": [[1, 1], [0]]}, "matrix: row 1 has 1 numbers, and row 0 has 2: give as many."),
+        ({"matrix": [[0]] * 1002}, "matrix has 1,001 steps: give at most 1,000."),
+        ({"task": "extend"}, 'clip is missing: give the clip to continue, as a file or as {"id": "video_…"}.'),
+        (
+            {"task": "transition", "a": PICTURE},
+            'b is missing: give the second clip, as a file or as {"id": "video_…"}.',
+        ),
+        (
+            {"conditions": [{"type": "clip", "src": PICTURE, "frame": 4}]},
+            "conditions: a clip has no frame: say where it begins with at.",
+        ),
+        (
+            {"task": "extend", "clip": PICTURE, "image": PICTURE},
+            "image does not belong to the task extend: leave it out.",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_the_words_of_the_client(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(FieldError) as error:
+        read(given, [])
+
+    assert str(error.value) == message

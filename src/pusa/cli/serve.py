@@ -43,6 +43,8 @@ class Serving:
     """A file with a name and a key on each line. It is read again when it changes."""
     max_queued: Annotated[int, Whole] = 100
     """Clips that may wait; further ones are refused with status 429."""
+    max_clip: float = 16.0
+    """How many times as large as the model's own clip a clip may be, in pixels times frames."""
     keep_hours: Annotated[float | None, Parameter(show_default=lambda _: "for ever")] = None
     """How long finished clips are kept."""
     quota_gb: Annotated[float | None, Parameter(show_default=lambda _: "no limit")] = None
@@ -125,6 +127,7 @@ def _options(model: Model, serving: Serving) -> ServerOptions:
         host=serving.host,
         port=serving.port,
         most_waiting=serving.max_queued,
+        largest=serving.max_clip,
         expires=None if serving.keep_hours is None else serving.keep_hours * 3600,
         quota=None if serving.quota_gb is None else round(serving.quota_gb * 1e9),
         uploads=UploadLimits(bytes=serving.max_upload_mb * 2**20),

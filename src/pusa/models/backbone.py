@@ -64,7 +64,7 @@ class Geometry:
     def latent_frames(self, frames: int) -> int:
         """Return the number of slots, n+1, for `frames` = Pn+1 pixel frames. InputError for any other number."""
         if not self.is_whole(frames):
-            nearest = [str(n) for n in self.nearest(frames) if n >= 1]
+            nearest = [str(n) for n in self.nearest(frames) if n >= 1] or ["1"]
             raise InputError(
                 f"{frames} frames cannot be made, a clip has {self.form()} of them: use {' or '.join(nearest)}."
             )

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from pusa.errors import InputError
 from pusa.files import existing_file, lines_of, read_text
 
+log = logging.getLogger("pusa.serving.api_keys")
 NOBODY = "everyone"
 """the owner of all videos on a server without keys"""
 SHORTEST = 16
@@ -41,19 +44,28 @@ class ApiKeys:
                 found = name
         return found
 
-    def _stamp(self) -> tuple[int, int]:
+    def _stamp(self) -> tuple[int, int] | None:
         assert self.file is not None
-        about = os.stat(self.file)
-        return about.st_mtime_ns, about.st_size
+        with suppress(OSError):
+            about = os.stat(self.file)
+            return about.st_mtime_ns, about.st_size
+        return None
 
     def _refresh(self) -> None:
-        """Read the file again if it has changed. A file that cannot be read leaves the former keys."""
+        """Read the file again if it has changed. Without it no key is valid; a wrong file leaves the former keys."""
         assert self.file is not None
-        try:
-            if (stamp := self._stamp()) != self._read_at:
-                self._keys, self._read_at = read(self.file), stamp
-        except (OSError, InputError):
+        if (stamp := self._stamp()) == self._read_at:
             return
+        self._read_at = stamp
+        if stamp is None:
+            self._keys = []
+            log.error("%s is gone, so no API key is valid", self.file)
+            return
+        try:
+            self._keys = read(self.file)
+            log.info("%s was read again", self.file)
+        except InputError as error:
+            log.error("the former API keys stay: %s", error)
 
 
 def read(file: Path) -> list[tuple[str, bytes]]:

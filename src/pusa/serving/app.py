@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from pusa import __version__
 from pusa.serving.file_routes import add_file_routes
-from pusa.serving.protection import SecurityHeaders
+from pusa.serving.protection import HeadRequests, SecurityHeaders
 from pusa.serving.refusals import STATUSES, add_refusals
 from pusa.serving.server import Server
 from pusa.serving.service_routes import add_page, add_service_routes
@@ -26,7 +26,16 @@ def make_app(server: Server) -> FastAPI:
         yield
         await run_in_threadpool(server.stop)
 
-    app = FastAPI(title="pusa", version=__version__, lifespan=life, docs_url=None, redoc_url=None, responses=STATUSES)
+    app = FastAPI(
+        title="pusa",
+        version=__version__,
+        lifespan=life,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=STATUSES,
+    )
+    app.add_middleware(HeadRequests)
     app.add_middleware(SecurityHeaders)
     add_refusals(app)
     add_video_routes(app, server)

@@ -50,12 +50,14 @@ async def receive(request: Request, folder: Path, most: int) -> Body:
 
     Raises ApiError for a body that is too large, too slow, neither JSON nor a form, or not readable.
     """
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError(415, "The body is compressed, which is not read: send it as it is.", "unsupported_type")
     kind = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
     try:
         if kind == "multipart/form-data":
             return await _form(request, folder, most)
         if kind in ("application/json", ""):
-            return _json(b"".join([chunk async for chunk in _limited(request, MOST_JSON)]))
+            return _json(b"".join([chunk async for chunk in _limited(request, MOST_JSON, "send its files in a form")]))
     except ClientDisconnect:
         raise ApiError(400, "The client went away before its request was complete.", "disconnected") from None
     raise ApiError(
@@ -65,7 +67,7 @@ async def receive(request: Request, folder: Path, most: int) -> Body:
     )
 
 
-async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
+async def _limited(request: Request, most: int, advice: str) -> AsyncGenerator[bytes, None]:
     """The chunks of the body. Raises ApiError as soon as it is too large or too slow."""
     loop = asyncio.get_running_loop()
     begun, size = loop.time(), 0
@@ -73,7 +75,7 @@ async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
         request.headers.get("content-length", "0").isdecimal()
         and int(request.headers.get("content-length", "0")) > most
     ):
-        raise _too_large(most)
+        raise _too_large(most, advice)
     stream = request.stream().__aiter__()
     while True:
         try:
@@ -84,16 +86,16 @@ async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
             raise _too_slow() from None
         size += len(chunk)
         if size > most:
-            raise _too_large(most)
+            raise _too_large(most, advice)
         if (passed := loop.time() - begun) > SILENCE and size < SLOWEST * (passed - SILENCE):
             raise _too_slow()
         yield chunk
 
 
-def _too_large(most: int) -> ApiError:
+def _too_large(most: int, advice: str) -> ApiError:
     return ApiError(
         413,
-        f"The request is larger than {most / 2**20:.0f} MiB: send smaller files.",
+        f"The request is larger than {most / 2**20:.0f} MiB: {advice}.",
         "too_large",
         headers={"connection": "close"},
     )
@@ -108,12 +110,22 @@ def _too_slow() -> ApiError:
     )
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ApiError(400, f"The field {twice[:60]!r} is given twice: leave one out.", "invalid_json", twice[:60])
+    return found
+
+
 def _json(raw: bytes) -> Body:
     def refuse(word: str) -> None:
         raise ApiError(400, f"The body holds {word}, which is no number: send a finite one.", "invalid_json")
 
     try:
-        value = json.loads(raw.decode("utf-8") or "{}", parse_constant=refuse)
+        text = raw.decode("utf-8-sig") or "{}"
+        value = json.loads(text, parse_constant=refuse, object_pairs_hook=_once)
     except UnicodeDecodeError:
         raise ApiError(400, "The body is not UTF-8: send JSON in UTF-8.", "invalid_json") from None
     except (ValueError, RecursionError):
@@ -135,12 +147,18 @@ class _Parser(MultiPartParser):
 
 async def _form(request: Request, folder: Path, most: int) -> Body:
     parser = _Parser(
-        request.headers, _limited(request, most), max_files=MOST_FILES, max_fields=MOST_FIELDS, max_part_size=MOST_FIELD
+        request.headers,
+        _limited(request, most, "send smaller files"),
+        max_files=MOST_FILES,
+        max_fields=MOST_FIELDS,
+        max_part_size=MOST_FIELD,
     )
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise ApiError(400, f"The form cannot be read ({error.message.rstrip('.')}).", "invalid_form") from None
+        raise ApiError(
+            400, f"The form cannot be read ({error.message.rstrip('.')}): send it as `curl -F` does.", "invalid_form"
+        ) from None
     except (UnicodeDecodeError, KeyError, ValueError):
         raise ApiError(
             400, "The form cannot be read: send valid multipart/form-data in UTF-8.", "invalid_form"

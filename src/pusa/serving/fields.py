@@ -17,11 +17,13 @@ from typing import Any, Literal
 from pusa.errors import InputError
 from pusa.generation.options import options_of
 from pusa.generation.request import TASKS
+from pusa.generation.sampling import MAX_STEPS
 from pusa.serving.wire_names import NAMES
 
 LONGEST_TEXT = 100_000
 """characters of a field; a longer prompt is no prompt"""
 Role = Literal["picture", "video", "either"]
+_LARGEST = 100_000
 _REFERENCES = 64
 """sources of one request at most"""
 
@@ -132,6 +134,8 @@ def read(given: Mapping[str, Any], parts: Collection[str], task: str = "generate
 class _Reader:
     def __init__(self, values: dict[str, Any], parts: Collection[str]) -> None:
         self.values, self.parts = values, parts
+        self.size_names = "size"
+        self.pictures_from = "conditions"
 
     def read(self, task: str, edit: bool) -> Asked:
         take = self.values.pop
@@ -153,7 +157,7 @@ class _Reader:
         self._size()
         asked.reference = self.source("input_reference", "either")
         if pictures := self._pictures(asked.noise):
-            asked.options["conditions"] = pictures
+            asked.options["conditions"], asked.names["conditions"] = pictures, self.pictures_from
         for name in ("clip", "a", "b", "video"):
             if (source := self.source(name, "video")) is not None:
                 option = name if name != "video" else "init" if edit else "clip"
@@ -163,20 +167,19 @@ class _Reader:
                 asked.names[option] = name
         if edit and "init" not in asked.options and "init" not in self.values:
             raise FieldError("video is missing: give the clip to edit.", "video")
+        for name, why in _NEEDED.get(asked.task, {}).items():
+            if name not in asked.options:
+                shown = "video" if name == "clip" and task == "extend" else name
+                raise FieldError(f'{shown} is missing: give {why}, as a file or as {{"id": "video_…"}}.', shown)
         if (init := take("init", None)) is not None:
             asked.options["init"] = self._condition(init, "init", None)
         if (matrix := take("matrix", None)) is not None:
-            if not isinstance(matrix, list | dict):
-                raise FieldError(
-                    "matrix is not a list of rows: give the noise levels σ, one row for each step and a last one.",
-                    "matrix",
-                )
-            asked.options["matrix"] = matrix
+            asked.options["matrix"] = _matrix(matrix)
         for name, value in self.values.items():
             option = NAMES[name].option
             if option in asked.options:
                 raise FieldError(f"{name} and {asked.names[option]} are the same field: leave one out.", name)
-            asked.options[option], asked.names[option] = value, name
+            asked.options[option], asked.names[option] = value, self.size_names if name == "size" else name
         for option in asked.options:
             if option not in known:
                 name = asked.names.get(option, option)
@@ -198,7 +201,11 @@ class _Reader:
         if width is not None:
             if "size" in self.values:
                 raise FieldError("size, and width and height, say the same: leave one of them out.", "size")
+            for name, side in (("width", width), ("height", height)):
+                if isinstance(side, bool) or not isinstance(side, int):
+                    raise FieldError(f"{name} is {str(side)[:40]!r}: give a whole number of pixels.", name)
             self.values["size"] = f"{width}x{height}"
+            self.size_names = "width"
 
     def source(self, name: str, role: Role) -> Source | None:
         """The file that a field names: a part of the form with its name, or its value."""
@@ -261,6 +268,7 @@ class _Reader:
 
         def picture(source: Source | None, frame: Any, level: Any = None) -> None:
             if source is not None:
+                self.pictures_from = source.param
                 level = noise if level is None else level
                 found.append(
                     {"type": "image", "src": source, "frame": frame} | ({} if level is None else {"noise": level})
@@ -295,8 +303,44 @@ class _Reader:
         if not isinstance(one, Mapping) or one.get("type") not in ("image", "clip") or "src" not in one:
             raise FieldError(f'{param}: a condition is an object with a type ("image" or "clip") and a src.', param)
         role: Role = "picture" if one["type"] == "image" else "video"
+        for word, instead in _WORDS_OF_THE_OTHER[one["type"]].items():
+            if word in one:
+                what = "a picture" if role == "picture" else "a clip"
+                raise FieldError(f"{param}: {what} has no {word}: {instead}.", param)
         said = {**one, "src": self.reference(one["src"], param, role)}
         return {"noise": noise, **said} if noise is not None and param == "conditions" else said
+
+
+_NEEDED = {
+    "extend": {"clip": "the clip to continue"},
+    "transition": {"a": "the first clip", "b": "the second clip"},
+}
+_WORDS_OF_THE_OTHER = {
+    "image": {"at": "say where it stands with frame", "frames": "say where it stands with frame"},
+    "clip": {"frame": "say where it begins with at"},
+}
+
+
+def _matrix(value: Any) -> Any:
+    """A matrix as rows of numbers, or as the dictionary of a sidecar. Raises FieldError for anything else."""
+    rows = value.get("sigma") if isinstance(value, Mapping) else value
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, list) and row for row in rows):
+        raise FieldError(
+            "matrix is not a list of rows: give the noise levels σ, one row for each step and a last one.", "matrix"
+        )
+    if len(rows) > MAX_STEPS + 1:
+        raise FieldError(f"matrix has {len(rows) - 1:,} steps: give at most {MAX_STEPS:,}.", "matrix")
+    for number, row in enumerate(rows):
+        if len(row) != len(rows[0]):
+            raise FieldError(
+                f"matrix: row {number} has {len(row)} numbers, and row 0 has {len(rows[0])}: give as many.", "matrix"
+            )
+        for level in row:
+            if isinstance(level, bool) or not isinstance(level, int | float) or not 0 <= level <= 1:
+                raise FieldError(
+                    f"matrix: row {number} has {str(level)[:40]!r}: give noise levels from 0 to 1.", "matrix"
+                )
+    return value
 
 
 def _flat(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -371,9 +415,9 @@ def _finite(name: str, value: Any) -> float | None:
     if value is None:
         return None
     with suppress(TypeError, ValueError):
-        if not isinstance(value, bool) and 0 < (number := float(value)) < 1e6:
+        if not isinstance(value, bool) and 0 < (number := float(value)) < _LARGEST:
             return number
-    raise FieldError(f"{name} is {value!r}: give a number above 0.", name)
+    raise FieldError(f"{name} is {str(value)[:40]!r}: give a number above 0 and below {_LARGEST:,}.", name)
 
 
 def _loras(value: Any) -> list[tuple[str, float]]:

@@ -240,4 +240,26 @@ def _in_the_words_of_the_client(text: str, asked: Asked, opened: Mapping[Source,
     name = asked.names.get(first, first if first in NAMES else "")
     if name != first and name:
         text = name + text[len(first) :]
-    return FieldError(text, name)
+    return FieldError(text, name or _about(text, asked, opened))
+
+
+def _about(text: str, asked: Asked, opened: Mapping[Source, Opened]) -> str:
+    """The field that a message of the model's checks is about; "" if it does not say."""
+    for source, one in opened.items():
+        if text.startswith(one.label):
+            return source.param
+    for pattern, option in _SUBJECTS.items():
+        if re.match(pattern, text):
+            return "seconds" if option == "frames" and asked.seconds is not None else asked.names.get(option, option)
+    return ""
+
+
+_SUBJECTS = {
+    r"-?[\d,]+ frames": "frames",
+    r"The size|size": "size",
+    r"The matrix": "matrix",
+    r"The solver": "solver",
+    r"The fit": "fit",
+    r"The direction": "direction",
+}
+"""{how a message begins: the option that it is about}"""

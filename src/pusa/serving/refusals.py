@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from pusa.serving.answers import ApiError, ErrorBody
 
@@ -25,6 +26,7 @@ STATUSES: dict[int | str, dict[str, Any]] = {
         409: "Not in this state.",
         413: "The body is too large.",
         415: "The body is neither JSON nor a form.",
+        416: "The file has no such bytes.",
         429: "The queue is full; Retry-After says when to try again.",
         503: "The database does not answer.",
     }.items()
@@ -45,28 +47,28 @@ def add_refusals(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        name = str(first["loc"][-1])
-        return said(
-            ApiError(
-                400, f"{name} is not usable ({str(first['msg']).rstrip('.')}): change it.", "invalid_request", name
-            )
-        )
+        name, given = str(first["loc"][-1]), str(first.get("input"))[:40]
+        limits = first.get("ctx", {})
+        words = "a whole number from 1 to 100" if first["type"] != "literal_error" else str(limits.get("expected", ""))
+        said_words = words.replace("'", "")
+        return said(ApiError(400, f"{name} is {given!r}: give {said_words}.", "invalid_request", name))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        known = {
-            404: "There is no such address: see /openapi.json.",
-            405: "This address does not take this method: see /openapi.json.",
-        }
-        status = error.status_code if error.status_code in known else 400
-        return said(
-            ApiError(
-                status,
-                known.get(status, "The request cannot be read: mend it."),
-                "not_found",
-                headers=dict(error.headers or {}),
+        if error.status_code == 405:
+            methods = sorted(
+                {
+                    method
+                    for route in request.app.routes
+                    if route.matches(request.scope)[0] != Match.NONE
+                    for method in getattr(route, "methods", None) or ()
+                }
             )
-        )
+            text = f"This address does not take {request.method[:20]}: it takes {', '.join(methods)}."
+            return said(ApiError(405, text, "method_not_allowed", headers={"allow": ", ".join(methods)}))
+        if error.status_code == 404:
+            return said(ApiError(404, "There is no such address: see /openapi.json.", "not_found"))
+        return said(ApiError(400, "The request cannot be read: mend it.", "invalid_request"))
 
     @app.exception_handler(SQLAlchemyError)
     async def database(_: Request, error: SQLAlchemyError) -> JSONResponse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -45,6 +46,7 @@ class ServerOptions:
         keys: the file of API keys; None is a server without keys.
         host, port: where it listens.
         most_waiting: videos in the queue at most; further ones are refused.
+        largest: how many times as large as the model's own clip a clip may be, in pixels times frames.
         expires: seconds after which a finished video is removed; None keeps it.
         quota: bytes of finished videos at most; the oldest are removed. None is no limit.
         uploads: limits of files.
@@ -60,6 +62,7 @@ class ServerOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     most_waiting: int = 100
+    largest: float = 16.0
     expires: float | None = None
     quota: int | None = None
     uploads: UploadLimits = field(default_factory=UploadLimits)
@@ -74,6 +77,8 @@ class ServerOptions:
             )
         if self.workers < 0 or self.most_waiting < 1:
             raise InputError("--workers is 0 or more, and --max-queued is 1 or more: change them.")
+        if self.uploads.bytes < 1 or not self.largest > 0:
+            raise InputError("--max-upload-mb and --max-clip are above 0: change them.")
 
 
 class Server:
@@ -91,6 +96,7 @@ class Server:
             self._claim_folder()
         self.engine = tables.open_database(address)
         try:
+            self.engine.connect().close()  # DBOS would try for half a minute
             queue.prepare(self.engine)
             tables.create(self.engine, options.files)
         except tables.UNREACHABLE as error:
@@ -157,9 +163,24 @@ class Server:
                     f"There is no model {asked.model[:60]!r}: this server has {self.options.model.name}.", "model"
                 )
             opened = self.receiver.open(asked.sources(), body.parts, owner, received)
-            return order(asked, opened, self.limits, self.options.model)
+            planned = order(asked, opened, self.limits, self.options.model)
+            self._check_work(planned)
+            return planned
         except InputError as error:
             raise _refused(error) from error
+
+    def _check_work(self, planned: Order) -> None:
+        """Raise FieldError for a clip that would hold a worker for too long."""
+        own = math.prod(self.limits.defaults.size) * self.limits.defaults.frames
+        asked = math.prod(planned.settings.size) * max(planned.frames, planned.settings.frames)
+        if asked > self.options.largest * own:
+            width, height = planned.settings.size
+            raise FieldError(
+                f"{planned.frames} frames of {width}x{height} are {asked / own:.0f} times the clip that "
+                f"{self.options.model.name} makes by itself, and this server makes at most {self.options.largest:g} "
+                "times as much: ask for a smaller size or fewer frames.",
+                "size",
+            )
 
     def add(
         self,
@@ -175,11 +196,14 @@ class Server:
         if idempotency_key is not None and (earlier := self._earlier(owner, idempotency_key, body.digest)) is not None:
             return earlier
         planned = self.plan(body, owner, received, task, edit=edit)
-        key = (idempotency_key, body.digest) if idempotency_key is not None else (None, None)
+        key = idempotency_key, body.digest
         return self._queue(planned.stored, planned.shown, planned.sources, planned.lora, owner, received, key)
 
-    def remix(self, old: Video, prompt: Any, owner: str, received: Path) -> Video:
-        """The same request with another prompt. Raises ApiError."""
+    def remix(self, old: Video, body: Body, owner: str, received: Path, *, idempotency_key: str | None = None) -> Video:
+        """The same request with the prompt of the body. Raises ApiError."""
+        if idempotency_key is not None and (earlier := self._earlier(owner, idempotency_key, body.digest)) is not None:
+            return earlier
+        prompt = body.fields.get("prompt")
         for file in self.folders.folder(old.id, SOURCES).iterdir():
             shutil.copyfile(file, received / SOURCES / file.name)
         try:
@@ -192,7 +216,7 @@ class Server:
         except InputError as error:
             raise _refused(error) from error
         shown = {**old.shown, "model": self.options.model.name, "prompt": prompt, "remixed_from": old.id}
-        return self._queue(changed, shown, old.sources, old.lora, owner, received, (None, None))
+        return self._queue(changed, shown, old.sources, old.lora, owner, received, (idempotency_key, body.digest))
 
     def _queue(
         self,
@@ -202,7 +226,7 @@ class Server:
         lora: Any,
         owner: str,
         received: Path,
-        key: tuple[str | None, str | None],
+        key: tuple[str | None, str],
     ) -> Video:
         id = new_id()
         values = {"id": id, "owner": owner, "request": request, "shown": shown, "sources": sources, "lora": lora}
@@ -214,7 +238,7 @@ class Server:
         except Full as full:
             raise ApiError(
                 429,
-                f"{self.options.most_waiting} videos wait already: try again in {full.seconds:.0f} seconds.",
+                f"{self.options.most_waiting} videos wait already: try again in {full.seconds:.0f} s.",
                 "queue_full",
                 headers={"retry-after": str(max(1, round(full.seconds)))},
             ) from None

@@ -74,7 +74,11 @@ def add_service_routes(app: FastAPI, server: Server) -> None:
     def ready() -> dict[str, str]:
         """Whether requests are taken: the database answers, and a worker runs."""
         if not server.ready():
-            raise ApiError(503, "The database does not answer or no worker runs: see the server's log.", "not_ready")
+            raise ApiError(
+                503,
+                "No worker has loaded the model yet, or the database does not answer: see the server's log.",
+                "not_ready",
+            )
         return {"status": "ready"}
 
     @app.get(

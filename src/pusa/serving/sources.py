@@ -89,7 +89,7 @@ class Receiver:
         if source.text:
             path = received / f"{name}.received"
             fetch(source.text, path, self.limits, allowed=self.addresses)
-            label = f"the picture in {source.param}" if source.text[:5].lower() == "data:" else source.text[:100]
+            label = f"the file in {source.param}" if source.text[:5].lower() == "data:" else source.text[:100]
             return self._inspected(path, label, name, received)
         if source.of:
             return self._again(source, owner, received, name)

@@ -23,6 +23,8 @@ DEATHS = 2
 """A video fails when this many workers have died alone while they made it."""
 FALLS = 8
 """A video fails when so many servers died with the worker that made it, since it may bring the machine down."""
+UNKNOWN = 5.0
+"""seconds that a video is thought to take before one was made"""
 ENDED = ("completed", "failed")
 
 
@@ -55,12 +57,14 @@ class Store:
         """
         try:
             with self.engine.begin() as connection:
+                if connection.dialect.name == "postgresql":  # SQLite lets one transaction write at a time
+                    connection.execute(sa.text("SELECT pg_advisory_xact_lock(7190317)"))
+                connection.execute(sa.insert(VIDEOS).values(status="queued", deleted=False, **values))
                 waiting = connection.execute(
                     sa.select(sa.func.count()).select_from(VIDEOS).where(_SHOWN, VIDEOS.c.status == "queued")
                 ).scalar_one()
-                if waiting >= most_waiting:
+                if waiting > most_waiting:
                     raise Full(self.pace())
-                connection.execute(sa.insert(VIDEOS).values(status="queued", deleted=False, **values))
                 self.queue.add(connection, values["id"])
         except IntegrityError:
             if (earlier := self.by_key(values["owner"], values["idempotency_key"])) is None:
@@ -142,12 +146,12 @@ class Store:
             return dict(row._tuple() for row in connection.execute(counted))
 
     def pace(self) -> float:
-        """Seconds that a video has taken, the median of the last ones; 1 if there is none."""
+        """Seconds that a video has taken, the median of the last ones; `UNKNOWN` if there is none."""
         last = sa.select(VIDEOS.c.started_at, VIDEOS.c.completed_at).where(VIDEOS.c.status == "completed")
         with self.engine.connect() as connection:
             rows = connection.execute(last.order_by(VIDEOS.c.number.desc()).limit(15)).all()
         taken = sorted(max(0.0, row.completed_at - row.started_at) for row in rows)
-        return taken[len(taken) // 2] if taken else 1.0
+        return taken[len(taken) // 2] if taken else UNKNOWN
 
     def answers(self) -> bool:
         """Whether the database answers."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import pickle
 import threading
 import time
 from multiprocessing.process import BaseProcess
 
-from pusa.serving import worker
+from pusa.serving import worker_process
 from pusa.serving.worker import WorkerOptions
 
 log = logging.getLogger("pusa.serving.supervisor")
@@ -78,6 +79,8 @@ class Supervisor:
                 self._failures[number] += 1
                 self._next[number] = now + min(_LONGEST_PAUSE, 2.0 ** self._failures[number])
         if now >= self._next[number]:
-            process = self._context.Process(target=worker.run, args=(self._options[number],), daemon=True)
+            process = self._context.Process(
+                target=worker_process.run, args=(pickle.dumps(self._options[number]),), daemon=True
+            )
             process.start()
             self._running[number] = process, now

@@ -28,16 +28,25 @@ _MOST_UPLOADED = 4
 _OPENED_AT_ONCE = 4
 _KEY = 200
 """characters of an idempotency key"""
-_BODY = {
+_KEY_HEADER = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "minLength": 1, "maxLength": _KEY},
+    "description": "A repeated request with the same key returns the first video.",
+}
+_BODY: dict[str, Any] = {
+    "parameters": [_KEY_HEADER],
     "requestBody": {
         "required": True,
         "content": {
             "application/json": {"schema": schema()},
             "multipart/form-data": {"schema": {"type": "object", "additionalProperties": True}},
         },
-    }
+    },
 }
-_PROMPT = {
+_PROMPT: dict[str, Any] = {
+    "parameters": [_KEY_HEADER],
     "requestBody": {
         "required": True,
         "content": {
@@ -50,7 +59,7 @@ _PROMPT = {
                 }
             }
         },
-    }
+    },
 }
 
 
@@ -109,7 +118,7 @@ def add_video_routes(app: FastAPI, server: Server) -> None:
         """Make a video, wait for it, and return it. If the client goes away, the video is deleted."""
 
         def work(body: Body, owner: str, received: Path) -> Video:
-            return server.add(body, owner, received)
+            return server.add(body, owner, received, idempotency_key=_idempotency_key(request))
 
         row: Video = await _with_body(server, request, work)
         try:
@@ -117,7 +126,8 @@ def add_video_routes(app: FastAPI, server: Server) -> None:
                 if await request.is_disconnected():
                     raise ApiError(400, "The client went away.", "disconnected")
         except BaseException:
-            server.store.delete(row)
+            if _idempotency_key(request) is None:  # with a key, the client may ask again
+                server.store.delete(row)
             raise
         done = await run_in_threadpool(server.video, row.id, row.owner)
         if done.status == "failed":
@@ -168,7 +178,7 @@ def add_video_routes(app: FastAPI, server: Server) -> None:
                 raise ApiError(
                     400, f"A remix takes a prompt, and not {name[:60]}: leave it out.", "invalid_request", name[:60]
                 )
-            return server.remix(old, body.fields.get("prompt"), owner, received)
+            return server.remix(old, body, owner, received, idempotency_key=_idempotency_key(request))
 
         row = await _with_body(server, request, work)
         return await run_in_threadpool(_answer, server, row)

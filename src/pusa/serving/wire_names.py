@@ -1,13 +1,17 @@
 """The names of fields in requests to the server, each with what it means here: one table for the code and the docs.
 
-The first group are the names of OpenAI's video service, then those that other servers of videos use, then those of
-`Request`. An unknown name is an error.
+The first group are the names of OpenAI's video service, then those that other servers of videos use, then our own. The
+options of `Request` have their own names and help. An unknown name is an error.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from pusa.generation.options import options_of
+from pusa.generation.request import TASKS
 
 Kind = Literal["text", "value", "picture", "video", "source"]
 
@@ -69,10 +73,15 @@ OTHERS: dict[str, WireName] = {
     "seed": _whole("the same seed gives the same clip; without one it is random, and the answer says it", "seed"),
     "negative_prompt": _text("what the clip should not show", "negative_prompt"),
     "image_reference": _file('the first frame, as `{"image_url": "data:…"}`', "picture"),
-    "frame_images": WireName("pictures with `frame_type` (`first_frame`, `last_frame`) or `frame_index`, and `noise`"),
+    "frame_images": WireName(
+        'pictures: `[{"image_url": {"url": "data:…"}, "frame_type": "last_frame"}]`, or with `frame_index`, and `noise`'
+    ),
     "keyframes": WireName('pictures at frames: `[{"image": …, "frame": 8, "noise": 0.2}]`'),
     "source_video": _file("a clip of the whole length, kept where `video_noise_mask` is 0", "video"),
-    "video_noise_mask": WireName("for `source_video`: a fraction for each frame, 0 keeps it, 1 makes it anew"),
+    "video_noise_mask": WireName(
+        "for `source_video`: a fraction for each latent frame, or for each frame, equal in a latent frame; 0 keeps it, "
+        "1 makes it anew"
+    ),
     "lora": WireName('LoRAs that the server offers: `{"name": …, "scale": 1.0}` or a list of them'),
     "extra_params": WireName("an object with options of `Request`"),
     "num_outputs_per_prompt": _whole("only 1"),
@@ -83,30 +92,36 @@ OWN: dict[str, WireName] = {
     "last_image": _file("the last frame", "picture"),
     "conditions": WireName("pictures and clips at their frames, see below"),
     "init": WireName('a clip to edit: `{"type": "clip", "src": …}`'),
-    "strength": _number("how much of the edited clip may change, above 0 and at most 1", "strength"),
     "matrix": WireName("a timestep matrix of your own: rows of σ, one for each step and the last one"),
     "clip": _file("of the task `extend`: the clip", "video"),
     "a": _file("of the task `transition`: the first clip", "video"),
     "b": _file("of the task `transition`: the second clip", "video"),
     "noise": WireName("noise multiplier of the overlap, and of pictures that say none: 0 keeps, 1 ignores"),
-    "direction": _text("`forward` or `backward`", "direction"),
-    "overlap": _whole("how many frames of the clip the model sees", "overlap"),
-    "fit": _text("`crop`, `pad` or `stretch`: how pictures of another shape are brought to the size", "fit"),
-    "steps": _whole("as `num_inference_steps`", "steps"),
-    "frames": _whole("as `num_frames`", "frames"),
-    "guidance": _number("as `guidance_scale`", "guidance"),
-    "guidance_2": _number("as `guidance_scale_2`", "guidance_2"),
-    "guidance_batch": _text("both branches of guidance in one call: `auto`, `on` or `off`", "guidance_batch"),
-    "guidance_interval": _text("noise levels of guidance, such as `0.2,0.9`", "guidance_interval"),
-    "boundary": _number("as `boundary_ratio`", "boundary"),
-    "shift": _number("as `flow_shift`", "shift"),
-    "schedule": _text("how the frames descend, such as `staircase,block=3,delay=5`", "schedule"),
-    "solver": _text("`euler` or `dpm++2m`", "solver"),
-    "accelerate": _text("what is left out, such as `steps,threshold=0.1`", "accelerate"),
-    "speed": _number("the acceleration that the calibration of the model found for this factor", "speed"),
-    "min_psnr": _number("the fastest acceleration with this PSNR in decibels", "min_psnr"),
 }
-NAMES: dict[str, WireName] = OPENAI | OTHERS | OWN
+
+
+def _options() -> dict[str, WireName]:
+    """The options of `Request` that have no other entry, under their own names and with their own help."""
+    found: dict[str, WireName] = {}
+    for task in TASKS.values():
+        for name, (kind, option) in options_of(task).items():
+            if name not in (*OPENAI, *OTHERS, *OWN):
+                words = any(each is str or isinstance(each, str) for each in get_args(kind) or (kind,))
+                found[name] = WireName(option.help, name, "text" if words else "value")
+    return found
+
+
+OPTIONS: dict[str, WireName] = _options()
+NAMES: dict[str, WireName] = OPENAI | OTHERS | OWN | OPTIONS
+
+
+def table(names: Mapping[str, WireName]) -> str:
+    """The names with their meanings as a table of Markdown, for `docs/serving.md`."""
+    rows = ["| field | meaning |", "| --- | --- |"]
+    for name, one in names.items():
+        same = f" (`{one.option}`)" if one.option not in ("", name) else ""
+        rows.append(f"| `{name}` | {one.meaning}{same} |")
+    return "\n".join(rows)
 
 
 def schema() -> dict[str, object]:

@@ -86,7 +86,6 @@ def run(options: WorkerOptions) -> None:
         logging.getLogger(chatty).setLevel(logging.ERROR)
     worker = Worker(options)
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides what it means
     worker.work()
 
 
@@ -237,6 +236,10 @@ class Worker:
             return "invalid_request", self._public(str(error), row)
         if _is_memory(error):
             return "out_of_memory", "There is not enough memory for this video: ask for a smaller size or fewer frames."
+        if isinstance(error, PusaError) and "NaN" in str(error):
+            return "overflow", (
+                "The numbers of the model became too large: use a smaller guidance_scale, and smaller scales of LoRAs."
+            )
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return "disk_full", "The server's disk is full: ask its operator."
         return "server_error", "The server failed on this video; its log says why."
