@@ -61,7 +61,8 @@ def measure(quick: bool) -> Section:
     numbers["restart"] = restart["numbers"]
     text = (
         f"A client asks for the state of a video ten times a second for {span:.0f} s, while others are there. The "
-        "last column counts open files of the server that are left afterwards. In the last line, PostgreSQL is stopped "
+        "last column counts open files of the server that are left afterwards: the first crowd leaves the connections "
+        "of the pool of the database. In the last line, PostgreSQL is stopped "
         f"for a second {restart['times']} times while {restart['jobs']} clients wait for a video each; all got one."
     )
     head = ["others", "answers", "without an answer", "median", "longest", "files left open"]
