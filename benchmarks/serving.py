@@ -3,8 +3,9 @@
     python benchmarks/serving.py kills
     python benchmarks/serving.py requests preview workers memory clients
 
-Each measurement starts the server as a user would, and writes a section to docs/results/serving (`--out`). `--quick`
-makes small versions of all of them, which show that they work and measure nothing.
+Each measurement starts the server as a user would, and writes a section to docs/results/serving (`--out`). Then the
+page beside that folder is written again from all sections. `--quick` makes small versions of all of them, which show
+that they work and measure nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +28,17 @@ MEASUREMENTS: dict[str, Callable[[bool], Section]] = {
     "memory": serving_load.memory,
     "clients": serving_clients.measure,
 }
+INTRODUCTION = """# The server under load
+
+What `pusa serve` does with the embedded model when it is killed, when its clients are many or careless, and what it
+costs. Server, clients and database are on one machine. Times depend on that machine and on what else it does. Lost,
+doubled and different videos must be 0 everywhere."""
+
+
+def page(folder: Path) -> str:
+    """The document, of the sections that are there."""
+    found = [folder / f"{name}.json" for name in MEASUREMENTS if (folder / f"{name}.json").is_file()]
+    return "\n\n".join([INTRODUCTION, *(Section.read(path).page(folder.name) for path in found)]) + "\n"
 
 
 def main() -> None:
@@ -42,6 +54,7 @@ def main() -> None:
         asked = f" --videos {options.videos}" if name == "memory" else ""
         section.command = f"python benchmarks/serving.py {name}{asked}"
         section.write(options.out / f"{name}.json")
+    options.out.with_suffix(".md").write_text(page(options.out), encoding="utf-8")
 
 
 if __name__ == "__main__":
