@@ -20,6 +20,7 @@ from starlette.concurrency import run_in_threadpool
 
 from pusa.serving.answers import video_object
 from pusa.serving.store import ENDED, Store, Video
+from pusa.serving.tables import reason
 
 log = logging.getLogger("pusa.serving.events")
 PACE = 0.25
@@ -100,7 +101,7 @@ class Events:
                     for call in await run_in_threadpool(self._news, owner):
                         call()
             except SQLAlchemyError as error:
-                log.warning("events: the database does not answer: %s", type(error).__name__)
+                log.warning("events: the database cannot be used: %s", reason(error))
             await asyncio.sleep(PACE)
         self._seen, self._shown = {}, {}
 

@@ -15,6 +15,7 @@ from pusa.serving.folders import Folders
 from pusa.serving.liveness import PACE as BEAT
 from pusa.serving.liveness import Presence
 from pusa.serving.store import Store, Video
+from pusa.serving.tables import reason
 
 log = logging.getLogger("pusa.serving.housekeeping")
 PACE = 10.0
@@ -65,4 +66,4 @@ class Housekeeping:
                 if rounds * BEAT % PACE < BEAT:
                     self.round()
             except (SQLAlchemyError, OSError) as error:
-                log.warning("housekeeping: %s", error)
+                log.warning("housekeeping: %s", reason(error))

@@ -33,7 +33,7 @@ from pusa.serving.liveness import PACE, Observer, Presence
 from pusa.serving.orders import with_sources
 from pusa.serving.served_model import ServedModel
 from pusa.serving.store import Store, Video
-from pusa.serving.tables import open_database
+from pusa.serving.tables import open_database, reason
 
 if TYPE_CHECKING:
     from pusa.core.sampler import Step
@@ -129,7 +129,7 @@ class Worker:
                     break
                 self._recover()
             except sa.exc.SQLAlchemyError as error:
-                log.warning("the database does not answer: %s", type(error).__name__)
+                log.warning("the database cannot be used: %s", reason(error))
         queue.rest()
         self.presence.leave()
         os._exit(0)  # the thread of a video may still compute
@@ -173,7 +173,7 @@ class Worker:
             try:
                 return call()
             except sa.exc.SQLAlchemyError as error:
-                log.warning("the database does not answer: %s", type(error).__name__)
+                log.warning("the database cannot be used: %s", reason(error))
             if self.stopping.wait(PACE):
                 return None
 
@@ -286,7 +286,7 @@ class _Progress:
                 self.shown = now
                 self._show(step)
         except sa.exc.SQLAlchemyError as error:  # the video goes on while the database is away
-            log.warning("the progress of %s is not recorded: %s", video, type(error).__name__)
+            log.warning("the progress of %s is not recorded: %s", video, reason(error))
         return True
 
     def _show(self, step: Step) -> None:
