@@ -97,8 +97,8 @@ def workers(quick: bool) -> Section:
     ]
     text = (
         f"{jobs} videos of {LONG['num_inference_steps']} steps are asked for at once. Two workers are "
-        f"{ratio_text(faster)} times as fast as one. On a machine without GPUs, workers share the cores, and each uses "
-        "one of the two threads of the processor where one worker uses both."
+        f"{ratio_text(faster)} times as fast as one. On a machine without GPUs, each uses its share of the cores, "
+        "where one worker uses all."
     )
     return Section("Workers", "", machine, [text], [Table(["workers", "time", "videos per minute"], rows)], numbers={
         "one": taken[1], "two": taken[2], "faster": faster})  # fmt: skip
