@@ -10,6 +10,7 @@ import torch
 import uvicorn
 
 from pusa.serving.app import make_app
+from pusa.serving.http_protocol import HttpProtocol
 from pusa.serving.running import _listen
 from tests.serving.conftest import Service, png
 
@@ -26,7 +27,7 @@ QUICK = {"steps": 2}
 def client(service: Service) -> Iterator[object]:
     """A client of the server on a free port, whose videos are made."""
     listening = _listen("127.0.0.1", 0)
-    config = uvicorn.Config(make_app(service.server), lifespan="off", log_level="warning")
+    config = uvicorn.Config(make_app(service.server), http=HttpProtocol, lifespan="off", log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()

@@ -12,6 +12,7 @@ import uvicorn
 
 from pusa.errors import InputError
 from pusa.serving.app import make_app
+from pusa.serving.http_protocol import HttpProtocol
 from pusa.serving.server import Server, ServerOptions
 
 _HEAD = 65536
@@ -34,6 +35,7 @@ def run(options: ServerOptions, ready: Callable[[str], None]) -> None:
     host, port = options.host, listening.getsockname()[1]
     config = uvicorn.Config(
         make_app(server),
+        http=HttpProtocol,
         log_level="warning",
         access_log=False,
         server_header=False,
