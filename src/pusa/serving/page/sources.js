@@ -1,7 +1,7 @@
 /**
  * Sources of the timeline from the server: finished clips, single frames of them, and what other clips were made from.
  */
-import { address } from './api.js';
+import { address, get } from './api.js';
 import { fileSource, opened } from './timeline/files.js';
 
 export const CLIP_TYPE = 'application/x-pusa-clip';
@@ -41,7 +41,7 @@ export function frameOf(video, frame, thumb) {
 export async function described(src, kind, clips, fps) {
   if (src.missing) return null;
   if (src.video) {
-    const video = clips.get(src.video);
+    const video = clips.get(src.video) ?? (await get(src.video).catch(() => null)); // an older one is not in the list
     const name = video ? title(video) : 'a clip';
     const clip = video ? await finished(video) : { name, kind: 'clip', frames: null, thumbs: [] };
     return 'frame' in src
