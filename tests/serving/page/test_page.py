@@ -240,17 +240,22 @@ def test_all_that_is_wrong_is_marked_at_once(
     shot(page, f"{name}-all-errors")
     assert server.orders == []
     page.get_by_label("Steps", exact=True).fill("2")
-    page.locator("#composer").get_by_text("0 does not work here: give a whole number from 1 to 1000.").wait_for(state="detached")
+    page.locator("#problem-steps").wait_for(state="hidden")
     assert page.locator("#composer").get_by_text("-5 does not work here").is_visible()
 
 
 @pytest.mark.parametrize("file", ["run.log", "notes.txt", "archive.zip"])
-def test_a_file_that_is_neither_picture_nor_video_is_refused(page: Any, tmp_path: Path, file: str, shot: Shot) -> None:
+def test_a_file_that_is_neither_picture_nor_video_is_refused(
+    page: Any, tmp_path: Path, picture: Write, file: str, shot: Shot
+) -> None:
     (tmp_path / file).write_text("12:00 started")
     sentence = f"{file} is neither a picture nor a video: choose another file."
     choose(page, "Keyframes")
     page.locator("pusa-timeline input[type=file]").set_input_files(str(tmp_path / file))
     page.locator("pusa-timeline .refused").get_by_text(sentence).wait_for()
+    both = [str(tmp_path / file), str(picture("cat.png", "orange"))]
+    page.locator("pusa-timeline input[type=file]").set_input_files(both)
+    page.locator("pusa-timeline").get_by_text(f"{sentence} None of the 2 files was added.").wait_for()
     assert page.locator("pusa-timeline .item").count() == 0
     choose(page, "Continue a clip")
     page.locator("#clip input[type=file]").set_input_files(str(tmp_path / file))

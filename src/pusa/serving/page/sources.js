@@ -3,6 +3,7 @@
  */
 import { address, get } from './api.js';
 import { fileSource, opened } from './timeline/files.js';
+import { Refusal } from './timeline/items.js';
 
 export const CLIP_TYPE = 'application/x-pusa-clip';
 
@@ -17,7 +18,13 @@ export const SAMPLES = [
 export async function fromTransfer(transfer, clips, fps) {
   const id = transfer.getData?.(CLIP_TYPE);
   if (id && clips.get(id)) return [await finished(clips.get(id))];
-  return Promise.all([...(transfer.files ?? [])].map((file) => fileSource(file, fps)));
+  const files = [...(transfer.files ?? [])];
+  try {
+    return await Promise.all(files.map((file) => fileSource(file, fps)));
+  } catch (error) {
+    if (files.length === 1 || !(error instanceof Refusal)) throw error;
+    throw new Refusal(`${error.message} None of the ${files.length} files was added.`);
+  }
 }
 
 /** A finished clip as a source. */
