@@ -73,6 +73,7 @@ def test_a_clip_is_made_continued_and_found_again(browser: Any, address: str) ->
     page.locator("#clip").get_by_text("17 frames").wait_for()
     reopen(17)
     page.locator("#composer").get_by_text("Add circle-left.png again").wait_for()
+    page.get_by_text("More settings").click()
     page.get_by_label("Steps", exact=True).fill("0")
     page.get_by_label("Seed", exact=True).fill("-5")
     page.locator("#problem-steps").get_by_text("give a whole number from 1 to 1000").wait_for()
