@@ -83,8 +83,9 @@ async def read_body(request: Request) -> tuple[dict[str, Any], Files]:
     return fields, files
 
 
-def checked(order: dict[str, Any]) -> tuple[dict[str, Any], list[list[float]]]:
-    """What is said of a clip, and its matrix. Raises Refused."""
+def checked(order: dict[str, Any], files: Files) -> tuple[dict[str, Any], list[list[float]]]:
+    """What is said of a clip, and its matrix. Raises Refused, as for a picture that starts with "spoilt"."""
+    spoilt = [name for name, (content, _, _) in files.items() if content.startswith(b"spoilt")]
     task, frames, steps = order.get("task", "generate"), order.get("frames"), order.get("steps", STEPS)
     width, height = map(int, order.get("size", "64x64").split("x"))
     if width % 16 or height % 16:
@@ -98,6 +99,8 @@ def checked(order: dict[str, Any]) -> tuple[dict[str, Any], list[list[float]]]:
     column = [1 - step / steps for step in range(steps + 1)]
     levels = [1.0] * ((total - 1) // GROUP + 1)
     for one in order.get("conditions", []):
+        if one["src"].get("part") in spoilt:
+            raise Refused("conditions[0]: the file cannot be read: give another picture or video.", "conditions[0]")
         first = one.get("frame", one.get("at", 0))
         slot = (first + GROUP - 1) // GROUP
         if slot >= len(levels):

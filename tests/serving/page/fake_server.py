@@ -147,7 +147,7 @@ class FakeServer:
 
     async def _create(self, request: Request) -> Response:
         order, files = await read_body(request)
-        shown, sigma = checked(order)
+        shown, sigma = checked(order, files)
         with self._lock:
             self.orders.append(order)
             id = f"video_{uuid.uuid4().hex}"
@@ -182,8 +182,8 @@ class FakeServer:
         return JSONResponse(video)
 
     async def _check(self, request: Request) -> Response:
-        order, _ = await read_body(request)
-        shown, sigma = checked(order)
+        order, files = await read_body(request)
+        shown, sigma = checked(order, files)
         return JSONResponse({"ok": True, **shown, "matrix": {"sigma": sigma}})
 
     # Clips
@@ -231,13 +231,19 @@ class FakeServer:
 
     def _recipe(self, request: Request) -> Response:
         job = self._job(request)
-        request_of = {key: value for key, value in job.video["request"].items() if key != "conditions"}
-        conditions = [
-            {**one, "path": f"/data/{job.video['sources'][one['src']['source']]['filename']}", "sha256": "0"}
-            for one in job.video["request"].get("conditions", [])
-        ]
-        for one in conditions:
-            del one["src"]
+
+        def named(value: Any) -> Any:
+            """The value with the names of files in place of the sources."""
+            if isinstance(value, list):
+                return [named(one) for one in value]
+            if not isinstance(value, dict):
+                return value
+            if "source" in value:
+                about = job.video["sources"][value["source"]]
+                return {"path": f"{about['video']}.mp4" if "video" in about else about["filename"], "sha256": "0"}
+            plain = {key: named(one) for key, one in value.items() if key != "src"}
+            return plain | (named(value["src"]) if "src" in value else {})
+
         recipe = {
             "version": 1,
             "task": job.video["task"],
@@ -246,8 +252,7 @@ class FakeServer:
             "guidance_batch": "auto",
             "solver": "euler",
             "strength": 1.0,
-            **{key: value for key, value in request_of.items() if key not in ("task",)},
-            "conditions": conditions,
+            **named({key: value for key, value in job.video["request"].items() if key != "task"}),
             "own_matrix": False,
             "matrix": {"sigma": job.sigma},
         }

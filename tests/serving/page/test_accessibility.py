@@ -35,10 +35,10 @@ def test_axe_finds_nothing(
     page.get_by_role("slider", name="walk.mp4: place").focus()
     page.get_by_text("More settings").click()
     page.get_by_label("Steps", exact=True).fill("0")
-    page.locator("#more .error").wait_for()
+    page.locator("#more .error:visible").wait_for()
     assert findings(page) == []
     page.get_by_label("Steps", exact=True).fill("4")
-    page.locator("#more .error").wait_for(state="hidden")
+    page.locator("#more .error:visible").wait_for(state="detached")
     server.waits = True
     for _ in range(2):
         page.get_by_role("button", name="Make the clip").click()

@@ -33,7 +33,7 @@ def test_a_clip_from_a_picture(
     choose(page, "From a picture")
     shot(page, f"{name}-empty")
     make(page)
-    page.get_by_text("Add a picture to start from").wait_for()
+    page.locator("#composer").get_by_text("Add a picture to start from").wait_for()
     page.locator("pusa-timeline input[type=file]").set_input_files(str(picture("cat.png", "orange")))
     page.get_by_role("slider", name="cat.png: place").wait_for()
     page.get_by_label("What the clip shows", exact=True).fill(PROMPT)
@@ -92,13 +92,13 @@ def test_errors_stand_where_they_belong(page: Any, shot: Shot) -> None:
     page.get_by_label("Size").select_option(label="Another size")
     page.get_by_label("Width in pixels").fill("100")
     page.get_by_label("Height in pixels").fill("64")
-    error = page.locator("#more .error")
+    error = page.locator("#more .error:visible")
     error.wait_for()
     assert error.inner_text() == "The size 100x64 cannot be made: both sides must be multiples of 16."
     assert page.get_by_label("Size").get_attribute("aria-invalid") == "true"
     shot(page, "desktop-error")
     page.get_by_label("Width in pixels").fill("512")
-    error.wait_for(state="hidden")
+    error.wait_for(state="detached")
     page.get_by_text("The size is far from the model's own").wait_for()
 
 
@@ -108,13 +108,13 @@ def test_a_shorter_clip_than_its_pictures_is_refused_in_words(page: Any, picture
     page.locator("pusa-timeline input[type=file]").set_input_files(files)
     page.get_by_role("slider", name="c.png: place").wait_for()
     page.get_by_role("slider", name="Length", exact=True).fill("5")
-    page.get_by_text("c.png would be outside this length").wait_for()
+    page.locator("#composer").get_by_text("c.png would be outside this length").wait_for()
     make(page)
-    page.get_by_text("c.png would be outside this length").wait_for()
+    page.locator("#composer").get_by_text("c.png would be outside this length").wait_for()
     assert server.orders == []
     page.get_by_role("slider", name="c.png: place").focus()
     page.keyboard.press("Delete")
-    page.get_by_text("c.png would be outside this length").wait_for(state="hidden")
+    page.locator("#composer").get_by_text("c.png would be outside this length").wait_for(state="hidden")
     make(page)
     finished(page)
     assert server.orders[0]["frames"] == 5
@@ -137,7 +137,7 @@ def test_a_picture_is_pasted(page: Any) -> None:
 def test_restyling_and_its_recipe(page: Any, server: FakeServer, clip: Path, tmp_path: Path) -> None:
     choose(page, "Restyle a clip")
     make(page)
-    page.get_by_text("Choose the clip to restyle.").wait_for()
+    page.locator("#init").get_by_text("Choose the clip to restyle.").wait_for()
     put_clip(page, "init", clip)
     page.get_by_label("How much may change").fill("0.4")
     make(page)
@@ -210,3 +210,71 @@ def test_another_start_keeps_the_length(page: Any, server: FakeServer) -> None:
     assert length.get_attribute("aria-valuetext") == "12 frames are added, 1.5 s"
     page.get_by_role("button", name="Clear").click()
     page.wait_for_function("() => document.querySelector('#frames').value === '17'")
+
+
+@pytest.mark.parametrize(("viewport", "name"), [(DESKTOP, "desktop"), (PHONE, "phone")])
+def test_all_that_is_wrong_is_marked_at_once(
+    open_page: Open, server: FakeServer, tmp_path: Path, shot: Shot, viewport: dict[str, int], name: str
+) -> None:
+    spoilt = tmp_path / "cat.png"
+    spoilt.write_bytes(b"spoilt")
+    page = open_page(viewport=viewport)
+    choose(page, "Keyframes")
+    page.locator("pusa-timeline input[type=file]").set_input_files(str(spoilt))
+    page.get_by_text("the file cannot be read: give another picture or video.").wait_for()
+    page.get_by_text("More settings").click()
+    page.get_by_label("Steps", exact=True).fill("0")
+    page.get_by_label("Seed", exact=True).fill("-5")
+    page.get_by_label("Guidance by the words", exact=True).press_sequentially("1e999")
+    make(page)
+    for sentence in (
+        "0 does not work here: give a whole number from 1 to 1000.",
+        "-5 does not work here: give a whole number from 0 on.",
+        "This is not a number: give one.",
+        "the file cannot be read: give another picture or video.",
+    ):
+        page.locator("#composer").get_by_text(sentence).wait_for()
+    for label in ("Steps", "Seed", "Guidance by the words"):
+        assert page.get_by_label(label, exact=True).get_attribute("aria-invalid") == "true", label
+    page.get_by_role("status").filter(has_text="give a whole number from 0 on").wait_for()
+    shot(page, f"{name}-all-errors")
+    assert server.orders == []
+    page.get_by_label("Steps", exact=True).fill("2")
+    page.locator("#problem-steps").wait_for(state="hidden")
+    assert page.locator("#composer").get_by_text("-5 does not work here").is_visible()
+
+
+@pytest.mark.parametrize("file", ["run.log", "notes.txt", "archive.zip"])
+def test_a_file_that_is_neither_picture_nor_video_is_refused(
+    page: Any, tmp_path: Path, picture: Write, file: str, shot: Shot
+) -> None:
+    (tmp_path / file).write_text("12:00 started")
+    sentence = f"{file} is neither a picture nor a video: choose another file."
+    choose(page, "Keyframes")
+    page.locator("pusa-timeline input[type=file]").set_input_files(str(tmp_path / file))
+    page.locator("pusa-timeline .refused").get_by_text(sentence).wait_for()
+    both = [str(tmp_path / file), str(picture("cat.png", "orange"))]
+    page.locator("pusa-timeline input[type=file]").set_input_files(both)
+    page.locator("pusa-timeline").get_by_text(f"{sentence} None of the 2 files was added.").wait_for()
+    assert page.locator("pusa-timeline .item").count() == 0
+    choose(page, "Continue a clip")
+    page.locator("#clip input[type=file]").set_input_files(str(tmp_path / file))
+    page.locator("#clip").get_by_text(sentence).wait_for()
+    choose(page, "From text")
+    page.evaluate(
+        """(name) => {
+          const data = new DataTransfer();
+          data.items.add(new File(['12:00 started'], name));
+          document.body.dispatchEvent(new DragEvent('drop', { dataTransfer: data, bubbles: true }));
+        }""",
+        file,
+    )
+    page.locator("#composer > .error").get_by_text(sentence).wait_for()
+    shot(page, "desktop-dropped-log")
+
+
+def test_a_picture_that_the_browser_cannot_show_is_taken(page: Any, tmp_path: Path) -> None:
+    (tmp_path / "cat.heic").write_bytes(b"\0\0\0 ftypheic")
+    choose(page, "Keyframes")
+    page.locator("pusa-timeline input[type=file]").set_input_files(str(tmp_path / "cat.heic"))
+    page.get_by_role("slider", name="cat.heic: place").wait_for()

@@ -58,5 +58,25 @@ def test_a_clip_is_made_continued_and_found_again(browser: Any, address: str) ->
     finished(page).get_by_role("button", name="Edit and remake").click()
     page.get_by_role("slider", name="circle-left.png: place").wait_for()
     assert page.get_by_label("Steps", exact=True).input_value() == "2"
+
+    def reopen(frames: int) -> None:
+        """Open the recipe of a clip."""
+        page.locator("#cards .open").nth(0 if frames == 29 else 1).click()
+        page.locator("#stage").get_by_text(f"{frames} frames").first.wait_for()
+        with page.expect_download() as download:
+            page.locator("#stage").get_by_role("link", name="Recipe").click()
+        page.locator("#recipe").set_input_files(download.value.path())
+
+    page.get_by_role("button", name="Clear").click()
+    page.wait_for_function("() => document.querySelector('#timeline').empty")
+    reopen(29)
+    page.locator("#clip").get_by_text("17 frames").wait_for()
+    reopen(17)
+    page.locator("#composer").get_by_text("Add circle-left.png again").wait_for()
+    page.get_by_text("More settings").click()
+    page.get_by_label("Steps", exact=True).fill("0")
+    page.get_by_label("Seed", exact=True).fill("-5")
+    page.locator("#problem-steps").get_by_text("give a whole number from 1 to 1000").wait_for()
+    page.locator("#problem-seed").get_by_text("give a whole number from 0 on").wait_for()
     assert problems == []
     page.close()

@@ -160,11 +160,6 @@ def test_the_settings_of_a_clip_come_back_with_its_pictures(page: Any, server: F
     assert second["conditions"][0]["src"] == {"source": "source_0", "of": next(iter(server.jobs))}
 
 
-def test_a_file_that_is_no_recipe(page: Any) -> None:
-    page.locator("#recipe").set_input_files({"name": "x.json", "mimeType": "application/json", "buffer": b"[1]"})
-    page.get_by_text("This file is no recipe of a clip").wait_for()
-
-
 def test_seeds_side_by_side_survive_a_reload(page: Any, server: FakeServer, shot: Shot) -> None:
     page.get_by_role("button", name=PROMPT).click()
     page.get_by_role("button", name="Several seeds…").click()

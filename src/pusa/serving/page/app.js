@@ -9,7 +9,8 @@ import { Gallery } from './gallery.js';
 import './matrix.js';
 import './player.js';
 import { Problems } from './problems.js';
-import { again, fromRecipe } from './requests.js';
+import { openRecipe } from './recipe.js';
+import { again } from './requests.js';
 import './source.js';
 import { described, finished, frameOf, fromTransfer, title } from './sources.js';
 import { Stage } from './stage.js';
@@ -34,7 +35,7 @@ class Page {
         return video && finished(video);
       },
     });
-    this.problems = new Problems(this.composer);
+    this.problems = new Problems(this.composer, (text) => this.#announce(text));
     const select = (chosen) => this.select(chosen);
     const remove = (videos) => this.#remove(videos);
     const cancel = (video) => this.#try(() => this.clips.remove(video.id));
@@ -151,8 +152,7 @@ class Page {
   async #submit() {
     this.problems.clear();
     const { composer } = this;
-    const missing = composer.refusedLength ? { param: 'frames', message: composer.refusedLength } : composer.missing();
-    if (missing) return this.problems.insist(missing);
+    if (composer.missing().length) return this.problems.insist();
     const make = id('make');
     const { textContent } = make;
     Object.assign(make, { disabled: true, textContent: 'Sending…' });
@@ -163,9 +163,8 @@ class Page {
 
   async #several(chosen) {
     if (!chosen) return;
-    const missing = this.composer.missing();
-    if (missing) {
-      this.problems.insist(missing);
+    if (this.composer.missing().length) {
+      this.problems.insist();
       return;
     }
     const base = this.composer.order();
@@ -197,15 +196,7 @@ class Page {
 
   async #openRecipe(file) {
     if (!file) return;
-    await this.#try(async () => {
-      let recipe;
-      try {
-        recipe = JSON.parse(await file.text());
-      } catch {
-        throw new Error(`${file.name} is no recipe of a clip: choose the .json file that was saved with one.`);
-      }
-      await this.#load(fromRecipe(recipe));
-    });
+    await this.#try(async () => this.#load(await openRecipe(file, (video) => this.clips.isFinished(video))));
   }
 
   async #use(source) {
@@ -243,7 +234,7 @@ class Page {
       await work();
     } catch (error) {
       if (error.status === 401) await this.#unlock();
-      else this.problems.show(error);
+      else this.problems.fail(error);
     }
   }
 

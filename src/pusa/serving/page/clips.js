@@ -70,6 +70,16 @@ export class Clips extends EventTarget {
     if (!this.#videos.has(video.id)) this.#put(video);
   }
 
+  /** Whether the server has this clip, finished. */
+  async isFinished(id) {
+    try {
+      return (await api.get(id)).status === 'completed';
+    } catch (error) {
+      if (error.status === 404) return false;
+      throw error;
+    }
+  }
+
   #put(video) {
     if (this.#videos.has(video.id)) this.#videos.set(video.id, video);
     else this.#videos = new Map([[video.id, video], ...this.#videos]);

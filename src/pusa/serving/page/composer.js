@@ -129,16 +129,31 @@ export class Composer extends EventTarget {
     return order;
   }
 
-  /** Fill the form with an order. Files that it needs and that are not here are asked for at their places. */
+  /**
+   * Fill the form with an order. Files that it needs and that are not here are asked for at their places. If the order
+   * does not fit, the form is empty afterwards, and this rejects with `Refusal`.
+   */
   async load(order) {
+    const { id: name, longest } = this.model;
+    if (order.frames > (longest ?? Infinity))
+      throw new Refusal(`${order.frames} frames cannot be made: ${name} makes at most ${longest}.`);
+    try {
+      await this.#load(order);
+    } catch (error) {
+      await this.clear();
+      throw error;
+    }
+  }
+
+  async #load(order) {
     const conditions = order.conditions ?? [];
     this.needed = [];
     for (const name of [...TEXTS, ...NUMBERS]) id(name).value = order[name] ?? '';
     id('fit').value = order.fit ?? 'crop';
     this.#setSize(order.size ?? '');
     this.#setLoras(order.lora ?? []);
-    id('strength').value = order.strength ?? 0.6;
-    id('hold').value = 100 * (1 - [order.noise ?? 0].flat()[0]);
+    setRange(id('strength'), order.strength ?? 0.6);
+    setRange(id('hold'), Math.round(1e4 * (1 - [order.noise ?? 0].flat()[0])) / 100);
     document
       .querySelectorAll('[name=direction]')
       .forEach((one) => (one.checked = one.value === (order.direction ?? 'forward')));
@@ -168,7 +183,12 @@ export class Composer extends EventTarget {
   /** Ask for the files of conditions at their places on the timeline. */
   #ask(conditions) {
     const grid = new Grid(this.timeline.clip);
-    const frame = (one) => grid.frameOf(one.frame ?? one.at ?? 0) ?? 0;
+    const frame = (one) => {
+      const place = one.frame ?? one.at ?? 0;
+      const found = grid.frameOf(place);
+      if (found !== null) return found;
+      throw new Refusal(`${one.src.missing} is at frame ${place}, outside the clip of ${grid.frames} frames.`);
+    };
     this.expected = conditions.length + this.timeline.value.length;
     this.needed.push(...conditions.map((one) => ({ param: 'conditions', name: one.src.missing })));
     if (conditions.length)
@@ -365,4 +385,11 @@ export class Composer extends EventTarget {
     this.#ranges();
     this.settle();
   }
+}
+
+/** Set a slider to a value that may lie between its stops, or below the first one. */
+function setRange(input, value) {
+  if (value < Number(input.min)) input.min = value;
+  input.step = Number.isInteger(Math.round((1e6 * value) / input.dataset.step) / 1e6) ? input.dataset.step : 'any';
+  input.value = value;
 }

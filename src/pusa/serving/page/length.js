@@ -5,6 +5,7 @@ export class LengthControl {
   /** @param {HTMLInputElement} input a range with an output after it */
   constructor(input) {
     this.input = input;
+    input.addEventListener('input', () => this.#snap());
   }
 
   /** kind: "generate" counts the whole clip; "extend" and "transition" count the frames that are added. */
@@ -18,7 +19,8 @@ export class LengthControl {
     const clips = { extend: 1, transition: 2 }[kind];
     const usual = this.added ? Math.max(group, defaults.num_frames - clips * overlap + clips - 1) : defaults.num_frames;
     const limit = this.added ? Math.max(group, most - clips * overlap + clips - 1) : most;
-    Object.assign(this.input, { min: this.added ? group : 1 + group, step: group, max: limit });
+    this.first = this.added ? group : 1 + group;
+    Object.assign(this.input, { min: this.first, step: group, max: limit });
     this.value = usual;
   }
 
@@ -26,8 +28,10 @@ export class LengthControl {
     return Number(this.input.value);
   }
 
+  /** A loaded request may have a length between or beyond the stops. It is kept as it is; the server decides. */
   set value(frames) {
-    if (frames > Number(this.input.max)) this.input.max = frames; // a loaded request may be longer; the server decides
+    this.input.step = this.#isStop(frames) ? this.group : 1;
+    if (frames > Number(this.input.max)) this.input.max = frames;
     if (frames < Number(this.input.min)) this.input.min = frames;
     this.input.value = frames;
     this.show();
@@ -36,6 +40,16 @@ export class LengthControl {
   /** The longest length of the model's form that `frames` frames fill. */
   whole(frames) {
     return Math.floor((frames - 1) / this.group) * this.group + 1;
+  }
+
+  /** Back to the stops, when a person moves the slider. */
+  #snap() {
+    if (!this.#isStop(Number(this.input.min))) this.input.min = this.first;
+    this.input.step = this.group;
+  }
+
+  #isStop(frames) {
+    return (frames - this.first) % this.group === 0;
   }
 
   show() {

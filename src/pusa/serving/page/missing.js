@@ -1,5 +1,13 @@
-/** What a person still has to give before the form is an order, and what no server needs to be asked about. */
-const NUMBERS = ['steps', 'seed', 'guidance'];
+/** What a person still has to give or to mend before the form is an order, as far as no server needs to be asked. */
+const LARGEST = Number.MAX_SAFE_INTEGER; // JavaScript would round a larger whole number
+const NUMBERS = {
+  width: { least: 1, whole: true },
+  height: { least: 1, whole: true },
+  steps: { least: 1, most: 1000, whole: true },
+  seed: { least: 0, whole: true },
+  guidance: {},
+  scale: {},
+};
 const SOURCES = {
   extend: [['clip', 'Choose the clip to continue.']],
   transition: [
@@ -15,36 +23,49 @@ const PICTURES = {
 };
 
 /**
- * The first thing that is missing, as {param, message, urgent}, or null. It is urgent if it is said at once, and not
- * only when the clip is to be made.
+ * All that is missing or wrong, as a list of {param, message, urgent}. What is urgent is said at once, and not only
+ * when the clip is to be made.
  */
 export function missing(composer) {
-  return ofRecipe(composer) ?? ofNumbers() ?? ofSources(composer);
+  const { refusedLength } = composer;
+  const length = refusedLength ? [{ param: 'frames', message: refusedLength, urgent: true }] : [];
+  const files = ofRecipe(composer);
+  return [...files, ...(files.length ? [] : ofSources(composer)), ...length, ...ofNumbers()];
 }
 
-/** A file that the opened recipe names. */
+/** The files that the opened recipe names: that of each place, and of the timeline one after the other. */
 function ofRecipe({ needed, timeline, expected }) {
-  const file = needed.find((one) => (one.place ? !one.place.value : timeline.value.length < expected));
-  if (!file) return null;
-  const message = `Add ${file.name} again: a recipe names its files and does not hold them.`;
-  return { param: file.param, message, urgent: true };
+  const here = timeline.value.map((one) => one.src.name);
+  const onTimeline = timeline.value.length < expected ? needed.filter((one) => !one.place) : [];
+  const next = onTimeline.find((one) => !here.includes(one.name)) ?? onTimeline[0];
+  const files = [...needed.filter((one) => one.place && !one.place.value), ...(next ? [next] : [])];
+  return files.map(({ param, name }) => ({
+    param,
+    message: `Add ${name} again: a recipe names its files and does not hold them.`,
+    urgent: true,
+  }));
 }
 
-/** A number that the browser could not read, or that JavaScript would round. */
+/** Numbers that the browser could not read, that JavaScript would round, or that no model takes. */
 function ofNumbers() {
-  for (const name of NUMBERS) {
-    const input = document.getElementById(name);
-    if (input.validity.badInput) return { param: name, message: 'This is not a number: give one.', urgent: true };
-    if (Number(input.value) > Number.MAX_SAFE_INTEGER) {
-      const message = `This page takes numbers up to ${Number.MAX_SAFE_INTEGER}: give a smaller one.`;
-      return { param: name, message, urgent: true };
-    }
-  }
-  return null;
+  return Object.entries(NUMBERS)
+    .map(([name, range]) => ({ param: name, message: wrong(document.getElementById(name), range), urgent: true }))
+    .filter((one) => one.message);
+}
+
+function wrong(input, { least = -Infinity, most = Infinity, whole = false }) {
+  if (input.closest('[hidden]')) return null;
+  if (input.validity.badInput) return 'This is not a number: give one.';
+  if (input.value === '') return null;
+  const value = Number(input.value);
+  if (value > LARGEST) return `This page takes numbers up to ${LARGEST}: give a smaller one.`;
+  if (value >= least && value <= most && (!whole || Number.isInteger(value))) return null;
+  const range = most < Infinity ? ` from ${least} to ${most}` : least > -Infinity ? ` from ${least} on` : '';
+  return `${input.value} does not work here: give a ${whole ? 'whole ' : ''}number${range}.`;
 }
 
 function ofSources({ presetId, places, timeline }) {
-  if (presetId in PICTURES && timeline.empty) return { param: 'conditions', message: PICTURES[presetId] };
-  const [param, message] = SOURCES[presetId]?.find(([name]) => !places[name].value) ?? [];
-  return param ? { param, message } : null;
+  if (presetId in PICTURES && timeline.empty) return [{ param: 'conditions', message: PICTURES[presetId] }];
+  const open = (SOURCES[presetId] ?? []).filter(([name]) => !places[name].value);
+  return open.map(([param, message]) => ({ param, message }));
 }

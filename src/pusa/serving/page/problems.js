@@ -11,79 +11,128 @@ const ALIASES = {
   height: 'size',
   image: 'conditions',
   last_image: 'conditions',
+  scale: 'lora',
 };
+const LEFT_OUT = { steps: 'steps', seed: 'seed', guidance: 'guidance', width: 'size', height: 'size', scale: 'lora' };
 const LARGE = 32e6; // bytes of files above which an order is checked only when it is sent
 
+/**
+ * Three kinds of sentences stand in the form at the same time: what the page itself finds missing or wrong, what the
+ * server refuses in the rest of the order, and why something that a person did failed. The last is also read out.
+ */
 export class Problems {
   #stop = new AbortController();
+  #own = [];
+  #refused = [];
+  #failed = [];
 
-  /** @param {Composer} composer */
-  constructor(composer) {
+  /**
+   * @param {Composer} composer
+   * @param {(text: string) => void} announce reads a text out
+   */
+  constructor(composer, announce) {
     this.composer = composer;
+    this.announce = announce;
     this.places = [...document.querySelectorAll('#composer .error[data-for]')];
+    this.places.forEach((place) => (place.id = `problem-${place.dataset.for.split(' ')[0] || 'any'}`));
     this.notes = document.getElementById('notes');
     this.plan = document.getElementById('plan');
   }
 
-  /** Ask the server about the order as it stands, and show its answer. An incomplete order is not asked about. */
+  /**
+   * Say what the page finds wrong, ask the server about the rest of the order, and show its answer. An order whose
+   * sources are missing is not asked about.
+   */
   async check() {
     this.#stop.abort();
     this.#stop = new AbortController();
     const { composer } = this;
-    if (composer.refusedLength) return this.show({ param: 'frames', message: composer.refusedLength });
     const missing = composer.missing();
-    if (missing?.urgent || (missing && this.insists === composer.presetId)) return this.show(missing);
-    if (missing || bytes(composer.order()) > LARGE) return this.clear();
+    this.#own = missing.filter((one) => one.urgent || this.insists === composer.presetId);
+    const order = composer.order();
+    missing.forEach(({ param }) => delete order[LEFT_OUT[param]]);
+    if (missing.some(({ param }) => !(param in LEFT_OUT)) || bytes(order) > LARGE) return this.#answered();
+    if (this.#own.length) this.#show();
     try {
-      const answer = await api.check(composer.order(), this.#stop.signal);
-      this.clear();
-      this.#told(answer);
+      const answer = await api.check(order, this.#stop.signal);
+      this.#answered([], missing.length ? null : answer);
     } catch (error) {
-      if (error.name === 'AbortError') return undefined;
-      if (error instanceof api.ApiError && error.status < 500 && error.status !== 401) this.show(error);
-      else this.clear();
+      if (error.name !== 'AbortError') this.#answered(isRefusal(error) ? [error] : []);
     }
     return undefined;
   }
 
   /** Say what is missing; say it again after every change, until it is there or another task is chosen. */
-  insist(missing) {
+  insist() {
     this.insists = this.composer.presetId;
-    this.show(missing);
+    this.check();
+    this.#draw(this.#own);
   }
 
-  /** Take back what was missing as soon as it is there. */
+  /** Say why something failed, until the form changes. What the server refused stays until it takes the order. */
+  fail(error) {
+    if (isRefusal(error)) this.#refused = [error];
+    else this.#failed = [error];
+    this.#show();
+    this.#draw([error]);
+  }
+
+  /** Take back why something failed, and what was missing as soon as all of it is there. */
   edited() {
-    if (this.insists && !this.composer.missing()) {
-      this.insists = null;
-      this.clear();
-    }
+    this.#failed = [];
+    if (this.insists && !this.composer.missing().length) this.insists = null;
+    if (!this.composer.missing().length) this.#own = [];
+    this.#show();
   }
 
   clear() {
-    for (const place of this.places) Object.assign(place, { hidden: true, textContent: '' });
-    Object.values(this.composer.places).forEach((place) => place.say(''));
-    document.querySelectorAll('#composer [aria-invalid]').forEach((input) => input.removeAttribute('aria-invalid'));
-    this.notes.hidden = true;
-    this.plan.hidden = true;
+    this.#failed = [];
+    this.#own = [];
+    this.#answered();
   }
 
-  /** Show a sentence where it belongs. */
-  show({ param, message }) {
-    this.clear();
-    const name = String(param ?? '').match(/^\w*/)[0];
-    const field = ALIASES[name] ?? name;
-    if (this.composer.places[field] && !this.composer.usesTimeline) {
-      this.composer.places[field].say(message);
-      return;
+  #answered(refused = [], answer = null) {
+    this.#refused = refused;
+    this.#show();
+    this.#told(answer ?? {});
+  }
+
+  /** Show all sentences where they belong, and mark their fields. */
+  #show() {
+    const said = new Map([...this.places, ...Object.values(this.composer.places)].map((place) => [place, []]));
+    document.querySelectorAll('#composer [aria-invalid]').forEach((input) => {
+      input.removeAttribute('aria-invalid');
+      input.removeAttribute('aria-describedby');
+    });
+    for (const problem of [...this.#own, ...this.#refused, ...this.#failed]) {
+      const place = this.#placeOf(problem);
+      if (!said.get(place).includes(problem.message)) said.get(place).push(problem.message);
+      const input = document.getElementById(nameOf(problem)) ?? document.getElementById(fieldOf(problem));
+      if (!input?.matches('input, textarea, select')) continue;
+      input.setAttribute('aria-invalid', 'true');
+      input.setAttribute('aria-describedby', place.id);
     }
-    const place =
-      this.places.find((one) => one.dataset.for.split(' ').includes(field)) ??
-      this.places.find((one) => one.dataset.for === '');
-    Object.assign(place, { hidden: false, textContent: message });
-    const input = document.getElementById(field);
-    if (input?.matches('input, textarea, select')) input.setAttribute('aria-invalid', 'true');
-    if (place.closest('details')) place.closest('details').open = true;
+    for (const [place, sentences] of said) {
+      const text = sentences.join(' ');
+      if (place.say) place.say(text);
+      else if (place.textContent !== text) place.textContent = text;
+      if (!place.say) place.hidden = !text;
+      if (text && place.closest('details')) place.closest('details').open = true;
+    }
+  }
+
+  #placeOf(problem) {
+    const field = fieldOf(problem);
+    if (this.composer.places[field] && !this.composer.usesTimeline) return this.composer.places[field];
+    const places = (name) => this.places.find((one) => one.dataset.for.split(' ').includes(name));
+    return places(field) ?? places('');
+  }
+
+  /** Draw the attention to sentences: bring the first one into view and read them out. */
+  #draw(problems) {
+    if (!problems.length) return;
+    this.#placeOf(problems[0]).scrollIntoView({ block: 'nearest' });
+    this.announce(problems.map((one) => one.message).join(' '));
   }
 
   #told(answer) {
@@ -100,6 +149,21 @@ export class Problems {
       });
     }
   }
+}
+
+/** Whether the server says that the order is wrong, and not that it cannot take one now. */
+function isRefusal(error) {
+  return error instanceof api.ApiError && [400, 413, 415, 422].includes(error.status);
+}
+
+/** The name of the field that a problem is about: "conditions" for "conditions[0].src". */
+function nameOf({ param }) {
+  return String(param ?? '').match(/^\w*/)[0];
+}
+
+function fieldOf(problem) {
+  const name = nameOf(problem);
+  return ALIASES[name] ?? name;
 }
 
 function bytes(value) {

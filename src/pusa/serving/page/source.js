@@ -77,7 +77,7 @@ export class PusaSource extends HTMLElement {
   }
 
   say(text) {
-    this.error.textContent = text;
+    if (this.error.textContent !== text) this.error.textContent = text; // read out once
     this.error.hidden = !text;
   }
 

@@ -1,8 +1,9 @@
 /**
  * Sources of the timeline from the server: finished clips, single frames of them, and what other clips were made from.
  */
-import { address } from './api.js';
+import { address, get } from './api.js';
 import { fileSource, opened } from './timeline/files.js';
+import { Refusal } from './timeline/items.js';
 
 export const CLIP_TYPE = 'application/x-pusa-clip';
 
@@ -17,7 +18,13 @@ export const SAMPLES = [
 export async function fromTransfer(transfer, clips, fps) {
   const id = transfer.getData?.(CLIP_TYPE);
   if (id && clips.get(id)) return [await finished(clips.get(id))];
-  return Promise.all([...(transfer.files ?? [])].map((file) => fileSource(file, fps)));
+  const files = [...(transfer.files ?? [])];
+  try {
+    return await Promise.all(files.map((file) => fileSource(file, fps)));
+  } catch (error) {
+    if (files.length === 1 || !(error instanceof Refusal)) throw error;
+    throw new Refusal(`${error.message} None of the ${files.length} files was added.`);
+  }
 }
 
 /** A finished clip as a source. */
@@ -41,7 +48,7 @@ export function frameOf(video, frame, thumb) {
 export async function described(src, kind, clips, fps) {
   if (src.missing) return null;
   if (src.video) {
-    const video = clips.get(src.video);
+    const video = clips.get(src.video) ?? (await get(src.video).catch(() => null)); // an older one is not in the list
     const name = video ? title(video) : 'a clip';
     const clip = video ? await finished(video) : { name, kind: 'clip', frames: null, thumbs: [] };
     return 'frame' in src

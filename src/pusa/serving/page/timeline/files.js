@@ -9,10 +9,11 @@ import { Refusal } from './items.js';
 
 const SIDE = 160; // pixels of the longer side of a small picture
 const CLIP = /\.(mp4|m4v|mov|mkv|webm|avi|gif|mts|m2ts|ts)$/i;
+const PICTURE = /\.(png|jpe?g|webp|avif|bmp|hei[cf]|jxl|jp2|tiff?|tga|exr|hdr|dng|ppm|pgm|pbm|pnm|qoi|ico)$/i;
 const PATIENCE = 8000; // milliseconds after which a clip that the browser does not open counts as unknown
 
 /**
- * Rejects with `Refusal` for an empty file.
+ * Rejects with `Refusal` for an empty file, and for one that is neither by its type and name nor by its contents.
  * @returns {Promise<{name, kind, src: File, frames: number|null, thumbs: string[]}>}
  */
 export async function fileSource(file, fps) {
@@ -23,7 +24,10 @@ export async function fileSource(file, fps) {
     const found = (await animation(file, fps)) ?? (await opened(URL.createObjectURL(file), fps));
     return { name: file.name, kind: 'clip', src: file, ...found };
   }
-  return { name: file.name, kind: 'image', src: file, frames: null, thumbs: await picture(file) };
+  const thumbs = await picture(file);
+  if (!thumbs.length && !file.type.startsWith('image/') && !PICTURE.test(file.name))
+    throw new Refusal(`${file.name} is neither a picture nor a video: choose another file.`);
+  return { name: file.name, kind: 'image', src: file, frames: null, thumbs };
 }
 
 /** The length at a rate and small pictures of a video at an address; nulls where the browser cannot show it. */
