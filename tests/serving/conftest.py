@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -24,6 +26,8 @@ from pusa.serving.inspection import UploadLimits
 from pusa.serving.served_model import ServedModel
 from pusa.serving.server import Server, ServerOptions
 from pusa.serving.worker import Worker, WorkerOptions
+
+T = TypeVar("T")
 
 
 @cache
@@ -153,6 +157,12 @@ def make_service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
 def service(make_service: Callable[..., Service]) -> Service:
     """A server without keys, whose queue is empty."""
     return make_service()
+
+
+def awaited(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine, in a thread: a browser of other tests keeps a loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 def png(seed: int = 0, size: tuple[int, int] = (64, 64)) -> bytes:

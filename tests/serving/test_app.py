@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import pusa
-from tests.serving.conftest import Service, pipeline, png
+from tests.serving.conftest import Service, awaited, pipeline, png
 
 PROMPT = "a red circle moves left on a black background"
 QUICK = {"steps": 2}
@@ -492,7 +492,7 @@ def test_events_tell_of_a_clip_that_another_client_deletes(service: Service) -> 
             else:
                 return
 
-    asyncio.run(asyncio.wait_for(watch(), 60))
+    awaited(asyncio.wait_for(watch(), 60))
 
     assert told[1] == f'event: deleted\ndata: {{"id": "{video}"}}\n\n'
 

@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 from pusa.serving import bodies
 from pusa.serving.answers import ApiError
+from tests.serving.conftest import awaited
 
 FORM = "multipart/form-data; boundary=x"
 HEAD = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
@@ -37,7 +38,7 @@ def request(chunks: list[bytes] | Callable[[], bytes], kind: str = FORM, pause: 
 
 def refusal(wanted: Request, folder: Path, most: int = 1_000_000) -> ApiError:
     with pytest.raises(ApiError) as error:
-        asyncio.run(bodies.receive(wanted, folder, most))
+        awaited(bodies.receive(wanted, folder, most))
     return error.value
 
 
@@ -85,7 +86,7 @@ def test_a_body_says_whether_it_brings_files(tmp_path: Path) -> None:
             {"type": "http", "method": "POST", "headers": [(b"content-type", kind.encode())]},
             _once(content),
         )
-        return asyncio.run(bodies.receive(sent, tmp_path, 1_000_000)).brings_files
+        return awaited(bodies.receive(sent, tmp_path, 1_000_000)).brings_files
 
     assert not brings(b'{"prompt": "a cat"}')
     assert brings(b'{"image": "data:image/png;base64,AAAA"}')

@@ -14,6 +14,7 @@ from starlette.routing import Route
 from pusa.serving import http_protocol
 from pusa.serving.http_protocol import HttpProtocol
 from pusa.serving.running import _listen
+from tests.serving.conftest import awaited
 
 
 def test_connections_without_a_request_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +44,7 @@ def test_connections_without_a_request_are_closed(monkeypatch: pytest.MonkeyPatc
         await serving
         return list(said)
 
-    silent, half, whole = asyncio.run(asyncio.wait_for(run(), 120))
+    silent, half, whole = awaited(asyncio.wait_for(run(), 120))
 
     assert (silent, half) == (b"", b"")
     assert whole.endswith(b"answer")
