@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -90,21 +91,38 @@ def requests(
         raise InputError("A strength needs a video to edit: give one, or leave the strength out.")
     if given.conditions and given.noise != 0 and given.image is given.last_image is given.video is None:
         raise InputError("noise is for image, last_image and video: give each of the conditions a noise of its own.")
+    nothing = given.image is None and given.last_image is None and (given.video is None or edited)
+    if nothing and given.noise not in (0, 0.0, None):
+        raise InputError(
+            f"The noise {given.noise!r} is of image, last_image and a continued video: give one, or no noise."
+        )
     known = inputs.conditions(given.image, given.last_image, None if edited else given.video, given.noise)
-    first = Generate(
-        prompts[0],
-        [*known, *_listed(given.conditions)],  # type: ignore[arg-type]
-        size=None if height is None else (width, height),  # type: ignore[arg-type]
-        init=Clip(inputs.frames(given.video)) if edited else None,
-        strength=given.strength,
-        **{NAMES.get(name, name): value for name, value in values.items()},
-    )
+    with _in_the_words_of_diffusers():
+        first = Generate(
+            prompts[0],
+            [*known, *_listed(given.conditions)],  # type: ignore[arg-type]
+            size=None if height is None else (width, height),  # type: ignore[arg-type]
+            init=Clip(inputs.frames(given.video)) if edited else None,
+            strength=given.strength,
+            **{NAMES.get(name, name): value for name, value in values.items()},
+        )
     texts = [pair for pair in zip(prompts, negatives, strict=True) for _ in range(per_prompt)]
     seeds = seeds_of(generator, len(texts))
     return [
         replace(first, prompt=text, negative_prompt=negative, seed=seed)
         for (text, negative), seed in zip(texts, seeds, strict=True)
     ]
+
+
+@contextmanager
+def _in_the_words_of_diffusers() -> Iterator[None]:
+    """Let a message that begins with the name of a field begin with the argument that stands for it."""
+    try:
+        yield
+    except InputError as error:
+        first, space, rest = str(error).partition(" ")
+        argument = {field: argument for argument, field in NAMES.items()}.get(first)
+        raise (error if argument is None else InputError(argument + space + rest)) from None
 
 
 def named_options(call: Callable[..., Any]) -> inspect.Signature:

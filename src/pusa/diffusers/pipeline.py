@@ -162,6 +162,7 @@ class PusaPipeline(LoraMethods, DiffusionPipeline):  # type: ignore[misc]
         )
         made.register_to_config(_name_or_path=parts.source)
         made._pusa = loaded
+        components.remember(made.transformer, parts.defaults)
         return made
 
     @property
@@ -296,6 +297,8 @@ class PusaPipeline(LoraMethods, DiffusionPipeline):  # type: ignore[misc]
         Raises InputError, before the model runs, for what is wrong or cannot be honoured.
         """
         outputs.check(output_type)
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise InputError(f"callback_on_step_end is {callback_on_step_end!r}: give a function.")
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         check_names(callback_on_step_end_tensor_inputs)

@@ -49,7 +49,12 @@ class Steps:
         """Call the callback, and write the latents that it returns into those of the step."""
         tensors = {name: getattr(step, name) for name in self._names}
         returned = callback(self._pipe, step.index, 1000 * step.sigma_before.max(), tensors) or {}
-        if unused := [name for name in returned if name not in TENSORS]:
+        if not isinstance(returned, dict):
+            raise InputError(
+                f"callback_on_step_end returned a {type(returned).__name__}: return None, or a dictionary with latents."
+            )
+        changes = returned.get("denoised", step.denoised) is not step.denoised
+        if unused := [name for name in returned if name not in TENSORS] or ["denoised"] * changes:
             raise InputError(f"callback_on_step_end returned {unused[0]!r}, which has no effect: return latents only.")
         changed, needed = returned.get("latents", step.latents), list(step.latents.shape)
         if not isinstance(changed, Tensor):

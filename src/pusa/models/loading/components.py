@@ -10,6 +10,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import diffusers
 import torch
@@ -27,6 +28,15 @@ from pusa.models.wan.transformer import VectorWanTransformer3DModel
 
 _SAMPLED = 16
 """how many values of each tensor are hashed"""
+
+
+_SETTINGS: WeakKeyDictionary[nn.Module, Defaults] = WeakKeyDictionary()
+"""the default settings of the transformers of loaded models, for pipelines that get their networks alone"""
+
+
+def remember(transformer: nn.Module, settings: Defaults) -> None:
+    """Keep the default settings of a model with its transformer. `called` finds them."""
+    _SETTINGS[transformer] = settings
 
 
 def adopt(
@@ -70,7 +80,7 @@ def adopt(
 
 
 def called(backbone: WanBackbone, name: str | None, boundary: float | None) -> WanBackbone:
-    """Return the backbone with the name and the defaults of its folder, if the name is that of a folder.
+    """Return the backbone with the name and the defaults of its folder, or else with those that are remembered.
 
     boundary: the noise level at which experts change, instead of the default. Raises InputError for a transformer with
     a LoRA, because its file and its strength are not known.
@@ -81,7 +91,7 @@ def called(backbone: WanBackbone, name: str | None, boundary: float | None) -> W
             f"The transformer of {backbone.source} has the LoRA {present[0]!r}, whose file is not known: unload it, "
             "and load its file with load_lora_weights of the PusaPipeline."
         )
-    settings = backbone.defaults
+    settings = _SETTINGS.get(backbone.transformer, backbone.defaults)
     if name is not None and (Path(name) / "model_index.json").is_file():
         settings, name = configurations.defaults_of(Path(name)), str(Path(name).resolve())
     if boundary is not None and backbone.transformer_2 is not None:
