@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import struct
 import threading
 import time
@@ -272,7 +273,10 @@ def test_a_process_that_cannot_start_is_not_the_fault_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     PILImage.fromarray(ramp()).save(tmp_path / "a.png")
-    monkeypatch.setattr("sys.path", [])
+    broken = tmp_path / "broken" / "pusa"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError")
+    monkeypatch.setattr("sys.path", [str(broken.parent), *sys.path])
     with pytest.raises(PusaError, match="code 1") as error:
         looked_at(tmp_path / "a.png")
     assert not isinstance(error.value, InputError)
