@@ -1,7 +1,8 @@
 # syntax=docker/dockerfile:1
-# `pusa serve` for CPUs (DEVICE=cpu) or NVIDIA GPUs (DEVICE=cuda):
+# `pusa serve` for NVIDIA GPUs and CPUs. The default wheel of torch is for both. For a smaller image without CUDA, build
+# it with --build-arg PIP_EXTRA_INDEX_URL=ADDRESS, the address of the CPU wheels of torch.
 #
-#     docker build --build-arg DEVICE=cuda --tag pusa .
+#     docker build --tag pusa .
 #     docker run --gpus all --publish 127.0.0.1:8000:8000 --volume pusa-data:/data --volume pusa-cache:/cache \
 #         --volume ./api-keys:/run/secrets/api_keys:ro pusa
 #
@@ -10,24 +11,19 @@
 ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim-bookworm AS build
-ARG DEVICE=cpu
+ARG PIP_EXTRA_INDEX_URL=""
 ARG EXTRAS=serve
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CACHE_DIR=/pip
 WORKDIR /src
 RUN python -m venv /opt/pusa
 ENV PATH=/opt/pusa/bin:$PATH
 COPY constraints.txt ./
 # The largest package has a layer of its own, so that a change of the code does not install it again.
-RUN --mount=type=cache,target=/root/.cache/pip \
-    case "$DEVICE" in \
-        cpu) set -- --extra-index-url https://download.pytorch.org/whl/cpu ;; \
-        cuda) set -- ;; \
-        *) echo "DEVICE is '$DEVICE': give cpu or cuda" >&2; exit 1 ;; \
-    esac \
-    && pip install --constraint constraints.txt "$@" torch
+RUN --mount=type=cache,target=/pip \
+    pip install --constraint constraints.txt torch
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/pip \
     pip install --constraint constraints.txt ".[$EXTRAS]"
 
 FROM python:${PYTHON}-slim-bookworm

@@ -96,7 +96,7 @@ def workers(quick: bool) -> Section:
         [str(count), durations(times), f"{60 * jobs / statistics.median(times):.1f}"] for count, times in taken.items()
     ]
     text = (
-        f"{jobs} videos of {LONG['num_inference_steps']} steps are asked for at once. Two workers are "
+        f"{jobs} videos of {LONG['num_inference_steps']} steps are requested at once. Two workers are "
         f"{ratio_text(faster)} times as fast as one. On a machine without GPUs, each uses its share of the cores, "
         "where one worker uses all."
     )

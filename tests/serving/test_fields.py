@@ -9,7 +9,8 @@ import pytest
 
 from pusa.generation.options import options_of
 from pusa.generation.request import TASKS
-from pusa.serving.fields import Asked, FieldError, Source, read
+from pusa.serving.field_values import FieldError
+from pusa.serving.fields import Asked, Source, read
 from pusa.serving.wire_names import NAMES, OPENAI, OPTIONS, OTHERS, OWN, table
 
 PICTURE = "data:image/png;base64,AAAA"

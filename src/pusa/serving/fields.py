@@ -6,34 +6,20 @@ of the new video. So no path and no address of a client reaches the file system 
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pusa.errors import InputError
 from pusa.generation.options import options_of
 from pusa.generation.request import TASKS
-from pusa.generation.sampling import MAX_STEPS
+from pusa.serving import field_values
+from pusa.serving.field_values import FieldError
 from pusa.serving.wire_names import NAMES
 
-LONGEST_TEXT = 100_000
-"""characters of a field; a longer prompt is no prompt"""
 Role = Literal["picture", "video", "either"]
-_LARGEST = 100_000
 _REFERENCES = 64
 """sources of one request at most"""
-
-
-class FieldError(InputError):
-    """A field is wrong. param: its name."""
-
-    def __init__(self, message: str, param: str) -> None:
-        super().__init__(message)
-        self.param = param
 
 
 @dataclass(frozen=True)
@@ -114,8 +100,8 @@ def read(given: Mapping[str, Any], parts: Collection[str], task: str = "generate
 
     Raises FieldError for an unknown field and for one that cannot be read.
     """
-    given = _flat(given)
-    extra = _value("extra_params", given.pop("extra_params", None)) or {}
+    given = field_values.flat(given)
+    extra = field_values.value_of("extra_params", given.pop("extra_params", None)) or {}
     if not isinstance(extra, Mapping):
         raise FieldError(
             'extra_params is not an object: give options of a request, such as {"solver": "euler"}.', "extra_params"
@@ -124,9 +110,9 @@ def read(given: Mapping[str, Any], parts: Collection[str], task: str = "generate
         raise FieldError(f"{twice} is given twice, once in extra_params: leave one out.", twice)
     given |= extra
     for name in (*given, *parts):
-        if name not in NAMES and (name in given or not _is_named(name, given)):
-            raise FieldError(_unknown(name), str(name))
-    values = {name: _value(name, value) for name, value in given.items()}
+        if name not in NAMES and (name in given or not field_values.is_named(name, given)):
+            raise FieldError(field_values.unknown(name), str(name))
+    values = {name: field_values.value_of(name, value) for name, value in given.items()}
     values = {name: value for name, value in values.items() if value is not None}
     return _Reader(values, parts).read(task, edit)
 
@@ -144,13 +130,13 @@ class _Reader:
             raise FieldError(f"The task {asked.task!r} is unknown: choose {', '.join(TASKS)}.", "task")
         known = options_of(TASKS[asked.task])
         asked.model = str(take("model", ""))
-        asked.lora = _loras(take("lora", None))
-        asked.fps = _finite("fps", take("fps", None))
+        asked.lora = field_values.loras(take("lora", None))
+        asked.fps = field_values.positive("fps", take("fps", None))
         if take("num_outputs_per_prompt", 1) != 1:
             raise FieldError(
                 "num_outputs_per_prompt: one request makes one video; send several.", "num_outputs_per_prompt"
             )
-        asked.seconds = _finite("seconds", take("seconds", None))
+        asked.seconds = field_values.positive("seconds", take("seconds", None))
         asked.noise = take("noise", None)
         if "noise" in known and asked.noise is not None:
             asked.options["noise"] = asked.noise
@@ -174,7 +160,7 @@ class _Reader:
         if (init := take("init", None)) is not None:
             asked.options["init"] = self._condition(init, "init", None)
         if (matrix := take("matrix", None)) is not None:
-            asked.options["matrix"] = _matrix(matrix)
+            asked.options["matrix"] = field_values.matrix(matrix)
         for name, value in self.values.items():
             option = NAMES[name].option
             if option in asked.options:
@@ -277,7 +263,7 @@ class _Reader:
         picture(self.source("image", "picture"), 0)
         picture(self.source("image_reference", "picture"), 0)
         picture(self.source("last_image", "picture"), -1)
-        for one in _listed("frame_images", take("frame_images", None)):
+        for one in field_values.listed("frame_images", take("frame_images", None)):
             one = dict(one)
             one.pop("type", None)
             kind, index, level = one.pop("frame_type", None), one.pop("frame_index", None), one.pop("noise", None)
@@ -287,11 +273,14 @@ class _Reader:
                     "frame_images: each has a frame_type (first_frame or last_frame) or a frame_index.", "frame_images"
                 )
             picture(self.reference(one, "frame_images", "picture"), index if kind is None else frames[kind], level)
-        for one in _listed("keyframes", take("keyframes", None)):
+        for one in field_values.listed("keyframes", take("keyframes", None)):
             if not set(one) <= {"image", "frame", "noise"} or not {"image", "frame"} <= set(one):
                 raise FieldError("keyframes: each has an image, a frame and perhaps a noise.", "keyframes")
             picture(self.reference(one["image"], "keyframes", "picture"), one["frame"], one.get("noise"))
-        found += [self._condition(one, "conditions", noise) for one in _listed("conditions", take("conditions", None))]
+        found += [
+            self._condition(one, "conditions", noise)
+            for one in field_values.listed("conditions", take("conditions", None))
+        ]
         mask = take("video_noise_mask", None)
         if (video := self.source("source_video", "video")) is not None:
             found.append({"type": "clip", "src": video, "mask": mask})
@@ -319,124 +308,3 @@ _WORDS_OF_THE_OTHER = {
     "image": {"at": "say where it stands with frame", "frames": "say where it stands with frame"},
     "clip": {"frame": "say where it begins with at"},
 }
-
-
-def _matrix(value: Any) -> Any:
-    """A matrix as rows of numbers, or as the dictionary of a sidecar. Raises FieldError for anything else."""
-    rows = value.get("sigma") if isinstance(value, Mapping) else value
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, list) and row for row in rows):
-        raise FieldError(
-            "matrix is not a list of rows: give the noise levels σ, one row for each step and a last one.", "matrix"
-        )
-    if len(rows) > MAX_STEPS + 1:
-        raise FieldError(f"matrix has {len(rows) - 1:,} steps: give at most {MAX_STEPS:,}.", "matrix")
-    for number, row in enumerate(rows):
-        if len(row) != len(rows[0]):
-            raise FieldError(
-                f"matrix: row {number} has {len(row)} numbers, and row 0 has {len(rows[0])}: give as many.", "matrix"
-            )
-        for level in row:
-            if isinstance(level, bool) or not isinstance(level, int | float) or not 0 <= level <= 1:
-                raise FieldError(
-                    f"matrix: row {number} has {str(level)[:40]!r}: give noise levels from 0 to 1.", "matrix"
-                )
-    return value
-
-
-def _flat(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields; `a[b]` becomes {"a": {"b": …}} and `a[]` a list, as clients write nested fields in forms.
-
-    Raises FieldError for deeper nesting, in which a form loses what belongs together.
-    """
-    flat: dict[str, Any] = {}
-    for name, value in given.items():
-        outer, bracket, rest = str(name).partition("[")
-        if not bracket:
-            flat[str(name)] = value
-        elif not (match := re.fullmatch(r"(\w*)\]", rest)):
-            raise FieldError(f"A form cannot hold {str(name)[:60]}: give {outer[:60]} as JSON.", outer)
-        elif match[1]:
-            inside = flat.setdefault(outer, {})
-            if not isinstance(inside, dict):
-                raise FieldError(f"{outer} is given twice: leave one out.", outer)
-            inside[match[1]] = _number_of(value)
-        else:
-            flat[outer] = [_number_of(each) for each in (value if isinstance(value, list) else [value])]
-    return flat
-
-
-def _number_of(value: Any) -> Any:
-    """The number that a text of a nested field means; any other value as it is."""
-    if isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d+)?", value):
-        return json.loads(value) if not re.match(r"-?0\d", value) else value
-    return value
-
-
-def _value(name: str, value: Any) -> Any:
-    """A text of a form as the value that it means. Raises FieldError for a text that is too long."""
-    if not isinstance(value, str):
-        return value
-    if len(value) > LONGEST_TEXT and not value.startswith("data:"):
-        raise FieldError(f"{name} has {len(value):,} characters: give at most {LONGEST_TEXT:,}.", name)
-    known = NAMES.get(name)
-    if known is None or known.kind == "text" or (known.kind != "value" and not value.lstrip().startswith("{")):
-        if name == "extra_params":
-            return _json(name, value)
-        return value
-    return _json(name, value)
-
-
-def _json(name: str, value: str) -> Any:
-    try:
-        return json.loads(value)
-    except ValueError:
-        if value.lstrip()[:1] in ("{", "["):
-            raise FieldError(f"{name} is not valid JSON: mend it.", name) from None
-    except RecursionError:
-        raise FieldError(f"{name} is nested too deeply: give plain JSON.", name) from None
-    return value
-
-
-def _is_named(part: str, given: Mapping[str, Any]) -> bool:
-    """Whether some field may name this file of the form."""
-    quoted = json.dumps(part)[1:-1]
-    return any(quoted in (value if isinstance(value, str) else json.dumps(value)) for value in given.values())
-
-
-def _listed(name: str, value: Any) -> list[Mapping[str, Any]]:
-    if value is None:
-        return []
-    if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value):
-        raise FieldError(f"{name} is not a list of objects: give one object for each.", name)
-    return value
-
-
-def _finite(name: str, value: Any) -> float | None:
-    if value is None:
-        return None
-    with suppress(TypeError, ValueError):
-        if not isinstance(value, bool) and 0 < (number := float(value)) < _LARGEST:
-            return number
-    raise FieldError(f"{name} is {str(value)[:40]!r}: give a number above 0 and below {_LARGEST:,}.", name)
-
-
-def _loras(value: Any) -> list[tuple[str, float]]:
-    if value is None:
-        return []
-    several = value if isinstance(value, list) else [value]
-    found = []
-    for one in several:
-        said = {"name": one} if isinstance(one, str) else one
-        scale = said.get("scale", 1.0) if isinstance(said, Mapping) else None
-        if not isinstance(said, Mapping) or not set(said) <= {"name", "scale"} or not isinstance(said.get("name"), str):
-            raise FieldError('lora is no LoRA of this server: give {"name": "…", "scale": 1.0}.', "lora")
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or abs(scale) > 100:
-            raise FieldError(f"lora: the scale is {scale!r}: give a number.", "lora")
-        found.append((said["name"], float(scale)))
-    return found
-
-
-def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, NAMES, n=1)
-    shown = name if len(name) <= 60 else f"{name[:60]}…"
-    return f"There is no field {shown!r}: " + (f"did you mean {near[0]!r}?" if near else "leave it out.")

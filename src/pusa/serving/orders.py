@@ -15,7 +15,8 @@ from typing import Any
 from pusa.errors import InputError
 from pusa.generation.limits import Limits
 from pusa.generation.request import SEEDS, TASKS, Extend, Generate, Request, Transition
-from pusa.serving.fields import Asked, FieldError, Source, replaced
+from pusa.serving.field_values import FieldError
+from pusa.serving.fields import Asked, Source, replaced
 from pusa.serving.served_model import ServedModel
 from pusa.serving.sources import Opened
 from pusa.serving.wire_names import NAMES

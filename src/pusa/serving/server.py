@@ -18,7 +18,8 @@ from pusa.serving.answers import ApiError
 from pusa.serving.api_keys import ApiKeys
 from pusa.serving.bodies import Body
 from pusa.serving.events import Events
-from pusa.serving.fields import FieldError, read
+from pusa.serving.field_values import FieldError
+from pusa.serving.fields import read
 from pusa.serving.folders import SOURCES, Folders, is_id, new_id
 from pusa.serving.housekeeping import Housekeeping
 from pusa.serving.inspection import UploadLimits

@@ -17,7 +17,8 @@ from typing import Any
 from pusa.errors import InputError
 from pusa.generation.outputs import latents_path
 from pusa.serving.addresses import fetch
-from pusa.serving.fields import FieldError, Source
+from pusa.serving.field_values import FieldError
+from pusa.serving.fields import Source
 from pusa.serving.folders import CLIP, SOURCES, Folders, is_id, is_source
 from pusa.serving.inspection import UploadLimits, inspect
 from pusa.serving.store import Store
